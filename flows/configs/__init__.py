@@ -1,0 +1,1 @@
+"""Named pipeline configurations, as YAML."""

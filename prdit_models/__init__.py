@@ -1,0 +1,1 @@
+"""Plain PyTorch: networks, diffusion, samplers, intensity mapping and metric mathematics."""

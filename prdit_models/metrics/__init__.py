@@ -1,0 +1,1 @@
+"""Mathematics of the evaluation metrics and their feature extractor."""

@@ -1,0 +1,1 @@
+"""Bytes <-> arrays with units: DICOM, NIfTI, volume store, checkpoints, references, tracking."""

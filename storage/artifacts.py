@@ -1,0 +1,161 @@
+"""References and the artifacts they point to.
+
+A stage works in a directory named by its cache key and commits it by writing `provenance.json` last. The record lists
+the SHA-256 of every file, the inputs, the configuration and the recipe and code versions; the artifact's digest is the hash of
+kind and files. A directory without a record is unfinished work; one whose files changed is damaged.
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.errors import DamagedArtifactError, MissingArtifactError
+from storage.files import read_json, sha256_file, sha256_json, write_json_atomic
+
+Kind = Literal["source", "store", "split", "checkpoint-local", "checkpoint-global", "samples", "report"]
+
+PROVENANCE = "provenance.json"
+SCRATCH = "work"  # resumable state, locks and logs of a stage: beside the artifact, not part of it
+FORMAT_VERSION = 1
+
+
+class Ref(BaseModel):
+    """A reference to one artifact: all that crosses a task boundary.
+
+    Attributes:
+        kind: what it is.
+        uri: absolute path of its directory.
+        digest: `sha256:<hex>` of its content (a store's fingerprint for a store).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    uri: str
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        """The artifact's directory."""
+        return Path(self.uri)
+
+
+def stage_key(stage: str, recipe: int, inputs: dict[str, Ref], config: dict[str, Any]) -> str:
+    """The cache key of one stage: stage, recipe version, input digests and configuration digest, as 32 hex digits."""
+    digests = {name: ref.digest for name, ref in inputs.items()}
+    return sha256_json({"stage": stage, "recipe": recipe, "inputs": digests, "config": config})[:32]
+
+
+def artifact_files(directory: Path) -> dict[str, str]:
+    """Relative POSIX path -> SHA-256 of every file of an artifact (scratch and the record itself left out)."""
+    found: dict[str, str] = {}
+    for root, folders, names in os.walk(directory):
+        here = Path(root)
+        if here == directory:
+            folders[:] = [name for name in folders if name != SCRATCH]
+            names = [name for name in names if name != PROVENANCE]
+        for name in names:
+            if name.startswith(".") and name.endswith(".tmp"):
+                continue  # left by a killed atomic write
+            path = here / name
+            found[path.relative_to(directory).as_posix()] = sha256_file(path)
+    return dict(sorted(found.items()))
+
+
+def commit_artifact(
+    directory: Path,
+    kind: Kind,
+    *,
+    stage: str,
+    recipe: int,
+    inputs: dict[str, Ref],
+    config: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> Ref:
+    """Hash a finished stage directory, write its provenance record (last, atomically) and return its reference.
+
+    Args:
+        directory: the stage's directory, complete.
+        kind: kind of the artifact.
+        stage: stage name, as in the cache key.
+        recipe: version of the stage's arithmetic.
+        inputs: references the stage read, by role.
+        config: resolved configuration of the stage.
+        extra: further JSON (code version, MLflow run id, seconds).
+    """
+    files = artifact_files(directory)
+    digest = "sha256:" + sha256_json({"kind": kind, "files": files})
+    record = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "digest": digest,
+        "stage": stage,
+        "recipe": recipe,
+        "inputs": {name: ref.model_dump() for name, ref in inputs.items()},
+        "config": config,
+        "files": files,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **(extra or {}),
+    }
+    write_json_atomic(directory / PROVENANCE, record)
+    return Ref(kind=kind, uri=str(directory.resolve()), digest=digest)
+
+
+def load_provenance(ref: Ref) -> dict[str, Any]:
+    """The provenance record of an artifact.
+
+    Raises: MissingArtifactError: nothing committed at the uri.
+    """
+    path = ref.path / PROVENANCE
+    if not path.is_file():
+        raise MissingArtifactError(
+            f"No committed {ref.kind} at {ref.uri}: {PROVENANCE} is missing. Run the stage that makes it, "
+            "or correct the uri in the reference."
+        )
+    record: dict[str, Any] = read_json(path)
+    return record
+
+
+def input_ref(ref: Ref, name: str) -> Ref:
+    """The reference an artifact was made from, by role (`"checkpoint"`, `"split"`, `"store"`, `"local"`)."""
+    inputs = load_provenance(ref)["inputs"]
+    if name not in inputs:
+        raise MissingArtifactError(f"{ref.kind} at {ref.uri} records no input {name!r}; it has {sorted(inputs)}.")
+    return Ref.model_validate(inputs[name])
+
+
+def verify_artifact(ref: Ref) -> None:
+    """Check every file of an artifact against its record and the record against the reference.
+
+    Raises:
+        MissingArtifactError: nothing is committed there, or a file is gone.
+        DamagedArtifactError: a file has other bytes than were committed, or the reference names another digest.
+    """
+    record = load_provenance(ref)
+    if record.get("kind") != ref.kind:
+        raise DamagedArtifactError(f"{ref.uri} holds a {record.get('kind')}, the reference says {ref.kind}.")
+    expected: dict[str, str] = record["files"]
+    for name, digest in expected.items():
+        path = ref.path / name
+        if not path.is_file():
+            raise MissingArtifactError(f"{path} is missing from the committed {ref.kind} {ref.digest[:19]}…")
+        if sha256_file(path) != digest:
+            raise DamagedArtifactError(f"{path} was changed after it was committed (SHA-256 differs).")
+    digest = "sha256:" + sha256_json({"kind": ref.kind, "files": expected})
+    if not digest == record["digest"] == ref.digest:
+        raise DamagedArtifactError(
+            f"The record at {ref.uri} has digest {record['digest'][:19]}…, its files {digest[:19]}…, "
+            f"the reference {ref.digest[:19]}…"
+        )
+
+
+def committed_ref(directory: Path) -> Ref | None:
+    """The reference of the artifact committed in a directory, or None where none is (damage is not looked for)."""
+    path = directory / PROVENANCE
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    return Ref(kind=record["kind"], uri=str(directory.resolve()), digest=record["digest"])

@@ -1,0 +1,1 @@
+"""One folder a stage: its thin Prefect task, its configuration and its work."""

@@ -1,0 +1,1 @@
+"""Stage evaluate: samples and store -> metrics and report."""

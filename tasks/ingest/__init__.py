@@ -1,0 +1,1 @@
+"""Stage ingest: a place with scans -> volume store."""

@@ -1,0 +1,1 @@
+"""Stage sample: checkpoint -> sample store in Hounsfield units."""

@@ -1,0 +1,1 @@
+"""Stage split: volume store -> roles by patient."""

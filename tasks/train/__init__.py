@@ -1,0 +1,1 @@
+"""Stages train-local and train-global: store and split -> checkpoint, in a subprocess."""

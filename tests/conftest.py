@@ -1,0 +1,37 @@
+"""Fixtures every room shares: where the real CT and the parity arrays are, and quiet dependencies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_ct() -> Path:
+    """Folder with the real chest CT (`PRDIT_CT_DIR`); read only, never copied into the repository."""
+    folder = Path(os.environ.get("PRDIT_CT_DIR", REPOSITORY.parent / "shared" / "ct"))
+    if not folder.is_dir():
+        pytest.skip(f"real CT is not at {folder}; set PRDIT_CT_DIR to a folder that has dicom/ and robustness/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """Folder with the recorded arrays (`PRDIT_PARITY_DIR`)."""
+    folder = Path(os.environ.get("PRDIT_PARITY_DIR", REPOSITORY.parent / "shared" / "parity"))
+    if not (folder / "manifest.json").is_file():
+        if os.environ.get("PRDIT_REQUIRE_PARITY") == "1":
+            pytest.fail(f"PRDIT_REQUIRE_PARITY=1 but {folder} has no manifest.json")
+        pytest.skip(f"parity arrays are not at {folder}; set PRDIT_PARITY_DIR")
+    return folder
