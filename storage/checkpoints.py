@@ -1,0 +1,128 @@
+"""Weights on disk: safetensors and JSON, written atomically, verified by SHA-256 before they are used.
+
+Two forms. A *checkpoint artifact* (`model.safetensors`, `ema.safetensors`, `checkpoint.json`) is what a training stage
+returns. *Resume states* (`step-00000500/`) hold everything a stopped training needs to go on; the newest undamaged wins.
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from storage.artifacts import Ref
+from storage.errors import DamagedArtifactError, MissingArtifactError
+from storage.files import fsync_directory, read_json, sha256_file, write_json_atomic
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+CHECKPOINT_FORMAT = 1
+_STATE = "state.json"
+
+logger = logging.getLogger("prdit.checkpoints")
+
+
+def save_tensors(path: Path, tensors: Tensors) -> None:
+    """Write named arrays as one safetensors file: temp + fsync + rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+def load_tensors(path: Path) -> Tensors:
+    """Read a safetensors file into memory.
+
+    Raises:
+        MissingArtifactError: no such file.
+        DamagedArtifactError: not a readable safetensors file.
+    """
+    if not path.is_file():
+        raise MissingArtifactError(f"No weights at {path}")
+    try:
+        tensors: Tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DamagedArtifactError(f"{path} is not a readable safetensors file: {error}") from error
+    return tensors
+
+
+def load_checkpoint_info(ref: Ref) -> dict[str, Any]:
+    """`checkpoint.json` of a checkpoint artifact: model, process, intensity, view, spacing, step, seed, gates.
+
+    Raises:
+        MissingArtifactError: no checkpoint at the uri.
+        DamagedArtifactError: written by a newer format.
+    """
+    path = ref.path / "checkpoint.json"
+    if not path.is_file():
+        raise MissingArtifactError(f"No checkpoint at {ref.uri}: checkpoint.json is missing. Train the stage again.")
+    info: dict[str, Any] = read_json(path)
+    if info.get("format_version") != CHECKPOINT_FORMAT:
+        raise DamagedArtifactError(
+            f"{path} has format_version {info.get('format_version')}, this prdit reads {CHECKPOINT_FORMAT}. Update prdit."
+        )
+    return info
+
+
+class ResumeStates:
+    """The resumable states of one training, newest `keep` kept.
+
+    Args:
+        directory: folder of `step-XXXXXXXX` folders, made on first save.
+        keep: how many good states stay on disk.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = directory
+        self.keep = keep
+
+    def save(self, step: int, groups: dict[str, Tensors], state: dict[str, Any]) -> None:
+        """Write one state: every group as `<group>.safetensors`, then `state.json` with their hashes, then rename."""
+        target = self.directory / f"step-{step:08d}"
+        temporary = self.directory / f".step-{step:08d}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        hashes = {}
+        for group, tensors in groups.items():
+            path = temporary / f"{group}.safetensors"
+            save_tensors(path, tensors)
+            hashes[group] = sha256_file(path)
+        write_json_atomic(temporary / _STATE, {"format_version": CHECKPOINT_FORMAT, "step": step, "files": hashes, **state})
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        fsync_directory(self.directory)
+        for old in self._folders()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest_good(self) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
+        """The newest state whose files all have their recorded hashes, or None. Damaged ones are named and passed over."""
+        for folder in self._folders():
+            try:
+                state = read_json(folder / _STATE)
+                for group, digest in state["files"].items():
+                    if sha256_file(folder / f"{group}.safetensors") != digest:
+                        raise DamagedArtifactError(f"{group}.safetensors was changed after it was written")
+                return state, {group: load_tensors(folder / f"{group}.safetensors") for group in state["files"]}
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("resume state %s is damaged (%s); trying the one before it", folder, error)
+        return None
+
+    def clear(self) -> None:
+        """Remove all states (the artifact is committed; they are not needed any more)."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        if not self.directory.is_dir():
+            return []
+        return sorted((path for path in self.directory.iterdir() if path.name.startswith("step-")), reverse=True)

@@ -1,0 +1,51 @@
+"""Progress of long work: a bar where a person watches, a line every tenth where a log is kept."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int, int], None]
+
+_QUIET_S = 20.0  # in a log: no line more often than this, unless a tenth is done
+logger = logging.getLogger("prdit.progress")
+
+
+@contextmanager
+def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
+    """Yield `advance(done, total)`; it draws a bar on a terminal's stderr, else logs; `also` is called with the same numbers."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+            task = bar.add_task(name, total=None)
+
+            def draw(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+                if also:
+                    also(done, total)
+
+            yield draw
+        return
+
+    last = {"tenth": -1, "time": 0.0}
+
+    def log(done: int, total: int) -> None:
+        if also:
+            also(done, total)
+        tenth = 10 * done // max(total, 1)
+        now = time.monotonic()
+        if tenth > last["tenth"] and (now - last["time"] >= _QUIET_S or tenth == 10 or last["time"] == 0.0):
+            last.update(tenth=tenth, time=now)
+            logger.info("%s: %d of %d", name, done, total)
+
+    yield log

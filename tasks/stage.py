@@ -1,0 +1,254 @@
+"""The one way a stage runs: key, lock, verified hit or fresh work, commit, MLflow child run.
+
+A stage's body is a plain function that writes into its directory. A hit is verified by hash before it is used: a missing or damaged
+artifact is computed again, and said so. A failed or killed stage leaves its `work/` folder, from which the next try goes on.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.artifacts import (
+    PROVENANCE,
+    SCRATCH,
+    Kind,
+    Ref,
+    commit_artifact,
+    committed_ref,
+    load_provenance,
+    stage_key,
+    verify_artifact,
+)
+from storage.errors import StorageError
+from storage.files import fsync_directory
+
+if TYPE_CHECKING:  # mlflow takes two seconds to import: only stages that are tracked pay for it
+    from storage.tracking import Tracker
+
+logger = logging.getLogger("prdit.stage")
+
+
+class RunContext(BaseModel):
+    """Where a run works and reports: JSON-able, so that it can cross a task boundary.
+
+    Attributes:
+        workdir: folder of all stage directories.
+        tracking_uri: MLflow server, or None to leave stages untracked.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run that the stages' runs are children of.
+        tags: tags of every run.
+        repeat_command: the command that repeats this run, for the report.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workdir: Path
+    tracking_uri: str | None = None
+    experiment: str = "prdit"
+    parent_run_id: str | None = None
+    tags: dict[str, str] = {}
+    repeat_command: str | None = None
+
+    def tracker(self) -> "Tracker | None":
+        """The tracker of this run."""
+        if self.tracking_uri is None:
+            return None
+        from storage.tracking import Tracker
+
+        return Tracker(self.tracking_uri, self.experiment)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Identity of a stage: its name, the kind of artifact it makes, and the version of its recipe.
+
+    The recipe version is raised whenever the same inputs and configuration would give other bytes.
+    """
+
+    name: str
+    kind: Kind
+    recipe: int
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a body is given besides its inputs.
+
+    Attributes:
+        directory: where the artifact's files go.
+        tracker: for metrics while the stage runs, or None.
+        run_id: MLflow run of the stage, empty where there is none.
+        provenance: what `commit_artifact` is called with, for a body that commits in a subprocess.
+    """
+
+    directory: Path
+    tracker: "Tracker | None"
+    run_id: str
+    provenance: dict[str, Any]
+
+
+class StageOutcome(BaseModel):
+    """What a stage gives back.
+
+    Attributes:
+        ref: the artifact.
+        cached: True when a verified earlier artifact was used and nothing ran.
+        seconds: wall time of the stage, verification included.
+        mlflow_run_id: the stage's run, empty where untracked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ref: Ref
+    cached: bool
+    seconds: float
+    mlflow_run_id: str
+
+
+Body = Callable[[StageRun], Ref | None]
+
+
+def run_stage(
+    stage: Stage,
+    *,
+    inputs: dict[str, Ref],
+    config: dict[str, Any],
+    context: RunContext,
+    body: Body,
+    still_valid: Callable[[Path], bool] | None = None,
+    logged: tuple[str, ...] = (),
+) -> StageOutcome:
+    """Run one stage, or find that it has run.
+
+    Args:
+        stage: which.
+        inputs: references it reads, by role.
+        config: its configuration's key fields.
+        context: where the run works and reports.
+        body: writes the artifact's files; may commit itself (a subprocess does) and return the reference.
+        still_valid: extra condition on a hit beyond its hashes (a store that has not grown, say).
+        logged: files or folders of the artifact that are uploaded to the stage's MLflow run.
+    """
+    began = time.monotonic()
+    directory = context.workdir.resolve() / stage.name / stage_key(stage.name, stage.recipe, inputs, config)
+    directory.mkdir(parents=True, exist_ok=True)
+    tracker = context.tracker()
+    with _directory_lock(directory):
+        hit = _verified_hit(stage, directory, still_valid)
+        tags = dict(context.tags) | {"prdit.stage": stage.name, "prdit.key": directory.name}
+        if hit:
+            tags["prdit.cached_from"] = str(load_provenance(hit).get("mlflow_run_id") or hit.uri)
+        run_id = tracker.start_run(stage.name, parent=context.parent_run_id, tags=tags, params=config) if tracker else ""
+        if hit:
+            logger.info("%s: cached, verified by hash (%s)", stage.name, directory)
+            if tracker:
+                tracker.set_tags(run_id, {"prdit.digest": hit.digest})
+                tracker.end_run(run_id, "FINISHED")
+            return StageOutcome(ref=hit, cached=True, seconds=time.monotonic() - began, mlflow_run_id=run_id)
+        try:
+            ref = _compute(stage, inputs, config, StageRun(directory, tracker, run_id, {}), body, began)
+        except BaseException as error:
+            if tracker:
+                tracker.set_tags(run_id, {"prdit.error": f"{type(error).__name__}: {error}"[:4000]})
+                tracker.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+    if tracker:
+        for name in (*logged, PROVENANCE):
+            tracker.log_file(run_id, directory / name, name if (directory / name).is_dir() else None)
+        tracker.set_tags(run_id, {"prdit.digest": ref.digest})
+        tracker.end_run(run_id, "FINISHED")
+    return StageOutcome(ref=ref, cached=False, seconds=time.monotonic() - began, mlflow_run_id=run_id)
+
+
+def _compute(
+    stage: Stage, inputs: dict[str, Ref], config: dict[str, Any], run: StageRun, body: Body, began: float
+) -> Ref:
+    provenance: dict[str, Any] = {
+        "stage": stage.name,
+        "recipe": stage.recipe,
+        "inputs": inputs,
+        "config": config,
+        "extra": {"code_version": code_version(), "mlflow_run_id": run.run_id},
+    }
+    ref = body(StageRun(run.directory, run.tracker, run.run_id, provenance))
+    if ref is None:
+        provenance["extra"]["seconds"] = round(time.monotonic() - began, 3)
+        ref = commit_artifact(run.directory, stage.kind, **provenance)
+    return ref
+
+
+def _verified_hit(stage: Stage, directory: Path, still_valid: Callable[[Path], bool] | None) -> Ref | None:
+    """The committed artifact if it is whole; otherwise clear what is left of it (scratch stays) and say why."""
+    try:
+        ref = committed_ref(directory)
+        if ref is None:
+            return None  # never finished: the body goes on from, or writes over, what is there
+        verify_artifact(ref)
+        if still_valid is None or still_valid(directory):
+            return ref
+        logger.info("%s: what it made has changed since; running again", stage.name)
+    except (StorageError, ValueError, KeyError) as error:
+        logger.warning("%s: the cached artifact is not whole and is made again: %s", stage.name, error)
+    _clear(directory)
+    return None
+
+
+def _clear(directory: Path) -> None:
+    (directory / PROVENANCE).unlink(missing_ok=True)
+    fsync_directory(directory)
+    for path in directory.iterdir():
+        if path.name == SCRATCH:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _directory_lock(directory: Path) -> Iterator[None]:
+    """Hold a stage directory for one process; a second run of the same stage waits and then finds the artifact."""
+    scratch = directory / SCRATCH
+    scratch.mkdir(exist_ok=True)
+    descriptor = os.open(scratch / "stage.lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another run works on %s; waiting for it", directory)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Version of the code: package version, with the git commit (and `-dirty`) where it runs from a checkout."""
+    package = version("prdit")
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists():
+        return package
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--match", "v[0-9]*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return package
+    return f"{package}+{described.stdout.strip()}"

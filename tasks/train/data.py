@@ -1,0 +1,77 @@
+"""Training batches from a volume store: views in model range, in an order that is a pure function of seed and step."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from prdit_models.intensity import HounsfieldWindow
+from storage.volume_store import VolumeStore
+from tasks.train.config import ViewConfig
+
+
+class ViewDataset:
+    """Volumes of a store as a model sees them.
+
+    Args:
+        store: path of the volume store.
+        volume_ids: which volumes, in this order.
+        view: box and size.
+        window: Hounsfield window mapped to [-1, 1], applied after pooling.
+        cache_mb: memory for views kept; the least recently used leaves first.
+    """
+
+    def __init__(
+        self, store: Path, volume_ids: Sequence[str], view: ViewConfig, window: HounsfieldWindow, cache_mb: int
+    ) -> None:
+        self._store = VolumeStore.open(store)
+        self._ids = list(volume_ids)
+        self._view = view
+        self._window = window
+        self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._cached_views = cache_mb * 2**20 // (4 * view.size**3)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """One volume in model range, shape (1, D, H, W)."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        hu = self._store.read_view(self._ids[index], self._view.size, self._view.edge, self._view.centre)
+        volume = self._window.to_model(torch.from_numpy(hu)).unsqueeze(0)
+        if self._cached_views:
+            self._cache[index] = volume
+            while len(self._cache) > self._cached_views:
+                self._cache.popitem(last=False)
+        return volume
+
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Stacked volumes, shape (B, 1, D, H, W)."""
+        return torch.stack([self[index] for index in indices])
+
+
+def batch_indices(num_volumes: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Which volumes make the batch of a step: consecutive places of an endless row of shuffled epochs.
+
+    No volume comes a second time before all have come once, a store smaller than the batch is no special case, and a
+    resumed training needs no data position beyond its step.
+
+    Args:
+        num_volumes: volumes in the training role.
+        batch_size: B.
+        seed: of the training.
+        step: 0-based.
+    """
+    orders: dict[int, npt.NDArray[np.int64]] = {}
+    indices = []
+    for place in range(step * batch_size, (step + 1) * batch_size):
+        epoch, position = divmod(place, num_volumes)
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(num_volumes)
+        indices.append(int(orders[epoch][position]))
+    return indices
