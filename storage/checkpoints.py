@@ -98,7 +98,9 @@ class ResumeStates:
             path = temporary / f"{group}.safetensors"
             save_tensors(path, tensors)
             hashes[group] = sha256_file(path)
-        write_json_atomic(temporary / _STATE, {"format_version": CHECKPOINT_FORMAT, "step": step, "files": hashes, **state})
+        write_json_atomic(
+            temporary / _STATE, {"format_version": CHECKPOINT_FORMAT, "step": step, "files": hashes, **state}
+        )
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
         fsync_directory(self.directory)

@@ -4,7 +4,6 @@ A run is refused at the start when the server does not answer (nothing is lost y
 the metrics file of a stage is the spool, so a server that comes back gets every point.
 """
 
-import json
 import logging
 import math
 import os
@@ -131,55 +130,11 @@ class Tracker:
     def _warn(self, error: Exception) -> None:
         if not self._failing:
             logger.warning(
-                "MLflow at %s does not answer (%s); the run goes on, its metrics stay in metrics.jsonl", self.uri, _first_line(error)
+                "MLflow at %s does not answer (%s); the run goes on, its metrics stay in metrics.jsonl",
+                self.uri,
+                _first_line(error),
             )
         self._failing = True
-
-
-class MetricStream:
-    """Feeds a growing metrics file into a run: the file is the spool, the stream only moves its mark when MLflow has the points.
-
-    Args:
-        path: JSON-lines file that a training appends to; may not exist yet.
-        tracker: where the points go, or None to only read.
-        run_id: their run.
-    """
-
-    _BACKOFF_S = 30.0
-
-    def __init__(self, path: Path, tracker: Tracker | None, run_id: str) -> None:
-        self.path = path
-        self._tracker = tracker
-        self._run_id = run_id
-        self._read = 0
-        self._unsent: list[dict[str, Any]] = []
-        self._not_before = 0.0
-
-    def poll(self, *, final: bool = False) -> list[dict[str, Any]]:
-        """Read what is new, send what is unsent (not more often than the back-off allows, unless final); return the new points."""
-        new = self._new_points()
-        self._unsent += new
-        if self._tracker and self._unsent and (final or time.monotonic() >= self._not_before):
-            if self._tracker.log_points(self._run_id, self._unsent):
-                self._unsent = []
-                self._not_before = time.monotonic() + 1.0
-            else:
-                self._not_before = time.monotonic() + self._BACKOFF_S
-        if final and self._tracker and self._unsent and self._run_id:
-            logger.warning("%d metric points did not reach MLflow; they are in %s", len(self._unsent), self.path)
-        return new
-
-    def _new_points(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        if self.path.stat().st_size < self._read:
-            self._read = 0  # a resumed training cut the file back to its checkpoint
-        with self.path.open("rb") as stream:
-            stream.seek(self._read)
-            data = stream.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -150,7 +150,9 @@ def run_stage(
         tags = dict(context.tags) | {"prdit.stage": stage.name, "prdit.key": directory.name}
         if hit:
             tags["prdit.cached_from"] = str(load_provenance(hit).get("mlflow_run_id") or hit.uri)
-        run_id = tracker.start_run(stage.name, parent=context.parent_run_id, tags=tags, params=config) if tracker else ""
+        run_id = (
+            tracker.start_run(stage.name, parent=context.parent_run_id, tags=tags, params=config) if tracker else ""
+        )
         if hit:
             logger.info("%s: cached, verified by hash (%s)", stage.name, directory)
             if tracker:

@@ -12,7 +12,9 @@ class ViewConfig(StageConfig):
 
     size: int = Field(64, ge=4, description="edge of the model's volume in voxels")
     edge: int = Field(256, ge=8, description="edge of the box in level-0 voxels")
-    centre: tuple[int, int, int] | None = Field(None, description="box centre (z, y, x) in level-0 voxels; default: the middle")
+    centre: tuple[int, int, int] | None = Field(
+        None, description="box centre (z, y, x) in level-0 voxels; default: the middle"
+    )
 
     @model_validator(mode="after")
     def _whole_pooling(self) -> "ViewConfig":
@@ -48,7 +50,9 @@ class OptimizationConfig(ComputeConfig):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1)
-    ema_warmup: bool = Field(True, description="decay at step n is min(ema_decay, (1+n)/(10+n)); false: constant (published)")
+    ema_warmup: bool = Field(
+        True, description="decay at step n is min(ema_decay, (1+n)/(10+n)); false: constant (published)"
+    )
     noise_std: float = Field(0.5, gt=0, description="std of the process's noise")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward pass")
     seed: int = Field(42, ge=0)
@@ -73,6 +77,8 @@ class TrainGlobalConfig(OptimizationConfig):
     """Stage 2: the global refiner on a frozen local denoiser. View, intensity and noise come from stage 1."""
 
     preset: str = Field("XS/12/4", description="size/patch/depth with the local stage's patch and a depth above 0")
-    local_weights: Literal["ema", "raw"] = Field("ema", description="which stage-1 weights are frozen in (published: raw)")
+    local_weights: Literal["ema", "raw"] = Field(
+        "ema", description="which stage-1 weights are frozen in (published: raw)"
+    )
     steps: int = Field(130_000, ge=1, description="optimiser steps")
     lr: float = Field(8e-5, gt=0, description="AdamW learning rate, constant")

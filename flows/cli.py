@@ -1,0 +1,366 @@
+"""The command line `prdit`. Imports of heavy libraries wait until a command needs them."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="prdit",
+    help="Train, sample and evaluate PRDiT on chest CT. Research use only, not a medical device.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
+]
+Workdir = Annotated[Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).")]
+_ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
+
+
+def _example(text: str) -> str:
+    return f"Example: `{text}`"
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """What a user can mend is one sentence on stderr and exit 1 (2 for bad usage); anything else keeps its traceback."""
+    from flows.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    except _ERRORS_TO_EXIT_1 as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+
+
+def _result(value: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    sys.stdout.write((json.dumps(value) if as_json else text()) + "\n")
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    from flows.config import ConfigError, merge
+
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {setting!r} must read KEY=VALUE, for example --set train_local.steps=100")
+        nested: Any = yaml.safe_load(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+    return values
+
+
+def _load(config: str, settings: list[str] | None, **paths: Path | str | None) -> Any:
+    from flows.config import load_config, merge
+
+    given = {key: str(value) for key, value in paths.items() if value is not None}
+    return load_config(config, merge(_overrides(settings), given))
+
+
+def _ref(text: str) -> Any:
+    """A reference typed in as JSON, or the directory of a committed artifact."""
+    from pydantic import ValidationError
+
+    from storage.artifacts import Ref, committed_ref
+    from storage.errors import MissingArtifactError
+
+    if text.lstrip().startswith("{"):
+        try:
+            return Ref.model_validate_json(text)
+        except ValidationError as error:
+            raise ValueError(f"{text!r} is not a reference {{kind, uri, digest}}: {error}") from error
+    found = committed_ref(Path(text)) if Path(text).is_dir() else None
+    if found is None:
+        raise MissingArtifactError(
+            f"{text} is not the directory of a committed artifact (no provenance.json). Give a stage directory such as "
+            ".prdit/work/train-global/<key>, or a reference as JSON."
+        )
+    return found
+
+
+def _context(config: Any) -> Any:
+    """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
+    import os
+
+    from tasks.stage import RunContext, code_version
+
+    tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+    return RunContext(workdir=Path(config.workdir), tracking_uri=uri, experiment=config.experiment, tags=tags)
+
+
+def _outcome(outcome: Any, as_json: bool) -> None:
+    value = outcome.model_dump(mode="json")
+    how = "cached" if outcome.cached else f"in {outcome.seconds:.0f} s"
+    _result(value, as_json, lambda: f"{outcome.ref.kind} {how}: {outcome.ref.uri}\n{outcome.ref.model_dump_json()}")
+
+
+@app.command("demo-data", epilog=_example("prdit demo-data .prdit/demo-data --patients 10"))
+def demo_data(
+    directory: Annotated[Path, typer.Argument(help="Folder to write the DICOM series into.")],
+    patients: Annotated[int, typer.Option(min=2, help="Number of synthetic patients.")] = 8,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 7,
+    small: Annotated[bool, typer.Option("--small", help="Tiny volumes, for tests.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write synthetic chest phantoms as real DICOM series, one of them deliberately broken."""
+    with _clear_errors():
+        from storage.phantom import write_demo_data
+        from tasks.progress import show_progress
+
+        with show_progress("demo data") as progress:
+            series = write_demo_data(directory, num_patients=patients, seed=seed, small=small, progress=progress)
+        _result(
+            {"directory": str(directory), "series": series},
+            as_json,
+            lambda: f"{len(series)} DICOM series of {patients} synthetic patients in {directory}",
+        )
+
+
+@app.command(epilog=_example("prdit ingest /data/ct --store .prdit/store"))
+def ingest(
+    source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.")],
+    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    config: Config = "small",
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Bring scans into a volume store: Hounsfield units, one grid, a verdict for every series.
+
+    Exit code 0 when the store has usable volumes of the source, 1 when nothing is usable.
+    """
+    with _clear_errors():
+        loaded = _load(config, settings, source=source, store=store)
+        from tasks.ingest.run import ingest as run_ingest
+        from tasks.progress import show_progress
+
+        with show_progress("ingest") as progress:
+            report = run_ingest(
+                source,
+                Path(loaded.store),
+                loaded.ingest,
+                num_workers=loaded.num_workers,
+                patient_key_file=Path(loaded.patient_key_file) if loaded.patient_key_file else None,
+                progress=progress,
+            )
+        value = report.model_dump(mode="json")
+        _result(value, as_json, lambda: _verdict_text(value))
+        if not (report.committed or report.unchanged):
+            raise typer.Exit(1)
+
+
+def _verdict_text(report: dict[str, Any]) -> str:
+    lines = [f"store {report['store']} ({report['fingerprint']})"]
+    for verdict in ("committed", "unchanged", "skipped", "quarantined"):
+        lines.append(f"{verdict}: {len(report[verdict])}")
+        if verdict in ("skipped", "quarantined"):
+            lines += [
+                f"  {e.get('series_uid') or e.get('path')}: {e['reason']}: {e['message']}" for e in report[verdict]
+            ]
+    return "\n".join(lines)
+
+
+@train_app.command("local", epilog=_example("prdit train local --config small --store .prdit/store"))
+def train_local(
+    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    config: Config = "small",
+    settings: Set = None,
+    workdir: Workdir = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: the local denoiser. Splits the store by patient first."""
+    _train("local", config, settings, store, workdir, as_json)
+
+
+@train_app.command("global", epilog=_example("prdit train global --config small --store .prdit/store"))
+def train_global(
+    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    local: Annotated[
+        str | None, typer.Option(help="Stage-1 checkpoint: directory or reference; default: train (or find) it first.")
+    ] = None,
+    config: Config = "small",
+    settings: Set = None,
+    workdir: Workdir = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: the global refiner on a frozen local denoiser."""
+    _train("global", config, settings, store, workdir, as_json, local)
+
+
+def _train(
+    which: str,
+    config: str,
+    settings: list[str] | None,
+    store: Path | None,
+    workdir: Path | None,
+    as_json: bool,
+    local: str | None = None,
+) -> None:
+    with _clear_errors():
+        loaded = _load(config, settings, store=store, workdir=workdir)
+        from storage.artifacts import verify_artifact
+        from tasks.ingest.stage import store_ref
+        from tasks.progress import show_progress
+        from tasks.split.stage import split_stage
+        from tasks.train.stage import train
+
+        context = _context(loaded)
+        volumes = store_ref(Path(loaded.store))
+        split = split_stage(volumes, loaded.split, context).ref
+        base = _ref(local) if local else None
+        if base is not None:
+            verify_artifact(base)
+        if base is None:
+            with show_progress("train local") as progress:
+                outcome = train(volumes, split, loaded.train_local, context, progress)
+            base = outcome.ref
+        if which == "global":
+            with show_progress("train global") as progress:
+                outcome = train(volumes, split, loaded.train_global, context, progress, local=base)
+        _outcome(outcome, as_json)
+
+
+@app.command(epilog=_example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
+def sample(
+    checkpoint: Annotated[str, typer.Argument(help="Global checkpoint: its directory, or a reference as JSON.")],
+    config: Config = "small",
+    settings: Set = None,
+    workdir: Workdir = None,
+    as_json: Json = False,
+) -> None:
+    """Draw CT volumes in Hounsfield units (and NIfTI) from a trained model."""
+    with _clear_errors():
+        loaded = _load(config, settings, workdir=workdir)
+        from storage.artifacts import verify_artifact
+        from tasks.progress import show_progress
+        from tasks.sample.stage import sample_stage
+
+        ref = _ref(checkpoint)
+        verify_artifact(ref)
+        with show_progress("sample") as progress:
+            _outcome(sample_stage(ref, loaded.sample, _context(loaded), progress), as_json)
+
+
+@app.command(epilog=_example("prdit evaluate .prdit/work/sample/<key>"))
+def evaluate(
+    samples: Annotated[str, typer.Argument(help="Samples: their directory, or a reference as JSON.")],
+    config: Config = "small",
+    settings: Set = None,
+    workdir: Workdir = None,
+    as_json: Json = False,
+) -> None:
+    """Measure samples against the store they were trained on; writes metrics.json and report.html."""
+    with _clear_errors():
+        loaded = _load(config, settings, workdir=workdir)
+        from storage.artifacts import input_ref, verify_artifact
+        from tasks.evaluate.stage import evaluate_stage
+        from tasks.progress import show_progress
+
+        ref = _ref(samples)
+        verify_artifact(ref)
+        checkpoint = input_ref(ref, "checkpoint")
+        store, split = input_ref(checkpoint, "store"), input_ref(checkpoint, "split")
+        with show_progress("evaluate") as progress:
+            _outcome(evaluate_stage(ref, store, split, loaded.evaluate, _context(loaded), progress), as_json)
+
+
+@app.command(epilog=_example("prdit run --config demo --source /data/ct"))
+def run(
+    config: Config = "small",
+    source: Annotated[Path | None, typer.Option(help="Folder with DICOM series.")] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline in this process (Prefect records it where PREFECT_API_URL points)."""
+    with _clear_errors():
+        loaded = _load(config, settings, source=source)
+        from flows.pipeline import full_pipeline
+
+        record = full_pipeline(loaded)
+        _result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
+
+
+@app.command(epilog=_example("prdit doctor"))
+def doctor(as_json: Json = False) -> None:
+    """Check versions, devices, servers and disk; each problem comes with its remedy. Exit 1 when something fails."""
+    with _clear_errors():
+        from flows.doctor import doctor as run_checks
+
+        checks = run_checks()
+        value = {"checks": [check.model_dump(mode="json") for check in checks]}
+        _result(value, as_json, lambda: "\n".join(_check_line(check) for check in value["checks"]))
+        if any(check["status"] == "fail" for check in value["checks"]):
+            raise typer.Exit(1)
+
+
+def _check_line(check: dict[str, Any]) -> str:
+    remedy = f"  -> {check['remedy']}" if check.get("remedy") else ""
+    return f"{check['status']:<5} {check['name']}: {check['detail']}{remedy}"
+
+
+@app.command(epilog=_example("prdit up"))
+def up(
+    state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
+) -> None:
+    """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows."""
+    with _clear_errors():
+        from flows.services import deploy, start
+
+        services = start(state)
+        deploy(services, Path(__file__).resolve().parents[1])
+        value = services.model_dump(mode="json")
+        _result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {services.mlflow_url}")
+
+
+@app.command(epilog=_example("prdit down"))
+def down(
+    state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
+) -> None:
+    """Stop the local services that `prdit up` started."""
+    with _clear_errors():
+        from flows.services import stop
+
+        stopped = stop(state)
+        _result({"stopped": stopped}, as_json, lambda: f"stopped {len(stopped)} processes")
+
+
+@app.command(epilog=_example("prdit demo --dicom /data/ct --keep"))
+def demo(
+    dicom: Annotated[Path | None, typer.Option(help="Folder with DICOM series; default: synthetic phantoms.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up.")] = False,
+    config: Config = "demo",
+) -> None:
+    """Everything once: servers, deployment, the pipeline, and where to look."""
+    with _clear_errors():
+        from flows.demo import demo as run_demo
+
+        code = run_demo(dicom=dicom, keep=keep, config=config, state_dir=Path(".prdit"))
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the `prdit` command."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("prdit").setLevel(logging.INFO)
+    app()

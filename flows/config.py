@@ -1,0 +1,152 @@
+"""The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prdit_models.config import model_config
+from tasks.evaluate.config import EvaluateConfig
+from tasks.ingest.config import IngestConfig
+from tasks.sample.config import SampleConfig
+from tasks.split.config import SplitConfig
+from tasks.train.config import TrainGlobalConfig, TrainLocalConfig
+from tasks.train.gates import GatesConfig
+
+# Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
+RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "num_workers", "patient_key_file", "gates"})
+
+
+class PipelineConfig(BaseModel):
+    """Settings of a whole run: paths, then one sub-model a stage.
+
+    `base` names a configuration of `flows/configs/`; every other key given beside it overrides that configuration's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="prdit configuration")
+
+    base: str | None = Field(None, description="named configuration this one starts from: demo, small, tiny, …")
+    source: str | None = Field(
+        None, description="folder with DICOM series, opened read-only; default: use the store as it is"
+    )
+    store: str = Field(".prdit/store", description="volume store")
+    workdir: str = Field(".prdit/work", description="folder of all stage directories")
+    experiment: str = Field("prdit", description="MLflow experiment")
+    num_workers: int | None = Field(None, ge=1, description="processes of the ingest; default: one a core")
+    patient_key_file: str | None = Field(None, description="key of the patient hashes; default: beside the store")
+    ingest: IngestConfig = Field(default_factory=lambda: IngestConfig())
+    split: SplitConfig = Field(default_factory=lambda: SplitConfig())
+    train_local: TrainLocalConfig = Field(default_factory=lambda: TrainLocalConfig())
+    train_global: TrainGlobalConfig = Field(default_factory=lambda: TrainGlobalConfig())
+    sample: SampleConfig = Field(default_factory=lambda: SampleConfig())
+    evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
+    gates: GatesConfig = Field(default_factory=lambda: GatesConfig())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_base(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("base"):
+            return merge(load_named(values["base"]), values)
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PipelineConfig":
+        """Presets that fit their volume and each other, before any scan is read."""
+        size = self.train_local.view.size
+        local = model_config(self.train_local.preset, size)
+        global_ = model_config(self.train_global.preset, size)
+        if local.depth:
+            raise ValueError(f"train_local.preset {self.train_local.preset!r}: stage 1 is the local denoiser, depth 0")
+        if not global_.depth:
+            raise ValueError(f"train_global.preset {self.train_global.preset!r}: stage 2 needs a depth above 0")
+        if (local.hidden_size, local.patch_size) != (global_.hidden_size, global_.patch_size):
+            raise ValueError(
+                f"train_global.preset {self.train_global.preset!r} must have size letter and patch of train_local.preset "
+                f"{self.train_local.preset!r}"
+            )
+        if self.train_local.noise_std != self.train_global.noise_std:
+            raise ValueError("train_local.noise_std and train_global.noise_std must be equal: one process, two stages")
+        return self
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, what it got and what is allowed."""
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that come with prdit."""
+    folder = Path(str(files("flows.configs")))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def load_named(name: str) -> dict[str, Any]:
+    """The keys of a named configuration, its own `base` resolved."""
+    path = Path(str(files("flows.configs"))) / f"{name}.yaml"
+    if name not in config_names():
+        raise ValueError(f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}")
+    return _with_base(_read_yaml(path))
+
+
+def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> PipelineConfig:
+    """A configuration by name or YAML file, with overrides on top.
+
+    Raises: ConfigError: no such configuration, not YAML, an unknown key or a value out of range; every problem is listed.
+    """
+    path = Path(name_or_path)
+    try:
+        values = _read_yaml(path) if path.suffix in (".yaml", ".yml") else {"base": name_or_path}
+        return PipelineConfig.model_validate(merge(values, overrides or {}))
+    except ValidationError as error:
+        raise ConfigError(f"configuration {name_or_path!r}:\n" + explain(error)) from error
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """One line a problem: dotted key, what is wrong, and the keys that would be known."""
+    lines = []
+    for problem in error.errors():
+        place = problem["loc"]
+        key = ".".join(str(part) for part in place)
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(PipelineConfig, place[:-1])
+            lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+        elif problem["type"] == "value_error":
+            lines.append(f"  {key + ': ' if key else ''}{problem['ctx']['error']}")
+        else:
+            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, nested keys one by one."""
+    result = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+    base = values.pop("base", None)
+    return merge(load_named(base), values) if base else values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    for part in place:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)

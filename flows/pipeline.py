@@ -1,0 +1,172 @@
+"""The flow `prdit`: ingest -> split -> train local -> train global -> sample -> evaluate, each stage cached.
+
+Every deployment is an entry point here that goes through the chain up to its stage; stages that have run are found by their key.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.config import PipelineConfig
+from flows.record import RunRecord, new_run_directory, tracking_uri
+from storage.artifacts import Ref
+from tasks.evaluate.task import evaluate_task
+from tasks.ingest.stage import store_ref
+from tasks.ingest.task import ingest_task
+from tasks.sample.task import sample_task
+from tasks.split.task import split_task
+from tasks.stage import RunContext, StageOutcome, code_version
+from tasks.train.gates import check_gates
+from tasks.train.task import train_global_task, train_local_task
+
+STAGES = ("ingest", "split", "train-local", "train-global", "sample", "evaluate")
+
+logger = logging.getLogger("prdit.pipeline")
+
+
+class GateError(RuntimeError):
+    """The run is complete, but its trainings do not meet the configuration's gates."""
+
+
+class PipelineRun:
+    """One run of the chain: hands references from stage to stage and keeps the record of what happened.
+
+    Args:
+        config: the run's settings.
+        context: where stages work and report.
+    """
+
+    def __init__(self, config: PipelineConfig, context: RunContext) -> None:
+        self.config = config
+        self.context = context
+        self.outcomes: dict[str, StageOutcome] = {}
+
+    def through(self, last: str) -> None:
+        """Run the chain up to and including a stage."""
+        for name in STAGES:
+            outcome = getattr(self, "_" + name.replace("-", "_"))()
+            if outcome is not None:
+                self.outcomes[name] = outcome
+            if name == last:
+                return
+
+    def _ingest(self) -> StageOutcome | None:
+        config = self.config
+        if config.source is None:
+            return None
+        return ingest_task(
+            config.source, config.store, config.ingest, self.context, config.num_workers, config.patient_key_file
+        )
+
+    def _split(self) -> StageOutcome:
+        return split_task(self._store, self.config.split, self.context)
+
+    def _train_local(self) -> StageOutcome:
+        return train_local_task(self._store, self._ref("split"), self.config.train_local, self.context)
+
+    def _train_global(self) -> StageOutcome:
+        return train_global_task(
+            self._store, self._ref("split"), self._ref("train-local"), self.config.train_global, self.context
+        )
+
+    def _sample(self) -> StageOutcome:
+        return sample_task(self._ref("train-global"), self.config.sample, self.context)
+
+    def _evaluate(self) -> StageOutcome:
+        return evaluate_task(self._ref("sample"), self._store, self._ref("split"), self.config.evaluate, self.context)
+
+    @property
+    def _store(self) -> Ref:
+        """The store at its fingerprint after ingest (as it is now, where there was no source to ingest)."""
+        return self._ref("ingest") if "ingest" in self.outcomes else store_ref(Path(self.config.store))
+
+    def _ref(self, stage: str) -> Ref:
+        return self.outcomes[stage].ref
+
+
+def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
+    """Run the chain up to a stage under one MLflow parent run; write and return the run's record (`runs/latest.json`).
+
+    Raises: GateError: the trainings do not meet the configuration's gates (everything else is done and recorded).
+    """
+    from storage.tracking import Tracker
+
+    workdir = Path(config.workdir).resolve()
+    directory = new_run_directory(workdir, config)
+    tracker = Tracker(tracking_uri(workdir), config.experiment)
+    tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
+    if flow_run.get_id():
+        tags["prefect.flow_run_id"] = str(flow_run.get_id())
+    run_name = flow_run.get_name() or directory.name
+    parent = tracker.start_run(
+        run_name, parent=None, tags=tags, params=config.model_dump(mode="json", exclude={"base"})
+    )
+    context = RunContext(
+        workdir=workdir,
+        tracking_uri=tracker.uri,
+        experiment=config.experiment,
+        parent_run_id=parent or None,
+        tags=tags,
+        repeat_command=f"prdit run --config {directory / 'config.yaml'}",
+    )
+    run = PipelineRun(config, context)
+    record = RunRecord(directory, tracker, parent)
+    try:
+        run.through(last)
+        if "train-global" in run.outcomes:
+            figures, unmet = check_gates(
+                config.gates, run.outcomes["train-local"].ref, run.outcomes["train-global"].ref
+            )
+            record.gates = figures
+            if unmet:
+                raise GateError("; ".join(unmet))
+    except BaseException as error:
+        return_value = record.close(run.outcomes, error)
+        logger.error("run %s ended: %s", run_name, return_value["error"])
+        raise
+    return record.close(run.outcomes, None)
+
+
+@flow(name="prdit")
+def full_pipeline(config: PipelineConfig) -> dict[str, Any]:
+    """DICOM folder -> store -> two-stage PRDiT -> samples -> report."""
+    return run_through(config, "evaluate")
+
+
+@flow(name="prdit")
+def through_ingest(config: PipelineConfig) -> dict[str, Any]:
+    """DICOM folder -> store."""
+    return run_through(config, "ingest")
+
+
+@flow(name="prdit")
+def through_split(config: PipelineConfig) -> dict[str, Any]:
+    """Up to the roles by patient."""
+    return run_through(config, "split")
+
+
+@flow(name="prdit")
+def through_train_local(config: PipelineConfig) -> dict[str, Any]:
+    """Up to the stage-1 checkpoint."""
+    return run_through(config, "train-local")
+
+
+@flow(name="prdit")
+def through_train_global(config: PipelineConfig) -> dict[str, Any]:
+    """Up to the stage-2 checkpoint."""
+    return run_through(config, "train-global")
+
+
+@flow(name="prdit")
+def through_sample(config: PipelineConfig) -> dict[str, Any]:
+    """Up to sampled volumes."""
+    return run_through(config, "sample")
+
+
+@flow(name="prdit")
+def through_evaluate(config: PipelineConfig) -> dict[str, Any]:
+    """Up to metrics and report: the whole chain, by the name of its last stage."""
+    return run_through(config, "evaluate")

@@ -1,0 +1,87 @@
+"""The record a run leaves: its configuration, what each stage gave, where the report is, and how it ended."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.config import PipelineConfig
+from storage.files import read_json, write_json_atomic, write_text_atomic
+from storage.tracking import Tracker
+from tasks.evaluate.stage import METRICS, REPORT
+from tasks.stage import StageOutcome
+
+
+def tracking_uri(workdir: Path) -> str:
+    """`MLFLOW_TRACKING_URI` where set, else a local file beside the stages."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir / 'mlflow.db'}"
+
+
+def new_run_directory(workdir: Path, config: PipelineConfig) -> Path:
+    """`<workdir>/runs/<UTC time>/` with the resolved configuration, which `prdit run --config` repeats."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    directory = workdir / "runs" / stamp
+    directory.mkdir(parents=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text_atomic(directory / "config.yaml", text)
+    return directory
+
+
+class RunRecord:
+    """What one run did, written once at its end as `record.json` and as `runs/latest.json`.
+
+    Args:
+        directory: the run's directory.
+        tracker: of the MLflow parent run.
+        parent: its id, empty where MLflow went away.
+    """
+
+    def __init__(self, directory: Path, tracker: Tracker, parent: str) -> None:
+        self.directory = directory
+        self.gates: dict[str, Any] = {}
+        self._tracker = tracker
+        self._parent = parent
+        self._began = datetime.now(UTC)
+
+    def close(self, outcomes: dict[str, StageOutcome], error: BaseException | None) -> dict[str, Any]:
+        """Write the record, close the parent run with the figures that make runs comparable, and return the record."""
+        report = outcomes.get("evaluate")
+        message = None if error is None else f"{type(error).__name__}: {error}"
+        record = {
+            "prefect_flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
+            "mlflow_uri": self._tracker.uri,
+            "mlflow_run_id": self._parent,
+            "mlflow_experiment_id": self._tracker.experiment_id,
+            "stages": {name: outcome.model_dump(mode="json") for name, outcome in outcomes.items()},
+            "seconds": round((datetime.now(UTC) - self._began).total_seconds(), 1),
+            "gates": self.gates,
+            "report": str(report.ref.path / REPORT) if report else None,
+            "metrics": str(report.ref.path / METRICS) if report else None,
+            "error": message,
+        }
+        write_json_atomic(self.directory / "record.json", record)
+        write_json_atomic(self.directory.parent / "latest.json", record)
+        self._close_parent(outcomes, message, killed=error is not None and not isinstance(error, Exception))
+        return record
+
+    def _close_parent(self, outcomes: dict[str, StageOutcome], message: str | None, *, killed: bool) -> None:
+        """The parent run gets the store's fingerprint and the report's figures: these are what people compare."""
+        tags = {f"prdit.ref.{name}": outcome.ref.digest for name, outcome in outcomes.items()}
+        if "ingest" in outcomes:
+            tags["prdit.store_fingerprint"] = outcomes["ingest"].ref.digest
+        if message:
+            tags["prdit.error"] = message[:4000]
+        points: dict[str, Any] = {f"gate/{name}": value for name, value in self.gates.items()}
+        points |= {f"seconds/{name}": outcome.seconds for name, outcome in outcomes.items()}
+        if report := outcomes.get("evaluate"):
+            figures = read_json(report.ref.path / METRICS)["figures"]
+            points |= {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}
+            for name in (METRICS, REPORT):
+                self._tracker.log_file(self._parent, report.ref.path / name)
+        self._tracker.log_points(self._parent, [{"step": 0} | points])
+        self._tracker.log_file(self._parent, self.directory / "config.yaml")
+        self._tracker.set_tags(self._parent, tags)
+        status = "KILLED" if killed else "FAILED" if message else "FINISHED"
+        self._tracker.end_run(self._parent, status)

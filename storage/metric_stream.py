@@ -1,0 +1,58 @@
+"""A metrics file as spool: read as it grows, sent to the tracking server as far as that answers."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # mlflow is imported by whoever makes a tracker, not by a run without one
+    from storage.tracking import Tracker
+
+logger = logging.getLogger("prdit.tracking")
+
+
+class MetricStream:
+    """Feeds a growing metrics file into a run: the file is the spool, the stream only moves its mark when MLflow has the points.
+
+    Args:
+        path: JSON-lines file that a training appends to; may not exist yet.
+        tracker: where the points go, or None to only read.
+        run_id: their run.
+    """
+
+    _BACKOFF_S = 30.0
+
+    def __init__(self, path: Path, tracker: "Tracker | None", run_id: str) -> None:
+        self.path = path
+        self._tracker = tracker
+        self._run_id = run_id
+        self._read = 0
+        self._unsent: list[dict[str, Any]] = []
+        self._not_before = 0.0
+
+    def poll(self, *, final: bool = False) -> list[dict[str, Any]]:
+        """Read what is new, send what is unsent (not more often than the back-off allows, unless final); return the new points."""
+        new = self._new_points()
+        self._unsent += new
+        if self._tracker and self._unsent and (final or time.monotonic() >= self._not_before):
+            if self._tracker.log_points(self._run_id, self._unsent):
+                self._unsent = []
+                self._not_before = time.monotonic() + 1.0
+            else:
+                self._not_before = time.monotonic() + self._BACKOFF_S
+        if final and self._tracker and self._unsent and self._run_id:
+            logger.warning("%d metric points did not reach MLflow; they are in %s", len(self._unsent), self.path)
+        return new
+
+    def _new_points(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        if self.path.stat().st_size < self._read:
+            self._read = 0  # a resumed training cut the file back to its checkpoint
+        with self.path.open("rb") as stream:
+            stream.seek(self._read)
+            data = stream.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

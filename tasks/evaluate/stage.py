@@ -1,0 +1,40 @@
+"""Stage evaluate: samples, store and split -> metrics and report."""
+
+from storage.artifacts import Ref
+from storage.files import read_json
+from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.run import RECIPE, check, evaluate
+from tasks.progress import Advance
+from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+
+EVALUATE = Stage("evaluate", "report", RECIPE)
+METRICS = "metrics.json"
+REPORT = "report.html"
+
+
+def evaluate_stage(
+    samples: Ref, store: Ref, split: Ref, config: EvaluateConfig, context: RunContext, progress: Advance
+) -> StageOutcome:
+    """Measure samples against the store and write the report.
+
+    Raises: ValueError: fewer than two volumes on a side, before any work starts.
+    """
+    check(samples, store, split)
+
+    def body(run: StageRun) -> None:
+        evaluate(samples, store, split, config, run.directory, progress, repeat_command=context.repeat_command)
+        if run.tracker:
+            figures = read_json(run.directory / METRICS)["figures"]
+            values = {
+                f"evaluate/{name}": figure["value"] for name, figure in figures.items() if figure["value"] is not None
+            }
+            run.tracker.log_points(run.run_id, [{"step": 0} | values])
+
+    return run_stage(
+        EVALUATE,
+        inputs={"samples": samples, "store": store, "split": split},
+        config=config.key_fields(),
+        context=context,
+        body=body,
+        logged=(METRICS, REPORT),
+    )

@@ -1,0 +1,82 @@
+"""Stage ingest: a folder of scans -> volume store, with its verdicts kept as an artifact."""
+
+from pathlib import Path
+
+from storage.artifacts import Ref
+from storage.errors import SourceError, StorageError
+from storage.files import read_json, write_text_atomic
+from storage.volume_store import VolumeStore
+from tasks.ingest.config import IngestConfig
+from tasks.ingest.run import RECIPE, IngestReport, ingest, source_digest
+from tasks.progress import Advance
+from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+
+INGEST = Stage("ingest", "verdicts", RECIPE)
+VERDICTS = "ingest.json"
+
+
+def ingest_stage(
+    source: Path,
+    store: Path,
+    config: IngestConfig,
+    context: RunContext,
+    progress: Advance,
+    *,
+    num_workers: int | None = None,
+    patient_key_file: Path | None = None,
+) -> StageOutcome:
+    """Bring a store up to date with a source; the outcome's reference is the store at its fingerprint.
+
+    Raises: SourceError: no usable CT in the source, and none in the store.
+    """
+    digest = source_digest(source, context.workdir / "ingest" / "hashes.json")
+    inputs = {"source": Ref(kind="source", uri=str(source.resolve()), digest=digest)}
+
+    def body(run: StageRun) -> None:
+        report = ingest(
+            source, store, config, num_workers=num_workers, patient_key_file=patient_key_file, progress=progress
+        )
+        write_text_atomic(run.directory / VERDICTS, report.model_dump_json(indent=2) + "\n")
+        if run.tracker:
+            counts = {
+                verdict: len(getattr(report, verdict))
+                for verdict in ("committed", "unchanged", "skipped", "quarantined")
+            }
+            run.tracker.log_points(
+                run.run_id, [{"step": 0} | {f"ingest/{verdict}": n for verdict, n in counts.items()}]
+            )
+
+    def still_valid(directory: Path) -> bool:
+        """The verdicts hold while this very store still has the fingerprint they led to."""
+        report = IngestReport.model_validate(read_json(directory / VERDICTS))
+        try:
+            return Path(report.store).resolve() == store.resolve() and store_ref(store).digest == report.fingerprint
+        except StorageError:
+            return False
+
+    outcome = run_stage(
+        INGEST,
+        inputs=inputs,
+        config=config.key_fields(),
+        context=context,
+        body=body,
+        still_valid=still_valid,
+        logged=(VERDICTS,),
+    )
+    ref = store_ref(store)
+    if not VolumeStore.open(store).volume_ids():
+        report = IngestReport.model_validate(read_json(outcome.ref.path / VERDICTS))
+        reasons = sorted({entry.reason or "unknown" for entry in (*report.skipped, *report.quarantined)})
+        raise SourceError(
+            f"No usable CT in {source}: {len(report.skipped)} skipped, {len(report.quarantined)} quarantined "
+            f"(reasons: {', '.join(reasons)}). Every item with its reason is in {outcome.ref.path / VERDICTS}."
+        )
+    return outcome.model_copy(update={"ref": ref})
+
+
+def store_ref(store: Path) -> Ref:
+    """Reference of a store as it is now.
+
+    Raises: StorageError: there is no readable store.
+    """
+    return Ref(kind="store", uri=str(store.resolve()), digest=VolumeStore.open(store).fingerprint())

@@ -1,0 +1,47 @@
+"""What every `task.py` shares with Prefect: a progress artifact, and a state that says when a stage was cached."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+from prefect.states import Completed
+
+from tasks.progress import Advance, show_progress
+from tasks.stage import StageOutcome
+
+_UPDATE_S = 5.0  # each update is a request to the server
+logger = logging.getLogger("prdit.progress")
+
+
+@contextmanager
+def task_progress(name: str) -> Iterator[Advance]:
+    """`advance(done, total)` that also keeps a Prefect progress artifact up to date inside a task run."""
+    artifact: Any = None
+    if TaskRunContext.get() is not None:
+        artifact = create_progress_artifact(progress=0.0, key=f"prdit-{name}", description=f"Progress of stage {name}")
+    last = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if artifact is not None and (now - last >= _UPDATE_S or done == total):
+            last = now
+            try:
+                update_progress_artifact(artifact_id=artifact, progress=min(100.0, 100.0 * done / max(total, 1)))
+            except Exception as error:  # noqa: BLE001  # a progress bar must never end a training
+                logger.warning("the progress artifact of %s was not updated: %s", name, error)
+
+    with show_progress(name, also=report) as advance:
+        yield advance
+
+
+def as_state(outcome: StageOutcome) -> Any:
+    """The task's final state: `Cached` where a verified artifact was used, `Completed` where the stage ran."""
+    name = "Cached" if outcome.cached else "Completed"
+    return Completed(
+        name=name, message=f"{outcome.ref.kind} {outcome.ref.digest[:19]} in {outcome.seconds:.1f} s", data=outcome
+    )

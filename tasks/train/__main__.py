@@ -1,0 +1,92 @@
+"""The training subprocess: `python -m tasks.train SPEC.json` prints the checkpoint's reference as its last line.
+
+It dies with its parent: standard input is a pipe the parent holds open, and its end (parent gone, however it went)
+asks the training to save and stop, then ends the process if that takes too long.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from storage.artifacts import Kind, Ref, commit_artifact
+from storage.errors import StorageError
+from tasks.train.spec import EXIT_BAD_INPUT, EXIT_STOPPED, TrainSpec
+
+_GRACE_S = 60.0  # for the step under way and the state's write; then the process ends regardless
+_LOCK_WAIT_S = 90.0
+logger = logging.getLogger("prdit.train")
+
+
+def main(spec_path: Path) -> int:
+    """Run one training; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
+    spec = TrainSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
+    # Heavy imports after the watch is on: a parent that is killed while torch loads must not leave a trainer behind.
+    from tasks.train.loop import Stopped, Training
+    from tasks.train.setup import assemble
+
+    lock = _lock(spec.directory / "work" / "trainer.lock")
+    try:
+        training = Training(assemble(spec), spec)
+        training.run(stop.is_set)
+        ref = _commit(spec)
+        training.resume_states.clear()
+    except Stopped as stopped:
+        logger.warning("%s", stopped)
+        return EXIT_STOPPED
+    except (ValueError, StorageError) as error:
+        logger.error("%s", error)
+        return EXIT_BAD_INPUT
+    finally:
+        os.close(lock)
+    sys.stdout.write(ref.model_dump_json() + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _commit(spec: TrainSpec) -> Ref:
+    provenance = dict(spec.provenance)
+    inputs = {role: Ref.model_validate(value) for role, value in provenance.pop("inputs").items()}
+    kind: Kind = "checkpoint-local" if spec.local is None else "checkpoint-global"
+    return commit_artifact(spec.directory, kind, inputs=inputs, **provenance)
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    """Block until standard input ends, then ask the training to stop; force the end after the grace period."""
+    while os.read(0, 4096):
+        continue
+    stop.set()
+    time.sleep(_GRACE_S)
+    os._exit(EXIT_STOPPED)
+
+
+def _lock(path: Path) -> int:
+    """One trainer a directory: an orphan that is still saving is waited for, never joined."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"another training still holds {path}; end it first") from None
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.stderr.write(json.dumps({"error": "usage: python -m tasks.train SPEC.json"}) + "\n")
+        sys.exit(2)
+    sys.exit(main(Path(sys.argv[1])))

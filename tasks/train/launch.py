@@ -1,0 +1,95 @@
+"""Starts the training subprocess, follows its metrics, and takes it along when the run is cancelled."""
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from storage.artifacts import Ref
+from storage.files import write_text_atomic
+from storage.metric_stream import MetricStream
+from tasks.progress import Advance
+from tasks.stage import StageRun
+from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec
+
+_POLL_S = 0.5
+_STOP_S = 75.0  # a little longer than the child's own grace
+logger = logging.getLogger("prdit.train")
+
+
+class TrainingFailedError(RuntimeError):
+    """The training subprocess ended without a checkpoint."""
+
+
+def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
+    """Run a training to its end and return the checkpoint's reference.
+
+    Args:
+        spec: the job.
+        run: the stage's directory and tracker; metrics are sent to its run as they appear.
+        progress: called with (step, steps).
+
+    Raises:
+        ValueError: the subprocess refused its input; the message is its own.
+        TrainingFailedError: it died; names the log and quotes its end.
+    """
+    scratch = spec.directory / "work"
+    spec_path, log_path = scratch / "spec.json", scratch / "train.log"
+    write_text_atomic(spec_path, spec.model_dump_json(indent=2))
+    steps = spec.stage_config().steps
+    stream = MetricStream(scratch / METRICS, run.tracker, run.run_id)
+    with log_path.open("ab") as log, _subprocess(spec_path, log) as child:
+        while child.poll() is None:
+            _advance(stream, progress, steps)
+            time.sleep(_POLL_S)
+        _advance(stream, progress, steps, final=True)
+        output = child.stdout.read().decode() if child.stdout else ""
+    if child.returncode == 0:
+        return Ref.model_validate_json(output.strip().splitlines()[-1])
+    last = _last_lines(log_path)
+    if child.returncode == EXIT_BAD_INPUT:
+        raise ValueError(last[-1].split(": ", 1)[-1] if last else "the training refused its input")
+    raise TrainingFailedError(
+        f"{spec.stage} ended with exit code {child.returncode}. The next run goes on from its newest resumable state. "
+        f"Log: {log_path}. It ends with:\n" + "\n".join(last)
+    )
+
+
+@contextmanager
+def _subprocess(spec_path: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The child; whatever ends the block early (cancellation, an error) stops the child first and waits for its save."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tasks.train", str(spec_path)],
+        stdin=subprocess.PIPE,  # never written: its end tells the child that we are gone
+        stdout=subprocess.PIPE,
+        stderr=log,
+    )
+    try:
+        yield child
+    except BaseException:
+        logger.warning("stopping the training (pid %d); it saves its state first", child.pid)
+        child.terminate()
+        try:
+            child.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("the training did not stop within %.0f s and is killed", _STOP_S)
+            child.kill()
+            child.wait()
+        raise
+    finally:
+        if child.stdin:
+            child.stdin.close()
+
+
+def _advance(stream: MetricStream, progress: Advance, steps: int, *, final: bool = False) -> None:
+    points = stream.poll(final=final)
+    if points:
+        progress(int(points[-1]["step"]), steps)
+
+
+def _last_lines(path: Path, count: int = 15) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-count:]

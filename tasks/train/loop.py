@@ -1,0 +1,246 @@
+"""The training loop of both stages: one visible loop over one resumable state.
+
+Every random choice (batch, t, noise) is a pure function of (seed, step), so a training stopped after step n and resumed
+computes what an uninterrupted one computes; on one CPU with the same threads the weights are equal bit by bit.
+"""
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prdit_models.ema import ema_decay, ema_update
+from storage.checkpoints import ResumeStates, Tensors, save_tensors
+from storage.files import write_json_atomic, write_text_atomic
+from tasks.train.data import batch_indices
+from tasks.train.setup import Assembly, checkpoint_info
+from tasks.train.spec import METRICS, TrainSpec
+
+_MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
+_MAX_SKIPPED_IN_A_ROW = 50
+_RECENT = 50  # steps whose mean is "the last loss"
+logger = logging.getLogger("prdit.train")
+
+
+class Stopped(Exception):
+    """The training was asked to stop; its state is saved and the next run goes on from there."""
+
+
+class Training:
+    """One training: model, EMA, optimiser and position.
+
+    Args:
+        assembly: what is trained on what.
+        spec: the job.
+        stop: called before every step; True saves the state and raises `Stopped`.
+    """
+
+    def __init__(self, assembly: Assembly, spec: TrainSpec) -> None:
+        self.assembly = assembly
+        self.spec = spec
+        self.config = spec.stage_config()
+        self.step = 0
+        self.updates = 0  # optimiser steps taken: skipped ones do not count (SPEC §4)
+        self.first_loss: float | None = None
+        self.recent: deque[float] = deque(maxlen=_RECENT)
+        self.parameters = {name: p for name, p in assembly.model.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=self.config.lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=self.config.weight_decay,
+            fused=True,
+        )
+        scratch = spec.directory / "work"
+        self.resume_states = ResumeStates(scratch / "checkpoints")
+        self.metrics_path = scratch / METRICS
+        self._skipped_in_a_row = 0
+        self._generator = torch.Generator(device=assembly.device)
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, should_stop: Any) -> None:
+        """Train from the newest good state to the configured step and write the checkpoint's files."""
+        self.restore()
+        assembly, config = self.assembly, self.config
+        assembly.model.train()
+        if self.step == 0:
+            self._log_validation()
+        window: list[dict[str, float]] = []
+        clock = time.monotonic()
+        while self.step < config.steps:
+            if should_stop():
+                self.save()
+                raise Stopped(f"stopped at step {self.step} of {config.steps}; the next run goes on from there")
+            window.append(self._train_step())
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                now = time.monotonic()
+                self._log(
+                    {f"train/{key}": sum(point[key] for point in window) / len(window) for key in window[0]}
+                    | {"train/steps_per_s": len(window) / (now - clock)}
+                )
+                window, clock = [], now
+            if self.step % config.val_every == 0 or self.step == config.steps:
+                self._log_validation()
+                clock = time.monotonic()
+            if self.step % config.checkpoint_every == 0 and self.step < config.steps:
+                self.save()
+                clock = time.monotonic()
+        self._write_artifact()
+
+    def _train_step(self) -> dict[str, float]:
+        """One optimiser step (SPEC §4): draw, loss, skip if not finite, backward, clip, step, EMA."""
+        assembly, config = self.assembly, self.config
+        x0 = assembly.train.batch(batch_indices(len(assembly.train), config.batch_size, config.seed, self.step)).to(
+            assembly.device
+        )
+        self._generator.manual_seed(config.seed * 1_000_003 + self.step)
+        t = torch.randint(0, assembly.process.num_steps, (len(x0),), generator=self._generator, device=assembly.device)
+        eps = assembly.process.noise(tuple(x0.shape), self._generator)
+        autocast = torch.autocast(assembly.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+        with autocast:
+            output = assembly.model(assembly.process.q_sample(x0, t, eps), t)
+        losses = assembly.process.losses(output.float(), x0, eps)
+        values = {name: float(value) for name, value in losses.items()}
+        self.step += 1
+        if self.first_loss is None:
+            self.first_loss = values["loss"]
+        if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
+            return self._skip(values["loss"])
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
+        if not torch.isfinite(norm):  # clipping by a non-finite norm would write NaN into every weight
+            return self._skip(float(norm))
+        self.optimizer.step()
+        self.updates += 1
+        self._skipped_in_a_row = 0
+        decay = ema_decay(self.updates, config.ema_decay, warmup=config.ema_warmup)
+        ema_update(list(self.ema.values()), list(self.parameters.values()), decay)
+        self.recent.append(values["loss"])
+        return values | {"grad_norm": float(norm)}
+
+    def _skip(self, value: float) -> dict[str, float]:
+        self._skipped_in_a_row += 1
+        logger.warning("step %d skipped: loss or gradient norm is %s", self.step, value)
+        if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            raise RuntimeError(
+                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
+                f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
+            )
+        return {"loss": math.nan, "loss_noise": math.nan, "loss_image": math.nan, "grad_norm": math.nan}
+
+    # -- validation and metrics ---------------------------------------------------------------------------------------
+
+    def _log_validation(self) -> None:
+        raw, ema = self._validate(), self._validate_ema()
+        point = {"val/loss": _mean(raw), "val/loss_ema": _mean(ema)}
+        self._log(point | {f"val/loss_t{t:03d}": value for t, value in ema.items()})
+        self._last_validation = (raw, ema)
+
+    def _validate(self) -> dict[int, float]:
+        return self.assembly.validation.losses(self.assembly.model, self.assembly.device, self.config.batch_size)
+
+    def _validate_ema(self) -> dict[int, float]:
+        with self._ema_weights():
+            return self._validate()
+
+    @contextmanager
+    def _ema_weights(self) -> Iterator[None]:
+        """The model with EMA weights inside the block (storages are swapped, nothing is copied)."""
+
+        def swap() -> None:
+            for name, parameter in self.parameters.items():
+                parameter.data, self.ema[name] = self.ema[name], parameter.data
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    def _log(self, values: dict[str, float]) -> None:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = json.dumps({"step": self.step, "time_ms": int(time.time() * 1000), **finite})
+        self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.metrics_path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a resumable state: trained weights, EMA, optimiser moments, position."""
+        moments: Tensors = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{key}:{name}"] = value.detach().cpu().numpy()
+        self.resume_states.save(
+            self.step,
+            {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments},
+            {"updates": self.updates, "first_loss": self.first_loss, "recent": list(self.recent)},
+        )
+
+    def restore(self) -> None:
+        """Go on from the newest good state, or start; metrics after that step are cut off (they will come again)."""
+        found = self.resume_states.newest_good()
+        if found is None:
+            self._cut_metrics(-1)
+            return
+        state, groups = found
+        for name, parameter in self.parameters.items():
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(groups["model"][name]))
+                self.ema[name].copy_(torch.from_numpy(groups["ema"][name]))
+        for key, value in groups["optimizer"].items():
+            slot, name = key.split(":", 1)
+            tensor = torch.from_numpy(value).clone()
+            self.optimizer.state[self.parameters[name]][slot] = tensor.to(self.assembly.device)
+        self.step, self.updates = state["step"], state["updates"]
+        self.first_loss, self.recent = state["first_loss"], deque(state["recent"], maxlen=_RECENT)
+        self._cut_metrics(self.step)
+        logger.info("going on from step %d", self.step)
+
+    def _cut_metrics(self, step: int) -> None:
+        if not self.metrics_path.is_file():
+            return
+        kept = []
+        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the half line a kill left behind
+        write_text_atomic(self.metrics_path, "".join(kept))
+
+    def _write_artifact(self) -> None:
+        directory: Path = self.spec.directory
+        weights = {name: tensor.detach() for name, tensor in self.assembly.model.state_dict().items()}
+        save_tensors(directory / "model.safetensors", _arrays(weights))
+        save_tensors(directory / "ema.safetensors", _arrays(weights | self.ema))
+        raw, ema = self._last_validation
+        gates = {
+            "first_loss": self.first_loss,
+            "last_loss": sum(self.recent) / len(self.recent) if self.recent else None,
+            "val_loss": _mean(raw),
+            "val_loss_ema": _mean(ema),
+            "val_loss_ema_by_t": {str(t): value for t, value in ema.items()},
+        }
+        write_json_atomic(directory / "checkpoint.json", checkpoint_info(self.assembly, self.spec, self.step, gates))
+        write_text_atomic(directory / METRICS, self.metrics_path.read_text(encoding="utf-8"))
+
+
+def _arrays(tensors: dict[str, Any]) -> Tensors:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _mean(losses: dict[int, float]) -> float:
+    return sum(losses.values()) / len(losses)
