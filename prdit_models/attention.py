@@ -1,0 +1,108 @@
+"""Self-attention over all tokens; the only door to xformers.
+
+Backends compute the same softmax(q·kᵀ/√D)·v:
+
+* `sdpa`: `torch.nn.functional.scaled_dot_product_attention`, layout (B, heads, N, D);
+* `xformers`: `memory_efficient_attention`, layout (B, N, heads, D), CUDA tensors only;
+* `plain`: a softmax that materialises the (B, heads, N, N) matrix, the reference;
+* `published-flash`: q, k, v rounded to bfloat16, result back in the input's dtype (SPEC §1.5: what every shipped
+  configuration did; it moves the model's output by up to 1.4e-3);
+* `auto`: xformers for CUDA tensors where it is installed, else SDPA.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+logger = logging.getLogger("prdit.models.attention")
+
+BACKENDS = ("auto", "sdpa", "xformers", "plain", "published-flash")
+
+
+def is_accelerated(x: Tensor) -> bool:
+    """Whether xformers has kernels for this tensor: it lives on a CUDA device."""
+    return x.is_cuda
+
+
+def xformers_operations() -> Any:
+    """The module `xformers.ops`, imported on first use (3 s)."""
+    return importlib.import_module("xformers.ops")
+
+
+@functools.cache
+def choose_backend(requested: str, accelerated: bool) -> str:
+    """Resolve a requested backend once per kind of device, and log the choice.
+
+    Raises:
+        ValueError: for an unknown name.
+        RuntimeError: if xformers is asked for by name where it cannot run.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"Unknown attention backend {requested!r}; expected one of {list(BACKENDS)}.")
+    chosen = requested
+    if requested == "auto":
+        chosen = "xformers" if accelerated and importlib.util.find_spec("xformers") is not None else "sdpa"
+    if chosen == "xformers" and not accelerated:
+        raise RuntimeError("Attention backend 'xformers' has CUDA kernels only, got CPU tensors; use 'auto' or 'sdpa'.")
+    logger.info("attention backend: %s (requested %s)", chosen, requested)
+    return chosen
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
+    """Scaled dot-product attention without mask or dropout.
+
+    Args:
+        q: queries, shape (B, N, heads, D).
+        k: keys, same shape.
+        v: values, same shape.
+        backend: one of `BACKENDS`.
+    Returns: shape (B, N, heads, D), dtype of v.
+    Source: SPEC §1.5.
+    """
+    chosen = choose_backend(backend, is_accelerated(q))
+    if chosen == "xformers":
+        out: Tensor = xformers_operations().memory_efficient_attention(q, k, v)
+        return out
+    dtype = v.dtype
+    if chosen == "published-flash":
+        q, k, v = (part.to(torch.bfloat16) for part in (q, k, v))
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    if chosen == "plain":
+        weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+        mixed = weights.to(dtype) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).to(dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one qkv projection (index order: q/k/v, head, head dimension).
+
+    Args:
+        hidden_size: H.
+        num_heads: heads, a divisor of H.
+        backend: one of `BACKENDS`.
+    Source: SPEC §1.5.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, backend: str = "auto") -> None:
+        super().__init__()
+        if backend not in BACKENDS:
+            raise ValueError(f"Unknown attention backend {backend!r}; expected one of {list(BACKENDS)}.")
+        self.num_heads = num_heads
+        self.backend = backend
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens (B, N, H) with each other: same shape."""
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)
+        out: Tensor = self.proj(attend(q, k, v, self.backend).reshape(batch, tokens, width))
+        return out

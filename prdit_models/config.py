@@ -1,0 +1,174 @@
+"""What defines one network: `ModelConfig`, and the published presets by name."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+HIDDEN_SIZES = {"XS": 192, "S": 384, "B": 768, "L": 1024, "XL": 1152}
+NUM_HEADS = {"XS": 6, "S": 6, "B": 12, "L": 16, "XL": 16}
+PATCH_SIZES = (10, 12, 14, 16)
+DEPTHS = (0, 1, 2, 3, 4, 8, 10, 12)
+PRESET_STRIDE = 8
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of one PRDiT.
+
+    Attributes:
+        volume_size: cubic volume edge S in voxels, divisible by `stride`.
+        patch_size: edge p in voxels of the overlapping input patches.
+        stride: edge s in voxels of the output patches, which tile the volume.
+        padding: reflect padding k in voxels on every face, (p - s) / 2.
+        hidden_size: width H of the transformer and of the time embedding.
+        num_heads: attention heads.
+        depth: transformer blocks; 0 is the local denoiser alone (stage 1).
+        in_channels: channels C of the noisy volume.
+        out_channels: 2 for noise and image estimates, 1 for flow matching.
+
+    Raises: ValueError: at construction, for any combination the network cannot be built from.
+    Source: SPEC §1.
+    """
+
+    volume_size: int
+    patch_size: int
+    stride: int
+    padding: int
+    hidden_size: int
+    num_heads: int
+    depth: int
+    in_channels: int = 1
+    out_channels: int = 2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{field.name} is {value!r}; expected an integer.")
+            lowest = 0 if field.name in ("padding", "depth") else 1
+            if value < lowest:
+                raise ValueError(f"{field.name} is {value}; expected at least {lowest}.")
+        self._check_patches()
+        self._check_widths()
+
+    def _check_patches(self) -> None:
+        size, patch, stride, padding = self.volume_size, self.patch_size, self.stride, self.padding
+        if size % stride:
+            lower, upper = size // stride * stride, -(-size // stride) * stride
+            near = f"{lower} or {upper}" if lower else f"{upper}"
+            raise ValueError(
+                f"Impossible preset/size pair: volume_size {size} is not divisible by stride {stride}, so the output "
+                f"patches cannot tile it. Use {near}."
+            )
+        if patch < stride or (patch - stride) % 2:
+            raise ValueError(
+                f"patch_size {patch} with stride {stride}: patch_size - stride must be even and >= 0, so that every "
+                f"output patch is the centre of its input patch. Use patch_size {stride + 2 * ((patch - stride) // 2 + 1)}."
+            )
+        if 2 * padding != patch - stride:
+            grid = (size + 2 * padding - patch) // stride + 1
+            raise ValueError(
+                f"padding {padding} with patch_size {patch} and stride {stride} gives {grid} windows an axis where the "
+                f"position table has {size // stride}. Use padding {(patch - stride) // 2}."
+            )
+        if padding >= size:
+            raise ValueError(
+                f"Impossible preset/size pair: padding {padding} reflects more than volume_size {size} holds; it must "
+                f"be smaller than the volume. Use a volume_size of at least {stride * (padding // stride + 1)}."
+            )
+
+    def _check_widths(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}: heads share the width "
+                "equally. Change one of them."
+            )
+        if self.depth and self.hidden_size % 6:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} with depth {self.depth}: the position table needs a sine and a cosine "
+                "for each of three axes, so hidden_size must be divisible by 6. Published size L (1024) cannot have a "
+                "transformer; use B (768) or XL (1152), or depth 0."
+            )
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along one axis, G = S / s."""
+        return self.volume_size // self.stride
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one volume, N = G³."""
+        return self.grid_size**3
+
+    @property
+    def token_width(self) -> int:
+        """Raw token width, d = C·p³."""
+        return self.in_channels * self.patch_size**3
+
+    @property
+    def output_width(self) -> int:
+        """Values predicted for one token, s³·O."""
+        return self.out_channels * self.stride**3
+
+    def to_dict(self) -> dict[str, int]:
+        """The fields as a JSON-ready dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from `to_dict()` output.
+
+        Raises: ValueError: for unknown or missing keys, or values that do not fit together.
+        """
+        known = {field.name for field in fields(cls)}
+        required = known - {"in_channels", "out_channels"}
+        unknown, missing = sorted(set(values) - known), sorted(required - set(values))
+        if unknown or missing:
+            raise ValueError(
+                f"Model configuration has unknown keys {unknown} and lacks {missing}; it takes {sorted(known)}."
+            )
+        return cls(**values)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Every published preset name, usable or not (SPEC §1)."""
+    regular = [f"{size}/{patch}/{depth}" for size in HIDDEN_SIZES for patch in PATCH_SIZES for depth in DEPTHS]
+    return ("XS/4/0", "XS/4/1", *regular)
+
+
+def model_config(preset: str, volume_size: int, *, in_channels: int = 1, out_channels: int = 2) -> ModelConfig:
+    """The configuration a preset name stands for, at one volume size.
+
+    Args:
+        preset: `size/patch/depth`, such as "XS/12/4"; a leading "PRDiT-" is allowed.
+        volume_size: cubic volume edge in voxels.
+        in_channels: channels of the noisy volume.
+        out_channels: 2 for noise and image, 1 for flow matching.
+    Raises: ValueError: for an unknown preset or an impossible preset/size pair.
+    Source: SPEC §1.
+    """
+    name = preset.removeprefix("PRDiT-")
+    if name not in preset_names():
+        raise ValueError(
+            f"Unknown preset {preset!r}; expected size/patch/depth with size in {list(HIDDEN_SIZES)}, patch in "
+            f"{list(PATCH_SIZES)}, depth in {list(DEPTHS)} (such as 'XS/12/4'), or 'XS/4/0'."
+        )
+    size, patch, depth = name.split("/")
+    patch_size = int(patch)
+    stride, padding = PRESET_STRIDE, (patch_size - PRESET_STRIDE) // 2
+    if patch_size == 4:  # the two published oddities: no overlap at depth 0, no padding at depth 1
+        stride, padding = (4, 0) if depth == "0" else (2, 0)
+    try:
+        return ModelConfig(
+            volume_size=volume_size,
+            patch_size=patch_size,
+            stride=stride,
+            padding=padding,
+            hidden_size=HIDDEN_SIZES[size],
+            num_heads=NUM_HEADS[size],
+            depth=int(depth),
+            in_channels=in_channels,
+            out_channels=out_channels,
+        )
+    except ValueError as error:
+        raise ValueError(f"Preset {preset!r} at volume_size {volume_size}: {error}") from error

@@ -1,0 +1,77 @@
+"""Published initial weights, and the start of stage 2 from a stage-1 checkpoint."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:  # prdit.py initialises itself at construction, so this module may not import it at run time
+    from prdit_models.prdit import PRDiT
+
+TIME_STD = 0.02
+SKIP_GAIN = 0.1
+GLOBAL_START_GAIN = 0.1
+_ZERO_SUFFIXES = ("adaLN_modulation.1", "mlp_denoise.linear_final", "final_layer.linear")
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, gain: float = 1.0, generator: torch.Generator | None = None) -> None:
+    """Draw a network's published initial weights, in place.
+
+    Linear weights are Xavier uniform with `gain` (the embedder's skip always 0.1), the time layers normal with std 0.02, biases
+    0, modulations and read-outs 0: both branches put out exactly 0.
+
+    Args:
+        model: a PRDiT, or any network with its key names.
+        gain: 1 at construction; 0.1 when stage 2 starts from a stage-1 checkpoint.
+        generator: source of the numbers (the global one by default).
+    Source: SPEC §1.8.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        if not isinstance(module, nn.Linear):
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if name.endswith(_ZERO_SUFFIXES):
+            nn.init.zeros_(module.weight)
+        elif name.startswith("t_embedder."):
+            nn.init.normal_(module.weight, std=TIME_STD, generator=generator)
+        else:
+            is_skip = name.endswith("patch_embedder.skip")
+            nn.init.xavier_uniform_(module.weight, gain=SKIP_GAIN if is_skip else gain, generator=generator)
+
+
+def start_global(model: "PRDiT", local_state_dict: Mapping[str, Tensor]) -> None:
+    """Turn a fresh depth > 0 model into the start of stage 2: initialise at gain 0.1, then load the local branch, frozen.
+
+    Args:
+        model: the network to be trained in stage 2.
+        local_state_dict: weights of a depth-0 model of the same patches and widths.
+    Raises: ValueError: if the model has no refiner, or keys are missing, extra or misshapen (all are listed; the model is
+        left untouched).
+    Source: SPEC §1.8, §4.
+    """
+    if model.config.depth == 0:
+        raise ValueError("start_global needs a model with depth > 0, got depth 0: that is stage 1 itself.")
+    expected = model.local_state_dict()
+    missing = sorted(set(expected) - set(local_state_dict))
+    extra = sorted(set(local_state_dict) - set(expected))
+    misshapen = [
+        f"{key}: {tuple(local_state_dict[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in sorted(set(expected) & set(local_state_dict))
+        if local_state_dict[key].shape != expected[key].shape
+    ]
+    if missing or extra or misshapen:
+        raise ValueError(
+            f"The local checkpoint does not fit this model: missing {missing}, extra {extra}, misshapen {misshapen}. "
+            "Use a depth-0 checkpoint trained with the same patch size, stride, hidden size and channels."
+        )
+    initialize(model, GLOBAL_START_GAIN)
+    with torch.no_grad():
+        for key, parameter in expected.items():
+            parameter.copy_(local_state_dict[key])
+    model.freeze_local()
