@@ -1,0 +1,390 @@
+"""Synthetic chest phantoms written as real DICOM CT series: data for the demo and the tests, from a seed.
+
+The anatomy is a function of LPS world position (mm, origin in the middle of the chest), so that every acquisition
+orientation shows the same patient: heart and smaller lung on the patient's left, liver under the right lung, spine
+posterior, trachea superior. A localizer and a series with missing slices come with it.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from storage.files import write_bytes_atomic
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How one phantom patient is scanned.
+
+    Attributes:
+        name: orientation in words.
+        position: DICOM PatientPosition.
+        row, column: direction cosines (LPS) of image x and y.
+        num_pixels: rows and columns.
+        pixel_mm, slice_mm: distances.
+        slope, intercept: rescale.
+        fov_fill: True when a circular field of view is filled with a declared padding value.
+        kernel: ConvolutionKernel.
+    """
+
+    name: str
+    position: str
+    row: tuple[float, float, float]
+    column: tuple[float, float, float]
+    num_pixels: int
+    pixel_mm: float
+    slice_mm: float
+    slope: float
+    intercept: float
+    fov_fill: bool
+    kernel: str
+
+
+def _rotated(x_deg: float, z_deg: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    a, b = np.deg2rad(x_deg), np.deg2rad(z_deg)
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    matrix = about_z @ about_x
+    row, column = (tuple(float(round(v, 10)) for v in matrix[:, k]) for k in (0, 1))
+    return row, column  # type: ignore[return-value]
+
+
+_OBLIQUE = _rotated(5.0, 7.0)
+_X, _Y = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+_RIGHT, _FRONT = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)
+ACQUISITIONS = (
+    Acquisition("head first supine", "HFS", _X, _Y, 320, 0.82, 2.5, 1.0, -1024.0, False, "STANDARD"),
+    Acquisition("prone", "HFP", _RIGHT, _FRONT, 288, 0.92, 3.0, 1.0, -1024.0, False, "B40f"),
+    Acquisition("feet first supine", "FFS", _RIGHT, _Y, 288, 0.94, 2.5, 1.0, 0.0, True, "LUNG"),
+    Acquisition("oblique", "HFS", _OBLIQUE[0], _OBLIQUE[1], 304, 0.90, 3.0, 1.0, -1024.0, False, "B70f"),
+    Acquisition("head first supine, filled field of view", "HFS", _X, _Y, 320, 0.84, 2.0, 1.0, -1024.0, True, "FC51"),
+    Acquisition("feet first prone", "FFP", _X, _FRONT, 272, 0.98, 3.0, 0.5, -1024.0, False, "B"),
+    Acquisition("head first supine, thin slices", "HFS", _X, _Y, 272, 0.96, 1.5, 1.0, -1024.0, False, "BONE"),
+    Acquisition("head first supine, wide field", "HFS", _X, _Y, 304, 0.98, 2.5, 1.0, -1024.0, True, "C"),
+)
+_HALF_HEIGHT_MM = 124.0  # z extent of every scan around the chest's middle
+_PADDING = -2000
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One phantom patient's measures, drawn from a seed (mm, HU)."""
+
+    half_width: float
+    half_depth: float
+    lung_scale: float
+    lung_hu: float
+    heart: float
+    liver_top: float
+    table_front: bool
+    vessels: Array  # (n, 7): start xyz, end xyz, radius
+
+    @classmethod
+    def draw(cls, seed: int, patient: int, *, table_front: bool = False) -> "Anatomy":
+        """The anatomy of patient number `patient`."""
+        rng = np.random.default_rng([seed, patient])
+        # Plain floats: a NumPy scalar would make every array below float64.
+        width, depth, scale = (float(rng.uniform(*limits)) for limits in ((108, 121), (78, 92), (0.9, 1.06)))
+        return cls(
+            half_width=width,
+            half_depth=depth,
+            lung_scale=scale,
+            lung_hu=float(rng.uniform(-880, -820)),
+            heart=float(rng.uniform(0.9, 1.12)),
+            liver_top=float(rng.uniform(-62, -42)),
+            table_front=table_front,
+            vessels=_draw_vessels(rng, width, scale),
+        )
+
+    def hu(self, x: Array, y: Array, z: Array) -> Array:
+        """HU at LPS positions (mm from the chest's middle), any shape."""
+        a = self.half_width * (1 - 0.10 * np.clip((z - 60) / 64, 0, 1) ** 2)
+        b = self.half_depth * (1 - 0.12 * np.clip((z - 60) / 64, 0, 1) ** 2)
+        radius = np.hypot(x / a, y / b) + 0.02 * np.cos(4 * np.arctan2(y, x))  # body outline at 1
+        side = -1.0 if self.table_front else 1.0
+        plate = np.abs(side * y - (self.half_depth + 7) + 0.0012 * x * x)
+        hu = np.where((plate < 3) & (np.abs(x) < 95), np.float32(-380), np.float32(-1000))
+        hu = _paint(hu, (1 - radius) * b, -95.0)  # fat
+        hu = _paint(hu, (0.93 - radius) * b, 48.0)  # muscle
+        wave = np.cos(2 * np.pi * (z + 0.45 * y) / 26)
+        rib = np.minimum((0.045 - np.abs(radius - 0.865)) * b, (wave - 0.1) * 5)
+        hu = _paint(hu, np.minimum(rib, 112 - np.abs(z)), 420.0)
+        hu = self._lungs(hu, x, y, z)
+        hu = self._mediastinum(hu, x, y, z)
+        hu = self._spine(hu, x, y, z)
+        return hu.astype(np.float32)
+
+    def _lungs(self, hu: Array, x: Array, y: Array, z: Array) -> Array:
+        s, w, d = self.lung_scale, self.half_width, self.half_depth
+        right = _ellipsoid(x + 0.44 * w, y - 2, z - 2, 0.37 * w * s, 0.70 * d * s, 106 * s)
+        left = _ellipsoid(x - 0.46 * w, y - 4, z - 6, 0.32 * w * s, 0.66 * d * s, 98 * s)
+        dome = _ellipsoid(x + 0.40 * w, y + 4, z - (self.liver_top - 70), 0.62 * w, 0.80 * d, 70)
+        stomach = _ellipsoid(x - 0.42 * w, y - 2, z - (self.liver_top - 86), 0.50 * w, 0.72 * d, 70)
+        gravity = 55 * np.clip(y / d, -1, 1) * (-1 if self.table_front else 1)
+        lungs = np.minimum(np.maximum(right, left), np.minimum(-dome, -stomach))
+        hu = _paint(hu, lungs, self.lung_hu + gravity)
+        inside = lungs > 2
+        if inside.any():  # vessels: only the voxels of the lungs, only the branches this slice meets
+            xs, ys, zs, values = x[inside], y[inside], z[inside], hu[inside]
+            low, high = zs.min(), zs.max()
+            for x0, y0, z0, x1, y1, z1, r in self.vessels.tolist():
+                if high < min(z0, z1) - r - 1 or low > max(z0, z1) + r + 1:
+                    continue
+                values = _paint(values, r - _segment_distance(xs, ys, zs, (x0, y0, z0), (x1, y1, z1)), 35.0)
+            hu[inside] = values
+        body = 0.9 - np.hypot(x / w, y / d)
+        hu = _paint(hu, np.minimum(dome, body * d), 60.0)
+        return _paint(hu, np.minimum(stomach, body * d) - 2, 12.0)
+
+    def _mediastinum(self, hu: Array, x: Array, y: Array, z: Array) -> Array:
+        k, w, d = self.heart, self.half_width, self.half_depth
+        heart = _ellipsoid(x - 0.20 * w, y + 0.26 * d, z + 26, 0.36 * w * k, 0.42 * d * k, 46 * k)
+        hu = _paint(hu, _ellipsoid(x, y + 0.1 * d, z - 10, 0.17 * w, 0.55 * d, 140), 20.0)
+        hu = _paint(hu, heart, 45.0)
+        hu = _paint(hu, _ellipsoid(x - 0.24 * w, y + 0.25 * d, z + 30, 0.20 * w * k, 0.22 * d * k, 28 * k), 130.0)
+        hu = _paint(hu, 12 - np.hypot(x - 0.16 * w, y - 0.36 * d), 125.0)  # descending aorta, left of the spine
+        arch = 13 - np.hypot(np.hypot(x - 4, y - 2) - 20, z - 42)
+        hu = _paint(hu, np.where(x > -6, arch, -1), 125.0)
+        trachea = np.minimum(8 - np.hypot(x + 2, y - 0.10 * d), z - 22)
+        for bronchus in ((-2.0, -38.0, -6.0), (-2.0, 42.0, -14.0)):
+            start, end, low = bronchus
+            tube = 5.5 - _segment_distance(x, y, z, (start, 0.10 * d, 24.0), (end, 0.16 * d, low))
+            trachea = np.maximum(trachea, tube)
+        hu = _paint(hu, trachea + 2, 30.0)
+        hu = _paint(hu, trachea, -990.0)
+        sternum = np.minimum(5 - np.abs(y + 0.84 * d), 14 - np.abs(x))
+        return _paint(hu, np.minimum(sternum, z + 60), 260.0)
+
+    def _spine(self, hu: Array, x: Array, y: Array, z: Array) -> Array:
+        centre = 0.55 * self.half_depth
+        disc = np.where(np.cos(2 * np.pi * z / 24) > -0.72, 0.0, -150.0)
+        hu = _paint(hu, 17 - np.hypot(x, (y - centre) * 1.15), 230.0 + disc)
+        hu = _paint(hu, 13 - np.hypot(x * 0.8, y - centre - 22), 300.0)
+        hu = _paint(hu, 8 - np.hypot(x, y - centre - 21), 25.0)
+        wings = np.minimum(4 - np.abs(y - centre - 20 + 0.2 * np.abs(x)), 30 - np.abs(x))
+        wings = np.minimum(wings, np.abs(x) - 9)
+        return _paint(hu, np.where(np.cos(2 * np.pi * z / 24) > 0.2, wings, -1), 320.0)
+
+
+def _paint(hu: Array, inside_mm: Array, value: "float | Array") -> Array:
+    """Blend a tissue in where the (approximate) signed distance is positive; the edge is 1.5 mm soft."""
+    weight = np.clip(inside_mm / np.float32(1.5) + np.float32(0.5), 0, 1)
+    painted: Array = hu + weight * (value - hu)
+    return painted
+
+
+def _ellipsoid(x: Array, y: Array, z: Array, a: float, b: float, c: float) -> Array:
+    """Approximate signed distance (mm, positive inside) to an ellipsoid of half axes a, b, c."""
+    inside: Array = (1 - np.sqrt((x / a) ** 2 + (y / b) ** 2 + (z / c) ** 2)) * min(a, b, c)
+    return inside
+
+
+def _segment_distance(
+    x: Array, y: Array, z: Array, start: tuple[float, float, float], end: tuple[float, float, float]
+) -> Array:
+    d = [b - a for a, b in zip(start, end, strict=True)]
+    t = np.clip(((x - start[0]) * d[0] + (y - start[1]) * d[1] + (z - start[2]) * d[2]) / sum(c * c for c in d), 0, 1)
+    distance: Array = np.sqrt(
+        (x - start[0] - t * d[0]) ** 2 + (y - start[1] - t * d[1]) ** 2 + (z - start[2] - t * d[2]) ** 2
+    )
+    return distance
+
+
+def _draw_vessels(rng: np.random.Generator, half_width: float, scale: float) -> Array:
+    """Two generations of straight branches from each hilum: (n, 7)."""
+    rows = []
+    for side, reach in ((-1.0, 0.66), (1.0, 0.62)):
+        hilum = np.array([side * 0.22 * half_width, 6.0, -2.0])
+        for _ in range(9):
+            direction = np.array([side * rng.uniform(0.2, 1.0), rng.uniform(-1, 1), rng.uniform(-1.2, 1.2)])
+            middle = hilum + direction / np.linalg.norm(direction) * rng.uniform(22, 36)
+            rows.append([*hilum, *middle, rng.uniform(2.2, 4.2)])
+            for _ in range(2):
+                turn = direction + rng.normal(0, 0.6, 3)
+                end = middle + turn / np.linalg.norm(turn) * rng.uniform(18, 40) * scale
+                end[0] = side * min(abs(end[0]), reach * half_width)
+                rows.append([*middle, *end, rng.uniform(1.2, 2.2)])
+    return np.asarray(rows, dtype=np.float32)
+
+
+def write_demo_data(
+    directory: Path,
+    *,
+    num_patients: int = 8,
+    seed: int = 7,
+    small: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Write phantom patients as DICOM series, a localizer of the first and one more patient with missing slices.
+
+    Same arguments, same bytes. Files already there under the same names are replaced; nothing else is touched.
+
+    Args:
+        directory: made when missing.
+        num_patients: complete patients, at least 1; orientations, spacings and rescale tags repeat after eight.
+        seed: of anatomy and noise.
+        small: 44 × 44 pixels and 6 mm slices, for tests.
+        progress: called with (done, total) series.
+    Returns: one entry a series: patient_id, series_uid, folder, num_slices, orientation, expected (verdict or reason).
+    Raises: ValueError: num_patients below 1.
+    """
+    if num_patients < 1:
+        raise ValueError(f"num_patients is {num_patients}; expected at least 1.")
+    total = num_patients + 2
+    series: list[dict[str, Any]] = []
+    for patient in range(num_patients + 1):
+        broken = patient == num_patients
+        acquisition = _small(ACQUISITIONS[patient % len(ACQUISITIONS)], small or broken)
+        series.append(_write_series(directory, patient, seed, acquisition, broken=broken))
+        if progress:
+            progress(len(series), total)
+    series.append(_write_localizer(directory, seed, small=small))
+    if progress:
+        progress(len(series), total)
+    return series
+
+
+def _small(acquisition: Acquisition, small: bool) -> Acquisition:
+    if not small:
+        return acquisition
+    pixel = round(acquisition.num_pixels * acquisition.pixel_mm / 44, 3)
+    return Acquisition(**{**acquisition.__dict__, "num_pixels": 44, "pixel_mm": pixel, "slice_mm": 6.0})
+
+
+def _write_series(directory: Path, patient: int, seed: int, scan: Acquisition, *, broken: bool) -> dict[str, Any]:
+    anatomy = Anatomy.draw(seed, patient, table_front=scan.position.endswith("P"))
+    rng = np.random.default_rng([seed, patient, 1])
+    row, column = np.array(scan.row), np.array(scan.column)
+    normal = np.cross(row, column)
+    num_slices = int(2 * _HALF_HEIGHT_MM / scan.slice_mm)
+    centre = np.array([rng.uniform(-6, 6), rng.uniform(-150, -120), rng.uniform(-300, 300)]).round(2)
+    in_plane = (np.arange(scan.num_pixels) - (scan.num_pixels - 1) / 2) * scan.pixel_mm
+    u, v = np.meshgrid(in_plane, in_plane)
+    outside_fov = np.hypot(u, v) > in_plane[-1] + scan.pixel_mm / 2
+    name = f"patient-{patient + 1:04d}" + ("-incomplete" if broken else "")
+    folder = directory / name / "chest"
+    uid = _uid(seed, patient, "series", scan.num_pixels, broken)
+    written = 0
+    for index in range(num_slices):
+        noise = rng.normal(0, 14, (scan.num_pixels, scan.num_pixels)).astype(np.float32)  # drawn for left-out ones too
+        if broken and num_slices // 2 <= index < num_slices // 2 + 3:
+            continue
+        offset = (index - (num_slices - 1) / 2) * scan.slice_mm
+        x, y, z = ((u * row[k] + v * column[k] + offset * normal[k]).astype(np.float32) for k in range(3))
+        stored = np.rint((np.maximum(anatomy.hu(x, y, z) + noise, -1024) - scan.intercept) / scan.slope)
+        if scan.fov_fill:
+            stored[outside_fov] = _PADDING
+        corner = centre + row * in_plane[0] + column * in_plane[0] + normal * offset
+        data = _ct_slice(seed, patient, scan, stored.astype(np.int16), index, corner, uid)
+        write_bytes_atomic(folder / f"IM{index + 1:04d}.dcm", _dicom_bytes(data))
+        written += 1
+    return {
+        "patient_id": f"PHANTOM-{patient + 1:04d}",
+        "series_uid": uid,
+        "folder": folder.relative_to(directory).as_posix(),
+        "num_slices": written,
+        "orientation": scan.name,
+        "pixel_mm": scan.pixel_mm,
+        "slice_mm": scan.slice_mm,
+        "centre_mm": [float(c) for c in centre],
+        "expected": "missing_slices" if broken else "committed",
+    }
+
+
+def _write_localizer(directory: Path, seed: int, *, small: bool) -> dict[str, Any]:
+    scan = Acquisition("coronal", "HFS", _X, (0.0, 0.0, -1.0), 48 if small else 192, 1.4, 1.0, 1.0, 0.0, False, "T20f")
+    uid = _uid(seed, 0, "localizer", scan.num_pixels, False)
+    pixels = np.tile(np.linspace(-200, 400, scan.num_pixels), (scan.num_pixels, 1)).astype(np.int16)
+    data = _ct_slice(seed, 0, scan, pixels, 0, np.array([-134.0, -130.0, 134.0]), uid)
+    data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    data.SeriesDescription = "Topogram"
+    folder = directory / "patient-0001" / "localizer"
+    write_bytes_atomic(folder / "IM0001.dcm", _dicom_bytes(data))
+    return {
+        "patient_id": "PHANTOM-0001",
+        "series_uid": uid,
+        "folder": folder.relative_to(directory).as_posix(),
+        "num_slices": 1,
+        "orientation": scan.name,
+        "expected": "localizer",
+    }
+
+
+def _ct_slice(
+    seed: int,
+    patient: int,
+    scan: Acquisition,
+    stored: NDArray[np.int16],
+    index: int,
+    corner: NDArray[np.float64],
+    uid: str,
+) -> Dataset:
+    """One CT Image Storage data set; stored values are signed 16 bit."""
+    data = Dataset()
+    data.SOPClassUID = CTImageStorage
+    data.SOPInstanceUID = _uid(seed, patient, uid, index, scan.num_pixels)
+    data.StudyInstanceUID = _uid(seed, patient, "study", scan.num_pixels, 0)
+    data.SeriesInstanceUID = uid
+    data.FrameOfReferenceUID = _uid(seed, patient, "frame", scan.num_pixels, 0)
+    data.Modality = "CT"
+    data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.PatientID = f"PHANTOM-{patient + 1:04d}"
+    data.PatientName = f"Phantom^Number{patient + 1:04d}"
+    data.PatientSex = "FM"[patient % 2]
+    data.PatientAge = f"{45 + 3 * patient % 40:03d}Y"
+    data.PatientPosition = scan.position
+    data.StudyDate = "20200101"
+    data.StudyID = "1"
+    data.SeriesNumber = 1
+    data.SeriesDescription = "Synthetic chest phantom"
+    data.BodyPartExamined = "CHEST"
+    data.Manufacturer = "prdit phantom"
+    data.ManufacturerModelName = "Phantom 1"
+    data.ConvolutionKernel = scan.kernel
+    data.KVP = 120
+    data.SliceThickness = scan.slice_mm
+    data.InstanceNumber = index + 1
+    data.ImageOrientationPatient = [_ds(v) for v in (*scan.row, *scan.column)]
+    data.ImagePositionPatient = [_ds(v) for v in corner]
+    data.PixelSpacing = [_ds(scan.pixel_mm)] * 2
+    data.Rows, data.Columns = stored.shape
+    data.SamplesPerPixel = 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.RescaleSlope, data.RescaleIntercept, data.RescaleType = _ds(scan.slope), _ds(scan.intercept), "HU"
+    if scan.fov_fill:
+        data.add_new("PixelPaddingValue", "SS", _PADDING)
+    data.PixelData = np.ascontiguousarray(stored, dtype="<i2").tobytes()
+    return data
+
+
+def _dicom_bytes(data: Dataset) -> bytes:
+    buffer = pydicom.filebase.DicomBytesIO()
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = data.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta = meta
+    pydicom.dcmwrite(buffer, data, enforce_file_format=True)
+    return bytes(buffer.getvalue())
+
+
+def _ds(value: float) -> str:
+    """A DICOM decimal string: at most 16 characters."""
+    return f"{float(value):.10g}"[:16]
+
+
+def _uid(seed: int, patient: int, *words: object) -> str:
+    """A deterministic UUID-derived UID (2.25 root)."""
+    digest = hashlib.sha256(repr((seed, patient, words)).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
