@@ -1,14 +1,13 @@
 """The Prefect task of stage ingest."""
 
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.stage import ingest_stage
 from tasks.orchestration import as_state, task_progress
-from tasks.stage import RunContext
+from tasks.stage import RunContext, StageOutcome
 
 
 @task(name="ingest", persist_result=False)
@@ -19,7 +18,7 @@ def ingest_task(
     context: RunContext,
     num_workers: int | None,
     patient_key_file: str | None,
-) -> Any:
+) -> StageOutcome:
     """Folder of scans -> store reference."""
     with task_progress("ingest") as progress:
         outcome = ingest_stage(

@@ -110,12 +110,12 @@ class Training:
         with autocast:
             output = assembly.model(assembly.process.q_sample(x0, t, eps), t)
         losses = assembly.process.losses(output.float(), x0, eps)
-        values = {name: float(value) for name, value in losses.items()}
+        values = {name: float(value.detach()) for name, value in losses.items()}
         self.step += 1
-        if self.first_loss is None:
-            self.first_loss = values["loss"]
         if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
             return self._skip(values["loss"])
+        if self.first_loss is None:
+            self.first_loss = values["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)

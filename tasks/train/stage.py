@@ -36,7 +36,7 @@ def train(
     def body(run: StageRun) -> Ref:
         provenance = run.provenance | {"inputs": {role: ref.model_dump() for role, ref in inputs.items()}}
         spec = TrainSpec(
-            stage=stage.name,  # type: ignore[arg-type]  # the two names are the literal's
+            stage=stage.name,
             config=config.model_dump(mode="json"),
             store=store,
             split=split,

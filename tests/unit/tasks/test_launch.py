@@ -1,0 +1,117 @@
+"""The training subprocess as processes see it: kills, orphans, refusals. Real processes, really killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from storage.artifacts import Ref, verify_artifact
+from storage.checkpoints import load_tensors
+from tasks.stage import StageRun
+from tasks.train.launch import TrainingFailedError, launch
+from tasks.train.spec import TrainSpec
+from tests.factories import global_config, local_config, make_split, make_store, train_spec
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
+    root = tmp_path_factory.mktemp("data")
+    store = make_store(root / "store")
+    return store, make_split(root / "split", store, ["v0", "v1"], ["v2"])
+
+
+def start(spec: TrainSpec, progress: Any = lambda done, total: None) -> Ref:
+    return launch(spec, StageRun(spec.directory, None, "", {}), progress)
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition did not come true in time"
+        time.sleep(0.1)
+
+
+def resume_steps(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "work" / "checkpoints").glob("step-*"))
+
+
+def test_configuration_in_reference_out(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    spec = train_spec(local_config(), *data, tmp_path / "local")
+    seen: list[tuple[int, int]] = []
+    ref = start(spec, lambda done, total: seen.append((done, total)))
+    verify_artifact(ref)
+    assert ref.kind == "checkpoint-local"
+    assert seen[-1] == (6, 6)
+    assert not resume_steps(spec.directory)  # the artifact is whole; resumable states are not kept beside it
+
+
+def test_kill_minus_nine_then_again_gives_the_same_weights(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    config = local_config(steps=30, val_every=30, checkpoint_every=5)
+    whole = start(train_spec(config, *data, tmp_path / "whole"))
+    spec = train_spec(config, *data, tmp_path / "killed")
+
+    def kill_after_ten(done: int, total: int) -> None:
+        if done >= 10 and not killed:
+            child = next(p for p in psutil.Process().children() if "tasks.train" in p.cmdline())
+            child.kill()
+            killed.append(child.pid)
+
+    killed: list[int] = []
+    with pytest.raises(TrainingFailedError, match="exit code -9.*goes on from"):
+        start(spec, kill_after_ten)
+    assert resume_steps(spec.directory)
+    again = start(spec)
+    for name in ("model", "ema"):
+        a, b = load_tensors(whole.path / f"{name}.safetensors"), load_tensors(again.path / f"{name}.safetensors")
+        assert all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_bad_input_comes_back_as_its_own_message(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    first = train_spec(local_config(), *data, tmp_path / "local")
+    local = start(first)
+    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "global", local=local)
+    with pytest.raises(ValueError, match=r"^train_global.noise_std 1.0 differs"):
+        start(spec)
+
+
+PARENT = """
+    import logging, sys
+    from pathlib import Path
+    from tasks.stage import StageRun
+    from tasks.train.launch import launch
+    from tasks.train.spec import TrainSpec
+    spec = TrainSpec.model_validate_json(Path(sys.argv[1]).read_text())
+    launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_training_dies_with_its_parent_and_saves_first(
+    data: tuple[Ref, Ref], tmp_path: Path, number: signal.Signals
+) -> None:
+    spec = train_spec(
+        local_config(steps=100_000, val_every=100_000, checkpoint_every=100_000), *data, tmp_path / "orphan"
+    )
+    path = tmp_path / "spec.json"
+    path.write_text(spec.model_dump_json())
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(PARENT), str(path)], stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: (spec.directory / "work" / "metrics.jsonl").is_file())
+        child = psutil.Process(parent.pid).children()[0]
+        os.kill(parent.pid, number)
+        parent.wait(30)
+        wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 30)
+    finally:
+        if parent.poll() is None:
+            parent.kill()
+        if parent.stderr:
+            parent.stderr.close()
+    assert len(resume_steps(spec.directory)) == 1  # saved where it was stopped, long before checkpoint_every

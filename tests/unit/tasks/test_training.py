@@ -1,0 +1,171 @@
+"""The training loop: resume, skipping, EMA, frozen branch, validation, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storage.artifacts import Ref
+from storage.checkpoints import load_tensors
+from tasks.train.__main__ import _commit
+from tasks.train.check import check_training
+from tasks.train.data import batch_indices
+from tasks.train.loop import Stopped, Training
+from tasks.train.setup import assemble
+from tasks.train.spec import TrainSpec
+from tests.factories import global_config, local_config, make_split, make_store, train_spec
+
+
+def run(spec: TrainSpec, stop_after: int | None = None) -> Training:
+    training = Training(assemble(spec), spec)
+    training.run(lambda: stop_after is not None and training.step >= stop_after)
+    return training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
+    root = tmp_path_factory.mktemp("data")
+    store = make_store(root / "store")
+    return store, make_split(root / "split", store, ["v0", "v1"], ["v2"])
+
+
+@pytest.fixture(scope="module")
+def local(data: tuple[Ref, Ref], tmp_path_factory: pytest.TempPathFactory) -> Ref:
+    spec = train_spec(local_config(), *data, tmp_path_factory.mktemp("local"))
+    run(spec)
+    return _commit(spec)
+
+
+def test_resumed_training_gives_the_uninterrupted_weights(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
+    spec = train_spec(local_config(), *data, tmp_path / "resumed")
+    with pytest.raises(Stopped, match="step 3 of 6"):
+        run(spec, stop_after=3)
+    run(spec)
+    for name in ("model", "ema"):
+        whole, resumed = (load_tensors(folder / f"{name}.safetensors") for folder in (local.path, spec.directory))
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            np.testing.assert_array_equal(whole[key], resumed[key], err_msg=f"{name} {key}")
+    steps = [json.loads(line)["step"] for line in (spec.directory / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in (local.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
+    spec = train_spec(local_config(), *data, tmp_path / "damaged")
+    with pytest.raises(Stopped):
+        run(spec, stop_after=5)
+    newest = sorted((spec.directory / "work" / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    training = Training(assemble(spec), spec)
+    training.restore()
+    assert training.step == 4
+    training.run(lambda: False)
+    whole, resumed = load_tensors(local.path / "model.safetensors"), load_tensors(spec.directory / "model.safetensors")
+    assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_stage_two_trains_only_the_refiner_and_starts_from_the_ema(
+    data: tuple[Ref, Ref], local: Ref, tmp_path: Path
+) -> None:
+    spec = train_spec(global_config(), *data, tmp_path / "global", local=local)
+    before = assemble(spec).model.state_dict()
+    base = load_tensors(local.path / "ema.safetensors")
+    run(spec)
+    after = load_tensors(spec.directory / "model.safetensors")
+    for key, value in base.items():
+        np.testing.assert_array_equal(after[key], value, err_msg=f"frozen {key} moved")
+    moved = [key for key in after if key not in base and not np.array_equal(after[key], before[key].numpy())]
+    assert any(key.startswith("fine.blocks.0") for key in moved)
+    first = json.loads((spec.directory / "metrics.jsonl").read_text().splitlines()[0])
+    last = json.loads((local.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert first["val/loss_ema"] == pytest.approx(
+        last["val/loss_ema"], rel=1e-6
+    )  # both branches start at the local one
+
+
+def test_loss_at_initialisation_is_the_closed_form(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    """A fresh model outputs 0, so its loss is mean(eps²) + mean(x0²)."""
+    spec = train_spec(local_config(), *data, tmp_path / "closed")
+    assembly = assemble(spec)
+    losses = assembly.validation.losses(assembly.model, assembly.device, 2)
+    x0 = assembly.validation.volumes[0]
+    for t, loss in losses.items():
+        eps = 0.5 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(20_260 + t))
+        assert loss == pytest.approx(float((eps.double() ** 2).mean() + (x0.double() ** 2).mean()), rel=1e-5)
+
+
+def test_ema_warm_up_makes_a_short_runs_average_usable(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    """After 300 steps the EMA is as good as the weights; with the published constant it is still near its zero start."""
+    losses = {}
+    for warmup in (True, False):
+        config = local_config(
+            preset="XS/4/0", steps=300, val_every=300, checkpoint_every=1000, log_every=100, ema_warmup=warmup
+        )
+        spec = train_spec(config, *data, tmp_path / str(warmup))
+        run(spec)
+        points = [json.loads(line) for line in (spec.directory / "metrics.jsonl").read_text().splitlines()]
+        losses[warmup] = (points[-1]["val/loss_ema"], points[-1]["val/loss"], points[0]["val/loss"])
+    ema, raw, _ = losses[True]
+    assert ema <= 1.1 * raw
+    ema, raw, start = losses[False]
+    assert ema > 0.9 * start > 1.5 * raw
+
+
+def test_a_step_without_finite_loss_changes_nothing(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(local_config(steps=1), *data, tmp_path / "nan")
+    assembly = assemble(spec)
+    training = Training(assembly, spec)
+    before = {key: value.clone() for key, value in assembly.model.state_dict().items()}
+    poison = torch.full((2, 1, 16, 16, 16), float("nan"))
+    monkeypatch.setattr(assembly.train, "batch", lambda _: poison)
+    training._train_step()
+    assert training.updates == 0
+    assert all(torch.equal(before[key], value) for key, value in assembly.model.state_dict().items())
+    assert not training.optimizer.state
+
+
+def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(local_config(steps=200, val_every=1000), *data, tmp_path / "diverged")
+    training = Training(assemble(spec), spec)
+    monkeypatch.setattr(training.assembly.train, "batch", lambda _: torch.full((2, 1, 16, 16, 16), float("inf")))
+    with pytest.raises(RuntimeError, match="Lower lr"):
+        training.run(lambda: False)
+
+
+def test_batches_visit_every_volume_once_before_any_twice() -> None:
+    places = [index for step in range(7) for index in batch_indices(5, 3, seed=1, step=step)]
+    for epoch in range(4):
+        assert sorted(places[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
+    assert len({tuple(places[5 * epoch : 5 * epoch + 5]) for epoch in range(4)}) > 1  # shuffled anew
+    assert batch_indices(2, 8, seed=1, step=0).count(0) == 4  # a store smaller than the batch
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_an_empty_role_is_refused(data: tuple[Ref, Ref], tmp_path: Path, role: str) -> None:
+    roles = {"train": ["v0"], "val": ["v1"]} | {role: []}
+    split = make_split(tmp_path / "split", data[0], roles["train"], roles["val"])
+    with pytest.raises(ValueError, match=rf"no volume in role '{role}'.*ingest more"):
+        check_training(split, None, local_config())
+
+
+def test_stage_two_refuses_another_patch_or_size(data: tuple[Ref, Ref], local: Ref) -> None:
+    with pytest.raises(ValueError, match="does not continue the local checkpoint"):
+        check_training(data[1], local, global_config(preset="XS/12/1"))
+    with pytest.raises(ValueError, match="depth 0"):
+        check_training(data[1], local, global_config(preset="XS/10/0"))
+    with pytest.raises(ValueError, match="needs a checkpoint-local"):
+        check_training(data[1], None, global_config())
+
+
+def test_noise_std_of_the_stages_must_agree(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
+    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "std", local=local)
+    with pytest.raises(ValueError, match="noise_std"):
+        assemble(spec)
