@@ -35,20 +35,20 @@ $(STAMP): pyproject.toml constraints.txt
 			echo "Debian: apt-get install python3-venv (or python3.11-venv), then make setup again." >&2; exit 1; fi; \
 		$(PYTHON) -m venv $(VENV); fi
 	@echo "Installing prdit into $(VENV) from $(if $(TORCH_INDEX),$(TORCH_INDEX) (torch) and )the Python package index:"
-	@echo "about 0.6 GB to download with a CPU build of torch, over 3 GB with PyPI's CUDA build (see TORCH_INDEX in README)."
+	@echo "about 0.55 GB to download with a CPU build of torch, over 3 GB with PyPI's CUDA build (see TORCH_INDEX in README)."
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "Installed: $$(du -sh $(VENV) | cut -f1) in $(VENV)."
 
 demo: $(STAMP) ## the whole pipeline on a synthetic phantom, or DICOM=<folder>; KEEP=1 leaves the servers up
-	@$(BIN)/python -m flows.demo --config '$(CONFIG)' $(if $(DICOM),--dicom '$(DICOM)') $(if $(KEEP),--keep)
+	@$(BIN)/prdit demo --config '$(CONFIG)' $(if $(DICOM),--dicom '$(DICOM)') $(if $(KEEP),--keep)
 
 up: $(STAMP) ## start the Prefect server, MLflow server and worker, and deploy prefect.yaml
-	@$(BIN)/python -m flows.demo --up
+	@$(BIN)/prdit up
 
 down: $(STAMP) ## stop what `make up` or `make demo KEEP=1` started
-	@$(BIN)/python -m flows.demo --down
+	@$(BIN)/prdit down
 
 lint: $(STAMP) ## ruff, import contracts, mypy strict
 	@$(BIN)/ruff check --quiet .

@@ -75,7 +75,7 @@ class Services(BaseModel):
 
     Attributes:
         state_dir: absolute path.
-        prefect_url: Prefect's UI; its API is `<prefect_url>/api`.
+        prefect_ui_url: Prefect's UI; its API is `<prefect_ui_url>/api`.
         mlflow_url: MLflow's UI and tracking URI.
         token: random text in the environment of every process we started and of their descendants.
         ready: False while the services are coming up.
@@ -85,7 +85,7 @@ class Services(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state_dir: Path
-    prefect_url: str
+    prefect_ui_url: str
     mlflow_url: str
     token: str
     ready: bool
@@ -94,7 +94,7 @@ class Services(BaseModel):
     @property
     def prefect_api_url(self) -> str:
         """Base URL of Prefect's REST API."""
-        return f"{self.prefect_url}/api"
+        return f"{self.prefect_ui_url}/api"
 
 
 def environment(services: Services) -> dict[str, str]:
@@ -147,7 +147,7 @@ def start(state_dir: Path, *, log: Log = lambda _: None) -> Services:
         (state_dir / name).mkdir(parents=True, exist_ok=True)
     with _locked(state_dir):
         if (services := running(state_dir)) is not None:
-            log(f"services already up: Prefect {services.prefect_url}, MLflow {services.mlflow_url}")
+            log(f"services already up: Prefect {services.prefect_ui_url}, MLflow {services.mlflow_url}")
             return services
         _stop(state_dir, log)
         for attempt in range(1, _PORT_ATTEMPTS + 1):
@@ -162,16 +162,16 @@ def start(state_dir: Path, *, log: Log = lambda _: None) -> Services:
     raise ServiceError(f"No free port could be kept on {HOST} in {_PORT_ATTEMPTS} attempts; see {state_dir / 'logs'}.")
 
 
-def stop(state_dir: Path, *, log: Log = lambda _: None) -> int:
+def stop(state_dir: Path, *, log: Log = lambda _: None) -> list[int]:
     """End the recorded processes and their descendants: SIGTERM, wait, SIGKILL.
 
     A record of processes that are gone, or whose ids now belong to others, is just removed.
 
-    Returns: number of processes ended.
+    Returns: ids of the processes ended, sorted.
     """
     state_dir = state_dir.resolve()
     if not state_dir.is_dir():
-        return 0
+        return []
     with _locked(state_dir):
         return _stop(state_dir, log)
 
@@ -223,7 +223,7 @@ def _start_once(state_dir: Path, log: Log) -> Services:
     prefect_port, mlflow_port = _free_ports(2)
     services = Services(
         state_dir=state_dir,
-        prefect_url=f"http://{HOST}:{prefect_port}",
+        prefect_ui_url=f"http://{HOST}:{prefect_port}",
         mlflow_url=f"http://{HOST}:{mlflow_port}",
         token=uuid.uuid4().hex,
         ready=False,
@@ -242,7 +242,7 @@ def _start_once(state_dir: Path, log: Log) -> Services:
     _wait_until(lambda: _worker_online(services), services, "worker", None)
     services = services.model_copy(update={"ready": True})
     _save(services)
-    log(f"up: Prefect {services.prefect_url}, MLflow {services.mlflow_url}, worker on pool {WORK_POOL!r}")
+    log(f"up: Prefect {services.prefect_ui_url}, MLflow {services.mlflow_url}, worker on pool {WORK_POOL!r}")
     return services
 
 
@@ -324,8 +324,8 @@ def _listens(item: ServiceProcess, port: int) -> bool:
     process = _process(item)
     if process is None:
         return False
-    for member in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error):  # ended meanwhile: the caller's loop says so
+        for member in [process, *process.children(recursive=True)]:
             if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in member.net_connections("tcp")):
                 return True
     return False
@@ -415,10 +415,10 @@ def _ours(services: Services) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-def _stop(state_dir: Path, log: Log) -> int:
+def _stop(state_dir: Path, log: Log) -> list[int]:
     services = _load(state_dir)
     if services is None:
-        return 0
+        return []
     ended: set[psutil.Process] = set()
     # Worker first, while the server still answers: its flow runs can then report how they ended.
     first = services.model_copy(
@@ -431,7 +431,7 @@ def _stop(state_dir: Path, log: Log) -> int:
     (state_dir / RECORD).unlink(missing_ok=True)
     if ended:
         log(f"stopped {len(ended)} processes")
-    return len(ended)
+    return sorted(process.pid for process in ended)
 
 
 def _end(processes: list[psutil.Process], log: Log) -> None:

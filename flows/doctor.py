@@ -1,0 +1,165 @@
+"""`prdit doctor`: is this installation able to run, and if not, what to do about it."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+from pydantic import BaseModel, ConfigDict
+
+from flows import services as local
+
+Status = Literal["ok", "warn", "fail"]
+
+# What breaks outside the bounds, where the failure itself does not say (docs/decisions/0001-dependency-bounds.md).
+_KNOWN_TRAPS = {
+    "fastapi": "with another FastAPI, Prefect 3.8 runs no flow (TypeError: min_items)",
+    "sqlalchemy": "with another SQLAlchemy, Prefect 3.8's scheduler creates no runs and says nothing",
+    "pydicom": "older pydicom has a known vulnerability",
+    "zarr": "newer zarr needs Python 3.12",
+}
+_GPL_DECODER = "pylibjpeg-libjpeg"
+_WARN_FREE_GB = 20.0
+_FAIL_FREE_GB = 2.0
+
+
+class Check(BaseModel):
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        status: `ok`, `warn` (works, with a loss), `fail` (will not work).
+        detail: what was found.
+        remedy: what to do; empty when ok.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_STATE_DIR) -> list[Check]:
+    """Run every check; none raises.
+
+    Args:
+        directory: where stores and stages will be written (its disk is measured); default: the current directory.
+        services_dir: state of the local services, asked when the environment names no server.
+    """
+    services = _local_services(services_dir)
+    prefect_url = os.environ.get("PREFECT_API_URL") or (services and services.prefect_api_url)
+    mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services and services.mlflow_url)
+    checks: list[Callable[[], list[Check]]] = [
+        check_versions,
+        check_torch,
+        check_decoders,
+        lambda: [check_disk(directory or Path.cwd())],
+        lambda: [check_server("Prefect server", prefect_url, "/health", "PREFECT_API_URL")],
+        lambda: [check_server("MLflow server", mlflow_url, "/health", "MLFLOW_TRACKING_URI")],
+    ]
+    return [finding for check in checks for finding in check()]
+
+
+def check_versions(requirements: list[str] | None = None) -> list[Check]:
+    """Installed versions against the bounds prdit declares (a resolver's word is not enough: `pip check` misses some)."""
+    findings = []
+    for text in metadata.requires("prdit") or [] if requirements is None else requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        findings.append(_check_version(requirement))
+    bad = [finding for finding in findings if finding.status != "ok"]
+    good = len(findings) - len(bad)
+    return [Check(name="versions", status="ok", detail=f"{good} of {len(findings)} core packages within bounds"), *bad]
+
+
+def _check_version(requirement: Requirement) -> Check:
+    name = requirement.name
+    remedy = f"pip install '{name}{requirement.specifier}' (or make setup)"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check(name=name, status="fail", detail="not installed", remedy=remedy)
+    if requirement.specifier.contains(version, prereleases=True):
+        return Check(name=name, status="ok", detail=version)
+    trap = _KNOWN_TRAPS.get(name.lower())
+    detail = f"{version} is outside {requirement.specifier}" + (f": {trap}" if trap else "")
+    return Check(name=name, status="fail", detail=detail, remedy=remedy)
+
+
+def check_torch() -> list[Check]:
+    """Threads, GPU, and xformers where it would be used."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [Check(name="torch", status="fail", detail=f"cannot be imported: {error}", remedy="make setup")]
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    findings = [Check(name="torch", status="ok", detail=f"{torch.__version__}, {threads} threads on {cores} cores")]
+    if threads > cores:
+        remedy = "set OMP_NUM_THREADS to the number of cores"
+        findings = [Check(name="torch", status="warn", detail=f"{threads} threads on {cores} cores", remedy=remedy)]
+    if not torch.cuda.is_available():
+        remedy = "small configurations only; see TORCH_INDEX in README for a CUDA build"
+        return [
+            *findings,
+            Check(name="gpu", status="warn", detail="no CUDA device: training runs on CPU", remedy=remedy),
+        ]
+    findings.append(Check(name="gpu", status="ok", detail=torch.cuda.get_device_name(0)))
+    try:
+        detail, status, remedy = metadata.version("xformers"), "ok", ""
+    except metadata.PackageNotFoundError:
+        detail, status, remedy = "not installed: attention falls back to SDPA", "warn", "pip install -e '.[gpu]'"
+    return [*findings, Check(name="xformers", status="ok" if status == "ok" else "warn", detail=detail, remedy=remedy)]
+
+
+def check_decoders() -> list[Check]:
+    """No GPL decoder beside prdit unless somebody chose it."""
+    try:
+        version = metadata.version(_GPL_DECODER)
+    except metadata.PackageNotFoundError:
+        return [Check(name="licences", status="ok", detail=f"{_GPL_DECODER} (GPL-3.0) is not installed")]
+    detail = f"{_GPL_DECODER} {version} is GPL-3.0: what you distribute together with it must be too"
+    return [
+        Check(name="licences", status="warn", detail=detail, remedy=f"pip uninstall {_GPL_DECODER}, unless intended")
+    ]
+
+
+def check_disk(directory: Path) -> Check:
+    """Free space where results go: about 60 MB a volume at 1 mm, and checkpoints."""
+    there = next(path for path in [directory.resolve(), *directory.resolve().parents] if path.exists())
+    free_gb = shutil.disk_usage(there).free / 1e9
+    detail = f"{free_gb:.1f} GB free at {there}"
+    if free_gb >= _WARN_FREE_GB:
+        return Check(name="disk", status="ok", detail=detail)
+    status: Status = "fail" if free_gb < _FAIL_FREE_GB else "warn"
+    return Check(
+        name="disk", status=status, detail=detail, remedy=f"free some space: {_WARN_FREE_GB:.0f} GB is comfortable"
+    )
+
+
+def check_server(name: str, url: str | None, path: str, variable: str) -> Check:
+    """Whether a server answers its health page."""
+    if not url:
+        return Check(name=name, status="warn", detail="none configured", remedy=f"make up, or set {variable}")
+    if not url.startswith(("http://", "https://")):
+        return Check(name=name, status="ok", detail=f"{url} (no server)")
+    try:
+        with urllib.request.urlopen(url.rstrip("/") + path, timeout=5) as answer:
+            return Check(name=name, status="ok", detail=f"{url} answers ({answer.status})")
+    except (OSError, ValueError) as error:
+        remedy = f"make up, or correct {variable}"
+        return Check(name=name, status="fail", detail=f"{url} does not answer: {error}", remedy=remedy)
+
+
+def _local_services(services_dir: Path) -> local.Services | None:
+    try:
+        return local.running(services_dir)
+    except local.ServiceError:
+        return None  # an unreadable record is `make down`'s to report
