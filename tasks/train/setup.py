@@ -8,8 +8,8 @@ import torch
 
 from prdit_models.config import ModelConfig, model_config
 from prdit_models.diffusion import CosineProcess
-from prdit_models.intensity import HounsfieldWindow
 from prdit_models.initialization import start_global
+from prdit_models.intensity import HounsfieldWindow
 from prdit_models.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info, load_tensors
