@@ -1,0 +1,85 @@
+"""Reason codes of exclusions: one table from code to verdict and sentence.
+
+*skipped* means not for us (the file is fine, it is no CT volume); *quarantined* means a CT series that is broken or incomplete. A
+sentence says what, where and what to do, and never carries a patient attribute.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["skipped", "quarantined"]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One row: which verdict a code belongs to, its sentence template, and whether trying again may help."""
+
+    verdict: Verdict
+    sentence: str
+    transient: bool = False
+
+
+REASONS: dict[str, Reason] = {
+    # -- skipped: not for us
+    "not_dicom": Reason("skipped", "{where} is not a DICOM file; nothing to do."),
+    "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
+    "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
+    "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read themselves."),
+    "not_ct": Reason("skipped", "{where} is {detail}, not a CT image; nothing to do."),
+    "not_image": Reason("skipped", "{where} has no image in it ({detail}); nothing to do."),
+    "localizer": Reason("skipped", "{where} is a localizer (scout), not a volume; nothing to do."),
+    "secondary_capture": Reason("skipped", "{where} is a secondary capture page, not a volume; nothing to do."),
+    "derived_reformat": Reason(
+        "skipped", "{where} is derived from another series ({detail}); ingest the original axial series instead."
+    ),
+    "multi_frame": Reason(
+        "skipped",
+        "{where} is a multi-frame image ({detail}), which is not read yet: convert it to single-frame CT images.",
+    ),
+    "duplicate_volume": Reason("skipped", "{where} has the pixels and geometry of volume {detail}; it is kept once."),
+    # -- quarantined: broken
+    "unreadable_file": Reason("quarantined", "{where} cannot be read ({detail}): check permissions and copy it again."),
+    "unreadable_pixels": Reason(
+        "quarantined", "{where} has pixel data that cannot be decoded ({detail}): copy or export the series again."
+    ),
+    "missing_series_uid": Reason("quarantined", "{where} is CT without SeriesInstanceUID: export the series again."),
+    "missing_rescale": Reason(
+        "quarantined",
+        "{where} has no usable RescaleSlope/RescaleIntercept ({detail}), so HU are unknown: export it again with them.",
+    ),
+    "missing_geometry": Reason(
+        "quarantined", "{where} lacks {detail}, so its place in space is unknown: export it again with it."
+    ),
+    "too_few_slices": Reason(
+        "quarantined", "{where} has {detail}: complete the series, or lower ingest.min_slices if it is a whole scan."
+    ),
+    "missing_slices": Reason("quarantined", "{where} has a gap: {detail}. Fetch the missing slices and ingest again."),
+    "duplicate_slices": Reason(
+        "quarantined", "{where} has different slices at one position ({detail}): split the phases or reconstructions."
+    ),
+    "inconsistent_orientation": Reason(
+        "quarantined", "{where} has slices of different orientation ({detail}): split it."
+    ),
+    "inconsistent_spacing": Reason(
+        "quarantined", "{where} has uneven slice or pixel spacing ({detail}): split or export it."
+    ),
+    "inconsistent_shape": Reason("quarantined", "{where} has slices of different size ({detail}): split the series."),
+    "inconsistent_position": Reason(
+        "quarantined", "{where} has slices that do not lie on one line ({detail}): split or export the series again."
+    ),
+    "unsupported_pixels": Reason(
+        "quarantined", "{where} has pixels of an unexpected kind ({detail}): export it as CT."
+    ),
+    "too_large": Reason("quarantined", "{where} would need {detail}: check its spacing and positions."),
+    "worker_died": Reason(
+        "quarantined",
+        "The process reading {where} died ({detail}), usually for lack of memory: ingest again with fewer workers.",
+        transient=True,
+    ),
+    "failed": Reason("quarantined", "{where} could not be ingested ({detail}): please report this.", transient=True),
+}
+
+
+def sentence(reason: str, where: str, detail: str = "") -> str:
+    """The sentence of a reason code for one place (series UID or relative path)."""
+    return REASONS[reason].sentence.format(where=where, detail=detail or "no detail")

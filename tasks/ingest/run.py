@@ -1,0 +1,266 @@
+"""Ingest: a folder of scans -> volume store, with a verdict for every series and every file that is none."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.dicom_attributes import PATIENTS_CSV, check_patient_key, load_patient_key, patient_key, read_patients_csv
+from storage.dicom_scan import ScanResult, SeriesFiles, scan_files
+from storage.errors import SourceError
+from storage.files import read_json, sha256_bytes, sha256_json, write_json_atomic
+from storage.source_files import content_hashes, list_source, listing_digest
+from storage.verdicts import REASONS, sentence
+from storage.volume_store import VolumeStore
+from tasks.fanout import Lost, fan_out
+from tasks.ingest.config import IngestConfig
+from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, make_job
+
+__all__ = ["RECIPE", "Entry", "IngestReport", "ingest", "source_digest"]
+
+LUNG_CUT_WARNING = 0.01
+_MEMORY_MB = 1300
+_LISTS = ("committed", "unchanged", "skipped", "quarantined")
+logger = logging.getLogger("prdit.ingest")
+
+
+class Entry(BaseModel):
+    """One verdict: a series by UID or a file by relative path; a volume id, or a reason code with its sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    series_uid: str | None = None
+    path: str | None = None
+    volume_id: str | None = None
+    reason: str | None = None
+    message: str | None = None
+    num_slices: int | None = None
+    cut: dict[str, float] | None = None
+    seconds: float | None = None
+
+
+class IngestReport(BaseModel):
+    """What one ingest did; `fingerprint` and `store` name the store as it was left."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    store: str
+    committed: list[Entry] = []
+    unchanged: list[Entry] = []
+    skipped: list[Entry] = []
+    quarantined: list[Entry] = []
+    notes: list[str] = []
+
+
+def source_digest(source: Path, cache_file: Path) -> str:
+    """`sha256:<hex>` of a source's relative paths and contents; hashes are cached by size and modification time.
+
+    Raises: SourceError: the folder is missing or empty.
+    """
+    listing = list_source(source)
+    return listing_digest(listing, content_hashes(source, listing.files, cache_file))
+
+
+def ingest(
+    source: Path,
+    store_path: Path,
+    config: IngestConfig,
+    *,
+    num_workers: int | None = None,
+    patient_key_file: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    scheduler: str | None = None,
+) -> IngestReport:
+    """Bring a store up to date with a folder of scans. The source is only read.
+
+    Args:
+        source: folder, searched recursively.
+        store_path: the store, made when missing.
+        config: grid and limits.
+        num_workers: processes; default by cores and memory.
+        patient_key_file: secret for patient keys; default `<store>.patient-key` beside the store.
+        progress: called with (done, total) series.
+        scheduler: address of a running Dask scheduler.
+    Returns: the report; where nothing is usable its `committed` and `unchanged` are empty (the caller decides).
+    Raises:
+        SourceError: the folder is missing, empty or has no CT at all.
+        StoreFormatError: the store has another grid, format or patient key.
+    """
+    source, store_path = Path(source), Path(store_path)
+    listing = list_source(source)
+    store = VolumeStore.create(
+        store_path,
+        spacing_mm=config.spacing_mm,
+        num_levels=config.num_levels,
+        interpolation=config.interpolation,
+    )
+    key_file = patient_key_file or store_path.with_name(store_path.name + ".patient-key")
+    key = load_patient_key(key_file)
+    check_patient_key(store_path, key, key_file)
+    hashes = content_hashes(source, listing.files, store_path / ".cache" / "hashes.json")
+    digest = listing_digest(listing, hashes)
+    mark = {"source_digest": digest, "recipe": RECIPE, "config": config.key_fields()}
+    record_path = store_path / "exclusions" / f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
+    known = _unchanged_report(store, record_path, mark)
+    if known is not None:
+        if progress:
+            progress(1, 1)
+        return known
+    scan = scan_files(source, [name for name in listing.files if name != PATIENTS_CSV])
+    entries, notes = _ingest_scan(source, store, config, scan, hashes, key, num_workers, progress, scheduler)
+    entries += [{"verdict": REASONS[e.reason].verdict, **_fields(e)} for e in scan.excluded]
+    entries += [_other(other) for other in listing.others]
+    lists = {name: _entries(entries, name) for name in _LISTS}
+    report = IngestReport(fingerprint=store.fingerprint(), store=str(store_path.resolve()), notes=notes, **lists)
+    write_json_atomic(record_path, {**mark, **report.model_dump(exclude={"store", "fingerprint"}, exclude_none=True)})
+    for note in notes:
+        logger.warning(note)
+    _refuse_without_ct(source, scan, report)
+    return report
+
+
+def _unchanged_report(store: VolumeStore, record_path: Path, mark: dict[str, Any]) -> IngestReport | None:
+    """The last report of a source with the same bytes, configuration and recipe, as "unchanged"; None when it no longer holds."""
+    try:
+        record = read_json(record_path)
+    except (OSError, ValueError):
+        return None
+    if any(record.get(name) != value for name, value in mark.items()):
+        return None
+    volumes = record["committed"] + record["unchanged"]
+    ids = set(store.volume_ids())
+    if not volumes or any(entry["volume_id"] not in ids for entry in volumes):
+        return None
+    if any(REASONS[entry["reason"]].transient for entry in record["quarantined"]):
+        return None
+    unchanged = sorted(volumes, key=lambda entry: str(entry["series_uid"]))
+    return IngestReport(
+        fingerprint=store.fingerprint(),
+        store=str(store.path.resolve()),
+        unchanged=[Entry(**{**entry, "seconds": None}) for entry in unchanged],
+        skipped=record["skipped"],
+        quarantined=record["quarantined"],
+        notes=record["notes"],
+    )
+
+
+def _ingest_scan(
+    source: Path,
+    store: VolumeStore,
+    config: IngestConfig,
+    scan: ScanResult,
+    hashes: dict[str, str],
+    key: bytes,
+    num_workers: int | None,
+    progress: Callable[[int, int], None] | None,
+    scheduler: str | None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Ingest the series that are not in the store yet; (entries with their verdict, notes)."""
+    records = [store.commit_record(volume_id) for volume_id in store.volume_ids()]
+    have = {r["source"].get("series_digest"): r for r in records if r["source"].get("recipe") == RECIPE}
+    named = read_patients_csv(source)
+    entries: list[dict[str, Any]] = []
+    jobs: list[SeriesJob] = []
+    unknown = 0
+    for series in scan.series:
+        digest = sha256_json(sorted(hashes[name] for name in series.files))
+        patient = patient_key(key, _patient_id(series, named), series.series_uid)
+        unknown += not patient[1]
+        if digest in have:
+            entries.append(_unchanged_entry(have[digest], series))
+        else:
+            jobs.append(make_job(series, source, store.path, digest, patient, config))
+    total, present = len(scan.series), len(entries)
+    if progress:
+        progress(present, total)
+
+    def advance(done: int, _: int) -> None:
+        if progress:
+            progress(present + done, total)
+
+    results = fan_out(
+        ingest_series, jobs, num_workers=num_workers, progress=advance, memory_mb=_MEMORY_MB, scheduler=scheduler
+    )
+    for job, result in zip(jobs, results, strict=True):
+        if isinstance(result, Lost):
+            text = sentence(result.reason, f"series {job.series_uid}", result.detail)
+            result = {
+                "verdict": "quarantined",
+                "series_uid": job.series_uid,
+                "reason": result.reason,
+                "message": text,
+                "num_slices": len(job.files),
+            }
+        entries.append(result)
+        _remove_superseded(store, records, result)
+    return entries, _notes(entries, unknown)
+
+
+def _unchanged_entry(record: dict[str, Any], series: SeriesFiles) -> dict[str, Any]:
+    entry = {"series_uid": series.series_uid, "volume_id": record["volume_id"], "cut": record["source"]["cut"]}
+    return {"verdict": "unchanged", "num_slices": len(series.files), **entry}
+
+
+def _remove_superseded(store: VolumeStore, records: list[dict[str, Any]], entry: dict[str, Any]) -> None:
+    """A series that came again with other content replaces its old volume; one scan must not count twice."""
+    if entry["verdict"] != "committed":
+        return
+    for record in records:
+        same = record["source"].get("series_uid") == entry["series_uid"]
+        if same and record["volume_id"] != entry["volume_id"]:
+            store.remove(record["volume_id"])
+
+
+def _patient_id(series: SeriesFiles, named: dict[str, str]) -> str:
+    """PatientID of a series; without one, what patients.csv says for its UID, its file or a folder above."""
+    if series.patient_id or series.series_uid in named:
+        return series.patient_id or named[series.series_uid]
+    first = Path(series.files[0])
+    places = [first.as_posix(), *(parent.as_posix() for parent in first.parents)]
+    return next((named[place] for place in places if place in named), "")
+
+
+def _notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
+    notes = []
+    if unknown:
+        notes.append(
+            f"{unknown} series carry no PatientID and are not in {PATIENTS_CSV}: each counts as a patient of its own, so "
+            "scans of one person may land in different roles."
+        )
+    for entry in entries:
+        if entry.get("cut") and entry["cut"]["lung"] > LUNG_CUT_WARNING:
+            notes.append(
+                f"Series {entry['series_uid']}: the default view (256 voxels wide) cuts {entry['cut']['lung']:.1%} of the "
+                f"lung and {entry['cut']['body']:.1%} of the body."
+            )
+    return notes
+
+
+def _fields(excluded: Any) -> dict[str, Any]:
+    return {name: getattr(excluded, name) for name in ("series_uid", "path", "reason", "message", "num_slices")}
+
+
+def _other(other: tuple[str, str, str]) -> dict[str, Any]:
+    path, reason, detail = other
+    verdict = REASONS[reason].verdict
+    return {"verdict": verdict, "path": path, "reason": reason, "message": sentence(reason, path, detail)}
+
+
+def _entries(entries: Sequence[dict[str, Any]], verdict: str) -> list[Entry]:
+    chosen = [{k: v for k, v in e.items() if k != "verdict"} for e in entries if e["verdict"] == verdict]
+    chosen.sort(key=lambda e: (str(e.get("series_uid") or ""), str(e.get("path") or "")))
+    return [Entry(**entry) for entry in chosen]
+
+
+def _refuse_without_ct(source: Path, scan: ScanResult, report: IngestReport) -> None:
+    """Raise when not one item of the source has to do with CT: most likely the wrong folder was given."""
+    foreign = {"not_dicom", "archive", "not_regular_file", "dicomdir", "not_ct"}
+    found = [entry.reason or "" for entry in (*report.skipped, *report.quarantined)]
+    if scan.series or any(reason not in foreign for reason in found):
+        return
+    counts = ", ".join(f"{found.count(reason)} {reason}" for reason in sorted(set(found)))
+    advice = " Unpack the archives first." if "archive" in found else " Give a folder with DICOM CT series."
+    raise SourceError(f"No CT in {source}: {counts or 'no files'}.{advice}")
