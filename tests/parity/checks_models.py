@@ -1,0 +1,226 @@
+"""Networks and their parts against the recorded arrays."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prdit_models.attention import Attention
+from prdit_models.config import model_config, preset_names
+from prdit_models.embeddings import position_table, timestep_embedding
+from prdit_models.initialization import initialize
+from prdit_models.patches import extract_patches, unpatchify
+from prdit_models.prdit import PRDiT, trainable_parameters
+from tests.parity.measure import Measure, close, exact, relative
+from tests.parity.sets import Entry, arrays, build, shapes_of, side_file, tensor
+
+
+def _reshape_argument(text: str) -> tuple[int, ...]:
+    """Shape in an argument such as `arange(...).reshape(2,2,16,16,16)`."""
+    match = re.search(r"reshape\(([\d,\s]+)\)", text)
+    assert match, f"no reshape in {text!r}"
+    return tuple(int(number) for number in match.group(1).split(","))
+
+
+def _counting(text: str) -> Tensor:
+    shape = _reshape_argument(text)
+    return torch.arange(int(np.prod(shape)), dtype=torch.int32).reshape(shape)
+
+
+def check_patches(folder: Path, entry: Entry) -> list[Measure]:
+    args, stored = entry["args"], arrays(folder, entry)
+    volume = tensor(stored["volume"]) if "volume" in stored else _counting(args["volume"])
+    patch, stride, padding = args["patch_size"], args["stride"], args["padding"]
+    found = extract_patches(volume, patch, stride, padding)
+    if "patches" in stored:
+        measures = [exact("patches", found, stored["patches"])]
+    else:
+        head, tail = stored["patches_head"], stored["patches_tail"]
+        measures = [
+            exact("first patches", found[:, : head.shape[1]], head),
+            exact("last patches", found[:, -tail.shape[1] :], tail),
+        ]
+    if entry.get("centre_crop_roundtrip_exact") and volume.shape[1] == 1:
+        low = (patch - stride) // 2
+        cube = found.reshape(*found.shape[:2], patch, patch, patch)[..., *[slice(low, low + stride)] * 3]
+        back = unpatchify(cube.reshape(*found.shape[:2], -1), 1, stride, volume.shape[-1])
+        measures.append(exact("centre crop round trip", back, volume))
+    return measures
+
+
+def check_unpatchify(folder: Path, entry: Entry) -> list[Measure]:
+    args = entry["args"]
+    tokens = _counting(args["tokens"])
+    volume = unpatchify(tokens, args["out_channels"], args["patch_size"], args["input_size"])
+    return [exact("volume", volume, arrays(folder, entry)["volume"])]
+
+
+def check_timestep_embedding(folder: Path, entry: Entry) -> list[Measure]:
+    stored, args, atol = arrays(folder, entry), entry["args"], entry["tolerance"]["atol_same_float32_order"]
+    width, period = args["dim"], args["max_period"]
+    pairs = [("emb_int", "t_int", width), ("emb_float", "t_float", width)]
+    pairs += [(name, "t_int", int(name[7:])) for name in stored if name.startswith("emb_dim")]
+    return [
+        close(name, timestep_embedding(tensor(stored[t]), columns, period), stored[name], atol)
+        for name, t, columns in pairs
+    ]
+
+
+def check_position_table(folder: Path, entry: Entry) -> list[Measure]:
+    stored, atol = arrays(folder, entry), entry["tolerance"]["atol_same_float32_order"]
+    measures = []
+    for name in (name for name in stored if name.startswith("pe_")):
+        label = name.removeprefix("pe_")
+        grid, width = (int(number) for number in re.findall(r"\d+", label))
+        table = position_table(grid, width)
+        measures.append(close(name, table[tensor(stored[f"rows_{label}"]).long()], stored[name], atol))
+        total = float(table.abs().sum(dtype=torch.float64))
+        measures.append(relative(f"{label} sum", total, entry["full_table_sums"][label]["abs_sum"], 1e-6))
+    return measures
+
+
+@contextmanager
+def _recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of submodules while the block runs, by name."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tolerance(entry: Entry) -> tuple[float, float]:
+    return entry["tolerance"]["suggested_atol"], entry["tolerance"]["suggested_rtol"]
+
+
+@torch.no_grad()
+def check_local(folder: Path, entry: Entry) -> list[Measure]:
+    stored, model = arrays(folder, entry), build(folder, entry)
+    branch = model.coarse.mlp_denoise
+    parts = {
+        "c_coarse": model.t_embedder.coarse_head,
+        "modulation": branch.adaLN_modulation,
+        "after_mlp1": branch.mlp1,
+        "after_mlp2": branch.mlp2,
+        "tokens_out": branch,
+    }
+    with _recorded(parts) as found:
+        y = model(tensor(stored["x"]), tensor(stored["t"]))
+    found["y"] = y
+    return [close(name, found[name], stored[name], *_tolerance(entry)) for name in [*parts, "y"] if name in stored]
+
+
+@torch.no_grad()
+def check_full(folder: Path, entry: Entry) -> list[Measure]:
+    stored, model = arrays(folder, entry), build(folder, entry)
+    assert model.fine is not None
+    x, t = tensor(stored["x"]), tensor(stored["t"])
+    atol, rtol = _tolerance(entry)
+    with _recorded({"embedded": model.fine.patch_embedder, "block_0": model.fine.blocks[0]}) as found:
+        coarse, fine = model.forward_with_intermediates(x, t)
+    assert fine is not None
+    y = model(x, t)
+    found["patch_embed_plus_pos"] = found.pop("embedded") + model.fine.pos_embed
+    tokens, (_, condition) = model._tokens(x), model._conditions(t, x)
+    found["final_hidden"] = model.fine.features(tokens, condition)
+    found.update(coarse=coarse, fine=fine, y=y)
+    stored.setdefault("y", stored["coarse"] + stored["fine"])
+    measures = [
+        close(name, value[: stored[name].shape[0]], stored[name], atol, rtol)
+        for name, value in found.items()
+        if name in stored
+    ]
+    if "y_abs_mean" in entry:
+        measures.append(close("mean of |y|", float(y.abs().mean()), entry["y_abs_mean"], atol, rtol))
+    return measures + _flash(entry, stored, model, x, t)
+
+
+def _flash(entry: Entry, stored: dict[str, np.ndarray], model: PRDiT, x: Tensor, t: Tensor) -> list[Measure]:
+    """The published bfloat16 attention: nearer to the recorded flash output than that is to float32."""
+    if "flash_max_abs_diff" not in entry:
+        return []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = "published-flash"
+    atol = entry.get("flash_suggested_atol_vs_own_flash", 2.0 * entry["flash_max_abs_diff"])
+    if "y_flash" in stored:
+        return [close("y, published flash", model(x, t), stored["y_flash"], atol)]
+    _, fine = model.forward_with_intermediates(x, t)
+    recorded = stored["fine"] + stored["fine_flash_minus_fine"].astype(np.float32)
+    return [close("fine, published flash", fine, recorded, atol)]
+
+
+@torch.no_grad()
+def check_encode(folder: Path, entry: Entry) -> list[Measure]:
+    stored, model = arrays(folder, entry), build(folder, entry)
+    x = tensor(stored["x"])
+    measures = [close("encode", model.encode(x), stored["encode"], *_tolerance(entry))]
+    for name in (name for name in stored if name.startswith("block_")):
+        measures.append(close(name, model.encode(x, block=int(name[6:])), stored[name], *_tolerance(entry)))
+    return measures
+
+
+def check_state_dict_names(folder: Path, entry: Entry) -> list[Measure]:
+    measures = [exact("registered names", sorted(f"PRDiT-{n}" for n in preset_names()), entry["registered_names"])]
+    for label, recorded in side_file(folder, entry).items():
+        name, size, out_channels = label.split("|")
+        with torch.device("meta"):
+            model = PRDiT(model_config(name, int(size), out_channels=int(out_channels.split("=")[1])))
+        state = model.state_dict()
+        rows = [[key, list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in state.items()]
+        hidden = sorted(set(dict(model.named_buffers())) - set(state))
+        trainable = sum(parameter.numel() for parameter in trainable_parameters(model))
+        prefixes = sorted({".".join(key.split(".")[:2]) for key, p in model.named_parameters() if p.requires_grad})
+        measures += [
+            exact(f"{label} keys, shapes, order", rows, recorded["state_dict"]),
+            exact(f"{label} parameters", sum(p.numel() for p in model.parameters()), recorded["n_params"]),
+            exact(f"{label} trainable", trainable, recorded["n_trainable_after_construction"]),
+            exact(f"{label} trainable parts", prefixes, sorted(recorded["trainable_prefixes"])),
+            exact(f"{label} buffers not stored", hidden, recorded["non_persistent_buffers"]),
+        ]
+    for name in entry["registered_but_unusable"]:
+        try:
+            model_config(name, 16)
+        except ValueError:
+            measures.append(Measure(f"{name} is refused", 0.0, 0.0))
+        else:
+            measures.append(Measure(f"{name} is refused", 1.0, 0.0))
+    return measures
+
+
+def check_init_stats(folder: Path, entry: Entry) -> list[Measure]:
+    rtol = entry["tolerance"]["std_rtol"]
+    measures = []
+    for label, recorded in side_file(folder, entry).items():
+        gain = float(label.split("=")[1])
+        depth = 1 + max(int(m.group(1)) for key in recorded if (m := re.match(r"fine\.blocks\.(\d+)\.", key)))
+        width, hidden = recorded["t_embedder.coarse_head.weight"]["shape"]
+        patch = round(width ** (1 / 3))
+        name = next(
+            n for n in preset_names() if n.endswith(f"/{patch}/{depth}") and model_config(n, 16).hidden_size == hidden
+        )
+        model = PRDiT(model_config(name, 16))
+        initialize(model, gain, torch.Generator().manual_seed(20))
+        measures.append(exact(f"{label} shapes", shapes_of(model), {k: tuple(v["shape"]) for k, v in recorded.items()}))
+        for key, value in model.state_dict().items():
+            expected, std = recorded[key]["std"], float(value.std(correction=0))
+            measures.append(
+                close(f"{label} {key} constant", float(value.mean()), recorded[key]["min"], 0.0)
+                if expected == 0.0
+                else relative(f"{label} {key} std", std, expected, rtol)
+            )
+    return measures

@@ -1,0 +1,146 @@
+"""The restated published preprocessing and MS-SSIM against the recorded arrays."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from tests.oracles.int_volume import int_volume, sha256_c_order
+from tests.oracles.ms_ssim import ms_ssim
+from tests.oracles.published_preprocessing import (
+    lidc_item,
+    pool,
+    preprocess_lidc,
+    preprocess_rad,
+    published_split,
+    resampled_shape,
+)
+from tests.parity.measure import Measure, close, exact
+from tests.parity.sets import Entry, arrays, side_file
+
+# A value within rounding of a bin edge may fall on either side.
+HISTOGRAM_TOLERANCE = 1e-4
+
+
+def _summaries(volume: np.ndarray, stored: dict[str, np.ndarray], atol: float) -> list[Measure]:
+    """Compare a volume with its stored pooled copy, slices, corners and histogram."""
+    measures = []
+    for name, expected in stored.items():
+        if match := re.match(r"pooled(\d+)$", name):
+            found = pool(volume.astype(np.float64), volume.shape[0] // int(match.group(1)))
+        elif match := re.match(r"slice_([dhw])(\d+)$", name):
+            found = _thinned(np.take(volume, int(match.group(2)), axis="dhw".index(match.group(1))), expected.shape)
+        elif name == "slice_mid":
+            found = _thinned(volume[volume.shape[0] // 2], expected.shape)
+        elif name == "row_mid":
+            found = volume[volume.shape[0] // 2, volume.shape[1] // 2]
+        elif match := re.match(r"corner(\d+)$", name):
+            found = volume[(slice(int(match.group(1))),) * 3]
+        elif match := re.match(r"centre(\d+)$", name):
+            start, edge = (volume.shape[0] - int(match.group(1))) // 2, int(match.group(1))
+            found = volume[(slice(start, start + edge),) * 3]
+        elif match := re.match(r"hist(\d+)$", name):
+            counts, _ = np.histogram(volume, bins=int(match.group(1)), range=(0.0, 1.0))
+            share = float(np.abs(counts - expected).sum() / volume.size)
+            measures.append(Measure(name, share, HISTOGRAM_TOLERANCE))
+            continue
+        else:
+            raise AssertionError(f"unknown summary {name!r}")
+        measures.append(close(name, found, expected, atol, 1e-6 if expected.dtype == np.float32 else 0.0))
+    return measures
+
+
+def _thinned(plane: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return plane[:: plane.shape[0] // shape[0], :: plane.shape[1] // shape[1]]
+
+
+def _statistics(volume: np.ndarray, recorded: dict[str, float], atol: float) -> list[Measure]:
+    wide = volume.astype(np.float64)
+    return [close(name, float(getattr(wide, name)()), value, max(atol, 1e-6)) for name, value in recorded.items()]
+
+
+def _input_volume(entry: Entry) -> tuple[np.ndarray, list[Measure]]:
+    args = entry["args"]
+    shape = tuple(args.get("input_shape") or args["int_volume_shape"])
+    volume = int_volume(shape, args["int_volume_kind"], args["int_volume_seed"])
+    if "input_sha256_int16_c_order" not in entry:
+        return volume, []
+    return volume, [exact("input volume", sha256_c_order(volume), entry["input_sha256_int16_c_order"])]
+
+
+def check_lidc(folder: Path, entry: Entry) -> list[Measure]:
+    if "official_result" in entry:
+        return _refused(entry)
+    volume, measures = _input_volume(entry)
+    zooms = tuple(entry["args"]["zooms"])
+    atol = entry["tolerance"]["atol"]
+    found = preprocess_lidc(volume, zooms)
+    measures.append(exact("resampled shape", list(resampled_shape(volume.shape, zooms)), entry["resampled_shape"]))
+    measures.append(exact("dtype", str(found.dtype), entry["output_dtype_on_disk"]))
+    return measures + _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
+
+
+def _refused(entry: Entry) -> list[Measure]:
+    """The recorded case, `(shape) at (zooms) mm -> shape`: edges agree and the restatement refuses it too."""
+    text = entry["args"]["equivalent_to"]
+    shape, zooms = (tuple(float(n) for n in part.split(",")) for part in re.findall(r"\(([^)]*)\)", text))
+    edges = [int(n) for n in text.split("->")[1].replace("mm", "").split("x")]
+    integral = tuple(int(n) for n in shape)
+    try:
+        preprocess_lidc(np.zeros(integral, dtype=np.int16), zooms)
+    except ValueError:
+        refused = True
+    else:
+        refused = False
+    return [exact("edges", list(resampled_shape(integral, zooms)), edges), exact("refused", refused, True)]
+
+
+def check_rad(folder: Path, entry: Entry) -> list[Measure]:
+    volume, measures = _input_volume(entry)
+    args, atol = entry["args"], entry["tolerance"]["atol"]
+    found = preprocess_rad(volume, tuple(args["target"]), args["upper_quantile"])
+    measures.append(exact("dtype", str(found.dtype), entry["dtype"]))
+    return measures + _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
+
+
+def check_lidc_item(folder: Path, entry: Entry) -> list[Measure]:
+    volume, measures = _input_volume(entry)
+    wide = volume.astype(np.float64)
+    unit = (wide - wide.min()) / (wide.max() - wide.min())
+    item = lidc_item(unit, entry["args"]["img_size"])
+    atol = entry["tolerance"]["atol"]
+    measures.append(exact("shape", list(item.shape), entry["shape"]))
+    return measures + _statistics(item, entry["stats"], atol) + _summaries(item[0], arrays(folder, entry), atol)
+
+
+def check_splits(folder: Path, entry: Entry) -> list[Measure]:
+    recorded = side_file(folder, entry)
+    measures = []
+    for label, case in recorded["cases"].items():
+        values = dict(part.split("=") for part in label.split(","))
+        ratio = None if values["val_ratio"] == "None" else float(values["val_ratio"])
+        size = None if values["val_size"] == "None" else int(values["val_size"])
+        found = published_split(recorded["names"], int(values["seed"]), ratio, size)
+        measures.append(exact(label, found, (case["train"], case["val"])))
+    return measures
+
+
+def check_ms_ssim(folder: Path, entry: Entry) -> list[Measure]:
+    stored, args = arrays(folder, entry), entry["args"]
+    a, b, noise = (stored[name].astype(np.float64) for name in ("a", "b", "noise"))
+    pairs = {
+        "a_b": (a, b),
+        "a_a": (a, a),
+        "a_noisy": (a, a + noise),
+        "minus1to1_a_b": (2 * a - 1, 2 * b - 1),
+        "noise_noise": (noise, np.flip(noise, axis=2)),
+        "batch2": (np.concatenate([a, b]), np.concatenate([b, a + noise])),
+    }
+    measures = []
+    for row in entry["pairs"]:
+        first, second = pairs[row["pair"]]
+        found = [
+            ms_ssim(p[0], q[0], args["data_range"], args["kernel_size"]) for p, q in zip(first, second, strict=True)
+        ]
+        measures.append(close(row["pair"], found, row["monai_f64"], entry["tolerance"]["atol"]))
+    return measures

@@ -1,0 +1,91 @@
+"""One row per family of parity entries: what is done about it, and by which check.
+
+* checked: the product is compared with the arrays.
+* oracle-only: published behaviour the product does not have; our own restatement in tests/oracles is compared.
+* documentation: nothing to compute.
+* due: a later issue; its test fails on purpose until the row is changed (strict xfail).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from tests.parity import checks_metrics, checks_models, checks_oracles, checks_process
+from tests.parity.measure import Measure
+from tests.parity.sets import Entry
+
+Status = Literal["checked", "oracle-only", "documentation", "due: model"]
+Check = Callable[[Path, Entry], list[Measure]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Entries whose id matches `pattern` (fnmatch)."""
+
+    pattern: str
+    status: Status
+    check: Check | None = None
+    note: str = ""
+
+
+FAMILIES = (
+    Family("patches_*", "checked", checks_models.check_patches),
+    Family("unpatchify_*", "checked", checks_models.check_unpatchify),
+    Family("state_dict_names", "checked", checks_models.check_state_dict_names),
+    Family("timestep_embedding", "checked", checks_models.check_timestep_embedding),
+    Family("pos_enc", "checked", checks_models.check_position_table),
+    Family("local_*", "checked", checks_models.check_local),
+    Family("full_*", "checked", checks_models.check_full),
+    Family("encode_*", "checked", checks_models.check_encode),
+    Family("init_stats", "checked", checks_models.check_init_stats),
+    Family("q_sample", "checked", checks_process.check_q_sample),
+    Family("gen_noise_scale", "checked", checks_process.check_noise_scale),
+    Family("respacing", "checked", checks_process.check_respacing),
+    Family("sampler_coefficients", "checked", checks_process.check_coefficients),
+    Family("sampler_pc_*", "checked", checks_process.check_sampler),
+    Family("sampler_ddim_*", "checked", checks_process.check_sampler, "predictor step 1: Euler in angle"),
+    Family("train_*", "checked", checks_process.check_train),
+    Family("ema_update", "checked", checks_process.check_ema),
+    Family("fid_*", "checked", checks_metrics.check_fid),
+    Family("mmd_*", "checked", checks_metrics.check_mmd),
+    Family("medicalnet_*", "checked", checks_metrics.check_medicalnet),
+    Family("ms_ssim*", "oracle-only", checks_oracles.check_ms_ssim),
+    Family("preproc_lidc*", "oracle-only", checks_oracles.check_lidc),
+    Family("preproc_rad_t*", "oracle-only", checks_oracles.check_rad),
+    Family("dataset_lidc_*", "oracle-only", checks_oracles.check_lidc_item),
+    Family("splits", "oracle-only", checks_oracles.check_splits, "the product splits by patient and is sticky"),
+    Family("preproc_rad_file", "documentation", note="layout of a published file; the store replaces it"),
+    Family("config_numbers", "documentation", note="configuration is typed; numbers are not guessed from text"),
+    Family("tf_state_dict_names", "documentation", note="the same names as state_dict_names"),
+    Family("fm_*", "due: model", note="flow matching variant"),
+    Family("tf_full_*", "due: model", note="TF-PRDiT arithmetic"),
+    Family("tf_sampler_*", "due: model", note="TF-PRDiT arithmetic"),
+    Family("sr_forward*", "due: model", note="stage 3, super-resolution"),
+)
+
+
+def family_of(entry_id: str) -> Family:
+    """The one family an entry belongs to.
+
+    Raises: LookupError: if no family or more than one matches.
+    """
+    found = [family for family in FAMILIES if fnmatchcase(entry_id, family.pattern)]
+    if len(found) != 1:
+        raise LookupError(
+            f"Parity entry {entry_id!r} matches {[family.pattern for family in found] or 'no family'}; every id needs exactly "
+            "one row in tests/parity/registry.py."
+        )
+    return found[0]
+
+
+def measure(folder: Path, entry: Entry) -> list[Measure]:
+    """Run an entry's check.
+
+    Raises: NotImplementedError: for a family whose model is due.
+    """
+    family = family_of(entry["id"])
+    if family.check is None:
+        raise NotImplementedError(f"{entry['id']}: {family.note}")
+    return family.check(folder, entry)
