@@ -54,7 +54,7 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
             services = local.start(state_dir / "services", log=lambda line: console.print(f"  {escape(line)}"))
             memory.watch(item.pid for item in services.processes)
             local.deploy(services, _project_dir())
-            console.print(f"  deployed; this run: {services.prefect_ui_url}")
+            console.print(f"  deployed; watch the run at {services.prefect_ui_url}")
             _heading(console, f"Pipeline ({DEPLOYMENT}, configuration {config!r})")
             flow_run_id, completed = _run(services, parameters, console)
         record = _record(Path(parameters["workdir"]), flow_run_id)
@@ -64,8 +64,8 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
         _show_ending(console, services, up=not stop_at_end)
         return 0 if completed else 1
     except KeyboardInterrupt:
-        stop_at_end = True
-        console.print("\n[yellow]Interrupted:[/] stopping everything.")
+        stop_at_end = not already_up
+        console.print("[yellow]Interrupted:[/] " + ("stopping the servers." if stop_at_end else "the servers stay up."))
         return 130
     except local.ServiceError as error:
         console.print(f"[red]{escape(str(error))}[/]")
@@ -199,7 +199,7 @@ def _mlflow_page(services: local.Services, record: dict[str, Any] | None) -> str
 
 
 def _last_errors(services: local.Services, flow_run_id: str | None) -> str:
-    """The last error message in a flow run's log (a traceback shortened to its end)."""
+    """Why a flow run ended: its state's message, else the last error in its log (a traceback shortened to its end)."""
     if flow_run_id is None:
         return ""
     query = {
@@ -208,11 +208,11 @@ def _last_errors(services: local.Services, flow_run_id: str | None) -> str:
         "limit": 1,
     }
     try:
-        found = local.call_api(services, "POST", "/logs/filter", query)
         state = local.call_api(services, "GET", f"/flow_runs/{flow_run_id}")["state"]
+        found = local.call_api(services, "POST", "/logs/filter", query)
     except local.ServiceError as error:
         return str(error)
-    message = found[0]["message"] if found else state.get("message") or f"the flow run ended as {state['name']}"
+    message = state.get("message") or (found[0]["message"] if found else f"the flow run ended as {state['name']}")
     return "\n".join(message.strip().splitlines()[-12:])
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from importlib import metadata
@@ -54,8 +53,8 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         services_dir: state of the local services, asked when the environment names no server.
     """
     services = _local_services(services_dir)
-    prefect_url = os.environ.get("PREFECT_API_URL") or (services and services.prefect_api_url)
-    mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services and services.mlflow_url)
+    prefect_url = os.environ.get("PREFECT_API_URL") or (services.prefect_api_url if services else None)
+    mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services.mlflow_url if services else None)
     checks: list[Callable[[], list[Check]]] = [
         check_versions,
         check_torch,

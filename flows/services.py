@@ -384,9 +384,10 @@ def _load(state_dir: Path) -> Services | None:
         return Services.model_validate(read_json(path))
     except FileNotFoundError:
         return None
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:  # not JSON, or (ValidationError) other fields
+        problem = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else str(error)
         raise ServiceError(
-            f"{path} is not a record of services ({error}). If `ps` shows none of them running, delete that file."
+            f"{path} is not a record of services ({problem}). If `ps` shows none of them running, delete that file."
         ) from error
 
 

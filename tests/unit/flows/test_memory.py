@@ -1,0 +1,98 @@
+"""PeakMemory against amounts that are known: bytes we allocate, pages two processes share."""
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from flows.memory import MIB, PeakMemory, pss_bytes, tree
+
+HOLD = "import sys, time; x = bytearray(b'x') * ({mib} * 2**20); sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(60)"
+
+
+def hold(mib: int) -> subprocess.Popen[str]:
+    child = subprocess.Popen([sys.executable, "-c", HOLD.format(mib=mib)], text=True, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.communicate()
+
+
+def test_peak_counts_children_and_survives_their_end() -> None:
+    memory = PeakMemory(interval_s=0.05)
+    before = memory.sample()
+    with memory:
+        children = [hold(100), hold(60)]
+        time.sleep(0.3)
+        for child in children:
+            end(child)
+        time.sleep(0.3)
+    grown = (memory.peak_bytes - before) / MIB
+    assert 155 <= grown <= 200  # 160 MiB held, and two small interpreters
+    assert memory.sample() < memory.peak_bytes - 150 * MIB
+    assert sum(memory.breakdown.values()) == memory.peak_bytes
+
+
+def test_roots_outside_our_tree_are_counted() -> None:
+    # A session of its own under PID 1, as a service whose starter has gone.
+    script = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {HOLD.format(mib=80)!r}]); print(p.pid)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, start_new_session=True)
+    assert starter.stdout is not None
+    lines = {starter.stdout.readline().strip() for _ in range(2)}  # the held process says "ready", its starter the id
+    pid = int((lines - {"ready"}).pop())
+    starter.wait(timeout=30)
+    try:
+        assert pid not in tree([os.getpid()])
+        memory = PeakMemory()
+        without = memory.sample()
+        memory.watch([pid])
+        assert 79 <= (memory.sample() - without) / MIB <= 100
+    finally:
+        psutil.Process(pid).kill()
+
+
+def test_shared_pages_count_once() -> None:
+    """Two processes map the same 64 MiB: their summed PSS grows by 64, their summed resident size by 128."""
+    shared = mmap.mmap(-1, 64 * MIB)
+    shared.write(b"x" * (64 * MIB))
+    alone = pss_bytes(os.getpid())
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - the child touches every page and waits
+        _ = sum(shared[i] for i in range(0, 64 * MIB, mmap.PAGESIZE))
+        time.sleep(30)
+        os._exit(0)
+    try:
+        time.sleep(0.5)
+        assert alone - pss_bytes(os.getpid()) > 30 * MIB  # half of the mapping is the child's now
+        assert 32 * MIB <= pss_bytes(pid) <= psutil.Process(pid).memory_info().rss - 30 * MIB
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def test_sampling_is_cheap() -> None:
+    memory = PeakMemory(interval_s=0.01)  # far too often: the pause must grow by itself
+    with memory:
+        time.sleep(2)
+    began = time.thread_time()
+    memory.sample()
+    cost = time.thread_time() - began
+    assert memory.num_samples * cost < 0.06 * 2
+
+
+def test_ended_process_is_no_error() -> None:
+    child = hold(1)
+    end(child)
+    with pytest.raises((OSError, psutil.Error)):
+        pss_bytes(child.pid)
+    assert PeakMemory([child.pid]).sample() > 0
