@@ -329,7 +329,7 @@ def up(
         services = start(state)
         deploy(services, Path(__file__).resolve().parents[1])
         value = services.model_dump(mode="json")
-        _result(value, as_json, lambda: f"Prefect: {services.prefect_url}\nMLflow:  {services.mlflow_url}")
+        _result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {services.mlflow_url}")
 
 
 @app.command(epilog=_example("prdit down"))
@@ -341,7 +341,7 @@ def down(
         from flows.services import stop
 
         stopped = stop(state)
-        _result({"stopped": stopped}, as_json, lambda: f"stopped {stopped} processes")
+        _result({"stopped": stopped}, as_json, lambda: f"stopped {len(stopped)} processes")
 
 
 @app.command(epilog=_example("prdit demo --dicom /data/ct --keep"))

@@ -57,26 +57,25 @@ class PipelineRun:
         config = self.config
         if config.source is None:
             return None
-        return ingest_task(
-            config.source, config.store, config.ingest, self.context, config.num_workers, config.patient_key_file
-        )
+        workers, key_file = config.num_workers, config.patient_key_file
+        return _outcome(ingest_task, config.source, config.store, config.ingest, self.context, workers, key_file)
 
     def _split(self) -> StageOutcome:
-        return split_task(self._store, self.config.split, self.context)
+        return _outcome(split_task, self._store, self.config.split, self.context)
 
     def _train_local(self) -> StageOutcome:
-        return train_local_task(self._store, self._ref("split"), self.config.train_local, self.context)
+        return _outcome(train_local_task, self._store, self._ref("split"), self.config.train_local, self.context)
 
     def _train_global(self) -> StageOutcome:
-        return train_global_task(
-            self._store, self._ref("split"), self._ref("train-local"), self.config.train_global, self.context
-        )
+        split, local = self._ref("split"), self._ref("train-local")
+        return _outcome(train_global_task, self._store, split, local, self.config.train_global, self.context)
 
     def _sample(self) -> StageOutcome:
-        return sample_task(self._ref("train-global"), self.config.sample, self.context)
+        return _outcome(sample_task, self._ref("train-global"), self.config.sample, self.context)
 
     def _evaluate(self) -> StageOutcome:
-        return evaluate_task(self._ref("sample"), self._store, self._ref("split"), self.config.evaluate, self.context)
+        samples, split = self._ref("sample"), self._ref("split")
+        return _outcome(evaluate_task, samples, self._store, split, self.config.evaluate, self.context)
 
     @property
     def _store(self) -> Ref:
@@ -85,6 +84,12 @@ class PipelineRun:
 
     def _ref(self, stage: str) -> Ref:
         return self.outcomes[stage].ref
+
+
+def _outcome(stage_task: Any, *arguments: Any) -> StageOutcome:
+    """Run a task whose return value is its final state, and give what the state carries (or raise what it failed with)."""
+    outcome: StageOutcome = stage_task(*arguments, return_state=True).result()
+    return outcome
 
 
 def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""The tiny configuration through real servers, a real worker and `prefect deployment run`; then cancellation."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from flows import services as local
+from storage.files import read_json
+from storage.phantom import write_demo_data
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+class Site:
+    """Servers, a source and a working directory."""
+
+    def __init__(self, root: Path, services: local.Services) -> None:
+        self.root, self.services = root, services
+
+    def config(self, **overrides: Any) -> str:
+        paths = {name: str(self.root / name) for name in ("source", "store", "workdir")}
+        return json.dumps({"base": "tiny", **paths, **overrides})
+
+    def run(self, deployment: str, config: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deployment", "run", deployment]
+        return subprocess.run(
+            [*command, "--param", f"config={config}", *flags],
+            env=local.child_environment(self.services),
+            capture_output=True,
+            text=True,
+            timeout=170,
+        )
+
+    def flow_runs(self) -> list[dict[str, Any]]:
+        found = local.call_api(self.services, "POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        assert isinstance(found, list)
+        return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("site")
+    write_demo_data(root / "source", num_patients=3, small=True)
+    services = local.start(root / "services")
+    try:
+        local.deploy(services, repository)
+        yield Site(root, services)
+    finally:
+        local.stop(root / "services")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "condition did not come true in time"
+        time.sleep(0.3)
+    return value
+
+
+def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
+    done = site.run("prdit/full-pipeline", site.config(), "--watch")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    record = read_json(site.root / "workdir" / "runs" / "latest.json")
+    assert record["error"] is None
+    assert "research use only" in Path(record["report"]).read_text().lower()
+    assert record["prefect_flow_run_id"] == site.flow_runs()[0]["id"]
+
+    client = MlflowClient(site.services.mlflow_url)
+    parent = client.get_run(record["mlflow_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["prdit.config"] == "tiny"
+    assert parent.data.tags["prdit.store_fingerprint"] == record["stages"]["ingest"]["ref"]["digest"]
+    assert "fid" in {name.split("/")[-1] for name in parent.data.metrics}
+    assert "report.html" in {entry.path for entry in client.list_artifacts(parent.info.run_id)}
+    children = client.search_runs([record["mlflow_experiment_id"]], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert {run.data.tags["prdit.stage"] for run in children} == set(record["stages"])
+    local_run = next(run for run in children if run.data.tags["prdit.stage"] == "train-local")
+    assert [p.step for p in client.get_metric_history(local_run.info.run_id, "val/loss")] == [0, 10, 20]
+
+
+def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
+    """After the full run, the stage deployment only verifies; its MLflow children say where the artifacts came from."""
+    done = site.run("prdit/train-local", site.config(), "--watch")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    record = read_json(site.root / "workdir" / "runs" / "latest.json")
+    assert list(record["stages"]) == ["ingest", "split", "train-local"]
+    assert all(outcome["cached"] for outcome in record["stages"].values())
+    client = MlflowClient(site.services.mlflow_url)
+    run = client.get_run(record["stages"]["train-local"]["mlflow_run_id"])
+    assert client.get_run(run.data.tags["prdit.cached_from"]).data.tags["prdit.stage"] == "train-local"
+
+
+def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
+    long = {"steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
+    site.run("prdit/train-local", site.config(train_local=long))
+    run_id = site.flow_runs()[0]["id"]
+
+    def trainers() -> list[psutil.Process]:
+        worker = psutil.Process(next(p.pid for p in site.services.processes if "worker" in p.name))
+        return [p for p in worker.children(recursive=True) if "tasks.train" in p.cmdline()]
+
+    trainer = wait_for(trainers, 60)[0]
+    metrics = Path(trainer.cmdline()[-1]).parent / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 60)
+    local.call_api(
+        site.services, "POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    )
+    wait_for(lambda: not trainer.is_running(), 60)
+    assert len(list((metrics.parent / "checkpoints").glob("step-*"))) == 1
+    state = wait_for(
+        lambda: (
+            (s := local.call_api(site.services, "GET", f"/flow_runs/{run_id}")["state"])["type"] != "CANCELLING" and s
+        ),
+        60,
+    )
+    assert state["type"] in ("CANCELLED", "CRASHED")
+    record = read_json(site.root / "workdir" / "runs" / "latest.json")
+    assert record["error"]
+    client = MlflowClient(site.services.mlflow_url)
+    assert client.get_run(record["mlflow_run_id"]).info.status == "KILLED"

@@ -1,0 +1,120 @@
+"""The whole flow on small phantoms, again and again: what runs, what is found, what is made again.
+
+The tests of this file are one story on one working directory, in order.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.config import load_config
+from flows.pipeline import STAGES, full_pipeline
+from storage.artifacts import Ref, load_provenance
+from storage.files import read_json
+from storage.phantom import write_demo_data
+from storage.volume_store import VolumeStore
+
+pytestmark = pytest.mark.slow
+
+DOWNSTREAM = {"train-global", "sample", "evaluate"}
+
+
+class Story:
+    """One working directory, and a source that a test may add to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.source = root / "source"
+
+    def run(self, **overrides: Any) -> dict[str, Any]:
+        paths = {"source": str(self.source), "store": str(self.root / "store"), "workdir": str(self.root / "work")}
+        return full_pipeline(load_config("tiny", paths | overrides))
+
+    def ran(self, record: dict[str, Any]) -> set[str]:
+        """The stages that did work in a run."""
+        return {name for name, outcome in record["stages"].items() if not outcome["cached"]}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    story = Story(tmp_path_factory.mktemp("story"))
+    write_demo_data(story.root / "all", num_patients=4, small=True)
+    shutil.copytree(story.root / "all", story.source)
+    late = sorted(path for path in story.source.iterdir() if path.is_dir())[0]
+    shutil.move(late, story.root / "late")
+    with prefect_test_harness(server_startup_timeout=90):
+        yield story
+
+
+@pytest.fixture(scope="module")
+def first(story: Story) -> dict[str, Any]:
+    return story.run()
+
+
+def refs(record: dict[str, Any]) -> dict[str, Ref]:
+    return {name: Ref.model_validate(outcome["ref"]) for name, outcome in record["stages"].items()}
+
+
+def test_first_run_makes_everything(story: Story, first: dict[str, Any]) -> None:
+    assert story.ran(first) == set(STAGES)
+    assert first["error"] is None
+    assert Path(first["report"]).read_text().lstrip().lower().startswith("<!doctype html>")
+    assert read_json(story.root / "work" / "runs" / "latest.json") == first
+    chain = load_provenance(refs(first)["evaluate"])["inputs"]
+    assert chain["samples"]["digest"] == refs(first)["sample"].digest
+    assert chain["store"]["digest"] == VolumeStore.open(story.root / "store").fingerprint()
+
+
+def test_unchanged_runs_no_stage_in_under_a_minute(story: Story, first: dict[str, Any]) -> None:
+    began = time.monotonic()
+    again = story.run()
+    assert time.monotonic() - began < 60
+    assert story.ran(again) == set()
+    assert refs(again) == refs(first)
+
+
+def test_another_learning_rate_trains_and_what_follows(story: Story, first: dict[str, Any]) -> None:
+    changed = story.run(train_global={"lr": 5e-4})
+    assert story.ran(changed) == DOWNSTREAM
+    assert refs(changed)["train-global"].digest != refs(first)["train-global"].digest
+    everything = story.run(train_local={"lr": 5e-4})
+    assert story.ran(everything) == {"train-local", *DOWNSTREAM}
+
+
+def test_a_flipped_byte_or_a_lost_checkpoint_trains_again(
+    story: Story, first: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = refs(first)["train-global"].path / "ema.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    again = story.run()
+    # the retrained checkpoint is the same bytes, so what follows is found
+    assert story.ran(again) == {"train-global"}
+    assert refs(again) == refs(first)
+    assert "made again" in caplog.text
+    (refs(first)["train-local"].path / "model.safetensors").unlink()
+    assert story.ran(story.run()) == {"train-local"}
+
+
+def test_runtime_settings_do_not_run_anything(story: Story, first: dict[str, Any]) -> None:
+    assert story.ran(story.run(num_workers=1, sample={"batch_size": 1}, train_local={"log_every": 1})) == set()
+
+
+def test_a_series_added_is_the_only_one_ingested(story: Story, first: dict[str, Any]) -> None:
+    before = VolumeStore.open(story.root / "store").volume_ids()
+    shutil.move(story.root / "late", story.source / "late")
+    record = story.run()
+    assert story.ran(record) == set(STAGES)
+    verdicts = sorted((story.root / "work" / "ingest").glob("*/ingest.json"), key=lambda path: path.stat().st_mtime)[-1]
+    report = read_json(verdicts)
+    assert len(report["committed"]) == 1
+    assert sorted(entry["volume_id"] for entry in report["unchanged"]) == before
+    roles = [read_json(refs(run)["split"].path / "split.json")["roles"] for run in (first, record)]
+    for role in ("train", "val"):
+        assert set(roles[0][role]) <= set(roles[1][role])  # a patient's role never changes

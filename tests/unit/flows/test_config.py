@@ -1,0 +1,98 @@
+"""The one configuration: unknown keys, impossible pairs, and every leaf either in a stage's key or named as run-time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from flows.config import RUNTIME, ConfigError, PipelineConfig, config_names, load_config
+from tasks.config import StageConfig
+
+STAGE_FIELDS = ("ingest", "split", "train_local", "train_global", "sample", "evaluate")
+
+
+def leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        inner = next((kind for kind in (field.annotation, *get_args(field.annotation)) if _is_model(kind)), None)
+        if inner is not None:
+            yield from leaves(inner, (*prefix, name))
+        else:
+            yield (*prefix, name)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def replaced(model: Any, path: tuple[str, ...]) -> Any:
+    """The model with another value at a dotted place (unchecked: only what enters the key matters here)."""
+    value = replaced(getattr(model, path[0]), path[1:]) if len(path) > 1 else "another value"
+    return model.model_copy(update={path[0]: value})
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("stage", STAGE_FIELDS)
+def test_every_leaf_changes_its_stages_key_or_is_named_runtime(stage: str) -> None:
+    base = load_config("small")
+    config: StageConfig = getattr(base, stage)
+    found = list(leaves(type(config)))
+    assert found
+    for path in found:
+        same_key = replaced(config, path).key_fields() == config.key_fields()
+        assert same_key == (path[0] in config.RUNTIME), f"{stage}.{'.'.join(path)}"
+
+
+def test_the_other_keys_are_named_runtime() -> None:
+    assert set(PipelineConfig.model_fields) == RUNTIME | set(STAGE_FIELDS)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_named_configurations_are_whole(name: str) -> None:
+    assert load_config(name).base == name
+
+
+def test_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: small\ntrain_local:\n  learning_rate: 1\n")
+    with pytest.raises(ConfigError, match=r"train_local\.learning_rate: unknown key.*Known here:.*\blr\b"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train_local": {"preset": "XS/12/0", "view": {"size": 20, "edge": 240}}}, "20"),
+        ({"train_local": {"preset": "XXL/12/0"}}, "XXL"),
+        ({"train_local": {"preset": "XS/12/4"}}, "depth 0"),
+        ({"train_global": {"preset": "S/12/4"}}, "size letter and patch"),
+        ({"train_local": {"view": {"size": 48}}}, "does not divide"),
+        ({"train_local": {"lr": -1}}, "train_local.lr"),
+        ({"train_local": {"noise_std": 1.0}}, "noise_std"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("small", overrides)
+
+
+def test_unknown_configuration_lists_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"'nothing'.*demo.*small"):
+        load_config("nothing")
+
+
+def test_base_and_overrides_merge_key_by_key() -> None:
+    config = PipelineConfig.model_validate({"base": "small", "train_local": {"steps": 7}})
+    small = load_config("small")
+    assert config.train_local == small.train_local.model_copy(update={"steps": 7})
+    assert config.train_global == small.train_global
+
+
+def test_a_dumped_configuration_loads_to_itself(tmp_path: Path) -> None:
+    import yaml
+
+    config = load_config("demo", {"source": "/data/ct", "sample": {"num_volumes": 3}})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(str(path)) == config
