@@ -96,6 +96,9 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": "1",
         "distributed.nanny.pre-spawn-environ.ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     }
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "distributed":  # it sets a level on each of its loggers when imported
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set(settings):
         if scheduler is not None:
             with Client(scheduler) as client:
@@ -107,7 +110,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # a free port; None would still take 8787
                 silence_logs=logging.CRITICAL,
                 memory_limit=0,  # the system's own limit decides; Dask's would kill on a guess
             ) as cluster,
