@@ -17,7 +17,7 @@ STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 CODE := flows tasks prdit_models storage
 
-.PHONY: help setup demo up down test lint bench drills constraints clean
+.PHONY: help setup demo up down test lint bench drills constraints third-party clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,6 +69,9 @@ constraints: $(STAMP) ## rewrite constraints.txt from what is installed in .venv
 	@$(BIN)/python -m tests.constraints > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 	@touch $(STAMP)
+
+third-party: $(STAMP) ## rewrite the licence table of THIRD_PARTY.md
+	@$(BIN)/python -m tests.licences
 
 clean: ## remove caches (never .venv, never .prdit)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks build *.egg-info
