@@ -54,9 +54,11 @@ def _thinned(plane: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return plane[:: plane.shape[0] // shape[0], :: plane.shape[1] // shape[1]]
 
 
-def _statistics(volume: np.ndarray, recorded: dict[str, float], atol: float) -> list[Measure]:
+def _statistics(volume: np.ndarray, recorded: dict[str, float], atol: float, ddof: int = 0) -> list[Measure]:
+    """Minimum, maximum, mean and std; the loader's std was taken by torch, which divides by n - 1."""
     wide = volume.astype(np.float64)
-    return [close(name, float(getattr(wide, name)()), value, max(atol, 1e-6)) for name, value in recorded.items()]
+    found = {"min": wide.min(), "max": wide.max(), "mean": wide.mean(), "std": wide.std(ddof=ddof)}
+    return [close(name, float(found[name]), value, max(atol, 1e-6)) for name, value in recorded.items()]
 
 
 def _input_volume(entry: Entry) -> tuple[np.ndarray, list[Measure]]:
@@ -110,7 +112,7 @@ def check_lidc_item(folder: Path, entry: Entry) -> list[Measure]:
     item = lidc_item(unit, entry["args"]["img_size"])
     atol = entry["tolerance"]["atol"]
     measures.append(exact("shape", list(item.shape), entry["shape"]))
-    return measures + _statistics(item, entry["stats"], atol) + _summaries(item[0], arrays(folder, entry), atol)
+    return measures + _statistics(item, entry["stats"], atol, ddof=1) + _summaries(item[0], arrays(folder, entry), atol)
 
 
 def check_splits(folder: Path, entry: Entry) -> list[Measure]:
