@@ -1,0 +1,220 @@
+"""The volume store: pyramids against a float64 oracle, damage found, views, formats."""
+
+import json
+import pickle
+from pathlib import Path
+
+import ngff_zarr
+import numpy as np
+import pytest
+
+from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
+from storage.geometry import AIR_HU, Volume
+from storage.volume_store import VolumeStore
+
+SHAPE = (70, 81, 66)
+
+
+def smooth_hu(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(-300, 500, shape), -1024, 2000).astype(np.int16)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VolumeStore:
+    made = VolumeStore.create(tmp_path / "s")
+    made.write(Volume(smooth_hu(), (1.0,) * 3, (-10.0, 20.0, 30.5)), volume_id="a", attributes={"KVP": 120.0})
+    return made
+
+
+def oracle_level(hu: np.ndarray, factor: int) -> np.ndarray:
+    """Block means in float64 of the volume padded with air, rounded half to even, voxel by voxel."""
+    padded = np.pad(hu, [(0, -n % factor) for n in hu.shape], constant_values=AIR_HU).astype(np.float64)
+    d, h, w = (n // factor for n in padded.shape)
+    out = np.empty((d, h, w))
+    for k, j, i in np.ndindex(d, h, w):
+        block = padded[k * factor : (k + 1) * factor, j * factor : (j + 1) * factor, i * factor : (i + 1) * factor]
+        out[k, j, i] = np.rint(block.sum() / factor**3)
+    return out
+
+
+def test_levels_are_block_means_of_level_0(store: VolumeStore) -> None:
+    hu = store.read_level("a", 0).hu
+    np.testing.assert_array_equal(hu, smooth_hu())
+    for level in (1, 2):
+        np.testing.assert_array_equal(store.read_level("a", level).hu, oracle_level(hu, 2**level))
+
+
+def test_half_a_unit_rounds_to_even(tmp_path: Path) -> None:
+    store = VolumeStore.create(tmp_path / "s", num_levels=2)
+    hu = np.zeros((2, 2, 8), np.int16)
+    hu[:, :, 0:2] = np.array([0, 1])  # mean 0.5 -> 0
+    hu[:, :, 2:4] = np.array([1, 2])  # 1.5 -> 2
+    hu[:, :, 4:6] = np.array([-1, 0])  # -0.5 -> 0
+    hu[:, :, 6:8] = np.array([-2, -1])  # -1.5 -> -2
+    store.write(Volume(hu, (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
+    assert store.read_level("a", 1).hu.ravel().tolist() == [0, 2, 0, -2]
+
+
+def test_coarse_levels_carry_their_half_voxel(store: VolumeStore) -> None:
+    coarse = store.read_level("a", 2)
+    assert coarse.spacing_mm == (4.0, 4.0, 4.0)
+    assert coarse.origin_mm == (-8.5, 21.5, 32.0)  # 1.5 mm = mean of the first four voxel centres
+
+
+def test_an_independent_reader_sees_the_same(store: VolumeStore) -> None:
+    scales = ngff_zarr.from_ngff_zarr(str(store.path / "volumes" / "a"), validate=True)
+    assert len(scales.images) == 3
+    for level, image in enumerate(scales.images):
+        mine = store.read_level("a", level)
+        np.testing.assert_array_equal(np.asarray(image.data), mine.hu)
+        assert image.dims == ("z", "y", "x") or list(image.dims) == ["z", "y", "x"]
+        assert tuple(image.scale[a] for a in "xyz") == mine.spacing_mm
+        assert tuple(image.translation[a] for a in "xyz") == mine.origin_mm
+        assert set(image.axes_units.values()) == {"millimeter"}
+
+
+def shard(store: VolumeStore, level: int) -> Path:
+    return next(
+        p for p in (store.path / "volumes" / "a" / str(level)).rglob("*") if p.is_file() and p.name != "zarr.json"
+    )
+
+
+def test_every_flipped_byte_is_found(store: VolumeStore) -> None:
+    path = shard(store, 0)
+    good = path.read_bytes()
+    for position in np.random.default_rng(1).integers(0, len(good), 20):
+        bad = bytearray(good)
+        bad[position] ^= 0x10
+        path.write_bytes(bytes(bad))
+        with pytest.raises(DamagedArtifactError, match="a"):
+            store.verify("a")
+        with pytest.raises(DamagedArtifactError, match="decoded"):
+            VolumeStore.open(store.path).read_level("a", 0)
+    path.write_bytes(good)
+    store.verify("a")
+
+
+def test_a_lost_shard_is_an_error_and_not_air(store: VolumeStore) -> None:
+    shard(store, 1).unlink()
+    with pytest.raises(MissingArtifactError, match="missing"):
+        store.read_level("a", 1)
+    with pytest.raises(MissingArtifactError, match="missing"):
+        store.read_view("a", 32, edge=64)
+    with pytest.raises(MissingArtifactError, match="missing"):
+        store.verify("a")
+
+
+def test_a_volume_of_air_has_its_shards(tmp_path: Path) -> None:
+    store = VolumeStore.create(tmp_path / "s", spacing_mm=8, num_levels=1, interpolation="none")
+    air = Volume(np.full((16, 16, 16), AIR_HU, np.int16), (8.0,) * 3, (0.0,) * 3)
+    store.write(air, volume_id="g-0", attributes={"seed": 1})
+    store.verify("g-0")
+    assert [n for n in store.commit_record("g-0")["files"] if "/c/" in n]
+
+
+def test_without_commit_record_there_is_no_volume(store: VolumeStore) -> None:
+    (store.path / "commits" / "a.json").unlink()
+    assert store.volume_ids() == []
+    with pytest.raises(MissingArtifactError, match="not committed"):
+        store.read_level("a")
+    assert store.write(Volume(smooth_hu(), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
+    store.verify("a")
+
+
+def test_a_writer_killed_midway_leaves_nothing(store: VolumeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store.fingerprint()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("storage.volume_store.write_json_atomic", killed)
+    volume = Volume(smooth_hu(seed=3), (1.0,) * 3, (0.0,) * 3)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(volume, volume_id="b", attributes={})
+    assert store.fingerprint() == before
+    monkeypatch.undo()
+    assert store.write(volume, volume_id="b", attributes={})
+    np.testing.assert_array_equal(store.read_level("b").hu, volume.hu)
+
+
+def test_writing_a_committed_id_changes_nothing(store: VolumeStore) -> None:
+    before = (store.path / "commits" / "a.json").read_bytes()
+    assert not store.write(Volume(smooth_hu(seed=9), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
+    assert (store.path / "commits" / "a.json").read_bytes() == before
+
+
+def test_fingerprint_depends_on_the_ids_only(store: VolumeStore, tmp_path: Path) -> None:
+    other = VolumeStore.create(tmp_path / "other")
+    assert other.fingerprint() != store.fingerprint()
+    other.write(Volume(smooth_hu((8, 8, 8)), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
+    assert other.fingerprint() == store.fingerprint()
+
+
+def padded_box(hu: np.ndarray, edge: int) -> np.ndarray:
+    """The centred box by padding generously and cutting, starts in steps of 4."""
+    starts = [int(np.floor((n / 2 - edge / 2) / 4 + 0.5)) * 4 for n in hu.shape]
+    big = np.pad(hu, edge, constant_values=AIR_HU).astype(np.float64)
+    return big[tuple(slice(s + edge, s + 2 * edge) for s in starts)]
+
+
+@pytest.mark.parametrize(("size", "edge"), [(64, 64), (96, 96), (24, 96), (12, 96), (48, 96), (32, 96), (16, 48)])
+def test_view_is_the_mean_of_the_centred_box(store: VolumeStore, size: int, edge: int) -> None:
+    factor = edge // size
+    box = padded_box(smooth_hu(), edge)
+    expected = box.reshape(size, factor, size, factor, size, factor).mean(axis=(1, 3, 5))
+    view = store.read_view("a", size, edge)
+    assert view.dtype == np.float32
+    tolerance = 0 if factor == 1 else 0.501  # a stored level is rounded to whole HU
+    np.testing.assert_allclose(view, expected, atol=tolerance)
+
+
+def test_view_centre(store: VolumeStore) -> None:
+    view = store.read_view("a", 16, 16, centre=(24, 32, 40))
+    np.testing.assert_array_equal(view, smooth_hu()[16:32, 24:40, 32:48])
+
+
+def test_small_view_reads_a_part_of_the_shard(store: VolumeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[slice, ...]] = []
+    original = VolumeStore._read
+    monkeypatch.setattr(
+        VolumeStore, "_read", lambda self, array, where, v: seen.append(where) or original(self, array, where, v)
+    )
+    store.read_view("a", 8, 8)
+    assert [s.stop - s.start for s in seen[0]] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("size", "edge"), [(48, 100), (0, 64), (128, 64)])
+def test_impossible_view_says_what_would_work(store: VolumeStore, size: int, edge: int) -> None:
+    with pytest.raises(ValueError, match="multiple of size"):
+        store.read_view("a", size, edge)
+
+
+def test_other_grid_or_format_is_refused(store: VolumeStore) -> None:
+    with pytest.raises(StoreFormatError, match=r"spacing_mm 0\.8 \(store: 1\.0\)"):
+        VolumeStore.create(store.path, spacing_mm=0.8)
+    with pytest.raises(ValueError, match="spacing"):
+        store.write(Volume(smooth_hu(), (2.0,) * 3, (0.0,) * 3), volume_id="b", attributes={})
+    document = json.loads((store.path / "zarr.json").read_text())
+    document["attributes"]["prdit"]["format_version"] = 99
+    (store.path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreFormatError, match="format_version 99"):
+        VolumeStore.open(store.path)
+
+
+def test_a_strange_folder_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(StoreFormatError, match="not a volume store"):
+        VolumeStore.create(tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["", "../x", ".hidden", "a/b"])
+def test_ids_stay_inside_the_store(store: VolumeStore, bad: str) -> None:
+    with pytest.raises(ValueError, match="unusable"):
+        store.write(Volume(smooth_hu(), (1.0,) * 3, (0.0,) * 3), volume_id=bad, attributes={})
+
+
+def test_a_store_travels_to_workers(store: VolumeStore) -> None:
+    store.read_view("a", 8, 8)
+    copy = pickle.loads(pickle.dumps(store))  # noqa: S301 - what a DataLoader worker does
+    np.testing.assert_array_equal(copy.read_view("a", 8, 8), store.read_view("a", 8, 8))
