@@ -1,7 +1,7 @@
 """Run every benchmark and rewrite the measured section of docs/benchmarks.md: `python -m tests.bench [name …]`.
 
 Each `tests/bench/bench_<name>.py` runs in a process of its own (a peak of memory is then its own) and ends its output with one
-JSON object: `{"title": …, "rows": [{column: value, …}, …], "notes": [sentence, …]}`, or any flat object, shown as a two-column table.
+JSON object: `{"title": …, "rows": [{column: value, …}, …], "notes": [sentence, …]}`, or any flat object (shown in two columns).
 """
 
 import argparse

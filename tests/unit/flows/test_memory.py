@@ -46,7 +46,9 @@ def test_roots_outside_our_tree_are_counted() -> None:
     script = (
         f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {HOLD.format(mib=80)!r}]); print(p.pid)"
     )
-    starter = subprocess.Popen([sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, start_new_session=True)
+    starter = subprocess.Popen(
+        [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, start_new_session=True
+    )
     assert starter.stdout is not None
     lines = {starter.stdout.readline().strip() for _ in range(2)}  # the held process says "ready", its starter the id
     pid = int((lines - {"ready"}).pop())
