@@ -1,0 +1,87 @@
+"""A trained model from a checkpoint artifact: safetensors and JSON in, a PRDiT ready to run out."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+
+from prdit_models.config import ModelConfig
+from prdit_models.diffusion import CosineProcess
+from prdit_models.intensity import HounsfieldWindow
+from prdit_models.prdit import PRDiT
+from storage.artifacts import Ref
+from storage.checkpoints import load_checkpoint_info, load_tensors
+from tasks.train.config import ViewConfig
+
+WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `checkpoint.json` says, typed.
+
+    Attributes:
+        kind: `checkpoint-local` or `checkpoint-global`.
+        model: shape of the network.
+        process: the process it was trained with.
+        window: Hounsfield window mapped to [-1, 1].
+        view: box and size of the volumes it was trained on.
+        spacing_mm: voxel distance of the training store's level 0.
+        step: optimiser steps.
+    """
+
+    kind: str
+    model: ModelConfig
+    process: CosineProcess
+    window: HounsfieldWindow
+    view: ViewConfig
+    spacing_mm: float
+    step: int
+
+    @classmethod
+    def from_json(cls, info: dict[str, Any]) -> Self:
+        """From the content of `checkpoint.json`."""
+        return cls(
+            kind=info["kind"],
+            model=ModelConfig.from_dict(info["model"]),
+            process=CosineProcess(**info["process"]),
+            window=HounsfieldWindow(**info["intensity"]),
+            view=ViewConfig.model_validate(info["view"]),
+            spacing_mm=float(info["spacing_mm"]),
+            step=int(info["step"]),
+        )
+
+    @property
+    def voxel_mm(self) -> float:
+        """Voxel distance of what the model sees and makes, mm."""
+        return self.view.edge * self.spacing_mm / self.view.size
+
+
+def load_info(checkpoint: Ref) -> CheckpointInfo:
+    """Shape, process, window and view of a checkpoint, without its weights.
+
+    Raises: StorageError: there is no readable checkpoint at the reference.
+    """
+    return CheckpointInfo.from_json(load_checkpoint_info(checkpoint))
+
+
+def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.device) -> tuple[PRDiT, CheckpointInfo]:
+    """The model of a checkpoint in evaluation mode, without gradients.
+
+    Args:
+        checkpoint: a checkpoint artifact, already verified by hash.
+        weights: which of its two sets.
+        device: where the model runs.
+    Raises:
+        StorageError: no checkpoint, or an unreadable file in it.
+        ValueError: keys or shapes are not this network's; every one is listed.
+    """
+    info = load_info(checkpoint)
+    path = checkpoint.path / WEIGHTS_FILES[weights]
+    state = {key: torch.from_numpy(value) for key, value in load_tensors(path).items()}
+    model = PRDiT(info.model)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model in checkpoint.json beside it: {error}") from error
+    return model.to(device).eval().requires_grad_(False), info

@@ -1,0 +1,186 @@
+"""Sampling: a checkpoint -> volumes in Hounsfield units, each from its own seed."""
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prdit_models.prdit import PRDiT
+from prdit_models.samplers import respaced_times
+from prdit_models.samplers import sample as draw
+from storage.artifacts import SCRATCH, Ref
+from storage.checkpoints import load_checkpoint_info
+from storage.files import write_json_atomic
+from storage.geometry import Volume
+from storage.nifti import write_nifti
+from storage.volume_store import VolumeStore
+from tasks.progress import Advance
+from tasks.sample.checkpoint import CheckpointInfo, load_model
+from tasks.sample.config import SampleConfig
+from tasks.train.setup import pick_device
+
+__all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
+
+RECIPE = 1
+STORE_NAME = "samples.zarr"
+_INT16 = np.iinfo(np.int16)
+logger = logging.getLogger("prdit.sample")
+
+
+def check(checkpoint: Ref) -> None:
+    """Refuse a checkpoint that cannot be sampled from, before any work.
+
+    Raises:
+        ValueError: it is not a global checkpoint.
+        StorageError: there is no readable checkpoint at the reference.
+    """
+    kind = load_checkpoint_info(checkpoint)["kind"] if checkpoint.kind.startswith("checkpoint") else checkpoint.kind
+    if kind != "checkpoint-global" or checkpoint.kind != "checkpoint-global":
+        what = "a local-only checkpoint (stage 1)" if "checkpoint-local" in (kind, checkpoint.kind) else f"a {kind}"
+        raise ValueError(
+            f"Sampling needs a checkpoint-global, got {what} at {checkpoint.uri}: patches denoised without the refiner do "
+            "not join into an anatomy. Train stage 2 on it (`prdit train global`) and sample from the result."
+        )
+
+
+def volume_seed(seed: int, index: int) -> int:
+    """Seed of one volume: the first 63 bits of SHA-256 of `<seed>/<index>`, so that volumes share no noise."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") >> 1
+
+
+def volume_id(index: int) -> str:
+    """Id of a generated volume in its store."""
+    return f"generated-{index:05d}"
+
+
+def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Advance) -> None:
+    """Draw volumes into `samples.zarr`, `nifti/` and `samples.json`; volumes a killed run has committed are kept.
+
+    One state a batch is in memory, whatever the number of steps. Noise of a volume comes from its own generator on the
+    CPU, so a seed means the same volume in any batch and on any device, up to rounding of the arithmetic.
+
+    Args:
+        checkpoint: a global checkpoint, verified by the stage.
+        config: what to draw.
+        directory: of the artifact.
+        progress: called with (model evaluations done, of all).
+    Raises:
+        ValueError: the checkpoint cannot be sampled from.
+        RuntimeError: the model gave values that are not finite.
+    """
+    check(checkpoint)
+    device = pick_device(config)
+    model, info = load_model(checkpoint, config.weights, device)
+    store = VolumeStore.create(directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none")
+    committed = set(store.volume_ids())
+    missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]
+    if len(missing) < config.num_volumes:
+        logger.info("sample: %d of %d volumes are committed already", len(committed), config.num_volumes)
+    evaluations = len(respaced_times(config.num_steps, info.process.num_steps))
+    total, finished, seconds = evaluations * config.num_volumes, config.num_volumes - len(missing), 0.0
+    progress(finished * evaluations, total)
+    for start in range(0, len(missing), config.batch_size):
+        indices = missing[start : start + config.batch_size]
+        done_before = finished * evaluations
+
+        def advance(done: int, _: int, before: int = done_before, batch: int = len(indices)) -> None:
+            progress(before + done * batch, total)
+
+        began = time.monotonic()
+        volumes = _draw_batch(model, info, config, indices, device, advance, checkpoint)
+        seconds += time.monotonic() - began
+        for index, x in zip(indices, volumes, strict=True):
+            _commit(store, index, x, info, config)
+        finished += len(indices)
+    _write_outputs(store, info, config, directory)
+    if missing:  # scratch, not artifact: equal runs must give equal bytes
+        batches = -(-len(missing) // config.batch_size)
+        timing = {"seconds_per_step": seconds / (batches * evaluations), "batch_size": config.batch_size}
+        write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
+        logger.info("sample: %.3f s a step for a batch of %d", timing["seconds_per_step"], config.batch_size)
+
+
+def _draw_batch(
+    model: PRDiT,
+    info: CheckpointInfo,
+    config: SampleConfig,
+    indices: list[int],
+    device: torch.device,
+    advance: Advance,
+    checkpoint: Ref,
+) -> NDArray[np.float32]:
+    """Volumes of some indices in model range, shape (B, S, S, S), not clipped."""
+    seeds = [volume_seed(config.seed, index) for index in indices]
+    result = draw(
+        model,
+        info.process,
+        volume_size=info.model.volume_size,
+        num_steps=config.num_steps,
+        predictor_step=config.predictor_step,
+        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        in_channels=info.model.in_channels,
+        device=device,
+        callback=advance,
+    )
+    volumes: NDArray[np.float32] = result.x[:, 0].float().cpu().numpy()
+    for index, seed, x in zip(indices, seeds, volumes, strict=True):
+        if not np.isfinite(x).all():
+            raise RuntimeError(
+                f"Volume {index} (seed {seed}) from {checkpoint.uri} ({config.weights} weights) has "
+                f"{int((~np.isfinite(x)).sum())} of {x.size} voxels that are not finite; expected finite values. Look at "
+                "the training's losses (metrics.jsonl), or sample with the other weights (sample.weights)."
+            )
+    return volumes
+
+
+def _commit(store: VolumeStore, index: int, x: NDArray[np.float32], info: CheckpointInfo, config: SampleConfig) -> None:
+    """Turn one volume (S, S, S) from model range to int16 HU and commit it, with what the conversion did to it."""
+    hu = info.window.to_hu(x)
+    rounded = np.rint(hu)
+    outside = (hu < info.window.lower_hu) | (hu > info.window.upper_hu)
+    half = info.voxel_mm * (x.shape[0] - 1) / 2  # the box's middle is the origin of the world
+    volume = Volume(
+        np.clip(rounded, _INT16.min, _INT16.max).astype(np.int16), (info.voxel_mm,) * 3, (-half, -half, -half)
+    )
+    facts = {
+        "index": index,
+        "seed": volume_seed(config.seed, index),
+        "clipped_fraction": float(((rounded < _INT16.min) | (rounded > _INT16.max)).mean()),
+        "outside_window_fraction": float(outside.mean()),
+    }
+    store.write(volume, volume_id=volume_id(index), attributes={}, source=facts)
+
+
+def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfig, directory: Path) -> None:
+    """NIfTI files and `samples.json` from the committed volumes."""
+    ids = [volume_id(index) for index in range(config.num_volumes)]
+    facts = [store.commit_record(name)["source"] for name in ids]
+    if config.nifti:
+        for index, name in enumerate(ids):
+            path = directory / "nifti" / f"{index}.nii.gz"
+            if not path.exists():  # written atomically: there means whole
+                write_nifti(path, store.read_level(name))
+    record: dict[str, Any] = {
+        "volume_ids": ids,
+        "seeds": [fact["seed"] for fact in facts],
+        "sampler": {
+            "name": "predictor-corrector" if config.predictor_step > 1 else "euler",
+            "num_steps": config.num_steps,
+            "evaluations": len(respaced_times(config.num_steps, info.process.num_steps)),
+            "predictor_step": config.predictor_step,
+            "noise_std": info.process.noise_std,
+            "seed": config.seed,
+            "weights": config.weights,
+        },
+        "clipped_fraction": [fact["clipped_fraction"] for fact in facts],
+        "outside_window_fraction": [fact["outside_window_fraction"] for fact in facts],
+        "view": info.view.model_dump(mode="json"),
+        "intensity": {"lower_hu": info.window.lower_hu, "upper_hu": info.window.upper_hu},
+        "spacing_mm": info.voxel_mm,
+    }
+    write_json_atomic(directory / "samples.json", record)

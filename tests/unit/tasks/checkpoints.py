@@ -1,0 +1,62 @@
+"""A committed stage-1 and stage-2 checkpoint of a tiny untrained network, for tests of sampling and evaluation."""
+
+from pathlib import Path
+
+import torch
+
+from prdit_models.config import ModelConfig
+from prdit_models.prdit import PRDiT
+from storage.artifacts import Kind, Ref, commit_artifact
+from storage.checkpoints import save_tensors
+from storage.files import write_json_atomic, write_text_atomic
+
+TINY = ModelConfig(volume_size=8, patch_size=4, stride=4, padding=0, hidden_size=48, num_heads=4, depth=1)
+
+
+def tiny_model(seed: int = 0) -> PRDiT:
+    """A network whose output is not zero: the zero-initialised heads get small weights."""
+    torch.manual_seed(seed)
+    model = PRDiT(TINY).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.abs().sum():
+            parameter.normal_(std=0.05)
+    return model
+
+
+def commit_checkpoint(
+    directory: Path, kind: Kind, inputs: dict[str, Ref], *, model: PRDiT | None = None, metrics: str = ""
+) -> Ref:
+    """A checkpoint artifact as training leaves it; raw weights differ from the EMA's by a factor."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model = model or tiny_model()
+    tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    save_tensors(directory / "ema.safetensors", tensors)
+    save_tensors(directory / "model.safetensors", {name: 0.5 * value for name, value in tensors.items()})
+    info = {
+        "format_version": 1,
+        "kind": kind,
+        "model": TINY.to_dict(),
+        "process": {"noise_std": 0.5, "num_steps": 1000},
+        "intensity": {"lower_hu": -1000.0, "upper_hu": 1000.0},
+        "view": {"size": 8, "edge": 16, "centre": None},
+        "spacing_mm": 8.0,
+        "step": 6,
+        "seed": 42,
+        "gates": {},
+    }
+    write_json_atomic(directory / "checkpoint.json", info)
+    write_text_atomic(directory / "metrics.jsonl", metrics)
+    stage = kind.replace("checkpoint", "train")
+    return commit_artifact(directory, kind, stage=stage, recipe=1, inputs=inputs, config={"lr": 0.001, "stage": stage})
+
+
+def commit_pair(root: Path, store: Ref, split: Ref) -> tuple[Ref, Ref]:
+    """Stage 1 and stage 2 with a few rows of metrics each."""
+    rows = '{"step": 1, "train/loss": 0.9}\n{"step": 2, "train/loss": 0.5, "val/loss": 0.6, "val/loss_ema": 0.7, '
+    times = (50, 200, 400, 600, 800, 950)
+    texts = [
+        rows + ", ".join(f'"val/loss_t{t:03d}": {base + t / 10000}' for t in times) + "}\n" for base in (0.5, 0.25)
+    ]
+    local = commit_checkpoint(root / "local", "checkpoint-local", {"store": store, "split": split}, metrics=texts[0])
+    inputs = {"store": store, "split": split, "local": local}
+    return local, commit_checkpoint(root / "global", "checkpoint-global", inputs, metrics=texts[1])
