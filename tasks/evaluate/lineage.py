@@ -1,0 +1,148 @@
+"""Where a report's numbers come from: the chain of references from the samples back to the store, and store facts."""
+
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from storage.artifacts import Ref, load_provenance
+from storage.errors import StorageError
+from storage.files import read_json
+from storage.volume_store import VolumeStore
+
+PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
+_ROLES = {"samples": "checkpoint", "checkpoint-global": "local", "checkpoint-local": None}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact of the chain.
+
+    Attributes:
+        title: what it is, in words.
+        ref: its reference.
+        record: its provenance record; empty for a store, or where the record is gone.
+        note: a sentence when something about it must be known.
+    """
+
+    title: str
+    ref: Ref
+    record: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digest by role of what it was made from."""
+        return {role: ref["digest"] for role, ref in self.record.get("inputs", {}).items()}
+
+
+_TITLES = {
+    "samples": "Samples",
+    "checkpoint-global": "Checkpoint, stage 2 (global refiner)",
+    "checkpoint-local": "Checkpoint, stage 1 (local denoiser)",
+    "split": "Split",
+    "store": "Volume store",
+}
+
+
+def trace(samples: Ref, split: Ref, store: Ref) -> list[Node]:
+    """The chain samples → checkpoints → split → store. A record that is gone becomes a note, never a failed report."""
+    nodes: list[Node] = []
+    ref: Ref | None = samples
+    while ref is not None:
+        node = _node(ref)
+        nodes.append(node)
+        role = _ROLES.get(ref.kind)
+        found = node.record.get("inputs", {}).get(role) if role else None
+        ref = Ref.model_validate(found) if found else None
+    nodes.append(_node(split))
+    nodes.append(Node(_TITLES["store"], store, note=_other_store_note(nodes, store)))
+    return nodes
+
+
+def _node(ref: Ref) -> Node:
+    title = _TITLES.get(ref.kind, ref.kind)
+    try:
+        return Node(title, ref, load_provenance(ref))
+    except (StorageError, ValueError) as error:
+        return Node(title, ref, note=f"Its record cannot be read: {error}")
+
+
+def _other_store_note(nodes: list[Node], store: Ref) -> str:
+    others = {node.inputs["store"] for node in nodes if node.inputs.get("store", store.digest) != store.digest}
+    if not others:
+        return ""
+    return (
+        "Not the state the model was trained or split on: that was "
+        + ", ".join(sorted(others))
+        + ". Real figures here are measured on the store as named above."
+    )
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What the report says about the data.
+
+    Attributes:
+        num_volumes: committed volumes.
+        fingerprint: of the store.
+        spacing_mm: of level 0.
+        interpolation: how scans came onto the grid.
+        roles: (role, volumes, patients) of the split.
+        notes: sentences of the split.
+        cuts: rows `{volume_id, role, body, lung}`, shares outside the default view, where ingest recorded them.
+        exclusions: rows `{verdict, what, reason, message}`.
+    """
+
+    num_volumes: int
+    fingerprint: str
+    spacing_mm: float
+    interpolation: str
+    roles: list[tuple[str, int, int]]
+    notes: list[str]
+    cuts: list[dict[str, Any]]
+    exclusions: list[dict[str, str]]
+
+
+def store_facts(store: Ref, split: Ref) -> StoreFacts:
+    """Read the facts of a store and of a split of it."""
+    opened = VolumeStore.open(store.path)
+    document = read_json(split.path / "split.json")
+    roles: dict[str, list[str]] = document["roles"]
+    patients: dict[str, list[str]] = document.get("patients", {})
+    role_of = {name: role for role, names in roles.items() for name in names}
+    cuts = []
+    for name in opened.volume_ids():
+        cut = opened.commit_record(name).get("source", {}).get("cut")
+        if cut:
+            cuts.append({"volume_id": name, "role": role_of.get(name, "none"), **cut})
+    exclusions = [
+        {
+            "verdict": str(entry["verdict"]),
+            "what": str(entry.get("series_uid") or entry.get("path") or "unnamed"),
+            "reason": str(entry.get("reason") or "unknown"),
+            "message": str(entry.get("message") or ""),
+        }
+        for entry in opened.exclusions()
+    ]
+    return StoreFacts(
+        num_volumes=len(opened.volume_ids()),
+        fingerprint=store.digest,
+        spacing_mm=opened.spacing_mm,
+        interpolation=opened.interpolation,
+        roles=[(role, len(names), len(patients.get(role, []))) for role, names in roles.items()],
+        notes=list(document.get("notes", [])),
+        cuts=cuts,
+        exclusions=exclusions,
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,120 @@
+"""Pictures of volumes: orthogonal slices in Hounsfield windows, in radiological convention, with direction marks."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from storage.geometry import Volume
+
+Gray = NDArray[np.uint8]
+
+TILE = 288  # pixels of the longer side of one slice
+GAP = 6
+MARK_SIZE = 15
+
+
+@dataclass(frozen=True)
+class DisplayWindow:
+    """A window HU are shown in: black below level - width/2, white above level + width/2."""
+
+    name: str
+    width_hu: float
+    level_hu: float
+
+    def to_gray(self, hu: NDArray[np.floating]) -> Gray:
+        """HU to 0 … 255, linear between the window's ends."""
+        low = self.level_hu - self.width_hu / 2
+        gray: Gray = np.rint(np.clip((hu - low) / self.width_hu, 0.0, 1.0) * 255).astype(np.uint8)
+        return gray
+
+
+LUNG = DisplayWindow("lung", 1500, -600)
+MEDIASTINAL = DisplayWindow("mediastinal", 350, 50)
+WINDOWS = (LUNG, MEDIASTINAL)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice as it is shown.
+
+    Attributes:
+        name: axial, coronal or sagittal.
+        hu: shape (rows, columns), first row on top.
+        pixel_mm: (row, column) distances.
+        marks: directions at the (left, right, top, bottom) of the picture.
+    """
+
+    name: str
+    hu: NDArray[np.float32]
+    pixel_mm: tuple[float, float]
+    marks: tuple[str, str, str, str]
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """(height, width) of the picture in mm."""
+        return self.hu.shape[0] * self.pixel_mm[0], self.hu.shape[1] * self.pixel_mm[1]
+
+
+def orthogonal_planes(volume: Volume, index: tuple[int, int, int] | None = None) -> tuple[Plane, Plane, Plane]:
+    """Axial, coronal and sagittal slice through one voxel.
+
+    Stored axes grow towards superior, posterior and left. Seen from the feet (axial) and from the front (coronal), the
+    patient's right is on the left of the picture; the sagittal slice is seen from the patient's left.
+
+    Args:
+        volume: HU on an LPS grid.
+        index: voxel (z, y, x) all three go through; the middle when None.
+    """
+    z, y, x = index or tuple(n // 2 for n in volume.hu.shape)
+    sx, sy, sz = volume.spacing_mm
+    hu = volume.hu.astype(np.float32)
+    return (
+        Plane("axial", hu[z], (sy, sx), ("R", "L", "A", "P")),
+        Plane("coronal", hu[::-1, y], (sz, sx), ("R", "L", "S", "I")),
+        Plane("sagittal", hu[::-1, :, x], (sz, sy), ("A", "P", "S", "I")),
+    )
+
+
+def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE) -> Image.Image:
+    """One slice as a picture of true proportions, marked on its four sides; HU are interpolated, then windowed."""
+    height_mm, width_mm = plane.size_mm
+    scale = tile / max(height_mm, width_mm)
+    size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
+    shown = Image.fromarray(np.ascontiguousarray(plane.hu)).resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(window.to_gray(np.asarray(shown)))
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=MARK_SIZE)
+    left, right, top, bottom = plane.marks
+    width, height = size
+    places = {
+        (4, height / 2): (left, "lm"),
+        (width - 4, height / 2): (right, "rm"),
+        (width / 2, 3): (top, "mt"),
+        (width / 2, height - 3): (bottom, "mb"),
+    }
+    for place, (mark, anchor) in places.items():
+        draw.text(place, mark, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+    return picture
+
+
+def draw_volume(volume: Volume, tile: int = TILE) -> Image.Image:
+    """Six slices in a row: axial, coronal and sagittal in the lung window, then in the mediastinal window."""
+    planes = orthogonal_planes(volume)
+    pictures = [draw_plane(plane, window, tile) for window in WINDOWS for plane in planes]
+    height = max(picture.height for picture in pictures)
+    strip = Image.new("L", (len(pictures) * tile + (len(pictures) - 1) * GAP, height), 255)
+    for place, picture in enumerate(pictures):
+        left = place * (tile + GAP)
+        strip.paste(0, (left, 0, left + tile, height))
+        strip.paste(picture, (left + (tile - picture.width) // 2, (height - picture.height) // 2))
+    return strip
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as PNG."""
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,198 @@
+"""Evaluation: refusals, figures against their closed forms, feature cache and intervals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import scipy.linalg
+import scipy.stats
+import torch
+
+from prdit_models.intensity import HounsfieldWindow
+from prdit_models.metrics.fid import frechet_distance
+from prdit_models.metrics.medicalnet import random_medicalnet
+from storage.artifacts import Ref, commit_artifact
+from storage.files import read_json, sha256_file
+from storage.volume_store import VolumeStore
+from tasks.evaluate import features as features_module
+from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.features import load_extractor
+from tasks.evaluate.measures import HistogramSum, bootstrap_interval, distance_figures, histogram_distance, hu_figures
+from tasks.evaluate.run import check, evaluate
+from tasks.sample.config import SampleConfig
+from tasks.sample.run import sample
+from tests.factories import make_split, make_store
+from tests.unit.tasks.checkpoints import commit_pair
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+def make_samples(directory: Path, checkpoint: Ref, num_volumes: int) -> Ref:
+    config = SampleConfig(num_volumes=num_volumes, num_steps=2, num_threads=1, device="cpu", nifti=False)
+    sample(checkpoint, config, directory, silent)
+    inputs = {"checkpoint": checkpoint}
+    return commit_artifact(directory, "samples", stage="sample", recipe=1, inputs=inputs, config=config.key_fields())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]:
+    root = tmp_path_factory.mktemp("evaluate")
+    store = make_store(root / "store", num_volumes=5)
+    split = make_split(root / "split", store, ["v0", "v1", "v2"], ["v3", "v4"])
+    local, global_ = commit_pair(root, store, split)
+    samples = make_samples(root / "samples", global_, 3)
+    return {"store": store, "split": split, "local": local, "global": global_, "samples": samples}
+
+
+def config(**changes: object) -> EvaluateConfig:
+    return EvaluateConfig.model_validate({"num_threads": 1, "device": "cpu", "num_bootstrap": 5} | changes)
+
+
+def test_fewer_than_two_volumes_on_either_side_are_refused(data: dict[str, Ref], tmp_path: Path) -> None:
+    one = make_samples(tmp_path / "one", data["global"], 1)
+    with pytest.raises(ValueError, match=r"hold 1 volume.*sample\.num_volumes"):
+        check(one, data["store"], data["split"])
+    small = make_split(tmp_path / "split", data["store"], ["v0"], [])
+    with pytest.raises(ValueError, match="names 1 real volume"):
+        check(data["samples"], data["store"], small)
+    other = make_split(tmp_path / "other", data["store"], ["v0", "gone"], ["v1"])
+    with pytest.raises(ValueError, match=r"does not have \(first: gone\)"):
+        evaluate(data["samples"], data["store"], other, config(), tmp_path / "out", silent)
+    with pytest.raises(ValueError, match="expected a reference of kind 'samples', got 'split'"):
+        check(data["split"], data["store"], data["split"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate(
+        data["samples"],
+        data["store"],
+        data["split"],
+        config(),
+        tmp_path,
+        lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (8, 8)
+    network = random_medicalnet(0)
+    store, generated = VolumeStore.open(data["store"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
+
+    def by_hand(volumes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        hu = np.stack([volume.astype(np.float32) for volume in volumes])
+        x = torch.from_numpy(np.clip(hu / 1000.0, -1.0, 1.0))  # window [-1000, 1000]
+        with torch.no_grad():
+            return network(x.unsqueeze(1)).numpy().astype(np.float64), np.clip(hu, -1000, 1000)
+
+    real, real_hu = by_hand([store.read_view(f"v{k}", 8, 16) for k in range(5)])
+    fake, fake_hu = by_hand([generated.read_level(name).hu for name in generated.volume_ids()])
+    metrics = read_json(tmp_path / "metrics.json")
+    figures = metrics["figures"]
+
+    def fid(a: np.ndarray, b: np.ndarray) -> float:
+        # tr √(S₁S₂) through the eigenvalues of S₁S₂'s small equivalent, not through the code under test
+        a0, b0 = (a - a.mean(0)) / np.sqrt(len(a) - 1), (b - b.mean(0)) / np.sqrt(len(b) - 1)
+        roots = np.sqrt(np.clip(scipy.linalg.eigvalsh((a0 @ b0.T) @ (b0 @ a0.T)), 0, None)).sum()
+        return float(((a.mean(0) - b.mean(0)) ** 2).sum() + (a0**2).sum() + (b0**2).sum() - 2 * roots)
+
+    def mmd(a: np.ndarray, b: np.ndarray) -> float:
+        squared = [((u[:, None] - v[None]) ** 2).sum(-1) for u, v in ((a, a), (b, b), (a, b))]
+        gamma = 1 / (2 * np.sort(squared[0].ravel())[(squared[0].size - 1) // 2])
+        k = [np.exp(-gamma * s).mean() for s in squared]
+        return float(np.sqrt(max(k[0] + k[1] - 2 * k[2], 0)))
+
+    assert figures["fid"]["value"] == pytest.approx(fid(real, fake), rel=1e-4)
+    assert figures["fid_val"]["value"] == pytest.approx(fid(real[3:], fake), rel=1e-4)
+    assert figures["mmd"]["value"] == pytest.approx(mmd(real, fake), rel=1e-4)
+    assert (figures["fid"]["n_real"], figures["fid_val"]["n_real"], figures["fid"]["n_generated"]) == (5, 2, 3)
+    assert figures["mmd_val"]["value"] is None  # the published median of two volumes is 0
+    assert "bandwidth" in figures["mmd_val"]["note"]
+    assert figures["hu_std_real"]["value"] == pytest.approx(real_hu.std(), rel=1e-5)
+    assert figures["hu_std_ratio"]["value"] == pytest.approx(fake_hu.std() / real_hu.std(), rel=1e-5)
+    assert figures["fid"]["interval"] is None  # three generated volumes
+    assert "too few" in figures["fid"]["note"]
+    assert metrics["features"]["weights"] == "random"
+    assert "compare runs with each other only, not with papers" in metrics["features"]["statement"]
+    assert figures["fid"]["features"] == metrics["features"]["digest"]
+
+
+def test_a_repeated_evaluation_computes_no_features_again(
+    data: dict[str, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (data["samples"], data["store"], data["split"], config(num_shown=1), tmp_path, silent)
+    evaluate(*arguments)
+    before = (tmp_path / "metrics.json").read_bytes()
+    monkeypatch.setattr(features_module.MedicalNet, "forward", lambda *_: pytest.fail("computed again"))
+    evaluate(*arguments)
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    next((tmp_path / "work" / "features").rglob("v0.safetensors")).write_bytes(b"damaged")
+    with pytest.raises(BaseException, match="computed again"):
+        evaluate(*arguments)
+
+
+def test_weights_are_checked_by_hash_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "resnet.safetensors"
+    safetensors.torch.save_file(random_medicalnet(7).state_dict(), path)
+    digest = sha256_file(path)
+    extractor = load_extractor(config(feature_weights=str(path), feature_weights_sha256=digest))
+    assert (extractor.kind, extractor.digest) == ("medicalnet", load_extractor(config(feature_seed=7)).digest)
+    with pytest.raises(ValueError, match="SHA-256"):
+        load_extractor(config(feature_weights=str(path), feature_weights_sha256="0" * 64))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_extractor(config(feature_weights=str(tmp_path / "gone.pth"), feature_weights_sha256=digest))
+    with pytest.raises(ValueError, match="belong together"):
+        config(feature_weights=str(path))
+
+
+def test_an_interval_brackets_the_value_and_narrows_with_n() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (20, 320):
+        real, fake = rng.normal(size=(n, 4)), rng.normal(loc=0.7, size=(n, 4))
+        value = frechet_distance(real, fake)
+        found = bootstrap_interval(frechet_distance, real, fake, value, num_draws=100, seed=1)
+        assert found is not None
+        assert found["low"] < value < found["high"]
+        assert found == bootstrap_interval(frechet_distance, real, fake, value, num_draws=100, seed=1)
+        widths.append(found["high"] - found["low"])
+    assert widths[1] < 0.5 * widths[0]
+    assert distance_figures(real, fake, "d", num_bootstrap=0, seed=0)["fid"].interval is None
+
+
+def test_hu_statistics_have_their_closed_forms() -> None:
+    window = HounsfieldWindow(-1000, 1000)
+    rng = np.random.default_rng(1)
+    sides = []
+    for shift in (0.0, 130.0):
+        side = HistogramSum(window)
+        values = rng.uniform(-600, 400, size=(2, 20, 20, 20)).astype(np.float32) + shift
+        for volume in values:
+            side.add(volume)
+        assert side.mean == pytest.approx(values.mean(), abs=1e-2)
+        assert side.std == pytest.approx(values.std(), rel=1e-5)
+        assert side.density.sum() == pytest.approx(1.0)
+        sides.append((side, values))
+    exact = scipy.stats.wasserstein_distance(sides[0][1].ravel(), sides[1][1].ravel())
+    assert histogram_distance(sides[0][0], sides[1][0]) == pytest.approx(exact, abs=5.0)  # half a bin
+    assert histogram_distance(sides[0][0], sides[0][0]) == 0
+    outside = HistogramSum(window)
+    outside.add(np.array([[[-5000.0, 9000.0]]], dtype=np.float32))
+    assert (outside.mean, outside.std, outside.counts[0], outside.counts[-1]) == (0.0, 1000.0, 1, 1)
+    assert hu_figures(sides[0][0], sides[1][0])["hu_std_ratio"].value == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_store_of_another_grid_is_refused(data: dict[str, Ref], tmp_path: Path) -> None:
+    store = VolumeStore.create(tmp_path / "coarse", spacing_mm=4.0, num_levels=1)
+    volume = VolumeStore.open(data["store"].path).read_level("v0")
+    for name in ("v0", "v1", "v2", "v3", "v4"):
+        store.write(type(volume)(volume.hu, (4.0,) * 3, volume.origin_mm), volume_id=name, attributes={})
+    ref = Ref(kind="store", uri=str(store.path), digest=store.fingerprint())
+    with pytest.raises(ValueError, match=r"has 4\.0 mm voxels, the checkpoint was trained at 8\.0 mm"):
+        evaluate(data["samples"], ref, data["split"], config(), tmp_path / "out", silent)
+
+
+def test_only_settings_that_change_results_enter_the_key() -> None:
+    assert config(batch_size=1).key_fields() == config(batch_size=2).key_fields()
+    assert config(feature_seed=1).key_fields() != config(feature_seed=2).key_fields()
