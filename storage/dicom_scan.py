@@ -45,13 +45,11 @@ class SeriesFiles:
         series_uid: SeriesInstanceUID.
         files: relative paths, sorted.
         patient_id: PatientID, "" when absent; in memory only, never written.
-        left_out: (relative path, reason) of files of this series that are no slices (a localizer among them).
     """
 
     series_uid: str
     files: tuple[str, ...]
     patient_id: str
-    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,12 @@ def scan_files(source: Path, files: Sequence[str], progress: Callable[[int, int]
             excluded.append(Excluded(str(reason), text, series_uid=uid, num_slices=len(members)))
             continue
         names = tuple(sorted(m[0] for m in slices))
-        left_out = tuple((m[0], str(m[2])) for m in members if m[2] is not None)
+        for name, _, reason, detail in members:
+            if reason is not None:  # a localizer, or a truncated file: the slices around it decide about the series
+                text = sentence(reason, name, detail)
+                excluded.append(Excluded(reason, text, series_uid=uid, path=name))
         patients = sorted({str(m[1].get("PatientID") or "").strip() for m in slices})
-        series.append(SeriesFiles(uid, names, patients[-1], left_out))
+        series.append(SeriesFiles(uid, names, patients[-1]))
     return ScanResult(tuple(series), tuple(excluded))
 
 
@@ -169,7 +170,7 @@ def _classify(header: Dataset) -> tuple[str | None, str]:
     if "DERIVED" in words and _DERIVED_WORDS & (words | parts):
         return "derived_reformat", ", ".join(sorted(_DERIVED_WORDS & (words | parts)))
     if not header.get("Rows") or not header.get("Columns"):
-        return "not_image", "no rows and columns"
+        return "unreadable_file", "its header ends before Rows and Columns"
     return None, ""
 
 

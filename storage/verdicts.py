@@ -26,7 +26,6 @@ REASONS: dict[str, Reason] = {
     "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
     "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read themselves."),
     "not_ct": Reason("skipped", "{where} is {detail}, not a CT image; nothing to do."),
-    "not_image": Reason("skipped", "{where} has no image in it ({detail}); nothing to do."),
     "localizer": Reason("skipped", "{where} is a localizer (scout), not a volume; nothing to do."),
     "secondary_capture": Reason("skipped", "{where} is a secondary capture page, not a volume; nothing to do."),
     "derived_reformat": Reason(
