@@ -53,7 +53,7 @@ down: $(STAMP) ## stop what `make up` or `make demo KEEP=1` started
 lint: $(STAMP) ## ruff, import contracts, mypy strict
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run .venv/bin/ruff format ." >&2; exit 1; }
-	@$(BIN)/lint-imports --no-timing | tail -n 4
+	@out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out" >&2; exit 1; }
 	@$(BIN)/mypy
 
 test: lint ## lint, then every test but drills and benchmarks: what CI runs

@@ -27,6 +27,8 @@ from storage.files import read_json, sha256_file, write_json_atomic
 DEPLOYMENT = "prdit/full-pipeline"
 _FLOW_RUN_ID = re.compile(r"UUID:\s*([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _CANCEL_TIMEOUT_S = 30.0
+# Events Prefect streams by the hundred while a stage works; its page shows them better.
+_NOISE = re.compile(r"prefect\.(flow-run\.heartbeat|artifact(-collection)?\.)")
 
 
 def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Path) -> int:
@@ -134,7 +136,7 @@ def _run(services: local.Services, parameters: dict[str, Any], console: Console)
         for line in child.stdout or ():
             if flow_run_id is None and (match := _FLOW_RUN_ID.search(line)):
                 flow_run_id = match.group(1)
-            if line.strip():
+            if line.strip() and not _NOISE.search(line):
                 console.print("  " + escape(line.rstrip()))
         return flow_run_id, child.wait() == 0
     except KeyboardInterrupt:
