@@ -120,19 +120,38 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 def _gather(client: Any, function: Callable[[T], R], items: Sequence[T], progress: Advance | None) -> "list[R | Lost]":
+    """Results in order. An item whose worker died is tried once more, alone.
+
+    A dying worker also takes finished results along that were not fetched yet: alone, only the item that kills its
+    worker is lost, and one that only lacked memory beside others gets through.
+    """
     from distributed import as_completed
 
-    futures = {client.submit(_call, function, item, pure=False): index for index, item in enumerate(items)}
     results: dict[int, R | Lost] = {}
-    for future in as_completed(list(futures)):
-        index = futures[future]
-        if future.status == "finished":
-            results[index] = future.result()
-        else:
-            error = future.exception()
-            died = type(error).__name__ == "KilledWorker"
-            results[index] = Lost("worker_died" if died else "failed", type(error).__name__)
-        future.release()
+
+    def note(index: int, result: "R | Lost") -> None:
+        results[index] = result
         if progress:
             progress(len(results), len(items))
+
+    futures = {client.submit(_call, function, item, pure=False): index for index, item in enumerate(items)}
+    again = []
+    for future in as_completed(list(futures)):
+        result = _outcome(future)
+        if isinstance(result, Lost) and result.reason == "worker_died":
+            again.append(futures[future])
+        else:
+            note(futures[future], result)
+    for index in sorted(again):
+        note(index, _outcome(client.submit(_call, function, items[index], pure=False)))
     return [results[index] for index in range(len(items))]
+
+
+def _outcome(future: Any) -> Any:
+    """Wait for one future: its value, or what became of it."""
+    error = future.exception()
+    result = future.result() if error is None else None
+    future.release()
+    if error is None:
+        return result
+    return Lost("worker_died" if type(error).__name__ == "KilledWorker" else "failed", type(error).__name__)

@@ -1,0 +1,42 @@
+"""Work over processes: order, a killed worker, and two processes writing one volume."""
+
+import os
+import signal
+from pathlib import Path
+
+from storage.volume_store import VolumeStore
+from tasks.fanout import Lost, fan_out
+from tasks.ingest.config import IngestConfig
+from tasks.ingest.run import ingest
+from tests.unit.storage.dicom_files import write_series
+
+
+def square_or_die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 5:
+        raise RuntimeError("no squares today")
+    return number * number
+
+
+def test_a_killed_worker_costs_its_own_item_only() -> None:
+    seen: list[tuple[int, int]] = []
+    results = fan_out(square_or_die, range(8), num_workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert isinstance(results[3], Lost)
+    assert results[3].reason == "worker_died"
+    assert results[5] == Lost("failed", "RuntimeError")
+    assert [results[k] for k in (0, 1, 2, 4, 6, 7)] == [0, 1, 4, 16, 36, 49]
+    assert seen[-1] == (8, 8)
+
+
+def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
+    for k in range(3):
+        write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k // 2, 26, 28))  # two of them are equal
+    config = IngestConfig(min_slices=8)
+    many = ingest(tmp_path / "src", tmp_path / "many", config, num_workers=2)
+    one = ingest(tmp_path / "src", tmp_path / "one", config, num_workers=1)
+    assert many.fingerprint == one.fingerprint
+    assert len(many.committed) == 2
+    assert [e.reason for e in many.skipped] == ["duplicate_volume"]
+    for volume_id in VolumeStore.open(tmp_path / "many").volume_ids():
+        VolumeStore.open(tmp_path / "many").verify(volume_id)
