@@ -13,7 +13,9 @@ from storage.checkpoints import load_tensors, save_tensors
 from storage.errors import StorageError
 from tasks.evaluate.config import EvaluateConfig
 
-RANDOM_STATEMENT = "Random features: these numbers compare runs with each other only, not with papers."
+RANDOM_STATEMENT = (
+    "the feature network has seeded random weights, so FID and MMD compare runs with each other only, not with papers."
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def load_extractor(config: EvaluateConfig) -> Extractor:
             "out to use seeded random features."
         )
     network = load_medicalnet(path, config.feature_weights_sha256)
-    statement = f"MedicalNet ResNet-50 weights from {path.name}, file SHA-256 checked."
+    statement = f"ResNet-50 weights from {path.name}, the file's SHA-256 checked."
     return Extractor(network, "medicalnet", weights_digest(network), statement)
 
 

@@ -11,6 +11,7 @@ from storage.files import read_json
 from storage.volume_store import VolumeStore
 
 PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
+LUNG_LIMIT = 0.01  # share of the lung a view may cut before the report marks it
 _ROLES = {"samples": "checkpoint", "checkpoint-global": "local", "checkpoint-local": None}
 
 
@@ -90,7 +91,8 @@ class StoreFacts:
         interpolation: how scans came onto the grid.
         roles: (role, volumes, patients) of the split.
         notes: sentences of the split.
-        cuts: rows `{volume_id, role, body, lung}`, shares outside the default view, where ingest recorded them.
+        cuts: rows `{volume_id, role, body, lung}`, shares outside the default view, where ingest recorded them; the largest
+            lung share first.
         exclusions: rows `{verdict, what, reason, message}`.
     """
 
@@ -102,6 +104,11 @@ class StoreFacts:
     notes: list[str]
     cuts: list[dict[str, Any]]
     exclusions: list[dict[str, str]]
+
+    @property
+    def num_lung_cut(self) -> int:
+        """Volumes whose lungs the default view cuts by more than `LUNG_LIMIT`."""
+        return sum(row["lung"] > LUNG_LIMIT for row in self.cuts)
 
 
 def store_facts(store: Ref, split: Ref) -> StoreFacts:
@@ -132,7 +139,7 @@ def store_facts(store: Ref, split: Ref) -> StoreFacts:
         interpolation=opened.interpolation,
         roles=[(role, len(names), len(patients.get(role, []))) for role, names in roles.items()],
         notes=list(document.get("notes", [])),
-        cuts=cuts,
+        cuts=sorted(cuts, key=lambda row: (-row["lung"], -row["body"], row["volume_id"])),
         exclusions=exclusions,
     )
 

@@ -14,7 +14,7 @@ from storage.artifacts import Ref
 from storage.files import write_bytes_atomic
 from storage.geometry import Volume
 from tasks.evaluate.curves import draw_histograms, draw_losses, read_metrics
-from tasks.evaluate.lineage import Node, package_versions, store_facts, trace
+from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_facts, trace
 from tasks.evaluate.measures import HistogramSum
 from tasks.evaluate.slices import WINDOWS, draw_volume, png_bytes
 from tasks.sample.checkpoint import CheckpointInfo
@@ -31,6 +31,12 @@ TITLES = {
     "hu_std_ratio": "Standard deviation, generated / real",
     "hu_histogram_distance": "Wasserstein distance of HU histograms",
 }
+CARDS = {
+    "fid": "FID",
+    "mmd": "MMD",
+    "hu_std_ratio": "HU spread, generated / real",
+    "hu_histogram_distance": "HU histogram distance",
+}
 _LOSS_PREFIX = "val/loss_t"
 
 
@@ -41,6 +47,8 @@ class ReportInput:
     Attributes:
         metrics: content of `metrics.json`.
         info: the sampled checkpoint.
+        config: key fields of the evaluation's configuration.
+        recipe: version of the evaluation.
         samples, store, split: references.
         histograms: HU histograms (real, generated).
         real, generated: (caption, HU (S, S, S)) of the volumes shown.
@@ -49,6 +57,8 @@ class ReportInput:
 
     metrics: dict[str, Any]
     info: CheckpointInfo
+    config: dict[str, Any]
+    recipe: int
     samples: Ref
     store: Ref
     split: Ref
@@ -88,17 +98,23 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, interval=interval, picture=data_uri, percent=percent, pretty=pretty)
+    environment.filters.update(
+        number=number, plain=plain, interval=interval, picture=data_uri, percent=percent, pretty=pretty
+    )
     metrics, figures = report.metrics, report.metrics["figures"]
     edge_mm = report.info.view.edge * report.info.spacing_mm
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
         figures=figures,
         titles=TITLES,
+        cards=CARDS,
         distances=[name for name in ("fid", "fid_val", "mmd", "mmd_val") if name in figures],
         hu=[name for name in figures if name.startswith("hu_")],
         windows=WINDOWS,
         info=report.info,
+        config=report.config,
+        recipe=report.recipe,
+        lung_limit=LUNG_LIMIT,
         edge_mm=edge_mm,
         real=[(caption, pictures[f"real-{place}"]) for place, (caption, _) in enumerate(report.real)],
         generated=[(caption, pictures[f"generated-{place}"]) for place, (caption, _) in enumerate(report.generated)],
@@ -157,6 +173,11 @@ def number(value: float | None) -> str:
         return f"{value:.3e}"
     digits = max(0, 3 - int(np.floor(np.log10(abs(value))))) if value else 0
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def plain(value: float) -> str:
+    """A given quantity (a size, a window) without trailing zeros."""
+    return f"{value:.6g}".replace("-", "−")
 
 
 def interval(value: dict[str, Any] | None) -> str:

@@ -129,6 +129,8 @@ def evaluate(
     report = ReportInput(
         metrics=metrics,
         info=info,
+        config=config.key_fields(),
+        recipe=RECIPE,
         samples=samples,
         store=store,
         split=split,

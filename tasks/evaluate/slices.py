@@ -13,7 +13,7 @@ Gray = NDArray[np.uint8]
 
 TILE = 288  # pixels of the longer side of one slice
 GAP = 6
-MARK_SIZE = 15
+MARK_SIZE = 20
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Evaluation: refusals, figures against their closed forms, feature cache and intervals."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,14 @@ from tests.unit.tasks.checkpoints import commit_pair
 
 def silent(done: int, total: int) -> None:
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_network() -> Iterator[None]:
+    """Draw the random network's 46 million weights once a seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "random_medicalnet", lru_cache(random_medicalnet))
+        yield
 
 
 def make_samples(directory: Path, checkpoint: Ref, num_volumes: int) -> Ref:

@@ -1,13 +1,17 @@
 """The report: self-contained, complete, escaped."""
 
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from prdit_models.metrics.medicalnet import random_medicalnet
 from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
+from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.report import number, per_time_table
 from tasks.evaluate.run import evaluate
@@ -32,6 +36,14 @@ class Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_network() -> Iterator[None]:
+    """Draw the random network's 46 million weights once a seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features_module, "random_medicalnet", lru_cache(random_medicalnet))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +89,7 @@ def test_every_exclusion_digest_and_figure_is_in_it(made: tuple[Path, dict[str, 
         assert number(figure["value"]) in page.text, name
     assert metrics["features"]["digest"] in page.text
     assert "compare runs with each other only, not with papers" in page.text
+    assert '"num_shown": 2' in page.text  # this report's own configuration
     assert "Research use only. Not a medical device." in page.text
     assert "No held-out figures" in page.text
     assert "fid_val" not in metrics["figures"]
