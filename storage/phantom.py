@@ -6,7 +6,9 @@ posterior, trachea superior. A localizer and a series with missing slices come w
 """
 
 import hashlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,6 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
-from storage.files import write_bytes_atomic
 
 Array = NDArray[np.floating]
 
@@ -108,21 +108,29 @@ class Anatomy:
 
     def hu(self, x: Array, y: Array, z: Array) -> Array:
         """HU at LPS positions (mm from the chest's middle), any shape."""
-        a = self.half_width * (1 - 0.10 * np.clip((z - 60) / 64, 0, 1) ** 2)
-        b = self.half_depth * (1 - 0.12 * np.clip((z - 60) / 64, 0, 1) ** 2)
-        radius = np.hypot(x / a, y / b) + 0.02 * np.cos(4 * np.arctan2(y, x))  # body outline at 1
         side = -1.0 if self.table_front else 1.0
         plate = np.abs(side * y - (self.half_depth + 7) + 0.0012 * x * x)
         hu = np.where((plate < 3) & (np.abs(x) < 95), np.float32(-380), np.float32(-1000))
+        # The rest is drawn where the body can be: less than half of the field of view.
+        near = (x / (self.half_width + 3)) ** 2 + (y / (self.half_depth + 3)) ** 2 < 1.06
+        hu[near] = self._body(hu[near], x[near], y[near], z[near])
+        return hu
+
+    def _body(self, hu: Array, x: Array, y: Array, z: Array) -> Array:
+        taper = np.clip((z - 60) / 64, 0, 1) ** 2
+        a, b = self.half_width * (1 - 0.10 * taper), self.half_depth * (1 - 0.12 * taper)
+        radius = np.hypot(x / a, y / b)
         hu = _paint(hu, (1 - radius) * b, -95.0)  # fat
         hu = _paint(hu, (0.93 - radius) * b, 48.0)  # muscle
         wave = np.cos(2 * np.pi * (z + 0.45 * y) / 26)
         rib = np.minimum((0.045 - np.abs(radius - 0.865)) * b, (wave - 0.1) * 5)
         hu = _paint(hu, np.minimum(rib, 112 - np.abs(z)), 420.0)
         hu = self._lungs(hu, x, y, z)
-        hu = self._mediastinum(hu, x, y, z)
-        hu = self._spine(hu, x, y, z)
-        return hu.astype(np.float32)
+        middle = np.abs(x) < 0.62 * self.half_width
+        hu[middle] = self._mediastinum(hu[middle], x[middle], y[middle], z[middle])
+        back = (np.abs(x) < 34) & (y > 0.2 * self.half_depth)
+        hu[back] = self._spine(hu[back], x[back], y[back], z[back])
+        return hu
 
     def _lungs(self, hu: Array, x: Array, y: Array, z: Array) -> Array:
         s, w, d = self.lung_scale, self.half_width, self.half_depth
@@ -167,7 +175,7 @@ class Anatomy:
 
     def _spine(self, hu: Array, x: Array, y: Array, z: Array) -> Array:
         centre = 0.55 * self.half_depth
-        disc = np.where(np.cos(2 * np.pi * z / 24) > -0.72, 0.0, -150.0)
+        disc = np.where(np.cos(2 * np.pi * z / 24) > -0.72, np.float32(0), np.float32(-150))
         hu = _paint(hu, 17 - np.hypot(x, (y - centre) * 1.15), 230.0 + disc)
         hu = _paint(hu, 13 - np.hypot(x * 0.8, y - centre - 22), 300.0)
         hu = _paint(hu, 8 - np.hypot(x, y - centre - 21), 25.0)
@@ -240,17 +248,22 @@ def write_demo_data(
     """
     if num_patients < 1:
         raise ValueError(f"num_patients is {num_patients}; expected at least 1.")
-    total = num_patients + 2
-    series: list[dict[str, Any]] = []
-    for patient in range(num_patients + 1):
+
+    def write_patient(patient: int) -> dict[str, Any]:
         broken = patient == num_patients
         acquisition = _small(ACQUISITIONS[patient % len(ACQUISITIONS)], small or broken)
-        series.append(_write_series(directory, patient, seed, acquisition, broken=broken))
-        if progress:
-            progress(len(series), total)
+        return _write_series(directory, patient, seed, acquisition, broken=broken)
+
+    series: list[dict[str, Any]] = []
+    # Patients have generators of their own, so threads change no byte.
+    with ThreadPoolExecutor(2, thread_name_prefix="phantom") as pool:
+        for entry in pool.map(write_patient, range(num_patients + 1)):
+            series.append(entry)
+            if progress:
+                progress(len(series), num_patients + 2)
     series.append(_write_localizer(directory, seed, small=small))
     if progress:
-        progress(len(series), total)
+        progress(len(series), num_patients + 2)
     return series
 
 
@@ -286,7 +299,7 @@ def _write_series(directory: Path, patient: int, seed: int, scan: Acquisition, *
             stored[outside_fov] = _PADDING
         corner = centre + row * in_plane[0] + column * in_plane[0] + normal * offset
         data = _ct_slice(seed, patient, scan, stored.astype(np.int16), index, corner, uid)
-        write_bytes_atomic(folder / f"IM{index + 1:04d}.dcm", _dicom_bytes(data))
+        _replace_file(folder / f"IM{index + 1:04d}.dcm", _dicom_bytes(data))
         written += 1
     return {
         "patient_id": f"PHANTOM-{patient + 1:04d}",
@@ -309,7 +322,7 @@ def _write_localizer(directory: Path, seed: int, *, small: bool) -> dict[str, An
     data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     data.SeriesDescription = "Topogram"
     folder = directory / "patient-0001" / "localizer"
-    write_bytes_atomic(folder / "IM0001.dcm", _dicom_bytes(data))
+    _replace_file(folder / "IM0001.dcm", _dicom_bytes(data))
     return {
         "patient_id": "PHANTOM-0001",
         "series_uid": uid,
@@ -377,6 +390,14 @@ def _dicom_bytes(data: Dataset) -> bytes:
     data.file_meta = meta
     pydicom.dcmwrite(buffer, data, enforce_file_format=True)
     return bytes(buffer.getvalue())
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Atomic for readers, without fsync: a thousand of them take longer than drawing, and the data can be made again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 def _ds(value: float) -> str:
