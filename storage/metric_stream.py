@@ -21,6 +21,7 @@ class MetricStream:
         run_id: their run.
     """
 
+    _INTERVAL_S = 5.0  # a request costs the servers CPU that the training on the same machine wants
     _BACKOFF_S = 30.0
 
     def __init__(self, path: Path, tracker: "Tracker | None", run_id: str) -> None:
@@ -38,7 +39,7 @@ class MetricStream:
         if self._tracker and self._unsent and (final or time.monotonic() >= self._not_before):
             if self._tracker.log_points(self._run_id, self._unsent):
                 self._unsent = []
-                self._not_before = time.monotonic() + 1.0
+                self._not_before = time.monotonic() + self._INTERVAL_S
             else:
                 self._not_before = time.monotonic() + self._BACKOFF_S
         if final and self._tracker and self._unsent and self._run_id:

@@ -13,7 +13,7 @@ from prefect.states import Completed
 from tasks.progress import Advance, show_progress
 from tasks.stage import StageOutcome
 
-_UPDATE_S = 5.0  # each update is a request to the server
+_UPDATE_S = 10.0  # each update is a request to the server
 logger = logging.getLogger("prdit.progress")
 
 

@@ -71,7 +71,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def append(tmp_path: Path) -> Callable[[int], None]:
     def write(step: int) -> None:
         with (tmp_path / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps({"step": step, "time_ms": 1_700_000_000_000 + step, "train/loss": 1.0 / step}) + "\n")
+            stream.write(
+                json.dumps({"step": step, "time_ms": 1_700_000_000_000 + step, "train/loss": 1.0 / step}) + "\n"
+            )
 
     return write
 
