@@ -155,14 +155,7 @@ def ingest(
         from tasks.progress import show_progress
 
         with show_progress("ingest") as progress:
-            report = run_ingest(
-                source,
-                Path(loaded.store),
-                loaded.ingest,
-                num_workers=loaded.num_workers,
-                patient_key_file=Path(loaded.patient_key_file) if loaded.patient_key_file else None,
-                progress=progress,
-            )
+            report = run_ingest(source, Path(loaded.store), loaded.ingest, progress=progress)
         value = report.model_dump(mode="json")
         _result(value, as_json, lambda: _verdict_text(value))
         if not (report.committed or report.unchanged):

@@ -16,7 +16,7 @@ from tasks.train.config import TrainGlobalConfig, TrainLocalConfig
 from tasks.train.gates import GatesConfig
 
 # Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
-RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "num_workers", "patient_key_file", "gates"})
+RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "gates"})
 
 
 class PipelineConfig(BaseModel):
@@ -34,8 +34,6 @@ class PipelineConfig(BaseModel):
     store: str = Field(".prdit/store", description="volume store")
     workdir: str = Field(".prdit/work", description="folder of all stage directories")
     experiment: str = Field("prdit", description="MLflow experiment")
-    num_workers: int | None = Field(None, ge=1, description="processes of the ingest; default: one a core")
-    patient_key_file: str | None = Field(None, description="key of the patient hashes; default: beside the store")
     ingest: IngestConfig = Field(default_factory=lambda: IngestConfig())
     split: SplitConfig = Field(default_factory=lambda: SplitConfig())
     train_local: TrainLocalConfig = Field(default_factory=lambda: TrainLocalConfig())

@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from flows import services as local
 from flows.memory import MIB, PeakMemory
-from storage.files import read_json, sha256_file, write_json_atomic
+from storage.files import read_json, sha256_file, write_json_atomic, write_text_atomic
 
 DEPLOYMENT = "prdit/full-pipeline"
 _FLOW_RUN_ID = re.compile(r"UUID:\s*([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -87,8 +87,9 @@ def _parameters(dicom: Path | None, config: str, state_dir: Path, console: Conso
     _heading(console, "Input")
     if dicom is None:
         source, suffix = _phantom(state_dir / "demo-data", console), ""
+        ingest = {"patient_key_file": str(_phantom_key(state_dir / "demo-data.patient-key"))}
     else:
-        source = dicom.resolve()
+        source, ingest = dicom.resolve(), {}
         suffix = f"-{source.name}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
         console.print(f"  scans: {escape(str(source))} (opened read-only)")
     return {
@@ -96,7 +97,14 @@ def _parameters(dicom: Path | None, config: str, state_dir: Path, console: Conso
         "source": str(source),
         "store": str(state_dir / f"store{suffix}"),
         "workdir": str(state_dir / f"work{suffix}"),
+        **({"ingest": ingest} if ingest else {}),
     }
+
+
+def _phantom_key(path: Path) -> Path:
+    """A fixed patient key: synthetic patients have no secret, and the same demo should split the same on every machine."""
+    write_text_atomic(path, "00" * 32 + "\n")
+    return path
 
 
 def _phantom(directory: Path, console: Console) -> Path:

@@ -50,6 +50,9 @@ class PipelineRun:
             outcome = getattr(self, "_" + name.replace("-", "_"))()
             if outcome is not None:
                 self.outcomes[name] = outcome
+            if name == "ingest":
+                tags = {**self.context.tags, "prdit.store_fingerprint": self._store.digest}
+                self.context = self.context.model_copy(update={"tags": tags})
             if name == last:
                 return
 
@@ -57,8 +60,7 @@ class PipelineRun:
         config = self.config
         if config.source is None:
             return None
-        workers, key_file = config.num_workers, config.patient_key_file
-        return _outcome(ingest_task, config.source, config.store, config.ingest, self.context, workers, key_file)
+        return _outcome(ingest_task, config.source, config.store, config.ingest, self.context)
 
     def _split(self) -> StageOutcome:
         return _outcome(split_task, self._store, self.config.split, self.context)
@@ -129,10 +131,10 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
             if unmet:
                 raise GateError("; ".join(unmet))
     except BaseException as error:
-        return_value = record.close(run.outcomes, error)
-        logger.error("run %s ended: %s", run_name, return_value["error"])
+        closed = record.close(run.outcomes, run.context.tags, error)
+        logger.error("run %s ended: %s", run_name, closed["error"])
         raise
-    return record.close(run.outcomes, None)
+    return record.close(run.outcomes, run.context.tags, None)
 
 
 @flow(name="prdit")

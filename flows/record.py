@@ -45,7 +45,9 @@ class RunRecord:
         self._parent = parent
         self._began = datetime.now(UTC)
 
-    def close(self, outcomes: dict[str, StageOutcome], error: BaseException | None) -> dict[str, Any]:
+    def close(
+        self, outcomes: dict[str, StageOutcome], tags: dict[str, str], error: BaseException | None
+    ) -> dict[str, Any]:
         """Write the record, close the parent run with the figures that make runs comparable, and return the record."""
         report = outcomes.get("evaluate")
         message = None if error is None else f"{type(error).__name__}: {error}"
@@ -63,14 +65,14 @@ class RunRecord:
         }
         write_json_atomic(self.directory / "record.json", record)
         write_json_atomic(self.directory.parent / "latest.json", record)
-        self._close_parent(outcomes, message, killed=error is not None and not isinstance(error, Exception))
+        self._close_parent(outcomes, tags, message, killed=error is not None and not isinstance(error, Exception))
         return record
 
-    def _close_parent(self, outcomes: dict[str, StageOutcome], message: str | None, *, killed: bool) -> None:
+    def _close_parent(
+        self, outcomes: dict[str, StageOutcome], tags: dict[str, str], message: str | None, *, killed: bool
+    ) -> None:
         """The parent run gets the store's fingerprint and the report's figures: these are what people compare."""
-        tags = {f"prdit.ref.{name}": outcome.ref.digest for name, outcome in outcomes.items()}
-        if "ingest" in outcomes:
-            tags["prdit.store_fingerprint"] = outcomes["ingest"].ref.digest
+        tags = tags | {f"prdit.ref.{name}": outcome.ref.digest for name, outcome in outcomes.items()}
         if message:
             tags["prdit.error"] = message[:4000]
         points: dict[str, Any] = {f"gate/{name}": value for name, value in self.gates.items()}

@@ -18,7 +18,7 @@ from tasks.fanout import Lost, fan_out
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, make_job
 
-__all__ = ["RECIPE", "Entry", "IngestReport", "ingest", "source_digest"]
+__all__ = ["RECIPE", "Entry", "IngestReport", "hash_cache", "ingest", "source_digest"]
 
 LUNG_CUT_WARNING = 0.01
 _MEMORY_MB = 1300
@@ -55,6 +55,11 @@ class IngestReport(BaseModel):
     notes: list[str] = []
 
 
+def hash_cache(store_path: Path) -> Path:
+    """Where the hashes of source files are remembered: beside the store, like its key, for file names may tell who was scanned."""
+    return store_path.with_name(store_path.name + ".hashes.json")
+
+
 def source_digest(source: Path, cache_file: Path) -> str:
     """`sha256:<hex>` of a source's relative paths and contents; hashes are cached by size and modification time.
 
@@ -69,21 +74,15 @@ def ingest(
     store_path: Path,
     config: IngestConfig,
     *,
-    num_workers: int | None = None,
-    patient_key_file: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-    scheduler: str | None = None,
 ) -> IngestReport:
     """Bring a store up to date with a folder of scans. The source is only read.
 
     Args:
         source: folder, searched recursively.
         store_path: the store, made when missing.
-        config: grid and limits.
-        num_workers: processes; default by cores and memory.
-        patient_key_file: secret for patient keys; default `<store>.patient-key` beside the store.
+        config: grid and limits; processes or scheduler; patient key.
         progress: called with (done, total) series.
-        scheduler: address of a running Dask scheduler.
     Returns: the report; where nothing is usable its `committed` and `unchanged` are empty (the caller decides).
     Raises:
         SourceError: the folder is missing, empty or has no CT at all.
@@ -97,10 +96,10 @@ def ingest(
         num_levels=config.num_levels,
         interpolation=config.interpolation,
     )
-    key_file = patient_key_file or store_path.with_name(store_path.name + ".patient-key")
+    key_file = Path(config.patient_key_file or f"{store_path}.patient-key")
     key = load_patient_key(key_file)
     check_patient_key(store_path, key, key_file)
-    hashes = content_hashes(source, listing.files, store_path / ".cache" / "hashes.json")
+    hashes = content_hashes(source, listing.files, hash_cache(store_path))
     digest = listing_digest(listing, hashes)
     mark = {"source_digest": digest, "recipe": RECIPE, "config": config.key_fields()}
     record_path = store_path / "exclusions" / f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
@@ -110,7 +109,7 @@ def ingest(
             progress(1, 1)
         return known
     scan = scan_files(source, [name for name in listing.files if name != PATIENTS_CSV])
-    entries, notes = _ingest_scan(source, store, config, scan, hashes, key, num_workers, progress, scheduler)
+    entries, notes = _ingest_scan(source, store, config, scan, hashes, key, progress)
     entries += [{"verdict": REASONS[e.reason].verdict, **_fields(e)} for e in scan.excluded]
     entries += [_other(other) for other in listing.others]
     lists = {name: _entries(entries, name) for name in _LISTS}
@@ -154,9 +153,7 @@ def _ingest_scan(
     scan: ScanResult,
     hashes: dict[str, str],
     key: bytes,
-    num_workers: int | None,
     progress: Callable[[int, int], None] | None,
-    scheduler: str | None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Ingest the series that are not in the store yet; (entries with their verdict, notes)."""
     records = [store.commit_record(volume_id) for volume_id in store.volume_ids()]
@@ -182,7 +179,12 @@ def _ingest_scan(
             progress(present + done, total)
 
     results = fan_out(
-        ingest_series, jobs, num_workers=num_workers, progress=advance, memory_mb=_MEMORY_MB, scheduler=scheduler
+        ingest_series,
+        jobs,
+        num_workers=config.num_workers,
+        progress=advance,
+        memory_mb=_MEMORY_MB,
+        scheduler=config.scheduler,
     )
     for job, result in zip(jobs, results, strict=True):
         if isinstance(result, Lost):

@@ -7,7 +7,7 @@ from storage.errors import SourceError, StorageError
 from storage.files import read_json, write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import RECIPE, IngestReport, ingest, source_digest
+from tasks.ingest.run import RECIPE, IngestReport, hash_cache, ingest, source_digest
 from tasks.progress import Advance
 from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
@@ -21,21 +21,16 @@ def ingest_stage(
     config: IngestConfig,
     context: RunContext,
     progress: Advance,
-    *,
-    num_workers: int | None = None,
-    patient_key_file: Path | None = None,
 ) -> StageOutcome:
     """Bring a store up to date with a source; the outcome's reference is the store at its fingerprint.
 
     Raises: SourceError: no usable CT in the source, and none in the store.
     """
-    digest = source_digest(source, context.workdir / "ingest" / "hashes.json")
+    digest = source_digest(source, hash_cache(store))
     inputs = {"source": Ref(kind="source", uri=str(source.resolve()), digest=digest)}
 
     def body(run: StageRun) -> None:
-        report = ingest(
-            source, store, config, num_workers=num_workers, patient_key_file=patient_key_file, progress=progress
-        )
+        report = ingest(source, store, config, progress=progress)
         write_text_atomic(run.directory / VERDICTS, report.model_dump_json(indent=2) + "\n")
         if run.tracker:
             counts = {

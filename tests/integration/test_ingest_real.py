@@ -33,7 +33,7 @@ def dicom_samples(folder: Path, num_points: int) -> tuple[np.ndarray, np.ndarray
 def ingested(real_ct: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[IngestReport, VolumeStore]:
     folder = tmp_path_factory.mktemp("real")
     before = tree(real_ct / "dicom" / "Lung_Dx-A0002_B40f")
-    report = ingest(real_ct / "dicom", folder / "store", IngestConfig(), num_workers=2)
+    report = ingest(real_ct / "dicom", folder / "store", IngestConfig(num_workers=2))
     assert tree(real_ct / "dicom" / "Lung_Dx-A0002_B40f") == before
     return report, VolumeStore.open(folder / "store")
 
@@ -72,8 +72,8 @@ def test_real_store_is_whole_and_by_patient(ingested: tuple[IngestReport, Volume
 
 
 def test_awkward_real_files_get_verdicts(real_ct: Path, tmp_path: Path) -> None:
-    config = IngestConfig(spacing_mm=4.0, min_slices=4)
-    report = ingest(real_ct / "robustness", tmp_path / "store", config, num_workers=1)
+    config = IngestConfig(spacing_mm=4.0, min_slices=4, num_workers=1)
+    report = ingest(real_ct / "robustness", tmp_path / "store", config)
     everything = [*report.skipped, *report.quarantined]
     assert all(e.reason and e.message for e in everything)
     assert {e.reason for e in report.skipped} >= {

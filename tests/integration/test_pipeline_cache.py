@@ -103,7 +103,9 @@ def test_a_flipped_byte_or_a_lost_checkpoint_trains_again(
 
 
 def test_runtime_settings_do_not_run_anything(story: Story, first: dict[str, Any]) -> None:
-    assert story.ran(story.run(num_workers=1, sample={"batch_size": 1}, train_local={"log_every": 1})) == set()
+    assert (
+        story.ran(story.run(ingest={"num_workers": 1}, sample={"batch_size": 1}, train_local={"log_every": 1})) == set()
+    )
 
 
 def test_a_series_added_is_the_only_one_ingested(story: Story, first: dict[str, Any]) -> None:

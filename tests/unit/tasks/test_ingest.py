@@ -27,7 +27,7 @@ ORIENTATIONS = {
 
 
 def run(source: Path, store: Path, config: IngestConfig = CONFIG) -> IngestReport:
-    return ingest(source, store, config, num_workers=1)
+    return ingest(source, store, config.model_copy(update={"num_workers": 1}))
 
 
 def world_samples(volume_store: VolumeStore, volume_id: str, world: np.ndarray) -> np.ndarray:

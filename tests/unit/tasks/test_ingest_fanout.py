@@ -32,9 +32,8 @@ def test_a_killed_worker_costs_its_own_item_only() -> None:
 def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
     for k in range(3):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k // 2, 26, 28))  # two of them are equal
-    config = IngestConfig(min_slices=8)
-    many = ingest(tmp_path / "src", tmp_path / "many", config, num_workers=2)
-    one = ingest(tmp_path / "src", tmp_path / "one", config, num_workers=1)
+    many = ingest(tmp_path / "src", tmp_path / "many", IngestConfig(min_slices=8, num_workers=2))
+    one = ingest(tmp_path / "src", tmp_path / "one", IngestConfig(min_slices=8, num_workers=1))
     assert many.fingerprint == one.fingerprint
     assert len(many.committed) == 2
     assert [e.reason for e in many.skipped] == ["duplicate_volume"]

@@ -1,0 +1,88 @@
+"""Golden values of every stage on the small phantom: `python -m tests.integration.golden` writes golden.json anew.
+
+A stage whose output moves must raise its recipe version (the cache would hand out the old output otherwise); only then are the
+values recorded anew, by the command above, and the change of golden.json is part of the same commit.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.config import load_config
+from storage.artifacts import Ref
+from storage.files import read_json, write_json_atomic
+from storage.phantom import write_demo_data
+from storage.volume_store import VolumeStore
+from tasks.evaluate.stage import EVALUATE, evaluate_stage
+from tasks.ingest.stage import INGEST, ingest_stage
+from tasks.sample.stage import SAMPLE, sample_stage
+from tasks.split.stage import SPLIT, split_stage
+from tasks.stage import RunContext
+from tasks.train.spec import GLOBAL, LOCAL, METRICS
+from tasks.train.stage import train
+
+GOLDEN = Path(__file__).with_name("golden.json")
+
+
+def compute(root: Path) -> dict[str, Any]:
+    """Run every stage of the tiny configuration in `root`; recipe version and telling values by stage."""
+    write_demo_data(root / "source", num_patients=3, small=True)
+    (root / "key").write_text("00" * 32)
+    short = {"steps": 5, "val_every": 5, "log_every": 1}
+    overrides = {"train_local": short, "train_global": short, "ingest": {"patient_key_file": str(root / "key")}}
+    config = load_config("tiny", overrides)
+    context = RunContext(workdir=root / "work")
+    store = ingest_stage(root / "source", root / "store", config.ingest, context, _silent).ref
+    split = split_stage(store, config.split, context).ref
+    local = train(store, split, config.train_local, context, _silent).ref
+    global_ = train(store, split, config.train_global, context, _silent, local=local).ref
+    samples = sample_stage(global_, config.sample, context, _silent).ref
+    report = evaluate_stage(samples, store, split, config.evaluate, context, _silent).ref
+    figures = read_json(report.path / "metrics.json")["figures"]
+    values = {
+        INGEST: _volumes(store.path),
+        SPLIT: read_json(split.path / "split.json")["patients"],
+        LOCAL: _losses(local),
+        GLOBAL: _losses(global_),
+        SAMPLE: _volumes(samples.path / "samples.zarr"),
+        EVALUATE: {name: figure["value"] for name, figure in figures.items()},
+    }
+    return {stage.name: {"recipe": stage.recipe, "values": value} for stage, value in values.items()}
+
+
+def _volumes(path: Path) -> dict[str, Any]:
+    store = VolumeStore.open(path)
+    result = {}
+    for volume_id in store.volume_ids():
+        volume = store.read_level(volume_id, store.num_levels - 1)
+        hu = volume.hu.astype(np.float64)
+        centre = hu[tuple(n // 2 for n in hu.shape)]
+        figures = [hu.mean(), hu.std(), np.abs(np.diff(hu, axis=2)).mean(), centre, *volume.origin_mm, *hu.shape]
+        result[volume_id] = [round(float(figure), 4) for figure in figures]
+    return result
+
+
+def _losses(ref: Ref) -> list[float]:
+    points = [json.loads(line) for line in (ref.path / METRICS).read_text().splitlines()]
+    return [
+        round(point[name], 6)
+        for point in points
+        for name in ("train/loss", "val/loss", "val/loss_ema")
+        if name in point
+    ]
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        write_json_atomic(GOLDEN, compute(Path(folder)))
+    sys.stdout.write(f"wrote {GOLDEN}\n")
