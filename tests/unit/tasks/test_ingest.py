@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import ngff_zarr
+import nibabel
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from storage.errors import SourceError, StoreFormatError
 from storage.files import sha256_file
+from storage.nifti import write_nifti
 from storage.phantom import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -74,6 +77,8 @@ def test_gantry_tilt_is_sheared_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_markers_land_right_anterior_superior(tmp_path: Path, name: str) -> None:
+    """One marker to the right, one anterior, one superior: in the store, in NIfTI, and read as OME-Zarr by another tool."""
+
     def marked(world: np.ndarray) -> np.ndarray:
         hu = np.full(world.shape[:-1], -1000.0)
         for centre, value in (((-10, 0, 0), 500), ((0, -10, 0), 1500), ((0, 0, 10), 2500)):
@@ -89,6 +94,16 @@ def test_markers_land_right_anterior_superior(tmp_path: Path, name: str) -> None
     middle = np.array(volume.hu.shape) / 2
     right = np.argwhere(np.abs(volume.hu - 500) < 60).mean(axis=0)
     assert right[2] < middle[2] - 5  # x grows towards left
+
+    write_nifti(tmp_path / "volume.nii.gz", volume)
+    image = nibabel.load(tmp_path / "volume.nii.gz")
+    scale = ngff_zarr.from_ngff_zarr(str(tmp_path / "store" / "volumes" / report.committed[0].volume_id)).images[0]
+    for (x, y, z), value in (((-10, 0, 0), 500), ((0, -10, 0), 1500), ((0, 0, 10), 2500)):
+        i, j, k = np.rint(np.linalg.inv(image.affine) @ (-x, -y, z, 1))[:3].astype(int)  # NIfTI worlds are RAS
+        assert image.get_fdata()[i, j, k] == pytest.approx(value, abs=60)
+        place = {"x": x, "y": y, "z": z}
+        index = tuple(round((place[axis] - scale.translation[axis]) / scale.scale[axis]) for axis in "zyx")
+        assert np.asarray(scale.data)[index] == pytest.approx(value, abs=60)
 
 
 def test_padding_and_values_below_air_become_air(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from distributed import Client, LocalCluster
+
 from storage.volume_store import VolumeStore
 from tasks.fanout import Lost, fan_out
 from tasks.ingest.config import IngestConfig
@@ -39,3 +41,18 @@ def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
     assert [e.reason for e in many.skipped] == ["duplicate_volume"]
     for volume_id in VolumeStore.open(tmp_path / "many").volume_ids():
         VolumeStore.open(tmp_path / "many").verify(volume_id)
+
+
+def test_a_running_scheduler_gives_the_same_store(tmp_path: Path) -> None:
+    """`ingest.scheduler`: the work goes to a Dask cluster that somebody else runs."""
+    for k in range(2):
+        write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k, 26, 28))
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:
+        config = IngestConfig(min_slices=8, scheduler=cluster.scheduler_address)
+        theirs = ingest(tmp_path / "src", tmp_path / "theirs", config)
+        with Client(cluster) as client:
+            ran = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.workers))
+    ours = ingest(tmp_path / "src", tmp_path / "ours", IngestConfig(min_slices=8, num_workers=1))
+    assert ran == 1
+    assert len(theirs.committed) == 2
+    assert theirs.fingerprint == ours.fingerprint
