@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 DICOM ?=
 KEEP ?=
 CONFIG ?= demo
+ROUNDS ?= 10
 
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -56,14 +57,14 @@ lint: $(STAMP) ## ruff, import contracts, mypy strict
 	@out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out" >&2; exit 1; }
 	@$(BIN)/mypy
 
-test: lint ## lint, then every test but drills and benchmarks: what CI runs
-	@$(BIN)/pytest --ignore=tests/drills --ignore=tests/bench $(PYTEST_ARGS)
+test: lint ## lint, then every test (each drill once, at its smallest): what CI runs
+	@$(BIN)/pytest $(PYTEST_ARGS)
 
 bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-drills: $(STAMP) ## the slow failure drills (kill, disk full, …)
-	@$(BIN)/pytest tests/drills $(PYTEST_ARGS)
+drills: $(STAMP) ## kill trainings and ingests at random, ROUNDS=10 times each; prints JSON
+	@$(BIN)/python -m tests.drills $(ROUNDS)
 
 constraints: $(STAMP) ## rewrite constraints.txt from what is installed in .venv
 	@$(BIN)/python -m tests.constraints > constraints.txt.new

@@ -54,7 +54,7 @@ def test_configuration_in_reference_out(data: tuple[Ref, Ref], tmp_path: Path) -
 
 
 def test_kill_minus_nine_then_again_gives_the_same_weights(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    config = local_config(steps=30, val_every=30, checkpoint_every=5)
+    config = local_config(preset="XS/4/0", steps=100, val_every=100, checkpoint_every=5)
     whole = start(train_spec(config, *data, tmp_path / "whole"))
     spec = train_spec(config, *data, tmp_path / "killed")
 
@@ -98,7 +98,9 @@ def test_training_dies_with_its_parent_and_saves_first(
     data: tuple[Ref, Ref], tmp_path: Path, number: signal.Signals
 ) -> None:
     spec = train_spec(
-        local_config(steps=100_000, val_every=100_000, checkpoint_every=100_000), *data, tmp_path / "orphan"
+        local_config(preset="XS/4/0", steps=1_000_000, val_every=1_000_000, checkpoint_every=1_000_000),
+        *data,
+        tmp_path / "orphan",
     )
     path = tmp_path / "spec.json"
     path.write_text(spec.model_dump_json())
