@@ -55,6 +55,9 @@ class OptimizationConfig(ComputeConfig):
     )
     noise_std: float = Field(0.5, gt=0, description="std of the process's noise")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward pass")
+    max_shift: int = Field(
+        0, ge=0, description="training boxes are shifted by up to this many level-0 voxels on every axis (published: 0)"
+    )
     seed: int = Field(42, ge=0)
     val_every: int = Field(500, ge=1, description="steps between validations; the last step is always validated")
     val_volumes: int = Field(16, ge=1, description="validation volumes used at most (by volume id)")

@@ -9,8 +9,11 @@ import numpy.typing as npt
 import torch
 
 from prdit_models.intensity import HounsfieldWindow
+from storage.geometry import VIEW_ALIGNMENT
 from storage.volume_store import VolumeStore
 from tasks.train.config import ViewConfig
+
+Shift = tuple[int, int, int]
 
 
 class ViewDataset:
@@ -31,28 +34,42 @@ class ViewDataset:
         self._ids = list(volume_ids)
         self._view = view
         self._window = window
-        self._cache: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._shapes = [self._store.commit_record(volume_id)["shape"] for volume_id in self._ids]
+        self._cache: OrderedDict[tuple[int, Shift], torch.Tensor] = OrderedDict()
         self._cached_views = cache_mb * 2**20 // (4 * view.size**3)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """One volume in model range, shape (1, D, H, W)."""
-        if index in self._cache:
-            self._cache.move_to_end(index)
-            return self._cache[index]
-        hu = self._store.read_view(self._ids[index], self._view.size, self._view.edge, self._view.centre)
+    def get(self, index: int, shift: Shift = (0, 0, 0)) -> torch.Tensor:
+        """One volume in model range, shape (1, D, H, W), its box shifted by level-0 voxels (z, y, x)."""
+        key = (index, shift)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        middle = self._view.centre or tuple(n // 2 for n in self._shapes[index])
+        moved = (middle[0] + shift[0], middle[1] + shift[1], middle[2] + shift[2])
+        centre = moved if any(shift) else self._view.centre
+        hu = self._store.read_view(self._ids[index], self._view.size, self._view.edge, centre)
         volume = self._window.to_model(torch.from_numpy(hu)).unsqueeze(0)
         if self._cached_views:
-            self._cache[index] = volume
+            self._cache[key] = volume
             while len(self._cache) > self._cached_views:
                 self._cache.popitem(last=False)
         return volume
 
-    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+    def batch(self, indices: Sequence[int], shifts: Sequence[Shift] | None = None) -> torch.Tensor:
         """Stacked volumes, shape (B, 1, D, H, W)."""
-        return torch.stack([self[index] for index in indices])
+        return torch.stack(
+            [self.get(index, shift) for index, shift in zip(indices, shifts or [(0, 0, 0)] * len(indices), strict=True)]
+        )
+
+
+def batch_shifts(batch_size: int, max_shift: int, seed: int, step: int) -> list[Shift]:
+    """Random shifts of a step's boxes: multiples of 4 level-0 voxels up to `max_shift` on every axis, by (seed, step)."""
+    reach = max_shift // VIEW_ALIGNMENT
+    draws = np.random.default_rng([seed, step, 1]).integers(-reach, reach, size=(batch_size, 3), endpoint=True)
+    return [(int(z), int(y), int(x)) for z, y, x in draws * VIEW_ALIGNMENT]
 
 
 def batch_indices(num_volumes: int, batch_size: int, seed: int, step: int) -> list[int]:

@@ -19,7 +19,7 @@ import torch
 from prdit_models.ema import ema_decay, ema_update
 from storage.checkpoints import ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
-from tasks.train.data import batch_indices
+from tasks.train.data import batch_indices, batch_shifts
 from tasks.train.setup import Assembly, checkpoint_info
 from tasks.train.spec import METRICS, TrainSpec
 
@@ -100,9 +100,9 @@ class Training:
     def _train_step(self) -> dict[str, float]:
         """One optimiser step (SPEC §4): draw, loss, skip if not finite, backward, clip, step, EMA."""
         assembly, config = self.assembly, self.config
-        x0 = assembly.train.batch(batch_indices(len(assembly.train), config.batch_size, config.seed, self.step)).to(
-            assembly.device
-        )
+        indices = batch_indices(len(assembly.train), config.batch_size, config.seed, self.step)
+        shifts = batch_shifts(config.batch_size, config.max_shift, config.seed, self.step)
+        x0 = assembly.train.batch(indices, shifts).to(assembly.device)
         self._generator.manual_seed(config.seed * 1_000_003 + self.step)
         t = torch.randint(0, assembly.process.num_steps, (len(x0),), generator=self._generator, device=assembly.device)
         eps = assembly.process.noise(tuple(x0.shape), self._generator)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from prdit_models.intensity import HounsfieldWindow
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
 from tasks.train.__main__ import _commit
 from tasks.train.check import check_training
-from tasks.train.data import batch_indices
+from tasks.train.config import ViewConfig
+from tasks.train.data import ViewDataset, batch_indices, batch_shifts
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec
@@ -123,7 +125,7 @@ def test_a_step_without_finite_loss_changes_nothing(
     training = Training(assembly, spec)
     before = {key: value.clone() for key, value in assembly.model.state_dict().items()}
     poison = torch.full((2, 1, 16, 16, 16), float("nan"))
-    monkeypatch.setattr(assembly.train, "batch", lambda _: poison)
+    monkeypatch.setattr(assembly.train, "batch", lambda *_: poison)
     training._train_step()
     assert training.updates == 0
     assert all(torch.equal(before[key], value) for key, value in assembly.model.state_dict().items())
@@ -135,7 +137,7 @@ def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
 ) -> None:
     spec = train_spec(local_config(steps=200, val_every=1000), *data, tmp_path / "diverged")
     training = Training(assemble(spec), spec)
-    monkeypatch.setattr(training.assembly.train, "batch", lambda _: torch.full((2, 1, 16, 16, 16), float("inf")))
+    monkeypatch.setattr(training.assembly.train, "batch", lambda *_: torch.full((2, 1, 16, 16, 16), float("inf")))
     with pytest.raises(RuntimeError, match="Lower lr"):
         training.run(lambda: False)
 
@@ -146,6 +148,20 @@ def test_batches_visit_every_volume_once_before_any_twice() -> None:
         assert sorted(places[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
     assert len({tuple(places[5 * epoch : 5 * epoch + 5]) for epoch in range(4)}) > 1  # shuffled anew
     assert batch_indices(2, 8, seed=1, step=0).count(0) == 4  # a store smaller than the batch
+
+
+def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
+    """A box moved by (z, y, x) = (0, 4, 4) voxels holds what the unmoved one holds that much further on."""
+    view = ViewConfig(size=8, edge=8)
+    dataset = ViewDataset(data[0].path, ["v0"], view, HounsfieldWindow(), cache_mb=1)
+    still, moved = dataset.get(0), dataset.get(0, (0, 4, 4))
+    assert torch.equal(moved[:, :, :4, :4], still[:, :, 4:, 4:])
+    assert not torch.equal(moved, still)
+    assert torch.equal(dataset.get(0), still)  # the cache keeps them apart
+    shifts = [shift for step in range(200) for shift in batch_shifts(2, 9, seed=3, step=step)]
+    assert {part for shift in shifts for part in shift} == {-8, -4, 0, 4, 8}
+    assert len(set(shifts)) > 100
+    assert set(batch_shifts(5, 0, seed=3, step=1)) == {(0, 0, 0)}
 
 
 @pytest.mark.parametrize("role", ["train", "val"])
