@@ -83,5 +83,8 @@ class TrainGlobalConfig(OptimizationConfig):
     local_weights: Literal["ema", "raw"] = Field(
         "ema", description="which stage-1 weights are frozen in (published: raw)"
     )
+    select: Literal["last", "best"] = Field(
+        "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
+    )
     steps: int = Field(130_000, ge=1, description="optimiser steps")
     lr: float = Field(8e-5, gt=0, description="AdamW learning rate, constant")

@@ -19,6 +19,7 @@ import torch
 from prdit_models.ema import ema_decay, ema_update
 from storage.checkpoints import ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
+from tasks.train.best import BestWeights
 from tasks.train.data import batch_indices, batch_shifts
 from tasks.train.setup import Assembly, checkpoint_info
 from tasks.train.spec import METRICS, TrainSpec
@@ -63,6 +64,7 @@ class Training:
         scratch = spec.directory / "work"
         self.resume_states = ResumeStates(scratch / "checkpoints")
         self.metrics_path = scratch / METRICS
+        self.best = BestWeights(scratch / "best") if getattr(self.config, "select", "last") == "best" else None
         self._skipped_in_a_row = 0
         self._generator = torch.Generator(device=assembly.device)
 
@@ -146,6 +148,8 @@ class Training:
         point = {"val/loss": _mean(raw), "val/loss_ema": _mean(ema)}
         self._log(point | {f"val/loss_t{t:03d}": value for t, value in ema.items()})
         self._last_validation = (raw, ema)
+        if self.best:
+            self.best.offer(self.step, raw, ema, _arrays(self.parameters), _arrays(self.ema))
 
     def _validate(self) -> dict[int, float]:
         return self.assembly.validation.losses(self.assembly.model, self.assembly.device, self.config.batch_size)
@@ -186,7 +190,12 @@ class Training:
         self.resume_states.save(
             self.step,
             {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments},
-            {"updates": self.updates, "first_loss": self.first_loss, "recent": list(self.recent)},
+            {
+                "updates": self.updates,
+                "first_loss": self.first_loss,
+                "recent": list(self.recent),
+                "best": self.best.record if self.best else None,
+            },
         )
 
     def restore(self) -> None:
@@ -206,6 +215,8 @@ class Training:
             self.optimizer.state[self.parameters[name]][slot] = tensor.to(self.assembly.device)
         self.step, self.updates = state["step"], state["updates"]
         self.first_loss, self.recent = state["first_loss"], deque(state["recent"], maxlen=_RECENT)
+        if self.best:
+            self.best.record = state["best"]
         self._cut_metrics(self.step)
         logger.info("going on from step %d", self.step)
 
@@ -223,10 +234,14 @@ class Training:
 
     def _write_artifact(self) -> None:
         directory: Path = self.spec.directory
-        weights = {name: tensor.detach() for name, tensor in self.assembly.model.state_dict().items()}
-        save_tensors(directory / "model.safetensors", _arrays(weights))
-        save_tensors(directory / "ema.safetensors", _arrays(weights | self.ema))
+        weights = _arrays(self.assembly.model.state_dict())
+        model, averaged, step = weights, weights | _arrays(self.ema), self.step
         raw, ema = self._last_validation
+        if self.best:
+            step, raw, ema, chosen, chosen_ema = self.best.take()
+            model, averaged = weights | chosen, weights | chosen_ema
+        save_tensors(directory / "model.safetensors", model)
+        save_tensors(directory / "ema.safetensors", averaged)
         gates = {
             "first_loss": self.first_loss,
             "last_loss": sum(self.recent) / len(self.recent) if self.recent else None,
@@ -234,7 +249,7 @@ class Training:
             "val_loss_ema": _mean(ema),
             "val_loss_ema_by_t": {str(t): value for t, value in ema.items()},
         }
-        write_json_atomic(directory / "checkpoint.json", checkpoint_info(self.assembly, self.spec, self.step, gates))
+        write_json_atomic(directory / "checkpoint.json", checkpoint_info(self.assembly, self.spec, step, gates))
         write_text_atomic(directory / METRICS, self.metrics_path.read_text(encoding="utf-8"))
 
 

@@ -150,6 +150,32 @@ def test_batches_visit_every_volume_once_before_any_twice() -> None:
     assert batch_indices(2, 8, seed=1, step=0).count(0) == 4  # a store smaller than the batch
 
 
+def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
+    """A learning rate that ruins the weights: `best` keeps the step before, also across a stop; `last` keeps the ruin."""
+    refs = {}
+    for select in ("last", "best"):
+        config = global_config(select=select, steps=9, lr=0.3)
+        spec = train_spec(config, *data, tmp_path / select, local=local)
+        with pytest.raises(Stopped):
+            run(spec, stop_after=5)
+        run(spec)
+        refs[select] = _commit(spec)
+    info = {select: json.loads((ref.path / "checkpoint.json").read_text()) for select, ref in refs.items()}
+    points = [json.loads(line) for line in (refs["best"].path / "metrics.jsonl").read_text().splitlines()]
+    validations = {point["step"]: point["val/loss_ema"] for point in points if "val/loss_ema" in point}
+    best = min(validations, key=lambda step: validations[step])
+    assert best < 9
+    assert (info["best"]["step"], info["last"]["step"]) == (best, 9)
+    assert info["best"]["gates"]["val_loss_ema"] == pytest.approx(validations[best])
+    spec = train_spec(global_config(), *data, tmp_path / "check", local=local)
+    assembly = assemble(spec)
+    for select, step in (("best", best), ("last", 9)):
+        weights = load_tensors(refs[select].path / "ema.safetensors")
+        assembly.model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+        losses = assembly.validation.losses(assembly.model, assembly.device, 2)
+        assert sum(losses.values()) / 6 == pytest.approx(validations[step], rel=1e-5), select
+
+
 def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
     """A box moved by (z, y, x) = (0, 4, 4) voxels holds what the unmoved one holds that much further on."""
     view = ViewConfig(size=8, edge=8)
