@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,13 @@ Workdir = Annotated[Path | None, typer.Option(help="Folder of all stage director
 _ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
 
 
+def _given_path(text: str) -> Path:
+    """A path argument; empty text (an unset shell variable) would silently mean the current directory."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty; is a shell variable unset? Use . for the current directory.")
+    return Path(text)
+
+
 def _example(text: str) -> str:
     return f"Example: `{text}`"
 
@@ -41,6 +49,8 @@ def _clear_errors() -> Iterator[None]:
 
     try:
         yield
+    except typer.Exit:  # a RuntimeError to Python, an exit code to us
+        raise
     except ConfigError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from error
@@ -81,6 +91,7 @@ def _ref(text: str) -> Any:
     """A reference typed in as JSON, or the directory of a committed artifact."""
     from pydantic import ValidationError
 
+    from flows.config import ConfigError, explain
     from storage.artifacts import Ref, committed_ref
     from storage.errors import MissingArtifactError
 
@@ -88,7 +99,7 @@ def _ref(text: str) -> Any:
         try:
             return Ref.model_validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"{text!r} is not a reference {{kind, uri, digest}}: {error}") from error
+            raise ConfigError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}:\n{explain(error)}') from error
     found = committed_ref(Path(text)) if Path(text).is_dir() else None
     if found is None:
         raise MissingArtifactError(
@@ -100,8 +111,6 @@ def _ref(text: str) -> Any:
 
 def _context(config: Any) -> Any:
     """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
-    import os
-
     from tasks.stage import RunContext, code_version
 
     tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
@@ -139,7 +148,7 @@ def demo_data(
 
 @app.command(epilog=_example("prdit ingest /data/ct --store .prdit/store"))
 def ingest(
-    source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.")],
+    source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.", parser=_given_path)],
     store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
     config: Config = "small",
     settings: Set = None,
@@ -159,6 +168,7 @@ def ingest(
         value = report.model_dump(mode="json")
         _result(value, as_json, lambda: _verdict_text(value))
         if not (report.committed or report.unchanged):
+            typer.secho(f"error: nothing usable in {source}; every item has its reason above", fg="red", err=True)
             raise typer.Exit(1)
 
 
@@ -218,7 +228,7 @@ def _train(
         from tasks.train.stage import train
 
         context = _context(loaded)
-        volumes = store_ref(Path(loaded.store))
+        volumes = store_ref(Path(loaded.store), loaded.ingest)
         split = split_stage(volumes, loaded.split, context).ref
         base = _ref(local) if local else None
         if base is not None:
@@ -270,6 +280,8 @@ def evaluate(
         from tasks.progress import show_progress
 
         ref = _ref(samples)
+        if ref.kind != "samples":
+            raise ValueError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
         verify_artifact(ref)
         checkpoint = input_ref(ref, "checkpoint")
         store, split = input_ref(checkpoint, "store"), input_ref(checkpoint, "split")
@@ -280,14 +292,21 @@ def evaluate(
 @app.command(epilog=_example("prdit run --config demo --source /data/ct"))
 def run(
     config: Config = "small",
-    source: Annotated[Path | None, typer.Option(help="Folder with DICOM series.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Folder with DICOM series; default: the store as it is.", parser=_given_path)
+    ] = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline in this process (Prefect records it where PREFECT_API_URL points)."""
     with _clear_errors():
         loaded = _load(config, settings, source=source)
+        # The temporary server of a run without PREFECT_API_URL takes its time on a busy machine.
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
         from flows.pipeline import full_pipeline
+
+        what = loaded.source or "no new scans"
+        typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
 
         record = full_pipeline(loaded)
         _result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")

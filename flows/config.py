@@ -29,7 +29,7 @@ class PipelineConfig(BaseModel):
 
     base: str | None = Field(None, description="named configuration this one starts from: demo, small, tiny, …")
     source: str | None = Field(
-        None, description="folder with DICOM series, opened read-only; default: use the store as it is"
+        None, min_length=1, description="folder with DICOM series, opened read-only; default: use the store as it is"
     )
     store: str = Field(".prdit/store", description="volume store")
     workdir: str = Field(".prdit/work", description="folder of all stage directories")

@@ -82,7 +82,9 @@ class PipelineRun:
     @property
     def _store(self) -> Ref:
         """The store at its fingerprint after ingest (as it is now, where there was no source to ingest)."""
-        return self._ref("ingest") if "ingest" in self.outcomes else store_ref(Path(self.config.store))
+        return (
+            self._ref("ingest") if "ingest" in self.outcomes else store_ref(Path(self.config.store), self.config.ingest)
+        )
 
     def _ref(self, stage: str) -> Ref:
         return self.outcomes[stage].ref

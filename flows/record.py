@@ -50,7 +50,9 @@ class RunRecord:
     ) -> dict[str, Any]:
         """Write the record, close the parent run with the figures that make runs comparable, and return the record."""
         report = outcomes.get("evaluate")
-        message = None if error is None else f"{type(error).__name__}: {error}"
+        stopped = error is not None and not isinstance(error, Exception)  # TerminationSignal, KeyboardInterrupt
+        what = f"cancelled ({type(error).__name__})" if stopped else f"{type(error).__name__}: {error}"
+        message = None if error is None else what
         record = {
             "prefect_flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
             "mlflow_uri": self._tracker.uri,
@@ -65,7 +67,7 @@ class RunRecord:
         }
         write_json_atomic(self.directory / "record.json", record)
         write_json_atomic(self.directory.parent / "latest.json", record)
-        self._close_parent(outcomes, tags, message, killed=error is not None and not isinstance(error, Exception))
+        self._close_parent(outcomes, tags, message, killed=stopped)
         return record
 
     def _close_parent(

@@ -112,8 +112,8 @@ def load_provenance(ref: Ref) -> dict[str, Any]:
     path = ref.path / PROVENANCE
     if not path.is_file():
         raise MissingArtifactError(
-            f"No committed {ref.kind} at {ref.uri}: {PROVENANCE} is missing. Run the stage that makes it, "
-            "or correct the uri in the reference."
+            f"No committed {ref.kind} at {ref.uri}: {PROVENANCE} is missing; the stage never finished, or the record was "
+            "deleted. Run the stage that makes it again, or correct the uri in the reference."
         )
     record: dict[str, Any] = read_json(path)
     return record
@@ -141,9 +141,13 @@ def verify_artifact(ref: Ref) -> None:
     for name, digest in expected.items():
         path = ref.path / name
         if not path.is_file():
-            raise MissingArtifactError(f"{path} is missing from the committed {ref.kind} {ref.digest[:19]}…")
+            raise MissingArtifactError(
+                f"{path} is missing from the committed {ref.kind} {ref.digest[:19]}…. Restore it, or run the stage again."
+            )
         if sha256_file(path) != digest:
-            raise DamagedArtifactError(f"{path} was changed after it was committed (SHA-256 differs).")
+            raise DamagedArtifactError(
+                f"{path} was changed after it was committed (SHA-256 differs). Restore it, or run the stage again."
+            )
     digest = "sha256:" + sha256_json({"kind": ref.kind, "files": expected})
     if not digest == record["digest"] == ref.digest:
         raise DamagedArtifactError(

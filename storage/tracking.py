@@ -45,8 +45,11 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = uri
+        self._artifacts: str | None = None  # a server knows its own place; a local file would take ./mlruns of any cwd
         if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(uri.removeprefix("sqlite:///")).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            self._artifacts = (folder / "mlflow-artifacts").resolve().as_uri()
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment(experiment)
@@ -62,7 +65,7 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         try:
-            return str(self._client.create_experiment(name))
+            return str(self._client.create_experiment(name, artifact_location=self._artifacts))
         except MlflowException:  # another run made it between the two calls
             found = self._client.get_experiment_by_name(name)
             if found is None:
@@ -148,4 +151,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    text = (str(error).strip().splitlines() or [""])[0]
+    if "Max retries exceeded" in text:
+        text = "connection refused" if "refused" in text.lower() else "no connection"
+    return text[:200] or type(error).__name__

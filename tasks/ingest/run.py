@@ -54,6 +54,18 @@ class IngestReport(BaseModel):
     quarantined: list[Entry] = []
     notes: list[str] = []
 
+    def without_paths(self) -> "IngestReport":
+        """The report as it may be kept and sent: file names can tell who was scanned, so they become opaque ids."""
+        changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
+        return self.model_copy(update=changes)
+
+
+def _without_path(entry: Entry) -> Entry:
+    if entry.path is None:
+        return entry
+    opaque = f"file-{sha256_bytes(entry.path.encode())[:12]}"
+    return entry.model_copy(update={"path": opaque, "message": (entry.message or "").replace(entry.path, opaque)})
+
 
 def hash_cache(store_path: Path) -> Path:
     """Where the hashes of source files are remembered: beside the store, like its key, for file names may tell who was scanned."""
@@ -102,11 +114,12 @@ def ingest(
     hashes = content_hashes(source, listing.files, hash_cache(store_path))
     digest = listing_digest(listing, hashes)
     mark = {"source_digest": digest, "recipe": RECIPE, "config": config.key_fields()}
-    record_path = store_path / "exclusions" / f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
+    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
+    record_path = store_path.with_name(store_path.name + ".ingests") / name  # with paths: beside the store, not in it
     known = _unchanged_report(store, record_path, mark)
     if known is not None:
         if progress:
-            progress(1, 1)
+            progress(len(known.unchanged), len(known.unchanged))
         return known
     scan = scan_files(source, [name for name in listing.files if name != PATIENTS_CSV])
     entries, notes = _ingest_scan(source, store, config, scan, hashes, key, progress)
@@ -114,7 +127,8 @@ def ingest(
     entries += [_other(other) for other in listing.others]
     lists = {name: _entries(entries, name) for name in _LISTS}
     report = IngestReport(fingerprint=store.fingerprint(), store=str(store_path.resolve()), notes=notes, **lists)
-    write_json_atomic(record_path, {**mark, **report.model_dump(exclude={"store", "fingerprint"}, exclude_none=True)})
+    for path, kept in ((record_path, report), (store_path / "exclusions" / name, report.without_paths())):
+        write_json_atomic(path, {**mark, **kept.model_dump(exclude={"store", "fingerprint"}, exclude_none=True)})
     for note in notes:
         logger.warning(note)
     _refuse_without_ct(source, scan, report)

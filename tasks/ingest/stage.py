@@ -31,7 +31,7 @@ def ingest_stage(
 
     def body(run: StageRun) -> None:
         report = ingest(source, store, config, progress=progress)
-        write_text_atomic(run.directory / VERDICTS, report.model_dump_json(indent=2) + "\n")
+        write_text_atomic(run.directory / VERDICTS, report.without_paths().model_dump_json(indent=2) + "\n")
         if run.tracker:
             counts = {
                 verdict: len(getattr(report, verdict))
@@ -45,7 +45,10 @@ def ingest_stage(
         """The verdicts hold while this very store still has the fingerprint they led to."""
         report = IngestReport.model_validate(read_json(directory / VERDICTS))
         try:
-            return Path(report.store).resolve() == store.resolve() and store_ref(store).digest == report.fingerprint
+            return (
+                Path(report.store).resolve() == store.resolve()
+                and store_ref(store, config).digest == report.fingerprint
+            )
         except StorageError:
             return False
 
@@ -58,7 +61,7 @@ def ingest_stage(
         still_valid=still_valid,
         logged=(VERDICTS,),
     )
-    ref = store_ref(store)
+    ref = store_ref(store, config)
     if not VolumeStore.open(store).volume_ids():
         report = IngestReport.model_validate(read_json(outcome.ref.path / VERDICTS))
         reasons = sorted({entry.reason or "unknown" for entry in (*report.skipped, *report.quarantined)})
@@ -69,9 +72,14 @@ def ingest_stage(
     return outcome.model_copy(update={"ref": ref})
 
 
-def store_ref(store: Path) -> Ref:
+def store_ref(store: Path, config: IngestConfig) -> Ref:
     """Reference of a store as it is now.
 
-    Raises: StorageError: there is no readable store.
+    Raises:
+        StoreFormatError: the store has another grid than the configuration's.
+        StorageError: there is no readable store.
     """
-    return Ref(kind="store", uri=str(store.resolve()), digest=VolumeStore.open(store).fingerprint())
+    opened = VolumeStore.open(
+        store, spacing_mm=config.spacing_mm, num_levels=config.num_levels, interpolation=config.interpolation
+    )
+    return Ref(kind="store", uri=str(store.resolve()), digest=opened.fingerprint())

@@ -100,9 +100,10 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     _write_outputs(store, info, config, directory)
     if missing:  # scratch, not artifact: equal runs must give equal bytes
         batches = -(-len(missing) // config.batch_size)
-        timing = {"seconds_per_step": seconds / (batches * evaluations), "batch_size": config.batch_size}
+        batch = min(config.batch_size, len(missing))
+        timing = {"seconds_per_step": seconds / (batches * evaluations), "batch_size": batch}
         write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
-        logger.info("sample: %.3f s a step for a batch of %d", timing["seconds_per_step"], config.batch_size)
+        logger.info("sample: %.3f s a step for a batch of %d", timing["seconds_per_step"], batch)
 
 
 def _draw_batch(

@@ -284,6 +284,23 @@ def test_no_patient_attribute_leaves_the_source(tmp_path: Path) -> None:
         run(tmp_path / "src", tmp_path / "store")
 
 
+def test_file_names_stay_outside_the_store(tmp_path: Path) -> None:
+    """A stray file in a folder named after a patient: the caller gets its path, the store and what is sent an opaque id."""
+    write_series(tmp_path / "src" / "Doe^John", shape=(16, 26, 28))
+    (tmp_path / "src" / "Doe^John" / "notes of Doe.txt").write_text("nothing")
+    report = run(tmp_path / "src", tmp_path / "store")
+    assert [entry.path for entry in report.skipped] == ["Doe^John/notes of Doe.txt"]
+    again = run(tmp_path / "src", tmp_path / "store")
+    assert [entry.path for entry in again.skipped] == ["Doe^John/notes of Doe.txt"]
+    kept = VolumeStore.open(tmp_path / "store").exclusions()[0]
+    assert kept["path"].startswith("file-")
+    assert kept["path"] in kept["message"]
+    assert "Doe" not in report.without_paths().model_dump_json()
+    for path in (tmp_path / "store").rglob("*"):
+        assert "Doe" not in path.name
+        assert not path.is_file() or b"Doe" not in path.read_bytes(), path
+
+
 def test_patients_csv_names_those_without_id(tmp_path: Path) -> None:
     for k in (1, 2, 3):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", patient_id="", shape=(15 + k, 26, 28))
