@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -305,6 +306,7 @@ def run(
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
         from flows.pipeline import full_pipeline
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the training saves, the server goes too
         what = loaded.source or "no new scans"
         typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
 
