@@ -26,6 +26,7 @@ from tasks.train.spec import METRICS, TrainSpec
 
 _MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
 _MAX_SKIPPED_IN_A_ROW = 50
+_TIMES = ("time_ms", "train/steps_per_s")
 _RECENT = 50  # steps whose mean is "the last loss"
 logger = logging.getLogger("prdit.train")
 
@@ -250,7 +251,10 @@ class Training:
             "val_loss_ema_by_t": {str(t): value for t, value in ema.items()},
         }
         write_json_atomic(directory / "checkpoint.json", checkpoint_info(self.assembly, self.spec, step, gates))
-        write_text_atomic(directory / METRICS, self.metrics_path.read_text(encoding="utf-8"))
+        # The spool's times stay in scratch: a training repeated must give the same artifact, or all that follows runs again.
+        points = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps({key: value for key, value in point.items() if key not in _TIMES}) for point in points]
+        write_text_atomic(directory / METRICS, "".join(line + "\n" for line in lines))
 
 
 def _arrays(tensors: dict[str, Any]) -> Tensors:
