@@ -31,10 +31,11 @@ def test_peak_counts_children_and_survives_their_end() -> None:
     before = memory.sample()
     with memory:
         children = [hold(100), hold(60)]
-        time.sleep(0.3)
+        deadline = time.monotonic() + 60  # a busy machine samples less often: wait for the sample, not for a time
+        while memory.peak_bytes - before < 155 * MIB and time.monotonic() < deadline:
+            time.sleep(0.1)
         for child in children:
             end(child)
-        time.sleep(0.3)
     grown = (memory.peak_bytes - before) / MIB
     assert 155 <= grown <= 200  # 160 MiB held, and two small interpreters
     assert memory.sample() < memory.peak_bytes - 150 * MIB
@@ -82,14 +83,22 @@ def test_shared_pages_count_once() -> None:
         os.waitpid(pid, 0)
 
 
-def test_sampling_is_cheap() -> None:
-    memory = PeakMemory(interval_s=0.01)  # far too often: the pause must grow by itself
-    with memory:
+class SlowSampler(PeakMemory):
+    """Each sample costs 20 ms of CPU."""
+
+    def sample(self) -> int:
+        self.num_samples += 1
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            continue
+        return 0
+
+
+def test_a_slow_sample_is_paid_for_by_a_longer_pause() -> None:
+    """20 ms at 2 % of a core means a second's pause, whatever the interval asks for."""
+    with SlowSampler(interval_s=0.01) as memory:
         time.sleep(2)
-    began = time.thread_time()
-    memory.sample()
-    cost = time.thread_time() - began
-    assert memory.num_samples * cost < 0.06 * 2
+    assert 2 <= memory.num_samples <= 4
 
 
 def test_ended_process_is_no_error() -> None:
