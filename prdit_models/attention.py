@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prdit_models.embeddings import RotaryTable, rotate
+from prdit_models.gemm import Linear
+
 logger = logging.getLogger("prdit.models.attention")
 
+QK_NORM_EPS = 1e-6
 BACKENDS = ("auto", "sdpa", "xformers", "plain", "published-flash")
 
 
@@ -88,21 +92,28 @@ class Attention(nn.Module):
         hidden_size: H.
         num_heads: heads, a divisor of H.
         backend: one of `BACKENDS`.
+        qk_norm: RMS norm with learned scale on the queries and keys of every head.
     Source: SPEC §1.5.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, backend: str = "auto") -> None:
+    def __init__(self, hidden_size: int, num_heads: int, backend: str = "auto", *, qk_norm: bool = False) -> None:
         super().__init__()
         if backend not in BACKENDS:
             raise ValueError(f"Unknown attention backend {backend!r}; expected one of {list(BACKENDS)}.")
         self.num_heads = num_heads
         self.backend = backend
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
+        self.q_norm = nn.RMSNorm(hidden_size // num_heads, eps=QK_NORM_EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(hidden_size // num_heads, eps=QK_NORM_EPS) if qk_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens (B, N, H) with each other: same shape."""
+    def forward(self, x: Tensor, rotary: RotaryTable | None = None) -> Tensor:
+        """Mix tokens (B, N, H) with each other: same shape; with `rotary`, queries and keys are turned by position."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         out: Tensor = self.proj(attend(q, k, v, self.backend).reshape(batch, tokens, width))
         return out

@@ -1,7 +1,8 @@
-"""What defines one network: `ModelConfig`, and the published presets by name."""
+"""What defines one network: `ModelConfig`, the published presets by name, and `CascadeConfig` for stage 3."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 HIDDEN_SIZES = {"XS": 192, "S": 384, "B": 768, "L": 1024, "XL": 1152}
@@ -9,6 +10,8 @@ NUM_HEADS = {"XS": 6, "S": 6, "B": 12, "L": 16, "XL": 16}
 PATCH_SIZES = (10, 12, 14, 16)
 DEPTHS = (0, 1, 2, 3, 4, 8, 10, 12)
 PRESET_STRIDE = 8
+CHOICES = {"arithmetic": ("prdit", "tf"), "norm": ("layer", "rms"), "position": ("table", "rotary")}
+_MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair an axis
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,14 @@ class ModelConfig:
         num_heads: attention heads.
         depth: transformer blocks; 0 is the local denoiser alone (stage 1).
         in_channels: channels C of the noisy volume.
-        out_channels: 2 for noise and image estimates, 1 for flow matching.
+        out_channels: 2 for noise and image estimates, 1 for a single estimate (flow matching, x0-prediction).
+        arithmetic: `prdit`, or `tf` for TF-PRDiT: the same keys and shapes, other norms (SPEC §3.2). Never interchangeable.
+        norm: before modulations, `layer` (published) or `rms` (Zhang & Sennrich 2019, without parameters, eps 1e-5).
+        position: `table` (published, additive, SPEC §1.6) or `rotary`: rotary embedding of the token centres in mm (RoFormer, Su
+            et al. 2021, by axis), which knows the voxel size and needs no divisibility of the width.
+        voxel_mm: voxel distance of the model's volume, for `rotary`.
+        qk_norm: RMS norm with learned scale on queries and keys of every head (ViT-22B, Dehghani et al. 2023).
+        num_classes: integer labels the refiner is conditioned on; 0 is none. Index num_classes means "no label".
 
     Raises: ValueError: at construction, for any combination the network cannot be built from.
     Source: SPEC §1.
@@ -39,17 +49,28 @@ class ModelConfig:
     depth: int
     in_channels: int = 1
     out_channels: int = 2
+    arithmetic: str = "prdit"
+    norm: str = "layer"
+    position: str = "table"
+    voxel_mm: float | None = None
+    qk_norm: bool = False
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"{field.name} is {value!r}; expected an integer.")
-            lowest = 0 if field.name in ("padding", "depth") else 1
-            if value < lowest:
-                raise ValueError(f"{field.name} is {value}; expected at least {lowest}.")
+            if field.type is int:
+                value = getattr(self, field.name)
+                if isinstance(value, bool) or not isinstance(value, int):
+                    raise ValueError(f"{field.name} is {value!r}; expected an integer.")
+                lowest = 0 if field.name in ("padding", "depth", "num_classes") else 1
+                if value < lowest:
+                    raise ValueError(f"{field.name} is {value}; expected at least {lowest}.")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {list(allowed)}.")
         self._check_patches()
         self._check_widths()
+        self._check_options()
 
     def _check_patches(self) -> None:
         size, patch, stride, padding = self.volume_size, self.patch_size, self.stride, self.padding
@@ -83,11 +104,33 @@ class ModelConfig:
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}: heads share the width "
                 "equally. Change one of them."
             )
-        if self.depth and self.hidden_size % 6:
+        if self.depth and self.hidden_size % 6 and self.position == "table":
             raise ValueError(
                 f"hidden_size {self.hidden_size} with depth {self.depth}: the position table needs a sine and a cosine "
                 "for each of three axes, so hidden_size must be divisible by 6. Published size L (1024) cannot have a "
-                "transformer; use B (768) or XL (1152), or depth 0."
+                'transformer; use B (768) or XL (1152), or depth 0, or position="rotary", which has no such table.'
+            )
+
+    def _check_options(self) -> None:
+        if self.arithmetic == "tf" and self.norm != "layer":
+            raise ValueError('norm is "rms" with arithmetic "tf", which fixes its norms itself. Leave norm at "layer".')
+        if self.position == "rotary":
+            if self.voxel_mm is None or not math.isfinite(self.voxel_mm) or self.voxel_mm <= 0:
+                raise ValueError(
+                    f"voxel_mm is {self.voxel_mm} with position 'rotary'; expected the volume's voxel distance in mm, above 0."
+                )
+            if self.hidden_size // self.num_heads < _MIN_HEAD_WIDTH_ROTARY:
+                raise ValueError(
+                    f"heads are {self.hidden_size // self.num_heads} wide; position 'rotary' needs "
+                    f"{_MIN_HEAD_WIDTH_ROTARY} or more (a pair an axis). Use fewer heads."
+                )
+        elif self.voxel_mm is not None:
+            raise ValueError(
+                f"voxel_mm is {self.voxel_mm} with position 'table', which does not read it; leave it out."
+            )
+        if self.depth == 0 and (self.num_classes or self.qk_norm):
+            raise ValueError(
+                f"num_classes {self.num_classes}, qk_norm {self.qk_norm} with depth 0: both live in the refiner. Use depth > 0."
             )
 
     @property
@@ -110,7 +153,7 @@ class ModelConfig:
         """Values predicted for one token, s³·O."""
         return self.out_channels * self.stride**3
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as a JSON-ready dictionary."""
         return asdict(self)
 
@@ -121,7 +164,7 @@ class ModelConfig:
         Raises: ValueError: for unknown or missing keys, or values that do not fit together.
         """
         known = {field.name for field in fields(cls)}
-        required = known - {"in_channels", "out_channels"}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
         unknown, missing = sorted(set(values) - known), sorted(required - set(values))
         if unknown or missing:
             raise ValueError(
@@ -136,14 +179,13 @@ def preset_names() -> tuple[str, ...]:
     return ("XS/4/0", "XS/4/1", *regular)
 
 
-def model_config(preset: str, volume_size: int, *, in_channels: int = 1, out_channels: int = 2) -> ModelConfig:
+def model_config(preset: str, volume_size: int, **options: Any) -> ModelConfig:
     """The configuration a preset name stands for, at one volume size.
 
     Args:
         preset: `size/patch/depth`, such as "XS/12/4"; a leading "PRDiT-" is allowed.
         volume_size: cubic volume edge in voxels.
-        in_channels: channels of the noisy volume.
-        out_channels: 2 for noise and image, 1 for flow matching.
+        options: further fields of `ModelConfig`, such as out_channels=1 or position="rotary", voxel_mm=2.0.
     Raises: ValueError: for an unknown preset or an impossible preset/size pair.
     Source: SPEC §1.
     """
@@ -167,8 +209,78 @@ def model_config(preset: str, volume_size: int, *, in_channels: int = 1, out_cha
             hidden_size=HIDDEN_SIZES[size],
             num_heads=NUM_HEADS[size],
             depth=int(depth),
-            in_channels=in_channels,
-            out_channels=out_channels,
+            **options,
         )
     except ValueError as error:
         raise ValueError(f"Preset {preset!r} at volume_size {volume_size}: {error}") from error
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """Shape of a stage-3 model: a network at one volume size, refined by a local denoiser at twice that size.
+
+    Attributes:
+        head: the local denoiser (depth 0) at the target size.
+        base: the network below, itself a cascade where refinements are chained.
+
+    Raises: ValueError: at construction, if head and base do not go together.
+    Source: SPEC §3.3.
+    """
+
+    head: ModelConfig
+    base: "NetworkConfig"
+
+    def __post_init__(self) -> None:
+        head, base = self.head, self.base
+        if head.depth:
+            raise ValueError(f"The refining head has depth {head.depth}; stage 3 adds a local denoiser, depth 0.")
+        if head.volume_size != 2 * base.volume_size:
+            raise ValueError(
+                f"The head works at {head.volume_size}³ on a base at {base.volume_size}³; stage 3 goes one pyramid level up, to "
+                f"{2 * base.volume_size}³. Chain refinements for more."
+            )
+        if (head.in_channels, head.out_channels) != (base.in_channels, base.out_channels):
+            raise ValueError(
+                f"The head has {head.in_channels} channels in and {head.out_channels} out, its base {base.in_channels} and "
+                f"{base.out_channels}; their outputs are added, so both must agree."
+            )
+
+    @property
+    def volume_size(self) -> int:
+        """Edge of the refined volume in voxels."""
+        return self.head.volume_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels C of the noisy volume."""
+        return self.head.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels O of the prediction."""
+        return self.head.out_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested fields as a JSON-ready dictionary."""
+        return {"head": self.head.to_dict(), "base": self.base.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from `to_dict()` output.
+
+        Raises: ValueError: for unknown or missing keys, or values that do not fit together.
+        """
+        if set(values) != {"head", "base"}:
+            raise ValueError(f"Cascade configuration has keys {sorted(values)}; it takes head and base.")
+        return cls(ModelConfig.from_dict(values["head"]), network_config(values["base"]))
+
+
+NetworkConfig = ModelConfig | CascadeConfig
+
+
+def network_config(values: Mapping[str, Any]) -> NetworkConfig:
+    """The configuration a checkpoint stores: of one network, or of a cascade.
+
+    Raises: ValueError: for unknown or missing keys, or values that do not fit together.
+    """
+    return CascadeConfig.from_dict(values) if "head" in values else ModelConfig.from_dict(values)

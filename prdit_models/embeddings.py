@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 TIME_TABLE_WIDTH = 256
+ROTARY_WAVELENGTHS_MM = (32.0, 1024.0)  # from two tokens of the finest grid to four times the published box
+
+RotaryTable = tuple[Tensor, Tensor]
 
 
 def timestep_embedding(t: Tensor, width: int = TIME_TABLE_WIDTH, max_period: float = 10_000.0) -> Tensor:
@@ -50,6 +53,39 @@ def position_table(grid_size: int, hidden_size: int) -> Tensor:
     along_h = axis[None, :, None].expand(shape)
     along_d = axis[:, None, None].expand(shape)
     return torch.cat([along_w, along_h, along_d], dim=-1).reshape(grid_size**3, hidden_size)
+
+
+def rotary_table(grid_size: int, pitch_mm: float, head_width: int) -> RotaryTable:
+    """Cosines and sines of the token centres' positions in mm, for `rotate`.
+
+    Positions are counted from the volume's centre and wavelengths are fixed in mm, so that models of other voxel sizes see the
+    same angles for the same anatomy.
+
+    Args:
+        grid_size: tokens along one axis, G.
+        pitch_mm: distance of neighbouring tokens.
+        head_width: width D of an attention head; D // 6 pairs an axis turn, the rest stays.
+    Returns: cosines and sines, each (G³, 1, 3·(D // 6)), float32; tokens in C order of (d, h, w), pairs of d, then h, then w.
+    Source: RoFormer (Su et al. 2021), by axis.
+    """
+    pairs = head_width // 6
+    shortest, longest = ROTARY_WAVELENGTHS_MM
+    wavelengths = shortest * (longest / shortest) ** torch.linspace(0.0, 1.0, pairs, dtype=torch.float64)
+    centres = (torch.arange(grid_size, dtype=torch.float64) + 0.5 - grid_size / 2) * pitch_mm
+    angles = centres[:, None] * (2.0 * math.pi / wavelengths)
+    shape = (grid_size, grid_size, grid_size, pairs)
+    by_axis = (angles[:, None, None], angles[None, :, None], angles[None, None, :])
+    table = torch.cat([axis.expand(shape) for axis in by_axis], dim=-1).reshape(grid_size**3, 1, 3 * pairs)
+    return table.cos().float(), table.sin().float()
+
+
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Turn the leading pairs of every head of x (B, N, heads, D) by a `rotary_table`: same shape and dtype."""
+    cos, sin = (part.to(x.dtype) for part in table)
+    turning = 2 * cos.shape[-1]
+    first, second = x[..., :turning].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+    return torch.cat([turned, x[..., turning:]], dim=-1)
 
 
 class TimeEmbedder(nn.Module):

@@ -32,6 +32,10 @@ def initialize(model: nn.Module, gain: float = 1.0, generator: torch.Generator |
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        if isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=TIME_STD, generator=generator)
         if not isinstance(module, nn.Linear):
             continue
         if module.bias is not None:

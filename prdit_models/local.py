@@ -1,11 +1,19 @@
 """The local denoiser: every token on its own, conditioned on time."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prdit_models.gemm import Linear
+
 MODULATION_NORM_EPS = 1e-6
 GATED_NORM_EPS = 1e-5
+RMS_EPS = 1e-5  # TF-PRDiT's, used by every RMS norm here
+ROWS_AT_A_TIME = 512  # tokens of a block whose activations stay in the cache; row by row, so any number is right
+
+Norm = Callable[[Tensor], Tensor]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -18,19 +26,52 @@ def plain_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), eps=MODULATION_NORM_EPS)
 
 
+def rms_norm(x: Tensor) -> Tensor:
+    """`x / sqrt(mean(x²) + 1e-5)` over the last axis, without parameters (SPEC §3.2)."""
+    return F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
+
+
+def modulation_norm(arithmetic: str, norm: str) -> Norm:
+    """The norm before modulations in the local MLPs and the blocks."""
+    return rms_norm if arithmetic == "tf" or norm == "rms" else plain_norm
+
+
+def by_row_blocks(work: Callable[[Tensor], Tensor], tokens: Tensor, out_width: int) -> Tensor:
+    """`work(tokens)` for work that treats each token alone, on (B, N, d) a block of tokens at a time where no gradient is kept.
+
+    Intermediate activations then fit the cache and do not grow with N. `work` may use per-sample values (B or 1, 1, ·).
+    Returns: shape (B, N, out_width).
+    """
+    batch, num_tokens = tokens.shape[:2]
+    each = max(ROWS_AT_A_TIME // max(batch, 1), 1)
+    if num_tokens <= each or torch.is_grad_enabled() or tokens.is_cuda:
+        return work(tokens)
+    out: Tensor | None = None
+    for start in range(0, num_tokens, each):
+        part = work(tokens[:, start : start + each])
+        if out is None:  # dtype is known from the first block (autocast)
+            out = part.new_empty(batch, num_tokens, out_width)
+        out[:, start : start + each] = part
+    return work(tokens) if out is None else out
+
+
 class GatedMLP(nn.Module):
     """`W₂·LN(silu(W_g z + b_g) · (W_x z + b_x)) + b₂`, all of one width (SPEC §1.4)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1_g = nn.Linear(width, width)
-        self.fc1_x = nn.Linear(width, width)
+        self.fc1_g = Linear(width, width)
+        self.fc1_x = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=GATED_NORM_EPS)
-        self.fc2 = nn.Linear(width, width)
+        self.fc2 = Linear(width, width)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, N, width) to the same shape."""
-        out: Tensor = self.fc2(self.norm(F.silu(self.fc1_g(z)) * self.fc1_x(z)))
+        gate = self.fc1_g(z)
+        gated = (
+            F.silu(gate) * self.fc1_x(z) if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(self.fc1_x(z))
+        )
+        out: Tensor = self.fc2(self.norm(gated))
         return out
 
 
@@ -40,33 +81,56 @@ class TokenDenoiser(nn.Module):
     Args:
         token_width: raw token width d.
         output_width: predicted values a token, s³·O.
+        norm: before the two modulations.
+        normalized_modulation: RMS-normalise the six modulations together (TF-PRDiT, SPEC §3.2 b).
     Source: SPEC §1.4.
     """
 
-    def __init__(self, token_width: int, output_width: int) -> None:
+    def __init__(
+        self, token_width: int, output_width: int, *, norm: Norm = plain_norm, normalized_modulation: bool = False
+    ) -> None:
         super().__init__()
         self.mlp1 = GatedMLP(token_width)
         self.mlp2 = GatedMLP(token_width)
-        self.linear_final = nn.Linear(token_width, output_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(token_width, 6 * token_width))
+        self.linear_final = Linear(token_width, output_width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(token_width, 6 * token_width))
+        self._norm = norm
+        self._normalized_modulation = normalized_modulation
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Denoise tokens (B, N, d) under condition (B or 1, d): shape (B, N, s³·O)."""
-        shift1, scale1, shift2, scale2, shift3, scale3 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
-        h = self.mlp1(modulate(plain_norm(tokens), shift1, scale1))
-        h = self.mlp2(modulate(plain_norm(h), shift2, scale2))
-        out: Tensor = self.linear_final(modulate(h + tokens, shift3, scale3))
-        return out
+    def modulation(self, condition: Tensor) -> Tensor:
+        """The six shifts and scales for a condition (B or 1, d): shape (B or 1, 1, 6d)."""
+        out: Tensor = self.adaLN_modulation(condition)[:, None]
+        return rms_norm(out) if self._normalized_modulation else out
+
+    def forward(self, tokens: Tensor, modulation: Tensor) -> Tensor:
+        """Denoise tokens (B, N, d) under a `modulation`: shape (B, N, s³·O)."""
+        shift1, scale1, shift2, scale2, shift3, scale3 = modulation.chunk(6, dim=-1)
+
+        def denoise(part: Tensor) -> Tensor:
+            h = self.mlp1(modulate(self._norm(part), shift1, scale1))
+            h = self.mlp2(modulate(self._norm(h), shift2, scale2))
+            out: Tensor = self.linear_final(modulate(h + part, shift3, scale3))
+            return out
+
+        return by_row_blocks(denoise, tokens, self.linear_final.out_features)
 
 
 class LocalBranch(nn.Module):
     """The `coarse.*` keys of a checkpoint: a `TokenDenoiser` under the name `mlp_denoise`."""
 
-    def __init__(self, token_width: int, output_width: int) -> None:
+    def __init__(
+        self, token_width: int, output_width: int, *, norm: Norm = plain_norm, normalized_modulation: bool = False
+    ) -> None:
         super().__init__()
-        self.mlp_denoise = TokenDenoiser(token_width, output_width)
+        self.mlp_denoise = TokenDenoiser(
+            token_width, output_width, norm=norm, normalized_modulation=normalized_modulation
+        )
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def modulation(self, condition: Tensor) -> Tensor:
+        """See `TokenDenoiser.modulation`."""
+        return self.mlp_denoise.modulation(condition)
+
+    def forward(self, tokens: Tensor, modulation: Tensor) -> Tensor:
         """See `TokenDenoiser.forward`."""
-        out: Tensor = self.mlp_denoise(tokens, condition)
+        out: Tensor = self.mlp_denoise(tokens, modulation)
         return out

@@ -1,6 +1,8 @@
 """PRDiT: a per-token denoiser plus a transformer that predicts its residual."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +10,22 @@ from torch import Tensor, nn
 from prdit_models.config import ModelConfig
 from prdit_models.embeddings import TimeEmbedder
 from prdit_models.initialization import initialize
-from prdit_models.local import LocalBranch
+from prdit_models.local import LocalBranch, modulation_norm
 from prdit_models.patches import extract_patches, unpatchify
 from prdit_models.refiner import Refiner
 
 LOCAL_PREFIXES = ("t_embedder.mlp.", "t_embedder.coarse_head.", "coarse.")
 ENCODE_STEP = 50
 ENCODE_BLOCK = 5
+
+Time = Tensor | int | float
+
+
+class Modulations(NamedTuple):
+    """Everything the network takes from the diffusion step: of the local branch, and of each block and the read-out."""
+
+    local: Tensor
+    refiner: tuple[Tensor, ...]
 
 
 class PRDiT(nn.Module):
@@ -23,15 +34,23 @@ class PRDiT(nn.Module):
     Args:
         config: shape of the network.
         attention: backend, see `prdit_models.attention.BACKENDS`.
-    Source: PRDiT (ICLR 2026); SPEC §1.
+        checkpointing: recompute each block in the backward pass: about a third more time, a fraction of the memory.
+    Source: PRDiT (ICLR 2026); SPEC §1. The options of `config` name their own sources.
     """
 
-    def __init__(self, config: ModelConfig, *, attention: str = "auto") -> None:
+    def __init__(self, config: ModelConfig, *, attention: str = "auto", checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
         self.t_embedder = TimeEmbedder(config.hidden_size, config.token_width, has_refiner=config.depth > 0)
-        self.coarse = LocalBranch(config.token_width, config.output_width)
-        self.fine = Refiner(config, attention) if config.depth > 0 else None
+        self.coarse = LocalBranch(
+            config.token_width,
+            config.output_width,
+            norm=modulation_norm(config.arithmetic, config.norm),
+            normalized_modulation=config.arithmetic == "tf",
+        )
+        self.fine = Refiner(config, attention, checkpointing) if config.depth > 0 else None
+        self.label_embedder = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
+        self._prepared: dict[float, Modulations] = {}
         initialize(self, gain=1.0)
         if config.depth > 0:
             self.freeze_local()
@@ -40,30 +59,33 @@ class PRDiT(nn.Module):
         """The part of the state dict a depth-0 model has (tensors share memory with the model)."""
         return {key: value for key, value in self.state_dict().items() if key.startswith(LOCAL_PREFIXES)}
 
-    def freeze_local(self) -> None:
-        """Take the local branch and the time layers it reads out of training (SPEC §1.7)."""
+    def freeze_local(self, frozen: bool = True) -> None:
+        """Take the local branch and the time layers it reads out of training (SPEC §1.7), or back in (joint training)."""
         for name, parameter in self.named_parameters():
             if name.startswith(LOCAL_PREFIXES):
-                parameter.requires_grad_(False)
+                parameter.requires_grad_(not frozen)
 
-    def forward(self, x: Tensor, t: Tensor | int | float) -> Tensor:
+    def forward(self, x: Tensor, t: Time, labels: Tensor | None = None) -> Tensor:
         """Predict noise and image.
 
         Args:
             x: noisy volume, shape (B, C, S, S, S).
             t: diffusion step: a number, a 0-d tensor or shape (B,). One step for the whole batch is embedded once.
+            labels: integers in [0, num_classes], shape (B,); num_classes is "no label", as is None. Only for models with classes.
         Returns: shape (B, O, S, S, S); channel 0 is the noise estimate, channel 1 the image estimate.
         Raises: ValueError: if a shape does not fit the configuration.
         """
-        coarse, fine = self._branches(x, t)
+        coarse, fine = self._branches(x, t, labels)
         return self._volume(coarse if fine is None else coarse + fine)
 
-    def forward_with_intermediates(self, x: Tensor, t: Tensor | int | float) -> tuple[Tensor, Tensor | None]:
+    def forward_with_intermediates(
+        self, x: Tensor, t: Time, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The two branches' volumes, each (B, O, S, S, S), whose sum `forward` returns; no fine one at depth 0."""
-        coarse, fine = self._branches(x, t)
+        coarse, fine = self._branches(x, t, labels)
         return self._volume(coarse), None if fine is None else self._volume(fine)
 
-    def encode(self, x: Tensor, t: Tensor | int | float = ENCODE_STEP, *, block: int = ENCODE_BLOCK) -> Tensor:
+    def encode(self, x: Tensor, t: Time = ENCODE_STEP, *, block: int = ENCODE_BLOCK) -> Tensor:
         """Hidden tokens (B, N, H) behind one transformer block, as features of a volume.
 
         Raises: ValueError: if the model has no such block.
@@ -72,11 +94,35 @@ class PRDiT(nn.Module):
             raise ValueError(
                 f"encode reads block {block}, but the model has {self.config.depth}; choose another block."
             )
-        tokens = self._tokens(x)
-        _, condition = self._conditions(t, x)
-        return self.fine.features(tokens, condition, num_blocks=block + 1)
+        return self.fine.features(self.tokens(x), self.modulations(t, x).refiner, num_blocks=block + 1)
 
-    def _tokens(self, x: Tensor) -> Tensor:
+    @contextmanager
+    def prepared(self, times: Tensor) -> Iterator[None]:
+        """Inside, `forward` at one of these scalar times (without labels) finds its modulations computed, once for the schedule.
+
+        Modulations depend on time alone but read as many weights as a tenth of the network; a schedule of n steps computes
+        them as one product.
+
+        Args:
+            times: shape (n,), the times of a schedule.
+        """
+        if times.numel():
+            device = next(self.parameters()).device
+            with torch.no_grad():
+                together = self._modulations(times.to(device), None)
+            for index, time in enumerate(times.tolist()):
+                rows = slice(index, index + 1)
+                self._prepared[time] = Modulations(together.local[rows], tuple(m[rows] for m in together.refiner))
+        try:
+            yield
+        finally:
+            self._prepared.clear()
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Overlapping raw tokens (B, N, d) of a volume (B, C, S, S, S).
+
+        Raises: ValueError: if the shape does not fit the configuration.
+        """
         size, channels = self.config.volume_size, self.config.in_channels
         if x.dim() != 5 or tuple(x.shape[1:]) != (channels, size, size, size):
             raise ValueError(
@@ -85,30 +131,65 @@ class PRDiT(nn.Module):
             )
         return extract_patches(x, self.config.patch_size, self.config.stride, self.config.padding)
 
-    def _volume(self, tokens: Tensor) -> Tensor:
-        return unpatchify(tokens, self.config.out_channels, self.config.stride, self.config.volume_size)
+    def modulations(self, t: Time, x: Tensor, labels: Tensor | None = None) -> Modulations:
+        """Modulations of all layers for the steps t of a batch x; of one row where t is common to the batch.
 
-    def _conditions(self, t: Tensor | int | float, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditioning of the local branch (·, d) and of the refiner (·, H); · is B, or 1 for a common t."""
+        Raises: ValueError: if t or labels do not fit the batch.
+        """
         steps = torch.as_tensor(t, device=x.device)
         if steps.dim() == 0:
+            if labels is None and self._prepared and (known := self._prepared.get(float(steps))) is not None:
+                return known
             steps = steps[None]
         elif steps.shape != (x.shape[0],):
             raise ValueError(
                 f"t has shape {tuple(steps.shape)}; expected a number or ({x.shape[0]},), one step a volume."
             )
-        features = self.t_embedder(steps)
-        fine_head: Callable[[Tensor], Tensor] = self.t_embedder.fine_head or (lambda shared: shared)
-        return self.t_embedder.coarse_head(features), fine_head(features)
+        if labels is not None:
+            self._check_labels(labels, x.shape[0])
+        return self._modulations(steps, labels)
 
-    def _branches(self, x: Tensor, t: Tensor | int | float) -> tuple[Tensor, Tensor | None]:
-        tokens = self._tokens(x)
-        coarse_condition, fine_condition = self._conditions(t, x)
+    def _modulations(self, steps: Tensor, labels: Tensor | None) -> Modulations:
+        features = self.t_embedder(steps)
+        trains_local = self._trains_local()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.fine is None or trains_local)):
+            local = self.coarse.modulation(self.t_embedder.coarse_head(features))
         if self.fine is None:
-            return self.coarse(tokens, coarse_condition), None
-        with torch.no_grad():  # frozen in stage 2: no graph, no activations kept
-            coarse = self.coarse(tokens, coarse_condition)
-        return coarse, self.fine(tokens, fine_condition)
+            return Modulations(local, ())
+        fine_head: Callable[[Tensor], Tensor] = self.t_embedder.fine_head or (lambda shared: shared)
+        condition = fine_head(features)
+        if self.label_embedder is not None:
+            none = torch.full(steps.shape, self.config.num_classes, device=steps.device)
+            condition = condition + self.label_embedder(none if labels is None else labels.to(steps.device))
+        return Modulations(local, self.fine.modulations(condition))
+
+    def _check_labels(self, labels: Tensor, batch: int) -> None:
+        classes = self.config.num_classes
+        if self.label_embedder is None:
+            raise ValueError("labels were given, but the model has num_classes 0; leave them out.")
+        if labels.shape != (batch,) or labels.is_floating_point():
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected integers ({batch},), one a volume."
+            )
+        if int(labels.min()) < 0 or int(labels.max()) > classes:
+            raise ValueError(
+                f"labels lie in [{int(labels.min())}, {int(labels.max())}]; expected 0 to {classes - 1}, or {classes} for none."
+            )
+
+    def _trains_local(self) -> bool:
+        return self.coarse.mlp_denoise.linear_final.weight.requires_grad
+
+    def _branches(self, x: Tensor, t: Time, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        tokens, modulations = self.tokens(x), self.modulations(t, x, labels)
+        if self.fine is None:
+            return self.coarse(tokens, modulations.local), None
+        # frozen in stage 2: no graph, no activations kept
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_local()):
+            coarse = self.coarse(tokens, modulations.local)
+        return coarse, self.fine(tokens, modulations.refiner)
+
+    def _volume(self, tokens: Tensor) -> Tensor:
+        return unpatchify(tokens, self.config.out_channels, self.config.stride, self.config.volume_size)
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

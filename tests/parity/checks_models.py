@@ -1,5 +1,7 @@
 """Networks and their parts against the recorded arrays."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from prdit_models.attention import Attention
-from prdit_models.config import model_config, preset_names
+from prdit_models.cascade import RefinedPRDiT
+from prdit_models.config import CascadeConfig, ModelConfig, model_config, preset_names
 from prdit_models.embeddings import position_table, timestep_embedding
 from prdit_models.initialization import initialize
+from prdit_models.networks import build_network
 from prdit_models.patches import extract_patches, unpatchify
 from prdit_models.prdit import PRDiT, trainable_parameters
 from tests.parity.measure import Measure, close, exact, relative
-from tests.parity.sets import Entry, arrays, build, shapes_of, side_file, tensor
+from tests.parity.sets import Entry, arrays, build, config_of, shapes_of, side_file, tensor, weights
 
 
 def _reshape_argument(text: str) -> tuple[int, ...]:
@@ -130,6 +134,7 @@ def check_local(folder: Path, entry: Entry) -> list[Measure]:
 def check_full(folder: Path, entry: Entry) -> list[Measure]:
     stored, model = arrays(folder, entry), build(folder, entry)
     assert model.fine is not None
+    assert model.fine.pos_embed is not None
     x, t = tensor(stored["x"]), tensor(stored["t"])
     atol, rtol = _tolerance(entry)
     with _recorded({"embedded": model.fine.patch_embedder, "block_0": model.fine.blocks[0]}) as found:
@@ -137,8 +142,7 @@ def check_full(folder: Path, entry: Entry) -> list[Measure]:
     assert fine is not None
     y = model(x, t)
     found["patch_embed_plus_pos"] = found.pop("embedded") + model.fine.pos_embed
-    tokens, (_, condition) = model._tokens(x), model._conditions(t, x)
-    found["final_hidden"] = model.fine.features(tokens, condition)
+    found["final_hidden"] = model.fine.features(model.tokens(x), model.modulations(t, x).refiner)
     found.update(coarse=coarse, fine=fine, y=y)
     stored.setdefault("y", stored["coarse"] + stored["fine"])
     measures = [
@@ -164,6 +168,48 @@ def _flash(entry: Entry, stored: dict[str, np.ndarray], model: PRDiT, x: Tensor,
     _, fine = model.forward_with_intermediates(x, t)
     recorded = stored["fine"] + stored["fine_flash_minus_fine"].astype(np.float32)
     return [close("fine, published flash", fine, recorded, atol)]
+
+
+@torch.no_grad()
+def check_tf(folder: Path, entry: Entry) -> list[Measure]:
+    stored, model = arrays(folder, entry), build(folder, entry)
+    x, t = tensor(stored["x"]), tensor(stored["t"])
+    coarse, fine = model.forward_with_intermediates(x, t)
+    found = {"y": model(x, t), "coarse": coarse, "fine": fine}
+    measures = [close(name, found[name], stored[name], *_tolerance(entry)) for name in found if name in stored]
+    wrong = PRDiT(dataclasses.replace(model.config, arithmetic="prdit"))
+    wrong.load_state_dict(model.state_dict())
+    differs = float((wrong.eval()(x, t) - found["y"]).abs().max())
+    recorded = entry["max_abs_diff_to_PRDiT_with_same_weights"]
+    return [*measures, relative("difference to PRDiT's arithmetic", differs, recorded, 1e-4)]
+
+
+@torch.no_grad()
+def check_sr(folder: Path, entry: Entry) -> list[Measure]:
+    stored, args = arrays(folder, entry), entry["args"]
+    base = config_of(args["base"])
+    head = ModelConfig(
+        volume_size=args["target_size"],
+        patch_size=args["sr_patch_size"],
+        stride=args["sr_stride"],
+        padding=args["sr_padding"],
+        hidden_size=args["sr_hidden_size"],
+        num_heads=1,
+        depth=0,
+        out_channels=base.out_channels,
+    )
+    model = build_network(CascadeConfig(head, base)).eval()
+    assert isinstance(model, RefinedPRDiT)
+    names = [[key, list(shape)] for key, shape in shapes_of(model).items()]
+    recorded_names = json.loads((folder / entry["names_file"]).read_text())
+    model.load_state_dict(weights(folder, entry, shapes_of(model)))
+    x, t = tensor(stored["x"]), tensor(stored["t"])
+    parts = model.forward_parts(x, t)
+    found = {"base_upsampled": parts.upsampled, "local": parts.head, "y": model(x, t)}
+    return [
+        exact("keys and shapes", sorted(names), sorted(recorded_names)),
+        *(close(name, value, stored[name], *_tolerance(entry)) for name, value in found.items()),
+    ]
 
 
 @torch.no_grad()

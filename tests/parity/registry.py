@@ -60,9 +60,9 @@ FAMILIES = (
     Family("config_numbers", "documentation", note="configuration is typed; numbers are not guessed from text"),
     Family("tf_state_dict_names", "documentation", note="the same names as state_dict_names"),
     Family("fm_*", "due: model", note="flow matching variant"),
-    Family("tf_full_*", "due: model", note="TF-PRDiT arithmetic"),
+    Family("tf_full_*", "checked", checks_models.check_tf, 'ModelConfig(arithmetic="tf")'),
     Family("tf_sampler_*", "due: model", note="TF-PRDiT arithmetic"),
-    Family("sr_forward*", "due: model", note="stage 3, super-resolution"),
+    Family("sr_forward*", "checked", checks_models.check_sr),
 )
 
 

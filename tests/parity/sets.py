@@ -108,6 +108,7 @@ def weights(folder: Path, entry: Entry, names: dict[str, tuple[int, ...]]) -> di
 def config_of(args: dict[str, Any]) -> ModelConfig:
     """The model configuration an entry's `args` describe."""
     channels = args.get("in_channels", 1)
+    arithmetic = args.get("variant", "prdit")
     out_channels = 2 if args["learn_sigma"] else channels
     if args["model"] != "custom":
         return model_config(args["model"], args["input_size"], in_channels=channels, out_channels=out_channels)
@@ -121,6 +122,7 @@ def config_of(args: dict[str, Any]) -> ModelConfig:
         depth=args["depth"],
         in_channels=channels,
         out_channels=out_channels,
+        arithmetic=arithmetic,
     )
 
 

@@ -1,0 +1,129 @@
+"""Stage 3: a frozen model one pyramid level below, refined by a local denoiser at the full size."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prdit_models.config import CascadeConfig
+from prdit_models.embeddings import TimeEmbedder
+from prdit_models.local import LocalBranch, modulation_norm
+from prdit_models.patches import extract_patches, unpatchify
+from prdit_models.prdit import PRDiT, Time
+
+
+class CascadeParts(NamedTuple):
+    """What a refined prediction is made of.
+
+    Attributes:
+        base: the base network's own prediction, shape (B, O, S/2, S/2, S/2).
+        upsampled: the same at the full size, (B, O, S, S, S).
+        head: what the refining head adds, (B, O, S, S, S).
+    """
+
+    base: Tensor
+    upsampled: Tensor
+    head: Tensor
+
+
+class RefinedPRDiT(nn.Module):
+    """A network at edge S/2 inside a network at edge S (SPEC §3.3).
+
+    The base sees the even-indexed voxels of the noisy volume (whose noise is as strong as the full one's). Its image estimate
+    goes up trilinearly, its noise estimate by repetition; a complete local denoiser on the patches of the full volume adds what
+    is missing.
+
+    Args:
+        config: of head and base.
+        attention, checkpointing: of the base, see `PRDiT`.
+    Source: PRDiT's super-resolution branch; SPEC §3.3.
+    """
+
+    def __init__(self, config: CascadeConfig, *, attention: str = "auto", checkpointing: bool = False) -> None:
+        super().__init__()
+        head = config.head
+        self.config = config
+        if isinstance(config.base, CascadeConfig):
+            self.base: PRDiT | RefinedPRDiT = RefinedPRDiT(
+                config.base, attention=attention, checkpointing=checkpointing
+            )
+        else:
+            self.base = PRDiT(config.base, attention=attention, checkpointing=checkpointing)
+        self.t_embedder_sr = TimeEmbedder(head.hidden_size, head.token_width, has_refiner=False)
+        self.sr = LocalBranch(
+            head.token_width,
+            head.output_width,
+            norm=modulation_norm(head.arithmetic, head.norm),
+            normalized_modulation=head.arithmetic == "tf",
+        )
+        for name, parameter in self.sr.named_parameters():
+            if "linear_final" in name or "adaLN_modulation" in name:  # all else keeps PyTorch's own start
+                nn.init.zeros_(parameter)
+        self._prepared: dict[float, Tensor] = {}
+        self.freeze_base()
+
+    def freeze_base(self, frozen: bool = True) -> None:
+        """Take the whole base out of training, or all of it in (joint fine-tuning): every parameter, not only some."""
+        self.base.requires_grad_(not frozen)
+
+    def forward(self, x: Tensor, t: Time) -> Tensor:
+        """Predict noise and image at the full size.
+
+        Args:
+            x: noisy volume, shape (B, C, S, S, S).
+            t: diffusion step: a number, a 0-d tensor or shape (B,).
+        Returns: shape (B, O, S, S, S), channels as the base's.
+        Raises: ValueError: if a shape does not fit the configuration.
+        """
+        parts = self.forward_parts(x, t)
+        return parts.upsampled + parts.head
+
+    def forward_parts(self, x: Tensor, t: Time) -> CascadeParts:
+        """The pieces whose sum `forward` returns; the base's without gradient unless it is trained along."""
+        head = self.config.head
+        expected = (head.in_channels, *(head.volume_size,) * 3)
+        if x.dim() != 5 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this cascade refines to (B, {', '.join(map(str, expected))})."
+            )
+        trains_base = next(self.base.parameters()).requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains_base):
+            base = self.base(x[..., ::2, ::2, ::2].contiguous(), t)
+            upsampled = self._upsample(base)
+        tokens = extract_patches(x, head.patch_size, head.stride, head.padding)
+        added = self.sr(tokens, self._modulation(t, x))
+        return CascadeParts(base, upsampled, unpatchify(added, head.out_channels, head.stride, head.volume_size))
+
+    @contextmanager
+    def prepared(self, times: Tensor) -> Iterator[None]:
+        """See `PRDiT.prepared`; prepares the base, too."""
+        with self.base.prepared(times):
+            if times.numel():
+                with torch.no_grad():
+                    device = next(self.parameters()).device
+                    together = self.sr.modulation(self.t_embedder_sr.coarse_head(self.t_embedder_sr(times.to(device))))
+                self._prepared.update({time: together[i : i + 1] for i, time in enumerate(times.tolist())})
+            try:
+                yield
+            finally:
+                self._prepared.clear()
+
+    def _modulation(self, t: Time, x: Tensor) -> Tensor:
+        steps = torch.as_tensor(t, device=x.device)
+        if steps.dim() == 0:
+            if self._prepared and (known := self._prepared.get(float(steps))) is not None:
+                return known
+            steps = steps[None]
+        return self.sr.modulation(self.t_embedder_sr.coarse_head(self.t_embedder_sr(steps)))
+
+    def _upsample(self, base: Tensor) -> Tensor:
+        """Image channels trilinearly, noise channels by repetition; a single estimate counts as image."""
+        num_noise = base.shape[1] - self.config.in_channels
+        image = F.interpolate(base[:, num_noise:], scale_factor=2, mode="trilinear", align_corners=False)
+        if not num_noise:
+            return image
+        noise = F.interpolate(base[:, :num_noise], scale_factor=2, mode="nearest")
+        return torch.cat([noise, image], dim=1)
