@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict
 from storage.errors import DamagedArtifactError, MissingArtifactError
 from storage.files import read_json, sha256_file, sha256_json, write_json_atomic
 
-Kind = Literal["source", "verdicts", "store", "split", "checkpoint-local", "checkpoint-global", "samples", "report"]
+Kind = Literal[
+    "source",
+    "verdicts",
+    "store",
+    "split",
+    "checkpoint-local",
+    "checkpoint-global",
+    "checkpoint-refiner",
+    "samples",
+    "report",
+]
 
 PROVENANCE = "provenance.json"
 SCRATCH = "work"  # resumable state, locks and logs of a stage: beside the artifact, not part of it

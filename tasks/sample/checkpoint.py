@@ -1,14 +1,14 @@
-"""A trained model from a checkpoint artifact: safetensors and JSON in, a PRDiT ready to run out."""
+"""A trained model from a checkpoint artifact: safetensors and JSON in, a network ready to run out."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 
-from prdit_models.config import ModelConfig
+from prdit_models.config import NetworkConfig, network_config
 from prdit_models.diffusion import CosineProcess
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.prdit import PRDiT
+from prdit_models.networks import Network, build_network
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info, load_tensors
 from tasks.train.config import ViewConfig
@@ -21,8 +21,8 @@ class CheckpointInfo:
     """What `checkpoint.json` says, typed.
 
     Attributes:
-        kind: `checkpoint-local` or `checkpoint-global`.
-        model: shape of the network.
+        kind: `checkpoint-local`, `checkpoint-global` or `checkpoint-refiner`.
+        model: shape of the network, or of the cascade.
         process: the process it was trained with.
         window: Hounsfield window mapped to [-1, 1].
         view: box and size of the volumes it was trained on.
@@ -31,7 +31,7 @@ class CheckpointInfo:
     """
 
     kind: str
-    model: ModelConfig
+    model: NetworkConfig
     process: CosineProcess
     window: HounsfieldWindow
     view: ViewConfig
@@ -43,7 +43,7 @@ class CheckpointInfo:
         """From the content of `checkpoint.json`."""
         return cls(
             kind=info["kind"],
-            model=ModelConfig.from_dict(info["model"]),
+            model=network_config(info["model"]),
             process=CosineProcess(**info["process"]),
             window=HounsfieldWindow(**info["intensity"]),
             view=ViewConfig.model_validate(info["view"]),
@@ -65,7 +65,7 @@ def load_info(checkpoint: Ref) -> CheckpointInfo:
     return CheckpointInfo.from_json(load_checkpoint_info(checkpoint))
 
 
-def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.device) -> tuple[PRDiT, CheckpointInfo]:
+def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.device) -> tuple[Network, CheckpointInfo]:
     """The model of a checkpoint in evaluation mode, without gradients.
 
     Args:
@@ -79,7 +79,7 @@ def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.de
     info = load_info(checkpoint)
     path = checkpoint.path / WEIGHTS_FILES[weights]
     state = {key: torch.from_numpy(value) for key, value in load_tensors(path).items()}
-    model = PRDiT(info.model)
+    model = build_network(info.model)
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """Refusals before a training starts. Imports no torch: the process that starts a training need not load it."""
 
-from prdit_models.config import model_config
+from prdit_models.config import ModelConfig, model_config
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info
 from storage.files import read_json
@@ -38,7 +38,7 @@ def check_training(split: Ref, local: Ref | None, config: TrainLocalConfig | Tra
         raise ValueError(
             f"train_global.preset {config.preset!r} has depth 0; stage 2 needs a transformer ({_with_depth(config.preset, 4)!r})."
         )
-    expected = dict(base["model"]) | {"depth": shape.depth, "num_heads": shape.num_heads}
+    expected = ModelConfig.from_dict(base["model"]).to_dict() | {"depth": shape.depth, "num_heads": shape.num_heads}
     if shape.to_dict() != expected:
         differing = {
             key: (expected.get(key), value) for key, value in shape.to_dict().items() if expected.get(key) != value
