@@ -1,0 +1,87 @@
+"""Linear layers by either library against float64, and what follows the weights when they change."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from prdit_models import gemm
+from prdit_models.gemm import Linear, chosen_gemm, measured_rates, use_gemm
+
+BACKENDS = ["mkl", "onednn"]
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    yield
+    use_gemm("auto")
+
+
+def _exact(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.double()
+    return F.linear(x.double(), layer.weight.double(), bias)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_product_equals_float64(backend, frozen, bias):
+    use_gemm(backend)
+    torch.manual_seed(0)
+    layer = Linear(96, 40, bias=bias).requires_grad_(not frozen)
+    whole = torch.randn(2, 200, 96)
+    for x in (whole, whole[:, 30:130], whole[:1, :3]):  # contiguous, a block of tokens, too few rows to pack
+        torch.testing.assert_close(layer(x).double(), _exact(layer, x), atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_equal_float64(backend):
+    use_gemm(backend)
+    torch.manual_seed(0)
+    layer = Linear(24, 16)
+    x = torch.randn(3, 40, 24, requires_grad=True)
+    layer(x).square().sum().backward()
+    twin, y = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    twin.zero_grad()
+    F.linear(y, twin.weight, twin.bias).square().sum().backward()
+    for found, expected in ((x.grad, y.grad), (layer.weight.grad, twin.weight.grad), (layer.bias.grad, twin.bias.grad)):
+        torch.testing.assert_close(found.double(), expected, atol=2e-6 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_weights_follow_the_weights(backend):
+    use_gemm(backend)
+    layer = Linear(32, 32).requires_grad_(False)
+    x = torch.randn(128, 32)
+    layer(x)
+    layer.weight.mul_(2.0)  # in place: same storage
+    torch.testing.assert_close(layer(x).double(), _exact(layer, x), atol=4e-6, rtol=1e-6)
+    layer.weight.data = torch.randn(32, 32)  # swapped, as EMA weights are for a validation
+    torch.testing.assert_close(layer(x).double(), _exact(layer, x), atol=2e-5, rtol=1e-6)
+    assert copy.deepcopy(layer)._packed is None  # packed weights are not copied along
+
+
+def test_the_faster_library_is_taken_and_logged(monkeypatch, caplog):
+    for rates, expected in (
+        ({"mkl": 100.0, "onednn": 240.0}, "onednn"),
+        ({"mkl": 170.0, "onednn": 172.0}, "mkl"),  # not worth leaving the default
+    ):
+        monkeypatch.setattr(gemm, "measured_rates", lambda *_, rates=rates: rates)
+        use_gemm("auto")
+        with caplog.at_level(logging.INFO, "prdit.models.gemm"):
+            assert chosen_gemm() == expected
+        assert f"GEMM backend: {expected} (mkl {rates['mkl']:.0f} GFLOP/s" in caplog.text
+        caplog.clear()
+
+
+def test_measured_rates_are_rates():
+    rates = measured_rates(64, 64, 64, repeats=3)
+    assert set(rates) == {"mkl", "onednn"}
+    assert all(0.001 < rate < 100_000 for rate in rates.values())
+
+
+def test_an_unknown_library_is_refused():
+    with pytest.raises(ValueError, match=r"'blis'.*'auto', 'mkl', 'onednn'"):
+        use_gemm("blis")
