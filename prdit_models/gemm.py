@@ -1,15 +1,19 @@
 """Matrix products of linear layers on the CPU, by the library that is fastest on the CPU at hand.
 
-PyTorch's own choice is MKL, which on some AMD processors reaches half of what oneDNN does, and on others more. Which one it is here
-is measured once a process, on products of the size a model makes, and logged. Frozen weights are also packed for the product once
-(a copy, as large as the weights). Values agree to float rounding; CUDA tensors and reduced precision go to PyTorch untouched.
+PyTorch's own choice is MKL, which on some AMD processors reaches half of what oneDNN does, and on others more. Which one it is
+here is measured once a machine and logged. The choice is kept (`~/.cache/prdit/gemm.json`): processes that chose differently would
+differ in the last bits, and a resumed training from its first part. Frozen weights are also packed for the product once (a copy,
+as large as the weights). Values agree to float rounding; CUDA tensors and reduced precision go to PyTorch untouched.
 """
 
 import functools
+import json
 import logging
-import statistics
+import os
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +23,8 @@ logger = logging.getLogger("prdit.models.gemm")
 
 BACKENDS = ("auto", "mkl", "onednn")
 _PROBE = (512, 768, 1536)  # rows, in, out: a block of tokens through a middle-sized layer, 5 ms
-_PROBE_REPEATS = 7
-_ADVANTAGE = 1.05  # what oneDNN must gain before it replaces PyTorch's default
+_PROBE_REPEATS = 15
+_ADVANTAGE = 1.15  # what oneDNN must gain before it replaces PyTorch's default
 _MIN_ROWS_PACKED = 64  # below, a product is bound by reading the weights
 
 _requested = "auto"
@@ -42,34 +46,75 @@ def use_gemm(backend: str) -> None:
 
 @functools.cache
 def chosen_gemm() -> str:
-    """`mkl` (PyTorch's default) or `onednn`, measured once unless one was asked for."""
+    """`mkl` (PyTorch's default) or `onednn`: as asked, as found earlier on this machine, or measured now."""
     if not torch.backends.mkldnn.is_available():
         return "mkl"
     if _requested != "auto":
         logger.info("GEMM backend: %s (as asked)", _requested)
         return _requested
+    machine = f"{_processor()}, torch {torch.__version__}"
+    known = _read_choices()
+    if known.get(machine) in ("mkl", "onednn"):
+        logger.info("GEMM backend: %s (measured earlier, %s)", known[machine], _choices_file())
+        return known[machine]
     rates = measured_rates(*_PROBE)
     chosen = "onednn" if rates["onednn"] > _ADVANTAGE * rates["mkl"] else "mkl"
     shown = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items())
     logger.info("GEMM backend: %s (%s, %d threads)", chosen, shown, torch.get_num_threads())
+    _write_choices(known | {machine: chosen})
     return chosen
+
+
+def _choices_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prdit" / "gemm.json"
+
+
+def _read_choices() -> dict[str, str]:
+    try:
+        found = json.loads(_choices_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_choices(choices: dict[str, str]) -> None:
+    path = _choices_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(choices, indent=1), encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        logger.warning("GEMM choice not kept (%s): each process will measure anew", error)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = [
+        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family", "model\t"))
+    ]
+    return " ".join(told[:3]) or platform.machine()
 
 
 @torch.no_grad()
 def measured_rates(rows: int, width: int, out: int, repeats: int = _PROBE_REPEATS) -> dict[str, float]:
-    """GFLOP/s of one product (rows, width)·(width, out) by library, packed weights, median of `repeats`."""
-    x, weight, bias = torch.randn(rows, width), torch.randn(out, width), torch.randn(out)
-    rates = {}
-    for name in ("mkl", "onednn"):
-        product = _packed_product(name, weight, bias, rows)
-        product(x)
-        seconds = []
-        for _ in range(repeats):
+    """GFLOP/s of one product (rows, width)·(width, out) by library, packed weights; the best of `repeats`, taken in turns.
+
+    The best, not the median: what else runs on the machine can only slow a product down.
+    """
+    generator = torch.Generator().manual_seed(0)  # the process's own random numbers are not touched
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, width), (out, width), (out,)))
+    products = {name: _packed_product(name, weight, bias, rows) for name in ("mkl", "onednn")}
+    seconds = dict.fromkeys(products, float("inf"))
+    for _ in range(repeats + 1):
+        for name, product in products.items():
             began = time.perf_counter()
             product(x)
-            seconds.append(time.perf_counter() - began)
-        rates[name] = 2e-9 * rows * width * out / statistics.median(seconds)
-    return rates
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return {name: 2e-9 * rows * width * out / least for name, least in seconds.items()}
 
 
 def _packed_product(backend: str, weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:

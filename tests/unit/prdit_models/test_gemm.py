@@ -14,7 +14,8 @@ BACKENDS = ["mkl", "onednn"]
 
 
 @pytest.fixture(autouse=True)
-def _restore():
+def _restore(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
     use_gemm("auto")
 
@@ -63,17 +64,33 @@ def test_packed_weights_follow_the_weights(backend):
     assert copy.deepcopy(layer)._packed is None  # packed weights are not copied along
 
 
-def test_the_faster_library_is_taken_and_logged(monkeypatch, caplog):
-    for rates, expected in (
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
         ({"mkl": 100.0, "onednn": 240.0}, "onednn"),
         ({"mkl": 170.0, "onednn": 172.0}, "mkl"),  # not worth leaving the default
-    ):
-        monkeypatch.setattr(gemm, "measured_rates", lambda *_, rates=rates: rates)
-        use_gemm("auto")
-        with caplog.at_level(logging.INFO, "prdit.models.gemm"):
-            assert chosen_gemm() == expected
+    ],
+)
+def test_the_faster_library_is_taken_kept_and_logged(monkeypatch, caplog, rates, expected):
+    monkeypatch.setattr(gemm, "measured_rates", lambda *_: rates)
+    use_gemm("auto")
+    with caplog.at_level(logging.INFO, "prdit.models.gemm"):
+        assert chosen_gemm() == expected
         assert f"GEMM backend: {expected} (mkl {rates['mkl']:.0f} GFLOP/s" in caplog.text
-        caplog.clear()
+        monkeypatch.setattr(gemm, "measured_rates", lambda *_: pytest.fail("measured twice on one machine"))
+        use_gemm("auto")  # as a new process would
+        assert chosen_gemm() == expected
+        assert "measured earlier" in caplog.text
+
+
+def test_a_damaged_choice_is_measured_anew(monkeypatch, tmp_path):
+    path = tmp_path / "cache" / "prdit" / "gemm.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{half a li")
+    monkeypatch.setattr(gemm, "measured_rates", lambda *_: {"mkl": 1.0, "onednn": 9.0})
+    use_gemm("auto")
+    assert chosen_gemm() == "onednn"
+    assert "onednn" in path.read_text()
 
 
 def test_measured_rates_are_rates():
