@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from prdit_models.weights import check_weights
+
 if TYPE_CHECKING:  # prdit.py initialises itself at construction, so this module may not import it at run time
     from prdit_models.prdit import PRDiT
 
@@ -55,25 +57,15 @@ def start_global(model: "PRDiT", local_state_dict: Mapping[str, Tensor]) -> None
     Args:
         model: the network to be trained in stage 2.
         local_state_dict: weights of a depth-0 model of the same patches and widths.
-    Raises: ValueError: if the model has no refiner, or keys are missing, extra or misshapen (all are listed; the model is
-        left untouched).
+    Raises: ValueError: if the model has no refiner, keys are missing, extra or misshapen, or values not finite (all are
+        listed; the model is left untouched).
     Source: SPEC §1.8, §4.
     """
     if model.config.depth == 0:
         raise ValueError("start_global needs a model with depth > 0, got depth 0: that is stage 1 itself.")
     expected = model.local_state_dict()
-    missing = sorted(set(expected) - set(local_state_dict))
-    extra = sorted(set(local_state_dict) - set(expected))
-    misshapen = [
-        f"{key}: {tuple(local_state_dict[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in sorted(set(expected) & set(local_state_dict))
-        if local_state_dict[key].shape != expected[key].shape
-    ]
-    if missing or extra or misshapen:
-        raise ValueError(
-            f"The local checkpoint does not fit this model: missing {missing}, extra {extra}, misshapen {misshapen}. "
-            "Use a depth-0 checkpoint trained with the same patch size, stride, hidden size and channels."
-        )
+    remedy = "Use a depth-0 checkpoint trained with the same patch size, stride, hidden size and channels."
+    check_weights(local_state_dict, expected, f"It must be a local checkpoint: {remedy}")
     initialize(model, GLOBAL_START_GAIN)
     with torch.no_grad():
         for key, parameter in expected.items():

@@ -9,6 +9,7 @@ from prdit_models.config import NetworkConfig, network_config
 from prdit_models.diffusion import CosineProcess
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks import Network, build_network
+from prdit_models.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info, load_tensors
 from tasks.train.config import ViewConfig
@@ -74,14 +75,11 @@ def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.de
         device: where the model runs.
     Raises:
         StorageError: no checkpoint, or an unreadable file in it.
-        ValueError: keys or shapes are not this network's; every one is listed.
+        ValueError: keys or shapes are not this network's, or values not finite; every one is listed.
     """
     info = load_info(checkpoint)
     path = checkpoint.path / WEIGHTS_FILES[weights]
     state = {key: torch.from_numpy(value) for key, value in load_tensors(path).items()}
     model = build_network(info.model)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model in checkpoint.json beside it: {error}") from error
+    load_weights(model, state, f"They come from {path}; the model is described in checkpoint.json beside it.")
     return model.to(device).eval().requires_grad_(False), info

@@ -147,7 +147,7 @@ def test_start_global_refuses_what_does_not_fit() -> None:
     state["fine.extra"] = torch.zeros(1)
     state["t_embedder.mlp.0.bias"] = torch.zeros(5)
     with pytest.raises(
-        ValueError, match=r"missing \['coarse.mlp_denoise.linear_final.bias'\], extra \['fine.extra'\]"
+        ValueError, match=r"missing \['coarse.mlp_denoise.linear_final.bias'\]; extra \['fine.extra'\]"
     ) as error:
         start_global(model, state)
     assert "t_embedder.mlp.0.bias: (5,) instead of (48,)" in str(error.value)

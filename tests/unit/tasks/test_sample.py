@@ -110,11 +110,14 @@ def test_a_killed_run_keeps_its_finished_volumes(
 
 
 def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
-    model = tiny_model()
-    model.fine.final_layer.linear.bias[0] = float("nan")
-    store = make_store(tmp_path / "store")
+    model, store = tiny_model(), make_store(tmp_path / "store")
+    model.fine.final_layer.linear.bias[0] = 3e38  # finite itself; what comes of it is not
     broken = commit_checkpoint(tmp_path / "global", "checkpoint-global", {"store": store}, model=model)
     with pytest.raises(RuntimeError, match=r"Volume 0 \(seed \d+\).*not finite"):
+        stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)
+    model.fine.final_layer.linear.bias[0] = float("nan")
+    broken = commit_checkpoint(tmp_path / "nan", "checkpoint-global", {"store": store}, model=model)
+    with pytest.raises(ValueError, match=r"not finite in \['fine.final_layer.linear.bias'\].*ema.safetensors"):
         stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)
     assert hu_of(tmp_path / "out") == {}
 
