@@ -181,3 +181,11 @@ def test_bfloat16_autocast_stays_close() -> None:
         mixed = model(_volume(), 20)
     mixed.float().square().mean().backward()
     assert (mixed.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("patch", "padding", "message"), [(4, 8, "padding 8 must be smaller.*8"), (12, 1, "patch_size 12.*padded.* 10")]
+)
+def test_patches_that_do_not_fit_are_refused(patch: int, padding: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        extract_patches(torch.zeros(1, 1, 8, 8, 8), patch, 2, padding)
