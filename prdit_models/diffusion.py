@@ -1,10 +1,22 @@
 """The image-and-noise process: a quarter turn from the volume to noise, and the loss of a network that predicts both."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from prdit_models.flow import FlowProcess
+
+PREDICTIONS = {
+    "noise_image": 2,
+    "image": 1,
+}  # what a network of the cosine process puts out: channels per input channel
+SINE_FLOOR = (
+    0.05  # below this sine, dividing by it would amplify errors of the image estimate (JiT clamps at the same value)
+)
 
 
 @dataclass(frozen=True)
@@ -15,13 +27,18 @@ class CosineProcess:
         noise_std: standard deviation of eps in model units (published: 0.5; TF-PRDiT: 1). It belongs to the process: a
             checkpoint is usable only with the value it was trained with.
         num_steps: T.
+        prediction: `noise_image`, both from two output channels (published), or `image`, x0 alone from one, trained with the
+            velocity's loss (JiT, Li & He 2025).
     Source: SPEC §2.
     """
 
     noise_std: float = 0.5
     num_steps: int = 1000
+    prediction: str = "noise_image"
 
     def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is {self.prediction!r}; expected one of {list(PREDICTIONS)}.")
         if not self.noise_std > 0 or not math.isfinite(self.noise_std):
             raise ValueError(f"noise_std is {self.noise_std}; expected a positive number (published: 0.5).")
         if self.num_steps < 1:
@@ -38,10 +55,34 @@ class CosineProcess:
         if t.numel() and (int(t.min()) < 0 or int(t.max()) >= self.num_steps):
             raise ValueError(f"t lies in [{int(t.min())}, {int(t.max())}]; expected steps in [0, {self.num_steps}).")
 
-    def draw_steps(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Uniform integer steps in [0, T), shape (B,), on the generator's device."""
+    def draw_steps(
+        self,
+        batch: int,
+        generator: torch.Generator | None = None,
+        *,
+        distribution: str = "uniform",
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> Tensor:
+        """Random integer steps in [0, T), shape (B,), on the generator's device.
+
+        Args:
+            batch: B.
+            generator: source of the numbers.
+            distribution: `uniform` (published), or `logit-normal`: t/T = sigmoid(mean + std·N(0, 1)), which favours the middle of
+                the schedule (Stable Diffusion 3, Esser et al. 2024).
+            mean, std: of the logit.
+        Raises: ValueError: for an unknown distribution or a std that is not positive.
+        """
         device = generator.device if generator is not None else None
-        return torch.randint(0, self.num_steps, (batch,), generator=generator, device=device)
+        if distribution == "uniform":
+            return torch.randint(0, self.num_steps, (batch,), generator=generator, device=device)
+        if distribution != "logit-normal" or not std > 0:
+            raise ValueError(
+                f"distribution {distribution!r} with std {std}; expected 'uniform', or 'logit-normal' with std > 0."
+            )
+        logit = mean + std * torch.randn((batch,), generator=generator, device=device)
+        return (torch.sigmoid(logit) * self.num_steps).long().clamp(max=self.num_steps - 1)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Gaussian noise of the process's std, float32, on the generator's device."""
@@ -69,7 +110,7 @@ class CosineProcess:
         return torch.cos(angle) * x0 + torch.sin(angle) * eps
 
     def sample_losses(self, model_output: Tensor, x0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared errors of the noise and of the image estimate, per volume.
+        """Mean squared errors of the noise and of the image estimate, per volume, of a network that predicts both.
 
         Args:
             model_output: (B, 2·C, D, H, W), noise channels first.
@@ -79,16 +120,74 @@ class CosineProcess:
         Raises: ValueError: if shapes do not fit.
         Source: SPEC §2.
         """
-        expected = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
-        if tuple(model_output.shape) != expected or eps.shape != x0.shape:
-            raise ValueError(
-                f"losses got an output {tuple(model_output.shape)}, x0 {tuple(x0.shape)}, eps {tuple(eps.shape)}; expected "
-                f"an output {expected} (noise and image channels) and eps like x0. Was the model built with out_channels 2?"
-            )
+        self._check_output(model_output, x0, eps)
         eps_hat, x0_hat = model_output.chunk(2, dim=1)
         return (eps_hat - eps).square().flatten(1).mean(1), (x0_hat - x0).square().flatten(1).mean(1)
 
-    def losses(self, model_output: Tensor, x0: Tensor, eps: Tensor) -> dict[str, Tensor]:
-        """Batch means of `sample_losses`: 0-d `loss_noise`, `loss_image` and their sum `loss`."""
-        noise, image = (part.mean() for part in self.sample_losses(model_output, x0, eps))
-        return {"loss": noise + image, "loss_noise": noise, "loss_image": image}
+    def losses(self, model_output: Tensor, x0: Tensor, eps: Tensor, t: Tensor | None = None) -> dict[str, Tensor]:
+        """What a training minimises, `loss`, and its parts, as 0-d batch means.
+
+        For `noise_image`: `loss_noise` + `loss_image` (see `sample_losses`). For `image`: the squared error of the velocity
+        dx_t/dβ = cos(β)·eps - sin(β)·x0 that the estimate implies. With eps_hat = (x_t - cos(β)·x0_hat)/sin(β) the errors are
+        -cos(β)/sin(β)·e and e for e = x0_hat - x0, so that of the velocity is -(cos²(β)/sin(β) + sin(β))·e = -e/sin(β):
+        loss = mean |e|² / max(sin β, 0.05)².
+
+        Args:
+            model_output: (B, O, D, H, W), O as the prediction needs.
+            x0, eps: clean volume and noise, (B, C, D, H, W).
+            t: the steps, (B,); only `image` needs them.
+        Raises: ValueError: if shapes do not fit, or steps are missing.
+        """
+        if self.prediction == "noise_image":
+            noise, image = (part.mean() for part in self.sample_losses(model_output, x0, eps))
+            return {"loss": noise + image, "loss_noise": noise, "loss_image": image}
+        self._check_output(model_output, x0, eps)
+        if t is None or t.shape != x0.shape[:1]:
+            raise ValueError(
+                f"The loss of prediction 'image' depends on the steps; got t {t}, expected ({x0.shape[0]},)."
+            )
+        squared = (model_output - x0).square().flatten(1).mean(1)
+        weight = torch.sin(self.angle(t)).clamp(min=SINE_FLOOR).square().to(squared.device)
+        return {"loss": (squared / weight).mean(), "loss_image": squared.mean()}
+
+    def estimates(self, model_output: Tensor, x: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+        """(eps_hat, x0_hat) at one angle from a network's output, whatever it predicts.
+
+        Args:
+            model_output: (B, O, D, H, W).
+            x: the state it was computed from, (B, C, D, H, W).
+            angle: β of the state.
+        Raises: ValueError: if the output does not fit the state.
+        """
+        self._check_output(model_output, x, x)
+        if self.prediction == "noise_image":
+            eps_hat, x0_hat = model_output.chunk(2, dim=1)
+            return eps_hat, x0_hat
+        return (x - math.cos(angle) * model_output) / max(math.sin(angle), SINE_FLOOR), model_output
+
+    def to_dict(self) -> dict[str, Any]:
+        """The process as a checkpoint stores it."""
+        return {"name": "cosine", **asdict(self)}
+
+    def _check_output(self, model_output: Tensor, x0: Tensor, eps: Tensor) -> None:
+        channels = PREDICTIONS[self.prediction]
+        expected = (x0.shape[0], channels * x0.shape[1], *x0.shape[2:])
+        if tuple(model_output.shape) != expected or eps.shape != x0.shape:
+            raise ValueError(
+                f"The model returned {tuple(model_output.shape)} for a state {tuple(x0.shape)} and noise {tuple(eps.shape)}; "
+                f"prediction {self.prediction!r} needs {expected}. Was the model built with out_channels {channels}?"
+            )
+
+
+def process_from_dict(values: Mapping[str, Any]) -> CosineProcess | FlowProcess:
+    """The process a checkpoint stores; one without a name is the cosine process.
+
+    Raises: ValueError: for a process this version does not know.
+    """
+    settings = dict(values)
+    name = settings.pop("name", "cosine")
+    if name == "flow":
+        return FlowProcess(**settings)
+    if name != "cosine":
+        raise ValueError(f"The checkpoint's process is {name!r}; this version knows 'cosine' and 'flow'.")
+    return CosineProcess(**settings)

@@ -159,7 +159,7 @@ class PRDiT(nn.Module):
         fine_head: Callable[[Tensor], Tensor] = self.t_embedder.fine_head or (lambda shared: shared)
         condition = fine_head(features)
         if self.label_embedder is not None:
-            none = torch.full(steps.shape, self.config.num_classes, device=steps.device)
+            none = torch.full((1,), self.config.num_classes, device=steps.device)
             condition = condition + self.label_embedder(none if labels is None else labels.to(steps.device))
         return Modulations(local, self.fine.modulations(condition))
 

@@ -1,15 +1,25 @@
-"""From noise to volumes: the published predictor-corrector and its Euler special case, memory flat in steps."""
+"""From noise to volumes: one state in memory, whatever the number of steps."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prdit_models.diffusion import CosineProcess
+from prdit_models.flow import FlowProcess
+from prdit_models.sampler import Sampler
+from prdit_models.schedules import Step, num_evaluations, plan
+from prdit_models.steppers import STEPPERS, Estimates
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 NoiseSource = Callable[[tuple[int, ...]], Tensor]
+Callback = Callable[[int, int, Tensor], None]
+
+__all__ = ["Callback", "Denoiser", "NoiseSource", "SampleResult", "Sampler", "evaluations", "sample"]
 
 
 @dataclass(frozen=True)
@@ -18,83 +28,24 @@ class SampleResult:
 
     Attributes:
         x: final state, shape (B, C, S, S, S), model range, not clipped.
-        x0: image estimate of the last evaluation (at t = 0), same shape.
+        x0: image estimate of the last evaluation, same shape.
     """
 
     x: Tensor
     x0: Tensor
 
 
-@dataclass(frozen=True)
-class StepCoefficients:
-    """Numbers of one sampler step from time t to the next lower visited time.
+def evaluations(sampler: Sampler, process: CosineProcess | FlowProcess) -> int:
+    """Evaluations of the network a sampler makes.
 
-    Attributes:
-        t: visited time.
-        target: next lower visited time (0 at the end).
-        sin: sin β(t).
-        cos: cos β(t).
-        advance: angle travelled along the drift, k·(β(t) - β(target)); k is the predictor step where a corrector follows,
-            else 1.
-        alpha: factor on the predicted state, 1 without corrector.
-        noise: factor on fresh noise of unit scale, relative to the process's std; 0 without corrector.
-        corrects: whether fresh noise is drawn.
+    Raises: ValueError: if the process has no such sampler or schedule.
     """
-
-    t: int
-    target: int
-    sin: float
-    cos: float
-    advance: float
-    alpha: float
-    noise: float
-    corrects: bool
+    if isinstance(process, FlowProcess):
+        return _flow_steps(sampler) * (2 if sampler.name == "heun" else 1)
+    return num_evaluations(sampler, process)
 
 
-def respaced_times(num_steps: int, num_train_steps: int = 1000) -> list[int]:
-    """Visited times in decreasing order: multiples of ⌊T / n⌋ below T.
-
-    Only divisors of T give exactly n evaluations (n = 300 of 1000 gives 334): the published rule, kept.
-
-    Raises: ValueError: if n is not in [1, T].
-    Source: SPEC §3.
-    """
-    if not 1 <= num_steps <= num_train_steps:
-        raise ValueError(f"num_steps is {num_steps}; expected 1 to {num_train_steps}, the steps the process has.")
-    return list(range(0, num_train_steps, num_train_steps // num_steps))[::-1]
-
-
-def step_coefficients(process: CosineProcess, num_steps: int, predictor_step: int = 2) -> list[StepCoefficients]:
-    """Coefficients of every step, formed in float32 in the published order of operations.
-
-    The order matters: near t = 0, `1 - a·a` cancels and float32 differs from exact arithmetic by 2.4e-3.
-
-    Args:
-        process: the process that was trained.
-        num_steps: requested steps, see `respaced_times`.
-        predictor_step: k >= 1. The predictor jumps k visited steps along the local drift, the corrector goes k - 1 back by
-            adding noise; 1 is plain Euler in angle (published as "DDIM").
-    Raises: ValueError: if num_steps or predictor_step is out of range.
-    Source: SPEC §3, §9.
-    """
-    if predictor_step < 1:
-        raise ValueError(f"predictor_step is {predictor_step}; expected 1 (no corrector) or more (published: 2).")
-    visited = respaced_times(num_steps, process.num_steps)
-    times = torch.tensor(visited)
-    targets = torch.tensor([*visited[1:], 0])
-    landing = times - predictor_step * (times - targets)
-    corrects = (landing > 0) & (predictor_step > 1)
-    angle, target_angle = process.angle(times), process.angle(targets)
-    ratio = torch.cos(target_angle) / torch.cos(process.angle(landing.clamp(min=0)))
-    alpha = torch.where(corrects, ratio, torch.ones_like(ratio))
-    noise = torch.sqrt(torch.clamp(1.0 - alpha * alpha, min=0.0))
-    advance = torch.where(corrects, float(predictor_step), 1.0) * (angle - target_angle)
-    columns = (torch.sin(angle), torch.cos(angle), advance, alpha, noise)
-    rows = zip(visited, targets.tolist(), *(column.tolist() for column in columns), corrects.tolist(), strict=True)
-    return [StepCoefficients(*row) for row in rows]
-
-
-def generator_noise(process: CosineProcess, generators: Sequence[torch.Generator]) -> NoiseSource:
+def generator_noise(process: CosineProcess | FlowProcess, generators: Sequence[torch.Generator]) -> NoiseSource:
     """Noise whose volume i comes from generator i alone, so that it does not depend on the batch it is drawn in."""
 
     def draw(shape: tuple[int, ...]) -> Tensor:
@@ -106,56 +57,131 @@ def generator_noise(process: CosineProcess, generators: Sequence[torch.Generator
 @torch.no_grad()
 def sample(
     model: Denoiser,
-    process: CosineProcess,
+    process: CosineProcess | FlowProcess,
+    sampler: Sampler,
     *,
     volume_size: int,
-    num_steps: int,
-    predictor_step: int = 2,
     generators: Sequence[torch.Generator],
     in_channels: int = 1,
     device: torch.device | str = "cpu",
-    callback: Callable[[int, int], None] | None = None,
+    callback: Callback | None = None,
     noise_source: NoiseSource | None = None,
 ) -> SampleResult:
     """Draw one volume per generator.
 
     One state is kept whatever the number of steps; nothing is clipped. Noise is drawn where each generator lives and
-    moved, so a seed means the same volume on every device (up to rounding).
+    moved, so a seed means the same volume on every device (up to rounding). A model with `prepared(times)` computes what depends
+    on time alone once for the schedule.
 
     Args:
-        model: maps (x (B, C, S, S, S), 0-d t) to (B, 2·C, S, S, S), noise channels first; in the mode it should run in.
+        model: maps (x (B, C, S, S, S), 0-d t) to (B, O, S, S, S) as the process's prediction says; in the mode it should run in.
         process: the process the model was trained with.
+        sampler: stepper, schedule and number of evaluations.
         volume_size: S in voxels.
-        num_steps: requested steps, see `respaced_times`.
-        predictor_step: see `step_coefficients`.
         generators: one for each volume of the batch.
         in_channels: C.
         device: where the model runs.
-        callback: called as (done, total) after every evaluation.
-        noise_source: replaces the generators' noise: called with the full shape, first for the initial state, then for every
-            corrector in order, and returns noise of the process's std.
-    Raises: ValueError: if a step count is out of range, there are no generators, or the model's output does not fit.
-    Source: SPEC §3.
+        callback: called as (done, total, x0_hat) after every evaluation, x0_hat the current image estimate.
+        noise_source: replaces the generators' noise: called with the full shape, first for the initial state, then whenever a
+            step draws fresh noise, in order, and returns noise of the process's std.
+    Raises: ValueError: if the process has no such sampler, there are no generators, or the model's output does not fit.
+    Source: SPEC §3; steppers name their own.
     """
-    steps = step_coefficients(process, num_steps, predictor_step)
+    total = evaluations(sampler, process)
     if not generators:
         raise ValueError("sample got no generators; pass one torch.Generator for each volume of the batch.")
     draw = noise_source or generator_noise(process, generators)
     shape = (len(generators), in_channels, volume_size, volume_size, volume_size)
-    x = draw(shape).to(device)
-    x0_hat = x
-    for done, step in enumerate(steps, start=1):
-        output = model(x, torch.tensor(step.t, device=x.device)).to(x.dtype)
-        if output.shape != (shape[0], 2 * in_channels, *shape[2:]):
-            raise ValueError(
-                f"The model returned {tuple(output.shape)} for x {shape}; the sampler needs noise and image estimates, "
-                f"(B, {2 * in_channels}, S, S, S)."
-            )
-        eps_hat, x0_hat = output.chunk(2, dim=1)
-        drift = step.sin * x0_hat - step.cos * eps_hat  # -dx/dβ
-        x = x + step.advance * drift
-        if step.corrects:
-            x = step.alpha * x + step.noise * draw(shape).to(device)
+
+    def fresh_noise() -> Tensor:
+        return draw(shape).to(device)
+
+    def report(done: int, image: Tensor) -> None:
         if callback is not None:
-            callback(done, len(steps))
-    return SampleResult(x=x, x0=x0_hat.clone())
+            callback(done, total, image)
+
+    if isinstance(process, FlowProcess):
+        return _integrate_flow(model, process, sampler, fresh_noise(), report)
+    steps = plan(sampler, process)
+    times = torch.tensor(sorted({time for step in steps for time in _visited(step)}))
+    with _prepared(model, times):
+        return _walk(model, process, sampler, steps, fresh_noise, report)
+
+
+def _walk(
+    model: Denoiser,
+    process: CosineProcess,
+    sampler: Sampler,
+    steps: list[Step],
+    fresh_noise: Callable[[], Tensor],
+    report: Callable[[int, Tensor], None],
+) -> SampleResult:
+    x, done = fresh_noise(), 0
+    previous: tuple[Step, Tensor] | None = None
+    x0 = x
+
+    def estimate(state: Tensor, t: float, angle: float) -> Estimates:
+        nonlocal done
+        output = model(state, torch.tensor(t, device=state.device)).to(state.dtype)
+        eps_hat, x0_hat = process.estimates(output, state, angle)
+        done += 1
+        report(done, x0_hat)
+        return Estimates(eps=eps_hat, x0=x0_hat)
+
+    for step in steps:
+        found = estimate(x, step.t, step.angle)
+        x0 = found.x0
+        if step.t > 0.0:  # the published schedule evaluates at t = 0 and moves no more
+            x = STEPPERS[sampler.name](x, found, step, previous, estimate, fresh_noise)
+        previous = (step, x0)
+    return SampleResult(x=x, x0=x0.clone())
+
+
+def _visited(step: Step) -> tuple[float, ...]:
+    return (step.t, step.target) if step.evaluations == 2 else (step.t,)
+
+
+def _prepared(model: Denoiser, times: Tensor) -> Any:
+    prepare = getattr(model, "prepared", None)
+    return nullcontext() if prepare is None else prepare(times)
+
+
+def _flow_steps(sampler: Sampler) -> int:
+    if sampler.name not in ("euler", "heun"):
+        raise ValueError(f"Flow matching is sampled by 'euler' or 'heun', got {sampler.name!r}.")
+    if sampler.name == "heun" and sampler.num_steps % 2:
+        raise ValueError(
+            f"num_steps is {sampler.num_steps}; Heun's method on flow matching evaluates twice a step: use "
+            f"{sampler.num_steps + 1}."
+        )
+    return sampler.num_steps // 2 if sampler.name == "heun" else sampler.num_steps
+
+
+def _integrate_flow(
+    model: Denoiser, process: FlowProcess, sampler: Sampler, x: Tensor, report: Callable[[int, Tensor], None]
+) -> SampleResult:
+    """From noise (t = 0) to the volume (t = 1) in equal steps of time (SPEC §3.1)."""
+    num_steps, done = _flow_steps(sampler), 0
+    grid = [step / num_steps for step in range(num_steps + 1)]
+    x0 = x
+
+    def velocity(state: Tensor, t: float) -> Tensor:
+        nonlocal done, x0
+        found = model(state, process.model_time(torch.tensor(t, device=state.device))).to(state.dtype)
+        if found.shape != state.shape:
+            raise ValueError(
+                f"The model returned {tuple(found.shape)} for a state {tuple(state.shape)}; flow matching needs one velocity a "
+                "voxel. Was the model built with out_channels 1?"
+            )
+        done += 1
+        x0 = state + (1.0 - t) * found
+        report(done, x0)
+        return found
+
+    with _prepared(model, process.model_time(torch.tensor(grid))):
+        for t, target in itertools.pairwise(grid):
+            v = velocity(x, t)
+            if sampler.name == "heun":
+                v = (v + velocity(x + v / num_steps, min(target, 1.0))) / 2
+            x = x + v / num_steps
+    return SampleResult(x=x, x0=x0.clone())

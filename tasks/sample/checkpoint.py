@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 import torch
 
 from prdit_models.config import NetworkConfig, network_config
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion import CosineProcess, process_from_dict
+from prdit_models.flow import FlowProcess
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks import Network, build_network
 from prdit_models.weights import load_weights
@@ -25,19 +26,24 @@ class CheckpointInfo:
         kind: `checkpoint-local`, `checkpoint-global` or `checkpoint-refiner`.
         model: shape of the network, or of the cascade.
         process: the process it was trained with.
-        window: Hounsfield window mapped to [-1, 1].
+        window: Hounsfield window mapped to the model's range.
         view: box and size of the volumes it was trained on.
         spacing_mm: voxel distance of the training store's level 0.
         step: optimiser steps.
+        axes: order of the model's axes: `zyx` as everything here, `xyz` for published LIDC models.
+        label_column, label_values: what the model's integer labels mean; empty without labels.
     """
 
     kind: str
     model: NetworkConfig
-    process: CosineProcess
+    process: CosineProcess | FlowProcess
     window: HounsfieldWindow
     view: ViewConfig
     spacing_mm: float
     step: int
+    axes: str = "zyx"
+    label_column: str = ""
+    label_values: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, info: dict[str, Any]) -> Self:
@@ -45,12 +51,25 @@ class CheckpointInfo:
         return cls(
             kind=info["kind"],
             model=network_config(info["model"]),
-            process=CosineProcess(**info["process"]),
+            process=process_from_dict(info["process"]),
             window=HounsfieldWindow(**info["intensity"]),
             view=ViewConfig.model_validate(info["view"]),
             spacing_mm=float(info["spacing_mm"]),
             step=int(info["step"]),
+            axes=info.get("axes", "zyx"),
+            label_column=info.get("labels", {}).get("column", ""),
+            label_values=tuple(info.get("labels", {}).get("values", ())),
         )
+
+    def label_index(self, value: str) -> int:
+        """The integer of a label.
+
+        Raises: ValueError: the model does not know it.
+        """
+        if value not in self.label_values:
+            known = f"{self.label_column}: {', '.join(self.label_values)}" if self.label_values else "none"
+            raise ValueError(f"sample.label {value!r} is not a label of this checkpoint; it knows {known}.")
+        return self.label_values.index(value)
 
     @property
     def voxel_mm(self) -> float:

@@ -2,8 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from prdit_models.sampler import Sampler
 from tasks.config import ComputeConfig
 
 
@@ -13,11 +14,38 @@ class SampleConfig(ComputeConfig):
     RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {"batch_size"}
 
     num_volumes: int = Field(8, ge=1, description="volumes to draw")
-    num_steps: int = Field(50, ge=1, le=1000, description="sampler steps; divisors of 1000 give exactly that many")
-    predictor_step: int = Field(
-        2, ge=1, description="visited steps the predictor jumps; 1 is plain Euler (no corrector)"
+    sampler: Literal["euler", "predictor-corrector", "rotation", "heun", "dpmpp-2m", "dpmpp-2m-sde"] = Field(
+        "dpmpp-2m", description="how a step is made (docs/samplers.md); published: predictor-corrector"
     )
+    schedule: Literal["even", "published"] = Field(
+        "even",
+        description="even: exactly num_steps evaluations; published: multiples of 1000/num_steps, the last at t = 0",
+    )
+    num_steps: int = Field(50, ge=1, le=1000, description="evaluations of the model a volume")
+    predictor_step: int = Field(
+        2, ge=1, description="steps the predictor of predictor-corrector jumps; 1 is plain Euler (no corrector)"
+    )
+    label: str | None = Field(
+        None, description="value of the label column the model was trained with; default: no label"
+    )
+    guidance_scale: float = Field(1.0, gt=0, description="classifier-free guidance towards the label; 1: none")
     batch_size: int = Field(4, ge=1, description="volumes drawn together; the same volumes whatever it is")
     seed: int = Field(42, ge=0, description="volume i is drawn from a seed derived from this and i")
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SampleConfig":
+        self.as_sampler()
+        if self.guidance_scale != 1.0 and self.label is None:
+            raise ValueError(
+                f"sample.guidance_scale {self.guidance_scale} without sample.label: guidance needs a label."
+            )
+        return self
+
+    def as_sampler(self) -> Sampler:
+        """The sampler these settings name.
+
+        Raises: ValueError: they contradict each other.
+        """
+        return Sampler(self.sampler, self.num_steps, self.schedule, self.predictor_step)

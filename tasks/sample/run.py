@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prdit_models.guidance import Guided
+from prdit_models.networks import Network
 from prdit_models.prdit import PRDiT
-from prdit_models.samplers import respaced_times
+from prdit_models.samplers import Callback, Denoiser, evaluations
 from prdit_models.samplers import sample as draw
 from storage.artifacts import SCRATCH, Ref
 from storage.checkpoints import load_checkpoint_info
@@ -26,8 +29,9 @@ from tasks.train.setup import pick_device
 
 __all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
 
-RECIPE = 1
+RECIPE = 2
 STORE_NAME = "samples.zarr"
+SAMPLED = ("checkpoint-global", "checkpoint-refiner")
 _INT16 = np.iinfo(np.int16)
 logger = logging.getLogger("prdit.sample")
 
@@ -36,11 +40,11 @@ def check(checkpoint: Ref) -> None:
     """Refuse a checkpoint that cannot be sampled from, before any work.
 
     Raises:
-        ValueError: it is not a global checkpoint.
+        ValueError: it is neither a global nor a refiner's checkpoint.
         StorageError: there is no readable checkpoint at the reference.
     """
     kind = load_checkpoint_info(checkpoint)["kind"] if checkpoint.kind.startswith("checkpoint") else checkpoint.kind
-    if kind != "checkpoint-global" or checkpoint.kind != "checkpoint-global":
+    if kind not in SAMPLED or checkpoint.kind != kind:
         what = "a local-only checkpoint (stage 1)" if "checkpoint-local" in (kind, checkpoint.kind) else f"a {kind}"
         raise ValueError(
             f"Sampling needs a checkpoint-global, got {what} at {checkpoint.uri}: patches denoised without the refiner do "
@@ -81,14 +85,14 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]
     if len(missing) < config.num_volumes:
         logger.info("sample: %d of %d volumes are committed already", len(committed), config.num_volumes)
-    evaluations = len(respaced_times(config.num_steps, info.process.num_steps))
-    total, finished, seconds = evaluations * config.num_volumes, config.num_volumes - len(missing), 0.0
-    progress(finished * evaluations, total)
+    each = evaluations(config.as_sampler(), info.process)
+    total, finished, seconds = each * config.num_volumes, config.num_volumes - len(missing), 0.0
+    progress(finished * each, total)
     for start in range(0, len(missing), config.batch_size):
         indices = missing[start : start + config.batch_size]
-        done_before = finished * evaluations
+        done_before = finished * each
 
-        def advance(done: int, _: int, before: int = done_before, batch: int = len(indices)) -> None:
+        def advance(done: int, _: int, __: object, before: int = done_before, batch: int = len(indices)) -> None:
             progress(before + done * batch, total)
 
         began = time.monotonic()
@@ -101,28 +105,27 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     if missing:  # scratch, not artifact: equal runs must give equal bytes
         batches = -(-len(missing) // config.batch_size)
         batch = min(config.batch_size, len(missing))
-        timing = {"seconds_per_step": seconds / (batches * evaluations), "batch_size": batch}
+        timing = {"seconds_per_step": seconds / (batches * each), "batch_size": batch}
         write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
         logger.info("sample: %.3f s a step for a batch of %d", timing["seconds_per_step"], batch)
 
 
 def _draw_batch(
-    model: PRDiT,
+    model: Network,
     info: CheckpointInfo,
     config: SampleConfig,
     indices: list[int],
     device: torch.device,
-    advance: Advance,
+    advance: Callback,
     checkpoint: Ref,
 ) -> NDArray[np.float32]:
     """Volumes of some indices in model range, shape (B, S, S, S), not clipped."""
     seeds = [volume_seed(config.seed, index) for index in indices]
     result = draw(
-        model,
+        _denoiser(model, info, config, len(indices), device),
         info.process,
+        config.as_sampler(),
         volume_size=info.model.volume_size,
-        num_steps=config.num_steps,
-        predictor_step=config.predictor_step,
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
         in_channels=info.model.in_channels,
         device=device,
@@ -139,8 +142,20 @@ def _draw_batch(
     return volumes
 
 
+def _denoiser(model: Network, info: CheckpointInfo, config: SampleConfig, batch: int, device: torch.device) -> Denoiser:
+    """The model, or the model told which label to draw."""
+    if config.label is None:
+        return model
+    label = info.label_index(config.label)
+    if not isinstance(model, PRDiT):
+        raise ValueError(f"sample.label {config.label!r} with a refined model; labels act in stage 2 only.")
+    return Guided(model, torch.full((batch,), label, device=device), config.guidance_scale)
+
+
 def _commit(store: VolumeStore, index: int, x: NDArray[np.float32], info: CheckpointInfo, config: SampleConfig) -> None:
     """Turn one volume (S, S, S) from model range to int16 HU and commit it, with what the conversion did to it."""
+    if info.axes == "xyz":
+        x = x.transpose(2, 1, 0)
     hu = info.window.to_hu(x)
     rounded = np.rint(hu)
     outside = (hu < info.window.lower_hu) | (hu > info.window.upper_hu)
@@ -170,10 +185,13 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
         "volume_ids": ids,
         "seeds": [fact["seed"] for fact in facts],
         "sampler": {
-            "name": "predictor-corrector" if config.predictor_step > 1 else "euler",
+            "name": config.sampler,
+            "schedule": config.schedule,
             "num_steps": config.num_steps,
-            "evaluations": len(respaced_times(config.num_steps, info.process.num_steps)),
-            "predictor_step": config.predictor_step,
+            "evaluations": evaluations(config.as_sampler(), info.process),
+            "predictor_step": config.predictor_step if config.sampler == "predictor-corrector" else None,
+            "label": config.label,
+            "guidance_scale": config.guidance_scale,
             "noise_std": info.process.noise_std,
             "seed": config.seed,
             "weights": config.weights,
@@ -181,7 +199,7 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
         "clipped_fraction": [fact["clipped_fraction"] for fact in facts],
         "outside_window_fraction": [fact["outside_window_fraction"] for fact in facts],
         "view": info.view.model_dump(mode="json"),
-        "intensity": {"lower_hu": info.window.lower_hu, "upper_hu": info.window.upper_hu},
+        "intensity": asdict(info.window),
         "spacing_mm": info.voxel_mm,
     }
     write_json_atomic(directory / "samples.json", record)

@@ -3,6 +3,7 @@
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from prdit_models.diffusion import CosineProcess
 from prdit_models.ema import ema_decay, ema_update
+from prdit_models.flow import FlowProcess
 from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import respaced_times, sample, step_coefficients
+from prdit_models.samplers import Sampler, SampleResult, evaluations, sample
+from prdit_models.schedules import plan, respaced_times
 from tests.parity.measure import Measure, close, exact, relative, relative_l2
-from tests.parity.sets import Entry, arrays, build, side_file, tensor
+from tests.parity.sets import Entry, arrays, build, entries, side_file, tensor
 
 PUBLISHED = CosineProcess(noise_std=0.5, num_steps=1000)
 
@@ -55,48 +58,112 @@ def check_coefficients(folder: Path, entry: Entry) -> list[Measure]:
     stored, atol = arrays(folder, entry), entry["tolerance"]["atol_same_float32_order"]
     measures = []
     for label in sorted({match.group(1) for name in stored if (match := re.match(r"(n\d+)_t$", name))}):
-        steps = step_coefficients(PUBLISHED, int(label[1:]), predictor_step=2)
-        measures.append(exact(f"{label} times", np.array([step.t for step in steps]), stored[f"{label}_t"]))
+        steps = plan(Sampler("predictor-corrector", int(label[1:]), "published"), PUBLISHED)
+        measures.append(exact(f"{label} times", np.array([int(step.t) for step in steps]), stored[f"{label}_t"]))
         for name in ("sin", "cos", "alpha", "noise"):
             found = np.array([getattr(step, name) for step in steps])
             measures.append(close(f"{label} {name}", found, stored[f"{label}_{name}"], atol))
     return measures
 
 
-def check_sampler(folder: Path, entry: Entry) -> list[Measure]:
-    """The whole trajectory: states are read off the model's inputs, so the sampler itself keeps only one."""
-    stored, args, tolerance = arrays(folder, entry), entry["args"], entry["tolerance"]
-    model = build(folder, entry)
+def _trajectory(
+    folder: Path, entry: Entry, process: CosineProcess | FlowProcess, sampler: Sampler, stored: dict[str, np.ndarray]
+) -> tuple[SampleResult, Tensor, list[float], int]:
+    """(result, states, times, unused draws): states are read off the model's inputs, so the sampler itself keeps only one."""
+    args, model = entry["args"], build(folder, entry)
     states: list[Tensor] = []
-    times: list[int] = []
+    times: list[float] = []
 
     def recording(x: Tensor, t: Tensor) -> Tensor:
         states.append(x.clone())
-        times.append(int(t))
+        times.append(float(t))
         return model(x, t)
 
-    draws = iter([stored["z"], *stored.get("noise", [])[: entry["noise_draws_used"]]])
+    draws = iter([stored["z"], *stored.get("noise", [])[: entry.get("noise_draws_used", 0)]])
     result = sample(
         recording,
-        PUBLISHED,
+        process,
+        sampler,
         volume_size=args["input_size"],
-        num_steps=args["num_sampling_steps"],
-        predictor_step=2 if args["new_sampling"] else 1,
         generators=[torch.Generator() for _ in stored["z"]],
         in_channels=args["in_channels"],
         noise_source=lambda _shape: tensor(next(draws)),
     )
-    trajectory = torch.stack([*states, result.x])
+    return result, torch.stack([*states, result.x]), times, len(list(draws))
+
+
+def _published_sampler(args: dict[str, Any]) -> Sampler:
+    name = "predictor-corrector" if args["new_sampling"] else "euler"
+    return Sampler(name, args["num_sampling_steps"], "published")
+
+
+def check_sampler(folder: Path, entry: Entry) -> list[Measure]:
+    stored, tolerance = arrays(folder, entry), entry["tolerance"]
+    sampler = _published_sampler(entry["args"])
+    result, trajectory, times, unused = _trajectory(folder, entry, PUBLISHED, sampler, stored)
     last, image = tolerance["xs_last"], tolerance["x0"]
     return [
-        exact("visited times", times, stored["t_visited"].tolist()),
-        exact("noise draws left over", len(list(draws)), 0),
+        exact("visited times", [int(t) for t in times], stored["t_visited"].tolist()),
+        exact("evaluations announced", evaluations(sampler, PUBLISHED), len(times)),
+        exact("noise draws left over", unused, 0),
         exact("states", len(trajectory), entry["len_xs"]),
         # intermediate states are larger than the last, so relative rounding is taken on the trajectory's own scale
         close("states", trajectory[tensor(stored["xs_index"])], stored["xs"], _state_atol(stored["xs"], last), 1e-5),
         close("last state", result.x, stored["xs"][-1], last["suggested_atol"], last["suggested_rtol"]),
         close("x0", result.x0, stored["x0"], image["suggested_atol"], image["suggested_rtol"]),
     ]
+
+
+def check_tf_sampler(folder: Path, entry: Entry) -> list[Measure]:
+    stored, tolerance = arrays(folder, entry), entry["tolerance"]
+    atol, rtol = tolerance["suggested_atol"], tolerance["suggested_rtol"]
+    process = CosineProcess(noise_std=1.0)
+    sampler = _published_sampler(entry["args"])
+    result, trajectory, _, unused = _trajectory(folder, entry, process, sampler, stored)
+    return [
+        exact("noise draws left over", unused, 0),
+        close("states", trajectory, stored["xs"], atol, rtol),
+        close("x0", result.x0, stored["x0"], atol, rtol),
+    ]
+
+
+def check_flow_sampler(folder: Path, entry: Entry) -> list[Measure]:
+    stored, args, tolerance = arrays(folder, entry), entry["args"], entry["tolerance"]
+    each = 2 if args["solver"] == "heun" else 1
+    sampler = Sampler(args["solver"], each * args["num_steps"])
+    result, trajectory, times, _ = _trajectory(folder, entry, FlowProcess(), sampler, stored)
+    atol, rtol = tolerance["suggested_atol"], tolerance["suggested_rtol"]
+    states = torch.cat([trajectory[:-1:each], trajectory[-1:]])  # Heun's second evaluations are not states
+    return [
+        exact("evaluations", len(times), entry["nfe"]),
+        exact("evaluations announced", evaluations(sampler, FlowProcess()), entry["nfe"]),
+        close(
+            "states", states, stored["trajectory"], _state_atol(stored["trajectory"], {"suggested_atol": atol}), rtol
+        ),
+        close("x", result.x, stored["x"], atol, rtol),
+    ]
+
+
+@torch.no_grad()
+def check_flow_loss(folder: Path, entry: Entry) -> list[Measure]:
+    stored, tolerance = arrays(folder, entry), entry["tolerance"]
+    siblings = {
+        found["weights"]["base_seed"]: found for found in entries(folder).values() if found["id"].startswith("fm_euler")
+    }
+    model, process = build(folder, siblings[entry["weights"]["base_seed"]]), FlowProcess()
+    x0, eps, t = (tensor(stored[name]) for name in ("x_data", "x_noise", "t"))
+    x_t = process.interpolate(x0, t, eps)
+    half = torch.full_like(t, entry["args"]["t_value"])
+    x_half = process.interpolate(x0, half, eps)
+    found = {
+        "x_t": x_t,
+        "velocity": x0 - eps,
+        "loss": process.sample_losses(model(x_t, process.model_time(t)), x0, eps),
+        "x_t_half": x_half,
+        "x_data_hat_half": process.reconstruct(x_half, model(x_half, process.model_time(half)), half),
+    }
+    atol, rtol = tolerance["suggested_atol"], tolerance["suggested_rtol"]
+    return [close(name, value, stored[name], atol, rtol) for name, value in found.items()]
 
 
 def _state_atol(states: np.ndarray, last: dict[str, float]) -> float:

@@ -16,27 +16,13 @@ def _folder() -> Path:
     return Path(os.environ.get("PRDIT_PARITY_DIR", REPOSITORY.parent / "shared" / "parity"))
 
 
-def _status(entry_id: str) -> str:
-    try:
-        return registry.family_of(entry_id).status
-    except LookupError:
-        return "no family"
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "entry_id" not in metafunc.fixturenames:
         return
     if not (_folder() / "manifest.json").is_file():
         metafunc.parametrize("entry_id", ["(no parity set)"])
         return
-    due = pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="due: model")
-    metafunc.parametrize(
-        "entry_id",
-        [
-            pytest.param(entry_id, marks=[due] if _status(entry_id).startswith("due") else [])
-            for entry_id in sets.entries(_folder())
-        ],
-    )
+    metafunc.parametrize("entry_id", list(sets.entries(_folder())))
 
 
 def test_entry(parity_dir: Path, entry_id: str) -> None:

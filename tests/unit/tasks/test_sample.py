@@ -55,9 +55,7 @@ def test_a_local_only_checkpoint_is_refused_before_any_work(checkpoints: tuple[R
 def test_samples_are_the_samplers_output_in_rounded_hu(checkpoints: tuple[Ref, Ref], tmp_path: Path) -> None:
     stage.sample(checkpoints[1], config(num_volumes=1), tmp_path, silent)
     generator = torch.Generator().manual_seed(stage.volume_seed(42, 0))
-    expected = draw(
-        tiny_model(), CosineProcess(), volume_size=8, num_steps=5, predictor_step=2, generators=[generator]
-    ).x
+    expected = draw(tiny_model(), CosineProcess(), config().as_sampler(), volume_size=8, generators=[generator]).x
     by_hand = np.rint(expected[0, 0].double().numpy() * 1000.0)  # window [-1000, 1000]: HU = 1000·x
     found = hu_of(tmp_path)["generated-00000"]
     assert np.abs(found - by_hand).max() <= 1  # float32 halves may round the other way
@@ -111,7 +109,7 @@ def test_a_killed_run_keeps_its_finished_volumes(
 
 def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     model, store = tiny_model(), make_store(tmp_path / "store")
-    model.fine.final_layer.linear.bias[0] = 3e38  # finite itself; what comes of it is not
+    model.fine.final_layer.linear.weight.fill_(3e38)  # finite itself; what comes of it is not
     broken = commit_checkpoint(tmp_path / "global", "checkpoint-global", {"store": store}, model=model)
     with pytest.raises(RuntimeError, match=r"Volume 0 \(seed \d+\).*not finite"):
         stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)

@@ -1,0 +1,44 @@
+"""Sampling towards a label: classifier-free guidance."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from prdit_models.prdit import PRDiT
+
+
+class Guided:
+    """A labelled model as the samplers call one: uncond + w·(cond - uncond).
+
+    Args:
+        model: a network with classes.
+        labels: one a volume, shape (B,).
+        scale: w; 1 is the conditional model itself (one evaluation), above 1 the label is exaggerated (both in one doubled batch).
+    Raises: ValueError: if the scale is not a positive number or the model has no classes.
+    Source: Ho & Salimans (2022).
+    """
+
+    def __init__(self, model: PRDiT, labels: Tensor, scale: float = 1.0) -> None:
+        if not scale > 0:
+            raise ValueError(f"guidance scale is {scale}; expected above 0 (1: the label as it was trained).")
+        if not model.config.num_classes:
+            raise ValueError("The model was trained without labels (num_classes 0); sample it without one.")
+        self.model = model
+        self.labels = labels
+        self.scale = scale
+
+    def prepared(self, times: Tensor) -> AbstractContextManager[None]:
+        """See `PRDiT.prepared`; labelled steps are computed all the same."""
+        return self.model.prepared(times)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict for x (B, C, S, S, S) at a common step t."""
+        if self.scale == 1.0:
+            out: Tensor = self.model(x, t, self.labels)
+            return out
+        nothing = torch.full_like(self.labels, self.model.config.num_classes)
+        steps = t.expand(2 * x.shape[0])  # labels differ within the batch, so each row has its own modulations
+        both: Tensor = self.model(torch.cat([x, x]), steps, torch.cat([self.labels, nothing]))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)

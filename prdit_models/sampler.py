@@ -1,0 +1,51 @@
+"""Which sampler: a name, a schedule, a number of evaluations. Imports no PyTorch, so that configurations can use it."""
+
+from dataclasses import dataclass
+
+SAMPLERS = ("euler", "predictor-corrector", "rotation", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+SCHEDULES = ("even", "published")
+DEFAULT_PREDICTOR_STEP = 2
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How volumes are drawn: a stepper on a schedule.
+
+    Attributes:
+        name: one of `SAMPLERS`.
+        num_steps: evaluations of the network (`heun` makes two a step). The published schedule makes them a divisor's worth, see
+            `respaced_times`; `heun` on it evaluates at both ends of every step.
+        schedule: `even`: exactly num_steps evaluations from t = T(1 - 1/T) down, evenly spaced in the square root of time, none at
+            t = 0. `published`: multiples of ⌊T/n⌋, the last evaluation at t = 0.
+        predictor_step: k of `predictor-corrector`: the predictor jumps k steps, the corrector goes k - 1 back by adding noise.
+
+    Raises: ValueError: at construction, for a name, a number of steps or a predictor step that does not exist.
+    """
+
+    name: str = "dpmpp-2m"
+    num_steps: int = 50
+    schedule: str = "even"
+    predictor_step: int = DEFAULT_PREDICTOR_STEP
+
+    def __post_init__(self) -> None:
+        if self.name not in SAMPLERS:
+            raise ValueError(f"Unknown sampler {self.name!r}; expected one of {list(SAMPLERS)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"Unknown schedule {self.schedule!r}; expected one of {list(SCHEDULES)}.")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}; expected at least 1.")
+        if self.predictor_step < 1:
+            raise ValueError(
+                f"predictor_step is {self.predictor_step}; expected 1 (no corrector) or more (published: 2)."
+            )
+        longest = max(self.num_steps, DEFAULT_PREDICTOR_STEP)  # the published step stays usable on one evaluation
+        if self.name == "predictor-corrector" and self.predictor_step > longest:
+            raise ValueError(
+                f"predictor_step {self.predictor_step} is longer than the schedule of {self.num_steps} steps; use at most "
+                f"{self.num_steps}."
+            )
+        if self.name != "predictor-corrector" and self.predictor_step != DEFAULT_PREDICTOR_STEP:
+            raise ValueError(
+                f"predictor_step {self.predictor_step} with sampler {self.name!r}, which has none; leave it out or use "
+                "'predictor-corrector'."
+            )
