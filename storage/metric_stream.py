@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ class MetricStream:
         self._tracker = tracker
         self._run_id = run_id
         self._read = 0
+        self._file = -1  # inode: a resumed training replaces the file by one cut back to its checkpoint
         self._unsent: list[dict[str, Any]] = []
         self._not_before = 0.0
 
@@ -49,9 +51,11 @@ class MetricStream:
     def _new_points(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        if self.path.stat().st_size < self._read:
-            self._read = 0  # a resumed training cut the file back to its checkpoint
         with self.path.open("rb") as stream:
+            state = os.fstat(stream.fileno())
+            # sizes alone do not tell: the new file may have outgrown the old one before it is looked at
+            if state.st_ino != self._file or state.st_size < self._read:
+                self._file, self._read = state.st_ino, 0
             stream.seek(self._read)
             data = stream.read()
         whole = data[: data.rfind(b"\n") + 1]

@@ -143,5 +143,16 @@ def test_a_stream_reads_only_whole_lines_and_survives_a_cut_file(tmp_path: Path)
     assert [point["step"] for point in stream.poll()] == [1]
 
 
+def test_a_stream_sees_a_replaced_file_that_has_outgrown_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    stream = MetricStream(path, None, "")
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert [point["step"] for point in stream.poll()] == [1, 2]
+    cut = tmp_path / "cut"
+    cut.write_text('{"step": 1}\n{"step": 2, "loss": 0.123456789}\n{"step": 3}\n')
+    cut.replace(path)  # as a resumed training does, between two looks
+    assert [point["step"] for point in stream.poll()] == [1, 2, 3]
+
+
 def test_nested_settings_become_dotted_names() -> None:
     assert list(flatten({"a": 1, "b": {"c": {"d": 2}, "e": None}})) == [("a", 1), ("b.c.d", 2), ("b.e", None)]
