@@ -1,16 +1,28 @@
 """The command line `prdit`. Imports of heavy libraries wait until a command needs them."""
 
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from flows.console import (
+    Config,
+    Json,
+    Set,
+    Workdir,
+    clear_errors,
+    example,
+    find_ref,
+    given_path,
+    load_settings,
+    run_context,
+    show_outcome,
+    show_result,
+)
 
 app = typer.Typer(
     name="prdit",
@@ -22,110 +34,8 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
-Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
-]
-Workdir = Annotated[Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).")]
-_ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
 
-
-def _given_path(text: str) -> Path:
-    """A path argument; empty text (an unset shell variable) would silently mean the current directory."""
-    if not text.strip():
-        raise typer.BadParameter("the path is empty; is a shell variable unset? Use . for the current directory.")
-    return Path(text)
-
-
-def _example(text: str) -> str:
-    return f"Example: `{text}`"
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What a user can mend is one sentence on stderr and exit 1 (2 for bad usage); anything else keeps its traceback."""
-    from flows.config import ConfigError
-
-    try:
-        yield
-    except typer.Exit:  # a RuntimeError to Python, an exit code to us
-        raise
-    except ConfigError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
-    except _ERRORS_TO_EXIT_1 as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(1) from error
-
-
-def _result(value: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    sys.stdout.write((json.dumps(value) if as_json else text()) + "\n")
-
-
-def _overrides(settings: list[str] | None) -> dict[str, Any]:
-    import yaml
-
-    from flows.config import ConfigError, merge
-
-    values: dict[str, Any] = {}
-    for setting in settings or []:
-        key, separator, text = setting.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--set {setting!r} must read KEY=VALUE, for example --set train_local.steps=100")
-        nested: Any = yaml.safe_load(text)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = merge(values, nested)
-    return values
-
-
-def _load(config: str, settings: list[str] | None, **paths: Path | str | None) -> Any:
-    from flows.config import load_config, merge
-
-    given = {key: str(value) for key, value in paths.items() if value is not None}
-    return load_config(config, merge(_overrides(settings), given))
-
-
-def _ref(text: str) -> Any:
-    """A reference typed in as JSON, or the directory of a committed artifact."""
-    from pydantic import ValidationError
-
-    from flows.config import ConfigError, explain
-    from storage.artifacts import Ref, committed_ref
-    from storage.errors import MissingArtifactError
-
-    if text.lstrip().startswith("{"):
-        try:
-            return Ref.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}:\n{explain(error)}') from error
-    found = committed_ref(Path(text)) if Path(text).is_dir() else None
-    if found is None:
-        raise MissingArtifactError(
-            f"{text} is not the directory of a committed artifact (no provenance.json). Give a stage directory such as "
-            ".prdit/work/train-global/<key>, or a reference as JSON."
-        )
-    return found
-
-
-def _context(config: Any) -> Any:
-    """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
-    from tasks.stage import RunContext, code_version
-
-    tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
-    return RunContext(workdir=Path(config.workdir), tracking_uri=uri, experiment=config.experiment, tags=tags)
-
-
-def _outcome(outcome: Any, as_json: bool) -> None:
-    value = outcome.model_dump(mode="json")
-    how = "cached" if outcome.cached else f"in {outcome.seconds:.0f} s"
-    _result(value, as_json, lambda: f"{outcome.ref.kind} {how}: {outcome.ref.uri}\n{outcome.ref.model_dump_json()}")
-
-
-@app.command("demo-data", epilog=_example("prdit demo-data .prdit/demo-data --patients 10"))
+@app.command("demo-data", epilog=example("prdit demo-data .prdit/demo-data --patients 10"))
 def demo_data(
     directory: Annotated[Path, typer.Argument(help="Folder to write the DICOM series into.")],
     patients: Annotated[int, typer.Option(min=2, help="Number of synthetic patients.")] = 8,
@@ -134,22 +44,22 @@ def demo_data(
     as_json: Json = False,
 ) -> None:
     """Write synthetic chest phantoms as real DICOM series, one of them deliberately broken."""
-    with _clear_errors():
+    with clear_errors():
         from storage.phantom import write_demo_data
         from tasks.progress import show_progress
 
         with show_progress("demo data") as progress:
             series = write_demo_data(directory, num_patients=patients, seed=seed, small=small, progress=progress)
-        _result(
+        show_result(
             {"directory": str(directory), "series": series},
             as_json,
             lambda: f"{len(series)} DICOM series of {patients} synthetic patients in {directory}",
         )
 
 
-@app.command(epilog=_example("prdit ingest /data/ct --store .prdit/store"))
+@app.command(epilog=example("prdit ingest /data/ct --store .prdit/store"))
 def ingest(
-    source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.", parser=_given_path)],
+    source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.", parser=given_path)],
     store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
     config: Config = "small",
     settings: Set = None,
@@ -159,15 +69,15 @@ def ingest(
 
     Exit code 0 when the store has usable volumes of the source, 1 when nothing is usable.
     """
-    with _clear_errors():
-        loaded = _load(config, settings, source=source, store=store)
+    with clear_errors():
+        loaded = load_settings(config, settings, source=source, store=store)
         from tasks.ingest.run import ingest as run_ingest
         from tasks.progress import show_progress
 
         with show_progress("ingest") as progress:
             report = run_ingest(source, Path(loaded.store), loaded.ingest, progress=progress)
         value = report.model_dump(mode="json")
-        _result(value, as_json, lambda: _verdict_text(value))
+        show_result(value, as_json, lambda: _verdict_text(value))
         if not (report.committed or report.unchanged):
             typer.secho(f"error: nothing usable in {source}; every item has its reason above", fg="red", err=True)
             raise typer.Exit(1)
@@ -184,7 +94,7 @@ def _verdict_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@train_app.command("local", epilog=_example("prdit train local --config small --store .prdit/store"))
+@train_app.command("local", epilog=example("prdit train local --config small --store .prdit/store"))
 def train_local(
     store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
     config: Config = "small",
@@ -196,7 +106,7 @@ def train_local(
     _train("local", config, settings, store, workdir, as_json)
 
 
-@train_app.command("global", epilog=_example("prdit train global --config small --store .prdit/store"))
+@train_app.command("global", epilog=example("prdit train global --config small --store .prdit/store"))
 def train_global(
     store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
     local: Annotated[
@@ -220,18 +130,18 @@ def _train(
     as_json: bool,
     local: str | None = None,
 ) -> None:
-    with _clear_errors():
-        loaded = _load(config, settings, store=store, workdir=workdir)
+    with clear_errors():
+        loaded = load_settings(config, settings, store=store, workdir=workdir)
         from storage.artifacts import verify_artifact
         from tasks.ingest.stage import store_ref
         from tasks.progress import show_progress
         from tasks.split.stage import split_stage
         from tasks.train.stage import train
 
-        context = _context(loaded)
+        context = run_context(loaded)
         volumes = store_ref(Path(loaded.store), loaded.ingest)
         split = split_stage(volumes, loaded.split, context).ref
-        base = _ref(local) if local else None
+        base = find_ref(local) if local else None
         if base is not None:
             verify_artifact(base)
         if base is None:
@@ -241,10 +151,10 @@ def _train(
         if which == "global":
             with show_progress("train global") as progress:
                 outcome = train(volumes, split, loaded.train_global, context, progress, local=base)
-        _outcome(outcome, as_json)
+        show_outcome(outcome, as_json)
 
 
-@app.command(epilog=_example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
+@app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
 def sample(
     checkpoint: Annotated[str, typer.Argument(help="Global checkpoint: its directory, or a reference as JSON.")],
     config: Config = "small",
@@ -253,19 +163,19 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw CT volumes in Hounsfield units (and NIfTI) from a trained model."""
-    with _clear_errors():
-        loaded = _load(config, settings, workdir=workdir)
+    with clear_errors():
+        loaded = load_settings(config, settings, workdir=workdir)
         from storage.artifacts import verify_artifact
         from tasks.progress import show_progress
         from tasks.sample.stage import sample_stage
 
-        ref = _ref(checkpoint)
+        ref = find_ref(checkpoint)
         verify_artifact(ref)
         with show_progress("sample") as progress:
-            _outcome(sample_stage(ref, loaded.sample, _context(loaded), progress), as_json)
+            show_outcome(sample_stage(ref, loaded.sample, run_context(loaded), progress), as_json)
 
 
-@app.command(epilog=_example("prdit evaluate .prdit/work/sample/<key>"))
+@app.command(epilog=example("prdit evaluate .prdit/work/sample/<key>"))
 def evaluate(
     samples: Annotated[str, typer.Argument(help="Samples: their directory, or a reference as JSON.")],
     config: Config = "small",
@@ -274,34 +184,34 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure samples against the store they were trained on; writes metrics.json and report.html."""
-    with _clear_errors():
-        loaded = _load(config, settings, workdir=workdir)
+    with clear_errors():
+        loaded = load_settings(config, settings, workdir=workdir)
         from storage.artifacts import input_ref, verify_artifact
         from tasks.evaluate.stage import evaluate_stage
         from tasks.progress import show_progress
 
-        ref = _ref(samples)
+        ref = find_ref(samples)
         if ref.kind != "samples":
             raise ValueError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
         verify_artifact(ref)
         checkpoint = input_ref(ref, "checkpoint")
         store, split = input_ref(checkpoint, "store"), input_ref(checkpoint, "split")
         with show_progress("evaluate") as progress:
-            _outcome(evaluate_stage(ref, store, split, loaded.evaluate, _context(loaded), progress), as_json)
+            show_outcome(evaluate_stage(ref, store, split, loaded.evaluate, run_context(loaded), progress), as_json)
 
 
-@app.command(epilog=_example("prdit run --config demo --source /data/ct"))
+@app.command(epilog=example("prdit run --config demo --source /data/ct"))
 def run(
     config: Config = "small",
     source: Annotated[
-        Path | None, typer.Option(help="Folder with DICOM series; default: the store as it is.", parser=_given_path)
+        Path | None, typer.Option(help="Folder with DICOM series; default: the store as it is.", parser=given_path)
     ] = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline in this process (Prefect records it where PREFECT_API_URL points)."""
-    with _clear_errors():
-        loaded = _load(config, settings, source=source)
+    with clear_errors():
+        loaded = load_settings(config, settings, source=source)
         # The temporary server of a run without PREFECT_API_URL takes its time on a busy machine.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
         from flows.pipeline import full_pipeline
@@ -311,18 +221,18 @@ def run(
         typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
 
         record = full_pipeline(loaded)
-        _result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
+        show_result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
 
 
-@app.command(epilog=_example("prdit doctor"))
+@app.command(epilog=example("prdit doctor"))
 def doctor(as_json: Json = False) -> None:
     """Check versions, devices, servers and disk; each problem comes with its remedy. Exit 1 when something fails."""
-    with _clear_errors():
+    with clear_errors():
         from flows.doctor import doctor as run_checks
 
         checks = run_checks()
         value = {"checks": [check.model_dump(mode="json") for check in checks]}
-        _result(value, as_json, lambda: "\n".join(_check_line(check) for check in value["checks"]))
+        show_result(value, as_json, lambda: "\n".join(_check_line(check) for check in value["checks"]))
         if any(check["status"] == "fail" for check in value["checks"]):
             raise typer.Exit(1)
 
@@ -332,40 +242,40 @@ def _check_line(check: dict[str, Any]) -> str:
     return f"{check['status']:<5} {check['name']}: {check['detail']}{remedy}"
 
 
-@app.command(epilog=_example("prdit up"))
+@app.command(epilog=example("prdit up"))
 def up(
     state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
 ) -> None:
     """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows."""
-    with _clear_errors():
+    with clear_errors():
         from flows.services import deploy, start
 
         services = start(state)
         deploy(services, Path(__file__).resolve().parents[1])
         value = services.model_dump(mode="json")
-        _result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {services.mlflow_url}")
+        show_result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {services.mlflow_url}")
 
 
-@app.command(epilog=_example("prdit down"))
+@app.command(epilog=example("prdit down"))
 def down(
     state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
 ) -> None:
     """Stop the local services that `prdit up` started."""
-    with _clear_errors():
+    with clear_errors():
         from flows.services import stop
 
         stopped = stop(state)
-        _result({"stopped": stopped}, as_json, lambda: f"stopped {len(stopped)} processes")
+        show_result({"stopped": stopped}, as_json, lambda: f"stopped {len(stopped)} processes")
 
 
-@app.command(epilog=_example("prdit demo --dicom /data/ct --keep"))
+@app.command(epilog=example("prdit demo --dicom /data/ct --keep"))
 def demo(
     dicom: Annotated[Path | None, typer.Option(help="Folder with DICOM series; default: synthetic phantoms.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up.")] = False,
     config: Config = "demo",
 ) -> None:
     """Everything once: servers, deployment, the pipeline, and where to look."""
-    with _clear_errors():
+    with clear_errors():
         from flows.demo import demo as run_demo
 
         code = run_demo(dicom=dicom, keep=keep, config=config, state_dir=Path(".prdit"))

@@ -1,0 +1,121 @@
+"""What every command of `prdit` shares: options, errors, results. Imports of heavy libraries wait until a command needs them."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
+]
+Workdir = Annotated[Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).")]
+_ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
+
+
+def given_path(text: str) -> Path:
+    """A path argument; empty text (an unset shell variable) would silently mean the current directory."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty; is a shell variable unset? Use . for the current directory.")
+    return Path(text)
+
+
+def example(text: str) -> str:
+    """A command's epilog."""
+    return f"Example: `{text}`"
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """What a user can mend is one sentence on stderr and exit 1 (2 for bad usage); anything else keeps its traceback."""
+    from flows.config import ConfigError
+
+    try:
+        yield
+    except typer.Exit:  # a RuntimeError to Python, an exit code to us
+        raise
+    except ConfigError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+    except _ERRORS_TO_EXIT_1 as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+
+
+def show_result(value: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    """A command's result on stdout: one JSON object, or text for people."""
+    sys.stdout.write((json.dumps(value) if as_json else text()) + "\n")
+
+
+def overrides(settings: list[str] | None) -> dict[str, Any]:
+    """Nested settings of `--set KEY=VALUE` options.
+
+    Raises: ConfigError: one is not KEY=VALUE.
+    """
+    import yaml
+
+    from flows.config import ConfigError, merge
+
+    values: dict[str, Any] = {}
+    for setting in settings or []:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {setting!r} must read KEY=VALUE, for example --set train_local.steps=100")
+        nested: Any = yaml.safe_load(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+    return values
+
+
+def load_settings(config: str, settings: list[str] | None, **paths: Path | str | None) -> Any:
+    """The configuration a command runs with: by name or file, then `--set`, then paths given as options."""
+    from flows.config import load_config, merge
+
+    given = {key: str(value) for key, value in paths.items() if value is not None}
+    return load_config(config, merge(overrides(settings), given))
+
+
+def find_ref(text: str) -> Any:
+    """A reference typed in as JSON, or the directory of a committed artifact."""
+    from pydantic import ValidationError
+
+    from flows.config import ConfigError, explain
+    from storage.artifacts import Ref, committed_ref
+    from storage.errors import MissingArtifactError
+
+    if text.lstrip().startswith("{"):
+        try:
+            return Ref.model_validate_json(text)
+        except ValidationError as error:
+            raise ConfigError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}:\n{explain(error)}') from error
+    found = committed_ref(Path(text)) if Path(text).is_dir() else None
+    if found is None:
+        raise MissingArtifactError(
+            f"{text} is not the directory of a committed artifact (no provenance.json). Give a stage directory such as "
+            ".prdit/work/train-global/<key>, or a reference as JSON."
+        )
+    return found
+
+
+def run_context(config: Any) -> Any:
+    """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
+    from tasks.stage import RunContext, code_version
+
+    tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or None
+    return RunContext(workdir=Path(config.workdir), tracking_uri=uri, experiment=config.experiment, tags=tags)
+
+
+def show_outcome(outcome: Any, as_json: bool) -> None:
+    """A stage's reference, and whether it was cached."""
+    value = outcome.model_dump(mode="json")
+    how = "cached" if outcome.cached else f"in {outcome.seconds:.0f} s"
+    show_result(value, as_json, lambda: f"{outcome.ref.kind} {how}: {outcome.ref.uri}\n{outcome.ref.model_dump_json()}")
