@@ -1,0 +1,241 @@
+"""B/12/4 against the literal oracle and against the machine's floor: `python -m tests.bench.bench_backbone` (2 threads, fp32).
+
+Times are medians of alternating runs in one process, so that whatever else the machine does falls on both. The floor of a forward
+pass is its FLOPs over the best rate the chosen GEMM library reaches in the same run. Peaks of memory come from a process each:
+`python -m tests.bench.bench_backbone peak product|oracle SIZE`.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from prdit_models.config import ModelConfig, model_config
+from prdit_models.diffusion import CosineProcess
+from prdit_models.gemm import chosen_gemm, measured_rates
+from prdit_models.prdit import PRDiT, trainable_parameters
+from prdit_models.samplers import Sampler, sample
+from tests.oracles import prdit_literal
+
+PRESET = "B/12/4"
+THREADS = 2
+SIZES = {64: 7, 128: 3}  # edge: repeats
+PEAK_SIZE = 128
+SAMPLER_STEPS = 20
+FLAT_STEPS = 1000
+MIB = 2**20
+
+
+def forward_flops(config: ModelConfig) -> float:
+    """FLOPs of one forward pass of one volume: products of the linear layers and of the attention."""
+    width, hidden, tokens = config.token_width, config.hidden_size, config.num_tokens
+    local = 6 * width**2 + width * config.output_width
+    embedder = width * 4 * hidden + 4 * hidden * hidden + width * hidden
+    blocks = config.depth * 12 * hidden**2 + hidden * config.output_width
+    return 2.0 * tokens * (local + embedder + blocks) + 4.0 * config.depth * tokens**2 * hidden
+
+
+def best_rate(config: ModelConfig) -> float:
+    """GFLOP/s the chosen library reaches on the most favourable of the model's own products."""
+    width, hidden = config.token_width, config.hidden_size
+    shapes = ((width, width), (hidden, 4 * hidden), (4 * hidden, hidden), (hidden, 3 * hidden))
+    return max(measured_rates(512, *shape, repeats=9)[chosen_gemm()] for shape in shapes)
+
+
+def alternating(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, run in turns after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):
+        for name, call in work.items():
+            began = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def random_model(size: int, **options: Any) -> PRDiT:
+    """The preset with weights that let every branch speak (the published start puts out 0)."""
+    model = PRDiT(model_config(PRESET, size), **options)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
+    return model
+
+
+def compare_forward(size: int, repeats: int) -> dict[str, Any]:
+    model = random_model(size).eval().requires_grad_(False)
+    state = dict(model.state_dict())
+    x = torch.randn(1, 1, size, size, size, generator=torch.Generator().manual_seed(1))
+    oracle = prdit_literal.from_config(model.config.to_dict())
+    with torch.no_grad():
+        difference = float((model(x, 100) - oracle(state, x, 100)).abs().max())
+        seconds = alternating({"product": lambda: model(x, 100), "oracle": lambda: oracle(state, x, 100)}, repeats)
+        rate = best_rate(model.config)
+    floor = forward_flops(model.config) / (rate * 1e9)
+    return {
+        "what": f"forward {size}³, batch 1",
+        "product_s": seconds["product"],
+        "oracle_s": seconds["oracle"],
+        "speed_up": seconds["oracle"] / seconds["product"],
+        "floor_s": floor,
+        "over_floor": seconds["product"] / floor,
+        "oracle_over_floor": seconds["oracle"] / floor,
+        "max_abs_difference": difference,
+    }
+
+
+def training_step(size: int, which: str) -> Callable[[], object]:
+    """Forward and backward of the stage-2 loss, gradients only for what stage 2 trains."""
+    model = random_model(size, checkpointing=which == "product with checkpointing")
+    process = CosineProcess()
+    generator = torch.Generator().manual_seed(2)
+    x0 = torch.rand(1, 1, size, size, size, generator=generator) * 2 - 1
+    t, eps = torch.tensor([400]), process.noise(tuple(x0.shape), generator)
+    x_t = process.q_sample(x0, t, eps)
+    forward: Callable[[], Tensor]
+    if which == "oracle":
+        oracle, state = prdit_literal.from_config(model.config.to_dict()), dict(model.named_parameters())
+        forward = lambda: oracle(state, x_t, t)  # noqa: E731
+    else:
+        forward = lambda: model(x_t, t)  # noqa: E731
+    parameters = trainable_parameters(model)
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        process.losses(forward(), x0, eps)["loss"].backward()
+
+    return step
+
+
+def compare_training() -> dict[str, Any]:
+    names = ("product", "product with checkpointing", "oracle")
+    seconds = alternating({name: training_step(64, name) for name in names}, 5)
+    return {
+        "what": "forward + backward 64³, batch 1",
+        "product_s": seconds["product"],
+        "oracle_s": seconds["oracle"],
+        "speed_up": seconds["oracle"] / seconds["product"],
+        "checkpointing_s": seconds["product with checkpointing"],
+    }
+
+
+def peak(which: str, size: int) -> float:
+    """MiB by which resident memory rises above its level before a training step (model and gradients exist already)."""
+    step = training_step(size, which)
+    process = psutil.Process()
+    highest, ended = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(0.005):
+            highest = max(highest, process.memory_info().rss)
+
+    baseline = process.memory_info().rss
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    step()
+    ended.set()
+    watcher.join()
+    return (highest - baseline) / MIB
+
+
+def compare_peaks() -> dict[str, Any]:
+    peaks = {}
+    for which in ("product with checkpointing", "product", "oracle"):
+        command = [sys.executable, "-m", "tests.bench.bench_backbone", "peak", which, str(PEAK_SIZE)]
+        done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+        peaks[which] = float(done.stdout)
+    return {
+        "what": f"training peak {PEAK_SIZE}³, MiB above baseline",
+        "product_mib": peaks["product"],
+        "checkpointing_mib": peaks["product with checkpointing"],
+        "oracle_mib": peaks["oracle"],
+        "checkpointing_to_oracle": peaks["product with checkpointing"] / peaks["oracle"],
+    }
+
+
+def sampling_overhead() -> dict[str, Any]:
+    """Seconds a sampling step takes beyond the model's own forward pass, measured inside the same run."""
+    model = random_model(64).eval().requires_grad_(False)
+    inside: list[float] = []
+
+    class Timed(torch.nn.Module):
+        prepared = staticmethod(model.prepared)
+
+        def forward(self, *arguments: Any) -> Tensor:
+            began = time.perf_counter()
+            out: Tensor = model(*arguments)
+            inside.append(time.perf_counter() - began)
+            return out
+
+    began = time.perf_counter()
+    sample(
+        Timed(),
+        CosineProcess(),
+        Sampler("predictor-corrector", SAMPLER_STEPS),
+        volume_size=64,
+        generators=[torch.Generator().manual_seed(0)],
+    )
+    whole = time.perf_counter() - began
+    return {
+        "what": f"sampling 64³, {SAMPLER_STEPS} steps",
+        "seconds_a_step": whole / SAMPLER_STEPS,
+        "forward_s": sum(inside) / len(inside),
+        "overhead_percent": 100.0 * (whole - sum(inside)) / sum(inside),
+    }
+
+
+def sampling_memory() -> dict[str, Any]:
+    """Resident memory over a long sampling run of a small model."""
+    process = psutil.Process()
+    resident: dict[int, float] = {}
+    sample(
+        PRDiT(ModelConfig(32, 12, 8, 2, 48, 4, 1)).eval().requires_grad_(False),
+        CosineProcess(),
+        Sampler("predictor-corrector", FLAT_STEPS),
+        volume_size=32,
+        generators=[torch.Generator().manual_seed(0)],
+        callback=lambda done, *_: resident.update({done: process.memory_info().rss / MIB}),
+    )
+    early = FLAT_STEPS // 20
+    return {
+        "what": f"resident memory, step {early} to {FLAT_STEPS}",
+        "growth_mib": resident[FLAT_STEPS] - resident[early],
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    if sys.argv[1:2] == ["peak"]:
+        sys.stdout.write(f"{peak(sys.argv[2], int(sys.argv[3]))}\n")
+        return
+    rows = [compare_forward(size, repeats) for size, repeats in SIZES.items()]
+    rows += [compare_training(), compare_peaks(), sampling_overhead(), sampling_memory()]
+    rates = measured_rates(512, 1728, 1728)
+    shown = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+    result = {
+        "title": f"{PRESET}: speed and memory against the literal oracle",
+        "rows": rows,
+        "notes": [
+            f"GEMM backend {chosen_gemm()}; GFLOP/s of (512 × 1728)·(1728 × 1728): {shown}. No bf16: "
+            "needs a CPU with avx512_bf16 or amx."
+            if not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            else f"GEMM backend {chosen_gemm()}; GFLOP/s: {shown}."
+        ],
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
