@@ -121,15 +121,36 @@ def train_global(
     _train("global", config, settings, store, workdir, as_json, local)
 
 
+@train_app.command(
+    "refiner", epilog=example("prdit train refiner --config small --base .prdit/work/train-global/<key>")
+)
+def train_refiner(
+    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint of stage 2, or of a refiner (chained), to refine: directory or reference; default: train (or find) it."
+        ),
+    ] = None,
+    config: Config = "small",
+    settings: Set = None,
+    workdir: Workdir = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 3: a refining head one pyramid level above a frozen model (64 to 128, 128 to 256)."""
+    _train("refiner", config, settings, store, workdir, as_json, base)
+
+
 def _train(
-    which: str,
+    last: str,
     config: str,
     settings: list[str] | None,
     store: Path | None,
     workdir: Path | None,
     as_json: bool,
-    local: str | None = None,
+    below: str | None = None,
 ) -> None:
+    """Train up to a stage, each on what the one before it left, or the last one alone on a given checkpoint."""
     with clear_errors():
         loaded = load_settings(config, settings, store=store, workdir=workdir)
         from storage.artifacts import verify_artifact
@@ -140,23 +161,24 @@ def _train(
 
         context = run_context(loaded)
         volumes = store_ref(Path(loaded.store), loaded.ingest)
-        split = split_stage(volumes, loaded.split, context).ref
-        base = find_ref(local) if local else None
+        base = find_ref(below) if below else None
         if base is not None:
             verify_artifact(base)
-        if base is None:
-            with show_progress("train local") as progress:
-                outcome = train(volumes, split, loaded.train_local, context, progress)
+        split = split_stage(volumes, loaded.split, context).ref
+        stages = {"local": loaded.train_local, "global": loaded.train_global, "refiner": loaded.train_refiner}
+        chain = list(stages)[: list(stages).index(last) + 1]
+        for stage in chain if base is None else chain[-1:]:
+            with show_progress(f"train {stage}") as progress:
+                outcome = train(volumes, split, stages[stage], context, progress, below=base)
             base = outcome.ref
-        if which == "global":
-            with show_progress("train global") as progress:
-                outcome = train(volumes, split, loaded.train_global, context, progress, local=base)
         show_outcome(outcome, as_json)
 
 
 @app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="Global checkpoint: its directory, or a reference as JSON.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint of stage 2 or 3: its directory, or a reference as JSON.")
+    ],
     config: Config = "small",
     settings: Set = None,
     workdir: Workdir = None,

@@ -7,12 +7,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prdit_models.config import model_config
+from prdit_models.config import CascadeConfig, model_config
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
-from tasks.train.config import TrainGlobalConfig, TrainLocalConfig
+from tasks.train.check import global_shape, local_shape
+from tasks.train.config import TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
 from tasks.train.gates import GatesConfig
 
 # Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
@@ -38,6 +39,7 @@ class PipelineConfig(BaseModel):
     split: SplitConfig = Field(default_factory=lambda: SplitConfig())
     train_local: TrainLocalConfig = Field(default_factory=lambda: TrainLocalConfig())
     train_global: TrainGlobalConfig = Field(default_factory=lambda: TrainGlobalConfig())
+    train_refiner: TrainRefinerConfig = Field(default_factory=lambda: TrainRefinerConfig())
     sample: SampleConfig = Field(default_factory=lambda: SampleConfig())
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
     gates: GatesConfig = Field(default_factory=lambda: GatesConfig())
@@ -52,20 +54,27 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
         """Presets that fit their volume and each other, before any scan is read."""
-        size = self.train_local.view.size
-        local = model_config(self.train_local.preset, size)
-        global_ = model_config(self.train_global.preset, size)
-        if local.depth:
-            raise ValueError(f"train_local.preset {self.train_local.preset!r}: stage 1 is the local denoiser, depth 0")
-        if not global_.depth:
-            raise ValueError(f"train_global.preset {self.train_global.preset!r}: stage 2 needs a depth above 0")
+        view = self.train_local.view
+        local = local_shape(self.train_local)
+        voxel_mm = self.ingest.spacing_mm * view.edge / view.size
+        global_ = global_shape(self.train_global, local, voxel_mm=voxel_mm)
         if (local.hidden_size, local.patch_size) != (global_.hidden_size, global_.patch_size):
             raise ValueError(
                 f"train_global.preset {self.train_global.preset!r} must have size letter and patch of train_local.preset "
                 f"{self.train_local.preset!r}"
             )
-        if self.train_local.noise_std != self.train_global.noise_std:
-            raise ValueError("train_local.noise_std and train_global.noise_std must be equal: one process, two stages")
+        stages = {"train_local": self.train_local, "train_global": self.train_global}
+        if self.train_refiner.enabled:
+            stages["train_refiner"] = self.train_refiner
+            if view.edge % (2 * view.size):
+                raise ValueError(
+                    f"train_refiner goes from {view.size} to {2 * view.size} voxels, which do not divide train_local.view.edge "
+                    f"{view.edge}: there is no finer level"
+                )
+            channels = {"in_channels": global_.in_channels, "out_channels": global_.out_channels}
+            CascadeConfig(model_config(self.train_refiner.preset, 2 * view.size, **channels), global_)
+        if len({stage.noise_std for stage in stages.values()}) > 1:
+            raise ValueError(f"noise_std of {', '.join(stages)} must be equal: one process for all stages")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The flow `prdit`: ingest -> split -> train local -> train global -> sample -> evaluate, each stage cached.
+"""The flow `prdit`: ingest -> split -> train local -> train global (-> train refiner) -> sample -> evaluate, each cached.
 
 Every deployment is an entry point here that goes through the chain up to its stage; stages that have run are found by their key.
 """
@@ -20,9 +20,9 @@ from tasks.sample.task import sample_task
 from tasks.split.task import split_task
 from tasks.stage import RunContext, StageOutcome, code_version
 from tasks.train.gates import check_gates
-from tasks.train.task import train_global_task, train_local_task
+from tasks.train.task import train_global_task, train_local_task, train_refiner_task
 
-STAGES = ("ingest", "split", "train-local", "train-global", "sample", "evaluate")
+STAGES = ("ingest", "split", "train-local", "train-global", "train-refiner", "sample", "evaluate")
 
 logger = logging.getLogger("prdit.pipeline")
 
@@ -72,8 +72,16 @@ class PipelineRun:
         split, local = self._ref("split"), self._ref("train-local")
         return _outcome(train_global_task, self._store, split, local, self.config.train_global, self.context)
 
+    def _train_refiner(self) -> StageOutcome | None:
+        config = self.config.train_refiner
+        if not config.enabled:
+            return None
+        split, base = self._ref("split"), self._ref("train-global")
+        return _outcome(train_refiner_task, self._store, split, base, config, self.context)
+
     def _sample(self) -> StageOutcome:
-        return _outcome(sample_task, self._ref("train-global"), self.config.sample, self.context)
+        last = "train-refiner" if "train-refiner" in self.outcomes else "train-global"
+        return _outcome(sample_task, self._ref(last), self.config.sample, self.context)
 
     def _evaluate(self) -> StageOutcome:
         samples, split = self._ref("sample"), self._ref("split")
@@ -167,6 +175,14 @@ def through_train_local(config: PipelineConfig) -> dict[str, Any]:
 def through_train_global(config: PipelineConfig) -> dict[str, Any]:
     """Up to the stage-2 checkpoint."""
     return run_through(config, "train-global")
+
+
+@flow(name="prdit")
+def through_train_refiner(config: PipelineConfig) -> dict[str, Any]:
+    """Up to the stage-3 checkpoint; the stage need not be enabled for this."""
+    refiner = config.train_refiner.model_copy(update={"enabled": True})
+    enabled = PipelineConfig.model_validate(config.model_dump() | {"base": None, "train_refiner": refiner.model_dump()})
+    return run_through(enabled, "train-refiner")
 
 
 @flow(name="prdit")

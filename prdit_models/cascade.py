@@ -1,8 +1,8 @@
 """Stage 3: a frozen model one pyramid level below, refined by a local denoiser at the full size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from prdit_models.embeddings import TimeEmbedder
 from prdit_models.local import LocalBranch, modulation_norm
 from prdit_models.patches import extract_patches, unpatchify
 from prdit_models.prdit import PRDiT, Time
+from prdit_models.weights import load_weights
 
 
 class CascadeParts(NamedTuple):
@@ -27,6 +28,21 @@ class CascadeParts(NamedTuple):
     base: Tensor
     upsampled: Tensor
     head: Tensor
+
+
+def low_frequency_loss(parts: CascadeParts, in_channels: int) -> Tensor:
+    """How far the refined image, pooled by 2, is from the image of the base network: mean squared error a volume, shape (B,).
+
+    The base's image is the target and gets no gradient: the term keeps the refinement from moving what the level below has decided.
+
+    Args:
+        parts: of one refined prediction.
+        in_channels: C; the last C channels are the image.
+    Source: PRDiT (ICLR 2026), low-frequency consistency; SPEC §9.
+    """
+    refined = (parts.upsampled + parts.head)[:, -in_channels:]
+    target = parts.base[:, -in_channels:].detach()
+    return (F.avg_pool3d(refined, 2) - target).square().flatten(1).mean(1)
 
 
 class RefinedPRDiT(nn.Module):
@@ -65,21 +81,34 @@ class RefinedPRDiT(nn.Module):
         self._prepared: dict[float, Tensor] = {}
         self.freeze_base()
 
+    def load_base(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the model below, whole.
+
+        Raises: ValueError: keys are missing, extra or misshapen, or values not finite; all are listed, nothing is changed.
+        """
+        remedy = "They must be those of the checkpoint the cascade's base was described by."
+        load_weights(self.base, weights, remedy)
+
     def freeze_base(self, frozen: bool = True) -> None:
         """Take the whole base out of training, or all of it in (joint fine-tuning): every parameter, not only some."""
         self.base.requires_grad_(not frozen)
 
-    def forward(self, x: Tensor, t: Time) -> Tensor:
+    @overload
+    def forward(self, x: Tensor, t: Time) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, t: Time, *, parts: Literal[True]) -> CascadeParts: ...
+    def forward(self, x: Tensor, t: Time, *, parts: bool = False) -> Tensor | CascadeParts:
         """Predict noise and image at the full size.
 
         Args:
             x: noisy volume, shape (B, C, S, S, S).
             t: diffusion step: a number, a 0-d tensor or shape (B,).
+            parts: return the pieces instead of their sum.
         Returns: shape (B, O, S, S, S), channels as the base's.
         Raises: ValueError: if a shape does not fit the configuration.
         """
-        parts = self.forward_parts(x, t)
-        return parts.upsampled + parts.head
+        found = self.forward_parts(x, t)
+        return found if parts else found.upsampled + found.head
 
     def forward_parts(self, x: Tensor, t: Time) -> CascadeParts:
         """The pieces whose sum `forward` returns; the base's without gradient unless it is trained along."""

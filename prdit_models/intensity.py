@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,11 @@ class HounsfieldWindow:
             raise ValueError(
                 f"Model range [{self.model_lower}, {self.model_upper}]: the lower end must lie below the upper."
             )
+
+    @classmethod
+    def of_mapping(cls, lower_hu: float, upper_hu: float, mapping: str) -> Self:
+        """The window of a named mapping; the published ones follow each scan's own range, see `tasks.train.data`."""
+        return cls(lower_hu, upper_hu)
 
     def to_model(self, hu: Array) -> Array:
         """HU of any shape and dtype to float32 in the model's range; values outside the window saturate."""

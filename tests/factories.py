@@ -9,8 +9,8 @@ from storage.artifacts import Ref, commit_artifact
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.volume_store import VolumeStore
-from tasks.train.config import TrainGlobalConfig, TrainLocalConfig
-from tasks.train.spec import GLOBAL, LOCAL, TrainSpec
+from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
+from tasks.train.spec import TrainSpec, training_of
 
 
 def make_store(path: Path, num_volumes: int = 3, edge: int = 16) -> Ref:
@@ -50,30 +50,36 @@ def local_config(**changes: Any) -> TrainLocalConfig:
 
 def global_config(**changes: Any) -> TrainGlobalConfig:
     """A stage-2 configuration on top of `local_config`."""
-    values = local_config().model_dump(exclude={"preset", "view", "intensity"})
+    values = local_config().model_dump(include=set(TrainGlobalConfig.model_fields) - {"preset"})
     return TrainGlobalConfig.model_validate(values | {"preset": "XS/10/1"} | changes)
 
 
-def train_spec(
-    config: TrainLocalConfig | TrainGlobalConfig, store: Ref, split: Ref, directory: Path, local: Ref | None = None
-) -> TrainSpec:
+def refiner_config(**changes: Any) -> TrainRefinerConfig:
+    """A stage-3 configuration, one level above `global_config`."""
+    values = local_config().model_dump(
+        include=set(TrainRefinerConfig.model_fields) - {"preset", "low_frequency_weight"}
+    )
+    return TrainRefinerConfig.model_validate(values | {"preset": "XS/10/0"} | changes)
+
+
+def train_spec(config: TrainConfig, store: Ref, split: Ref, directory: Path, below: Ref | None = None) -> TrainSpec:
     """A complete job in a fresh directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    inputs = {"store": store, "split": split} | ({"local": local} if local else {})
-    stage = GLOBAL if local else LOCAL
+    training = training_of(config)
+    inputs = {"store": store, "split": split} | ({training.below: below} if below else {})
     provenance = {
-        "stage": stage.name,
-        "recipe": stage.recipe,
+        "stage": training.stage.name,
+        "recipe": training.stage.recipe,
         "inputs": {role: ref.model_dump() for role, ref in inputs.items()},
         "config": config.key_fields(),
         "extra": {},
     }
     return TrainSpec(
-        stage=stage.name,
+        stage=training.stage.name,
         config=config.model_dump(mode="json"),
         store=store,
         split=split,
-        local=local,
+        below=below,
         directory=directory,
         provenance=provenance,
     )

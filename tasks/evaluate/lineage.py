@@ -12,7 +12,12 @@ from storage.volume_store import VolumeStore
 
 PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
 LUNG_LIMIT = 0.01  # share of the lung a view may cut before the report marks it
-_ROLES = {"samples": "checkpoint", "checkpoint-global": "local", "checkpoint-local": None}
+_ROLES = {
+    "samples": "checkpoint",
+    "checkpoint-refiner": "base",
+    "checkpoint-global": "local",
+    "checkpoint-local": None,
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Node:
 
 _TITLES = {
     "samples": "Samples",
+    "checkpoint-refiner": "Checkpoint, stage 3 (refiner one level up)",
     "checkpoint-global": "Checkpoint, stage 2 (global refiner)",
     "checkpoint-local": "Checkpoint, stage 1 (local denoiser)",
     "split": "Split",

@@ -112,6 +112,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         hu=[name for name in figures if name.startswith("hu_")],
         windows=WINDOWS,
         info=report.info,
+        stage=3 if report.info.kind == "checkpoint-refiner" else 2,
         config=report.config,
         recipe=report.recipe,
         lung_limit=LUNG_LIMIT,
@@ -129,16 +130,21 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
 
 
 def stage_rows(nodes: list[Node]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(title, rows of metrics.jsonl) of stage 1 and stage 2; rows are empty where the file is gone."""
+    """(title, rows of metrics.jsonl) of stages 1 and 2, then of every refinement; rows are empty where the file is gone."""
     titles = {"checkpoint-local": "Stage 1, local denoiser", "checkpoint-global": "Stage 2, global refiner"}
-    found = {node.ref.kind: read_metrics(node.ref.path / "metrics.jsonl") for node in nodes if node.ref.kind in titles}
-    return [(title, found.get(kind, [])) for kind, title in titles.items()]  # type: ignore[call-overload]
+    found: dict[str, list[dict[str, Any]]] = {
+        node.ref.kind: read_metrics(node.ref.path / "metrics.jsonl") for node in nodes if node.ref.kind in titles
+    }
+    refinements = [node.ref for node in reversed(nodes) if node.ref.kind == "checkpoint-refiner"]
+    return [(title, found.get(kind, [])) for kind, title in titles.items()] + [
+        ("Stage 3, one level up", read_metrics(ref.path / "metrics.jsonl")) for ref in refinements
+    ]
 
 
 def per_time_table(stages: list[tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Last validation loss (EMA) of both stages by diffusion step: rows `{t, local, global, better}`."""
+    """Last validation loss (EMA) of stages 1 and 2 by diffusion step: rows `{t, local, global, better}`."""
     last: list[dict[int, float]] = []
-    for _, rows in stages:
+    for _, rows in stages[:2]:
         losses: dict[int, float] = {}
         for row in rows:
             losses |= {

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from storage.artifacts import Kind, Ref, commit_artifact
+from storage.artifacts import Ref, commit_artifact
 from storage.errors import StorageError
 from tasks.train.spec import EXIT_BAD_INPUT, EXIT_STOPPED, TrainSpec
 
@@ -57,8 +57,7 @@ def main(spec_path: Path) -> int:
 def _commit(spec: TrainSpec) -> Ref:
     provenance = dict(spec.provenance)
     inputs = {role: Ref.model_validate(value) for role, value in provenance.pop("inputs").items()}
-    kind: Kind = "checkpoint-local" if spec.local is None else "checkpoint-global"
-    return commit_artifact(spec.directory, kind, inputs=inputs, **provenance)
+    return commit_artifact(spec.directory, spec.training.stage.kind, inputs=inputs, **provenance)
 
 
 def _watch_parent(stop: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""Configuration of the two training stages."""
+"""Configuration of the training stages."""
 
 from typing import ClassVar, Literal
 
@@ -27,10 +27,15 @@ class ViewConfig(StageConfig):
 
 
 class IntensityConfig(StageConfig):
-    """The Hounsfield window mapped to [-1, 1]; values outside saturate."""
+    """How Hounsfield units become what a model sees."""
 
     lower_hu: float = -1000.0
     upper_hu: float = 1000.0
+    mapping: Literal["window", "published-lidc", "published-rad"] = Field(
+        "window",
+        description="window: [lower_hu, upper_hu] to [-1, 1], the same for every scan, values outside saturate; published-lidc and "
+        "published-rad: scaled by each scan's own quantile and minimum as published, so that HU of samples are nominal",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "IntensityConfig":
@@ -40,9 +45,14 @@ class IntensityConfig(StageConfig):
 
 
 class OptimizationConfig(ComputeConfig):
-    """What both training stages have in common (SPEC §4; defaults are the published values unless named otherwise)."""
+    """What the training stages have in common (SPEC §4; defaults are the published values unless named otherwise)."""
 
-    RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {"log_every", "checkpoint_every", "cache_mb"}
+    RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {
+        "log_every",
+        "checkpoint_every",
+        "cache_mb",
+        "checkpointing",
+    }
 
     steps: int = Field(..., ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1)
@@ -54,7 +64,23 @@ class OptimizationConfig(ComputeConfig):
         True, description="decay at step n is min(ema_decay, (1+n)/(10+n)); false: constant (published)"
     )
     noise_std: float = Field(0.5, gt=0, description="std of the process's noise")
+    time_distribution: Literal["uniform", "logit-normal"] = Field(
+        "uniform",
+        description="of the diffusion step; logit-normal favours the middle of the schedule (Esser et al. 2024)",
+    )
+    logit_mean: float = Field(0.0, description="of logit-normal steps")
+    logit_std: float = Field(1.0, gt=0, description="of logit-normal steps")
+    ema_snapshots: int = Field(
+        0,
+        ge=0,
+        description="steps between snapshots of two power-function averages (EDM2, Karras et al. 2024), from which `prdit ema` "
+        "makes an average of any length afterwards; 0: none",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward pass")
+    compile: bool = Field(False, description="torch.compile; where it fails, training goes on without and says why")
+    checkpointing: bool = Field(
+        False, description="recompute each block in the backward pass: a third more time, a fraction of the memory"
+    )
     max_shift: int = Field(
         0, ge=0, description="training boxes are shifted by up to this many level-0 voxels on every axis (published: 0)"
     )
@@ -70,6 +96,13 @@ class TrainLocalConfig(OptimizationConfig):
     """Stage 1: the local denoiser, alone."""
 
     preset: str = Field("XS/12/0", description="size/patch/depth; depth 0 is the local denoiser")
+    arithmetic: Literal["prdit", "tf"] = Field("prdit", description="tf: TF-PRDiT's norms; same weights, other results")
+    norm: Literal["layer", "rms"] = Field(
+        "layer", description="before modulations; rms: RMSNorm (Zhang & Sennrich 2019)"
+    )
+    prediction: Literal["noise_image", "image"] = Field(
+        "noise_image", description="what the network puts out; image: x0 alone, trained with the velocity's loss (JiT)"
+    )
     view: ViewConfig = Field(default_factory=lambda: ViewConfig())
     intensity: IntensityConfig = Field(default_factory=lambda: IntensityConfig())
     steps: int = Field(104_000, ge=1, description="optimiser steps")
@@ -77,14 +110,53 @@ class TrainLocalConfig(OptimizationConfig):
 
 
 class TrainGlobalConfig(OptimizationConfig):
-    """Stage 2: the global refiner on a frozen local denoiser. View, intensity and noise come from stage 1."""
+    """Stage 2: the global refiner on a frozen local denoiser. View, intensity, noise, norms and prediction come from stage 1."""
 
     preset: str = Field("XS/12/4", description="size/patch/depth with the local stage's patch and a depth above 0")
     local_weights: Literal["ema", "raw"] = Field(
         "ema", description="which stage-1 weights are frozen in (published: raw)"
+    )
+    joint_local: bool = Field(False, description="train the local branch along instead of freezing it")
+    qk_norm: bool = Field(False, description="RMS norm of queries and keys (ViT-22B, Dehghani et al. 2023)")
+    position: Literal["table", "rotary"] = Field(
+        "table", description="rotary: rotary embedding in mm (RoFormer, Su et al. 2021); size L needs it"
+    )
+    label_column: str | None = Field(
+        None, description="column of the store's volume table that conditions the model (sample.label); default: none"
+    )
+    label_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of training volumes shown without their label, for guidance (Ho & Salimans 2022)",
     )
     select: Literal["last", "best"] = Field(
         "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
     )
     steps: int = Field(130_000, ge=1, description="optimiser steps")
     lr: float = Field(8e-5, gt=0, description="AdamW learning rate, constant")
+
+
+class TrainRefinerConfig(OptimizationConfig):
+    """Stage 3: a local denoiser one pyramid level above a frozen model. View, intensity and noise come from that model."""
+
+    RUNTIME: ClassVar[frozenset[str]] = OptimizationConfig.RUNTIME | {"enabled"}
+
+    enabled: bool = Field(False, description="whether the flow has this stage: sampling is then from the refined model")
+    preset: str = Field("XS/12/0", description="size/patch/0 of the refining head")
+    base_weights: Literal["ema", "raw"] = Field("ema", description="which weights of the model below")
+    low_frequency_weight: float = Field(
+        0.1, ge=0, description="weight of the refined image's pooled distance to the image of the model below"
+    )
+    fine_tune_lr: float | None = Field(
+        None, gt=0, description="learning rate of the model below, trained along; default: frozen"
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
+    )
+    batch_size: int = Field(4, ge=1)
+    steps: int = Field(20_000, ge=1, description="optimiser steps")
+    lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the head, constant")
+
+
+TrainConfig = TrainLocalConfig | TrainGlobalConfig | TrainRefinerConfig

@@ -25,15 +25,23 @@ class ViewDataset:
         view: box and size.
         window: Hounsfield window mapped to [-1, 1], applied after pooling.
         cache_mb: memory for views kept; the least recently used leaves first.
+        axes: order of the model's axes; `xyz` for models trained on published LIDC arrays.
     """
 
     def __init__(
-        self, store: Path, volume_ids: Sequence[str], view: ViewConfig, window: HounsfieldWindow, cache_mb: int
+        self,
+        store: Path,
+        volume_ids: Sequence[str],
+        view: ViewConfig,
+        window: HounsfieldWindow,
+        cache_mb: int,
+        axes: str = "zyx",
     ) -> None:
         self._store = VolumeStore.open(store)
         self._ids = list(volume_ids)
         self._view = view
         self._window = window
+        self._axes = axes
         self._shapes = [self._store.commit_record(volume_id)["shape"] for volume_id in self._ids]
         self._cache: OrderedDict[tuple[int, Shift], torch.Tensor] = OrderedDict()
         self._cached_views = cache_mb * 2**20 // (4 * view.size**3)
@@ -51,6 +59,8 @@ class ViewDataset:
         moved = (middle[0] + shift[0], middle[1] + shift[1], middle[2] + shift[2])
         centre = moved if any(shift) else self._view.centre
         hu = self._store.read_view(self._ids[index], self._view.size, self._view.edge, centre)
+        if self._axes == "xyz":
+            hu = hu.transpose(2, 1, 0).copy()
         volume = self._window.to_model(torch.from_numpy(hu)).unsqueeze(0)
         if self._cached_views:
             self._cache[key] = volume

@@ -1,4 +1,4 @@
-"""The training loop of both stages: one visible loop over one resumable state.
+"""The training loop of all stages: one visible loop over one resumable state.
 
 Every random choice (batch, t, noise) is a pure function of (seed, step), so a training stopped after step n and resumed
 computes what an uninterrupted one computes; on one CPU with the same threads the weights are equal bit by bit.
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from prdit_models.ema import ema_decay, ema_update
 from storage.checkpoints import ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
 from tasks.train.best import BestWeights
+from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainRefinerConfig
 from tasks.train.data import batch_indices, batch_shifts
 from tasks.train.setup import Assembly, checkpoint_info
 from tasks.train.spec import METRICS, TrainSpec
@@ -54,9 +57,13 @@ class Training:
         self.recent: deque[float] = deque(maxlen=_RECENT)
         self.parameters = {name: p for name, p in assembly.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.network: Any = assembly.model
+        if self.config.compile:
+            from prdit_models.compilation import compiled
+
+            self.network = compiled(assembly.model)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=self.config.lr,
+            parameter_groups(self.parameters, self.config),
             betas=(0.9, 0.999),
             eps=1e-8,
             weight_decay=self.config.weight_decay,
@@ -87,10 +94,7 @@ class Training:
             window.append(self._train_step())
             if self.step % config.log_every == 0 or self.step == config.steps:
                 now = time.monotonic()
-                self._log(
-                    {f"train/{key}": sum(point[key] for point in window) / len(window) for key in window[0]}
-                    | {"train/steps_per_s": len(window) / (now - clock)}
-                )
+                self._log(_means(window) | {"train/steps_per_s": len(window) / (now - clock)})
                 window, clock = [], now
             if self.step % config.val_every == 0 or self.step == config.steps:
                 self._log_validation()
@@ -107,12 +111,15 @@ class Training:
         shifts = batch_shifts(config.batch_size, config.max_shift, config.seed, self.step)
         x0 = assembly.train.batch(indices, shifts).to(assembly.device)
         self._generator.manual_seed(config.seed * 1_000_003 + self.step)
-        t = torch.randint(0, assembly.process.num_steps, (len(x0),), generator=self._generator, device=assembly.device)
+        t = assembly.process.draw_steps(
+            len(x0),
+            self._generator,
+            distribution=config.time_distribution,
+            mean=config.logit_mean,
+            std=config.logit_std,
+        )
         eps = assembly.process.noise(tuple(x0.shape), self._generator)
-        autocast = torch.autocast(assembly.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-        with autocast:
-            output = assembly.model(assembly.process.q_sample(x0, t, eps), t)
-        losses = assembly.process.losses(output.float(), x0, eps)
+        losses = self._losses(x0, t, eps, indices)
         values = {name: float(value.detach()) for name, value in losses.items()}
         self.step += 1
         if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
@@ -132,6 +139,30 @@ class Training:
         self.recent.append(values["loss"])
         return values | {"grad_norm": float(norm)}
 
+    def _losses(self, x0: Tensor, t: Tensor, eps: Tensor, indices: list[int]) -> dict[str, Tensor]:
+        """What this step minimises, `loss`, and its parts."""
+        assembly, config = self.assembly, self.config
+        x_t = assembly.process.q_sample(x0, t, eps)
+        autocast = torch.autocast(assembly.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+        with autocast:
+            if isinstance(config, TrainRefinerConfig) and isinstance(assembly.model, RefinedPRDiT):
+                parts = CascadeParts(*(part.float() for part in self.network(x_t, t, parts=True)))
+                losses = assembly.process.losses(parts.upsampled + parts.head, x0, eps, t)
+                low = low_frequency_loss(parts, assembly.network.in_channels).mean()
+                return losses | {"loss": losses["loss"] + config.low_frequency_weight * low, "loss_low_frequency": low}
+            labels = self._labels(indices)
+            output = self.network(x_t, t, labels) if labels is not None else self.network(x_t, t)
+        return assembly.process.losses(output.float(), x0, eps, t)
+
+    def _labels(self, indices: list[int]) -> Tensor | None:
+        """Labels of a batch, some of them dropped for guidance."""
+        labels, config = self.assembly.labels, self.config
+        if labels is None or not isinstance(config, TrainGlobalConfig):
+            return None
+        chosen = labels[indices].to(self.assembly.device)
+        draws = torch.rand(len(indices), generator=self._generator, device=self.assembly.device)
+        return torch.where(draws < config.label_dropout, len(self.assembly.label_values), chosen)
+
     def _skip(self, value: float) -> dict[str, float]:
         self._skipped_in_a_row += 1
         logger.warning("step %d skipped: loss or gradient norm is %s", self.step, value)
@@ -140,7 +171,7 @@ class Training:
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
                 f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
             )
-        return {"loss": math.nan, "loss_noise": math.nan, "loss_image": math.nan, "grad_norm": math.nan}
+        return {"loss": math.nan, "grad_norm": math.nan}
 
     # -- validation and metrics ---------------------------------------------------------------------------------------
 
@@ -255,6 +286,23 @@ class Training:
         points = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps({key: value for key, value in point.items() if key not in _TIMES}) for point in points]
         write_text_atomic(directory / METRICS, "".join(line + "\n" for line in lines))
+
+
+def parameter_groups(parameters: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
+    """What the optimiser trains at which learning rate: one rate, but for a stage-3 base that is trained along."""
+    rates = {"base.": config.fine_tune_lr} if isinstance(config, TrainRefinerConfig) and config.fine_tune_lr else {}
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), config.lr)
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": group, "lr": rate} for rate, group in groups.items()]
+
+
+def _means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the steps of an interval, by name; of a skipped step only its loss is known."""
+    names = dict.fromkeys(name for point in window for name in point)
+    values = {name: [point.get(name, math.nan) for point in window] for name in names}
+    return {f"train/{name}": sum(column) / len(column) for name, column in values.items()}
 
 
 def _arrays(tensors: dict[str, Any]) -> Tensors:

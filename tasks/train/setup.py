@@ -1,25 +1,45 @@
 """Everything a training needs before its first step: checked inputs, model, process, data."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.diffusion import CosineProcess
+from prdit_models.cascade import RefinedPRDiT
+from prdit_models.config import CascadeConfig, NetworkConfig
+from prdit_models.diffusion import CosineProcess, process_from_dict
 from prdit_models.initialization import start_global
 from prdit_models.intensity import HounsfieldWindow
+from prdit_models.networks import Network
 from prdit_models.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info, load_tensors
 from storage.volume_store import VolumeStore
 from tasks.config import ComputeConfig
-from tasks.train.check import check_training
-from tasks.train.config import IntensityConfig, TrainLocalConfig, ViewConfig
+from tasks.train.check import check_training, class_values, network_of
+from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig, ViewConfig
 from tasks.train.data import ViewDataset
+from tasks.train.labels import labels_of
 from tasks.train.spec import TrainSpec
 from tasks.train.validate import ValidationSet
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a model sees and in which process: chosen in stage 1, inherited by the stages above.
+
+    Attributes:
+        process: forward process.
+        window: Hounsfield units to model range.
+        view: box and size.
+        axes: order of the model's axes, see `CheckpointInfo`.
+    """
+
+    process: CosineProcess
+    window: HounsfieldWindow
+    view: ViewConfig
+    axes: str = "zyx"
 
 
 @dataclass(frozen=True)
@@ -27,68 +47,108 @@ class Assembly:
     """A training put together.
 
     Attributes:
-        model: on its device; in stage 2 with the frozen local branch loaded.
-        model_config: its shape.
-        process: forward process.
+        model: on its device; what is frozen is loaded.
+        network: its shape.
+        protocol: what it sees.
         train, validation: data.
-        view, window: how volumes become model input.
         device: where it runs.
         spacing_mm: of the store's level 0.
+        label_values: what the integer labels of the training volumes mean; empty without labels.
+        labels: of the training volumes, by index; None without labels.
     """
 
-    model: PRDiT
-    model_config: ModelConfig
-    process: CosineProcess
+    model: Network
+    network: NetworkConfig
+    protocol: Protocol
     train: ViewDataset
     validation: ValidationSet
-    view: ViewConfig
-    window: HounsfieldWindow
     device: torch.device
     spacing_mm: float
+    label_values: tuple[str, ...] = ()
+    labels: torch.Tensor | None = None
+
+    @property
+    def process(self) -> CosineProcess:
+        """The forward process."""
+        return self.protocol.process
 
 
 def assemble(spec: TrainSpec) -> Assembly:
     """Build model, process and data of a training; seeds the initialisation."""
     config = spec.stage_config()
-    roles = check_training(spec.split, spec.local, config)
+    roles = check_training(spec.store, spec.split, spec.below, config)
     device = pick_device(config)
     torch.manual_seed(config.seed)
-    if isinstance(config, TrainLocalConfig):
-        view, intensity, noise_std = config.view, config.intensity, config.noise_std
-        model = PRDiT(model_config(config.preset, view.size))
-    else:
-        if spec.local is None:
-            raise ValueError("stage 2 needs the local checkpoint's reference")
-        base = load_checkpoint_info(spec.local)
-        view, intensity = ViewConfig.model_validate(base["view"]), IntensityConfig.model_validate(base["intensity"])
-        noise_std = base["process"]["noise_std"]
-        if noise_std != config.noise_std:
-            raise ValueError(
-                f"train_global.noise_std {config.noise_std} differs from the local checkpoint's {noise_std}; use the same."
-            )
-        model = PRDiT(model_config(config.preset, view.size))
-        start_global(model, local_tensors(spec.local, config.local_weights))
-    window = HounsfieldWindow(intensity.lower_hu, intensity.upper_hu)
-    process = CosineProcess(noise_std=noise_std)
-    store = spec.store.path
-    validation = ViewDataset(store, sorted(roles["val"])[: config.val_volumes], view, window, cache_mb=0)
+    base = load_checkpoint_info(spec.below) if spec.below else {}
+    values = class_values(spec.store, roles, config)
+    network = network_of(config, base, len(values))
+    protocol = _protocol(config, base)
+    model = _model(config, network, spec.below)
+    store = VolumeStore.open(spec.store.path)
+    ids = {"train": roles["train"], "val": sorted(roles["val"])[: config.val_volumes]}
+    data = {
+        role: ViewDataset(
+            spec.store.path, names, protocol.view, protocol.window, config.cache_mb * (role == "train"), protocol.axes
+        )
+        for role, names in ids.items()
+    }
+    labels = {}
+    if isinstance(config, TrainGlobalConfig) and config.label_column:
+        labels = {role: torch.tensor(labels_of(store, config.label_column, values, ids[role])) for role in ids}
+    volumes = data["val"].batch(range(len(data["val"])))
     return Assembly(
         model=model.to(device),
-        model_config=model.config,
-        process=process,
-        train=ViewDataset(store, roles["train"], view, window, config.cache_mb),
-        validation=ValidationSet(validation.batch(range(len(validation))), process),
-        view=view,
-        window=window,
+        network=network,
+        protocol=protocol,
+        train=data["train"],
+        validation=ValidationSet(volumes, protocol.process, labels=labels.get("val")),
         device=device,
-        spacing_mm=VolumeStore.open(store).spacing_mm,
+        spacing_mm=store.spacing_mm,
+        label_values=values,
+        labels=labels.get("train"),
     )
 
 
-def local_tensors(local: Ref, weights: str) -> dict[str, torch.Tensor]:
-    """Stage-1 weights as torch tensors."""
+def _protocol(config: TrainConfig, base: dict[str, Any]) -> Protocol:
+    """Stage 1 chooses; the others take what the checkpoint below was trained with, a level finer in stage 3."""
+    if isinstance(config, TrainLocalConfig):
+        window = HounsfieldWindow.of_mapping(**config.intensity.model_dump())
+        process = CosineProcess(noise_std=config.noise_std, prediction=config.prediction)
+        return Protocol(process, window, config.view)
+    process_below = process_from_dict(base["process"])
+    if not isinstance(process_below, CosineProcess):
+        raise ValueError("Trainings start from models of the cosine process; flow-matching checkpoints can be sampled.")
+    if process_below.noise_std != config.noise_std:
+        raise ValueError(
+            f"noise_std {config.noise_std} differs from the {process_below.noise_std} of the checkpoint below; use the same."
+        )
+    view = ViewConfig.model_validate(base["view"])
+    if isinstance(config, TrainRefinerConfig):
+        view = view.model_copy(update={"size": 2 * view.size})
+    return Protocol(process_below, HounsfieldWindow(**base["intensity"]), view, base.get("axes", "zyx"))
+
+
+def _model(config: TrainConfig, network: NetworkConfig, below: Ref | None) -> Network:
+    """The network as its training starts."""
+    if isinstance(network, CascadeConfig):
+        assert isinstance(config, TrainRefinerConfig)
+        assert below is not None
+        cascade = RefinedPRDiT(network, checkpointing=config.checkpointing)
+        cascade.load_base(checkpoint_tensors(below, config.base_weights))
+        cascade.freeze_base(config.fine_tune_lr is None)
+        return cascade
+    model = PRDiT(network, checkpointing=config.checkpointing)
+    if isinstance(config, TrainGlobalConfig):
+        assert below is not None
+        start_global(model, checkpoint_tensors(below, config.local_weights))
+        model.freeze_local(not config.joint_local)
+    return model
+
+
+def checkpoint_tensors(checkpoint: Ref, weights: str) -> dict[str, torch.Tensor]:
+    """One of a checkpoint's two sets of weights as torch tensors."""
     name = "ema.safetensors" if weights == "ema" else "model.safetensors"
-    return {key: torch.from_numpy(value) for key, value in load_tensors(local.path / name).items()}
+    return {key: torch.from_numpy(value) for key, value in load_tensors(checkpoint.path / name).items()}
 
 
 def pick_device(config: ComputeConfig) -> torch.device:
@@ -107,15 +167,20 @@ def pick_device(config: ComputeConfig) -> torch.device:
 
 def checkpoint_info(assembly: Assembly, spec: TrainSpec, step: int, gates: dict[str, Any]) -> dict[str, Any]:
     """Content of `checkpoint.json` (docs/architecture.md)."""
-    return {
+    config, protocol = spec.stage_config(), assembly.protocol
+    info = {
         "format_version": 1,
-        "kind": "checkpoint-local" if spec.local is None else "checkpoint-global",
-        "model": assembly.model_config.to_dict(),
-        "process": {"noise_std": assembly.process.noise_std, "num_steps": assembly.process.num_steps},
-        "intensity": {"lower_hu": assembly.window.lower_hu, "upper_hu": assembly.window.upper_hu},
-        "view": assembly.view.model_dump(mode="json"),
+        "kind": spec.training.stage.kind,
+        "model": assembly.network.to_dict(),
+        "process": protocol.process.to_dict(),
+        "intensity": asdict(protocol.window),
+        "view": protocol.view.model_dump(mode="json"),
+        "axes": protocol.axes,
         "spacing_mm": assembly.spacing_mm,
         "step": step,
-        "seed": spec.stage_config().seed,
+        "seed": config.seed,
         "gates": gates,
     }
+    if isinstance(config, TrainGlobalConfig) and config.label_column:
+        info["labels"] = {"column": config.label_column, "values": list(assembly.label_values)}
+    return info

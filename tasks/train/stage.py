@@ -1,37 +1,38 @@
-"""Stages train-local and train-global as functions: check, launch, checkpoint reference."""
+"""The training stages as one function: check, launch, checkpoint reference."""
 
 from storage.artifacts import Ref
 from tasks.progress import Advance
 from tasks.stage import RunContext, StageOutcome, StageRun, run_stage
 from tasks.train.check import check_training
-from tasks.train.config import TrainGlobalConfig, TrainLocalConfig
+from tasks.train.config import TrainConfig
 from tasks.train.launch import launch
-from tasks.train.spec import GLOBAL, LOCAL, METRICS, TrainSpec
+from tasks.train.spec import METRICS, TrainSpec, training_of
 
 
 def train(
     store: Ref,
     split: Ref,
-    config: TrainLocalConfig | TrainGlobalConfig,
+    config: TrainConfig,
     context: RunContext,
     progress: Advance,
     *,
-    local: Ref | None = None,
+    below: Ref | None = None,
 ) -> StageOutcome:
-    """Train stage 1, or stage 2 where the configuration is stage 2's.
+    """Train the stage whose settings are given.
 
     Args:
         store, split: what to train on.
         config: the stage's settings; its type selects the stage.
         context: where the run works and reports.
         progress: called with (step, steps).
-        local: the stage-1 checkpoint (stage 2 only).
+        below: the checkpoint it starts from: stage 1's for stage 2, the model to refine for stage 3.
 
     Raises: ValueError: input that cannot be trained on, before any work starts.
     """
-    check_training(split, local, config)
-    stage = LOCAL if isinstance(config, TrainLocalConfig) else GLOBAL
-    inputs = {"store": store, "split": split} | ({"local": local} if local else {})
+    check_training(store, split, below, config)
+    training = training_of(config)
+    stage = training.stage
+    inputs = {"store": store, "split": split} | ({training.below: below} if below else {})
 
     def body(run: StageRun) -> Ref:
         provenance = run.provenance | {"inputs": {role: ref.model_dump() for role, ref in inputs.items()}}
@@ -40,7 +41,7 @@ def train(
             config=config.model_dump(mode="json"),
             store=store,
             split=split,
-            local=local,
+            below=below,
             directory=run.directory,
             provenance=provenance,
         )

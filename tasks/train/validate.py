@@ -20,11 +20,13 @@ class ValidationSet:
         volumes: model range, on the CPU.
         process: forward process whose losses are taken.
         times: diffusion steps.
+        labels: integer label of each volume, for a labelled model.
     """
 
     volumes: torch.Tensor
     process: CosineProcess
     times: Sequence[int] = TIMES
+    labels: torch.Tensor | None = None
 
     @torch.no_grad()
     def losses(self, model: torch.nn.Module, device: torch.device, batch_size: int) -> dict[int, float]:
@@ -39,8 +41,9 @@ class ValidationSet:
                 eps = torch.stack([self._noise(start + place, t, x0.shape[1:]) for place in range(len(x0))])
                 x0, eps = x0.to(device), eps.to(device)
                 times = torch.full((len(x0),), t, device=device)
-                output = model(self.process.q_sample(x0, times, eps), times)
-                losses = self.process.losses(output.float(), x0, eps)
+                labels = () if self.labels is None else (self.labels[start : start + batch_size].to(device),)
+                output = model(self.process.q_sample(x0, times, eps), times, *labels)
+                losses = self.process.losses(output.float(), x0, eps, times)
                 values.append(float(losses["loss"]) * len(x0))
             result[t] = sum(values) / len(self.volumes)
         model.train(was_training)

@@ -40,7 +40,7 @@ def compute(root: Path) -> dict[str, Any]:
     store = ingest_stage(root / "source", root / "store", config.ingest, context, _silent).ref
     split = split_stage(store, config.split, context).ref
     local = train(store, split, config.train_local, context, _silent).ref
-    global_ = train(store, split, config.train_global, context, _silent, local=local).ref
+    global_ = train(store, split, config.train_global, context, _silent, below=local).ref
     samples = sample_stage(global_, config.sample, context, _silent).ref
     report = evaluate_stage(samples, store, split, config.evaluate, context, _silent).ref
     figures = read_json(report.path / "metrics.json")["figures"]

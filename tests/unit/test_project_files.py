@@ -99,7 +99,16 @@ def test_deployments_point_to_flows_and_the_pool(repository: Path) -> None:
 
     content = yaml.safe_load((repository / "prefect.yaml").read_text())
     names = [item["name"] for item in content["deployments"]]
-    assert names == ["full-pipeline", "ingest", "split", "train-local", "train-global", "sample", "evaluate"]
+    assert names == [
+        "full-pipeline",
+        "ingest",
+        "split",
+        "train-local",
+        "train-global",
+        "train-refiner",
+        "sample",
+        "evaluate",
+    ]
     for item in content["deployments"]:
         path, _, function = item["entrypoint"].partition(":")
         expected = "full_pipeline" if item["name"] == "full-pipeline" else "through_" + item["name"].replace("-", "_")

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from flows.config import RUNTIME, ConfigError, PipelineConfig, config_names, load_config
 from tasks.config import StageConfig
 
-STAGE_FIELDS = ("ingest", "split", "train_local", "train_global", "sample", "evaluate")
+STAGE_FIELDS = ("ingest", "split", "train_local", "train_global", "train_refiner", "sample", "evaluate")
 
 
 def leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

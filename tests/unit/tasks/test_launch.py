@@ -77,8 +77,8 @@ def test_kill_minus_nine_then_again_gives_the_same_weights(data: tuple[Ref, Ref]
 def test_bad_input_comes_back_as_its_own_message(data: tuple[Ref, Ref], tmp_path: Path) -> None:
     first = train_spec(local_config(), *data, tmp_path / "local")
     local = start(first)
-    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "global", local=local)
-    with pytest.raises(ValueError, match=r"^train_global.noise_std 1.0 differs"):
+    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "global", below=local)
+    with pytest.raises(ValueError, match=r"^noise_std 1.0 differs"):
         start(spec)
 
 

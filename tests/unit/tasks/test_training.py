@@ -72,7 +72,7 @@ def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref
 def test_stage_two_trains_only_the_refiner_and_starts_from_the_ema(
     data: tuple[Ref, Ref], local: Ref, tmp_path: Path
 ) -> None:
-    spec = train_spec(global_config(), *data, tmp_path / "global", local=local)
+    spec = train_spec(global_config(), *data, tmp_path / "global", below=local)
     before = assemble(spec).model.state_dict()
     base = load_tensors(local.path / "ema.safetensors")
     run(spec)
@@ -154,7 +154,7 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
     refs = {}
     for select in ("last", "best"):
         config = global_config(select=select, steps=9, lr=0.3)
-        spec = train_spec(config, *data, tmp_path / select, local=local)
+        spec = train_spec(config, *data, tmp_path / select, below=local)
         with pytest.raises(Stopped):
             run(spec, stop_after=5)
         run(spec)
@@ -166,7 +166,7 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
     assert best < 9
     assert (info["best"]["step"], info["last"]["step"]) == (best, 9)
     assert info["best"]["gates"]["val_loss_ema"] == pytest.approx(validations[best])
-    spec = train_spec(global_config(), *data, tmp_path / "check", local=local)
+    spec = train_spec(global_config(), *data, tmp_path / "check", below=local)
     assembly = assemble(spec)
     for select, step in (("best", best), ("last", 9)):
         weights = load_tensors(refs[select].path / "ema.safetensors")
@@ -194,19 +194,19 @@ def test_an_empty_role_is_refused(data: tuple[Ref, Ref], tmp_path: Path, role: s
     roles = {"train": ["v0"], "val": ["v1"]} | {role: []}
     split = make_split(tmp_path / "split", data[0], roles["train"], roles["val"])
     with pytest.raises(ValueError, match=rf"no volume in role '{role}'.*ingest more"):
-        check_training(split, None, local_config())
+        check_training(data[0], split, None, local_config())
 
 
 def test_stage_two_refuses_another_patch_or_size(data: tuple[Ref, Ref], local: Ref) -> None:
     with pytest.raises(ValueError, match="does not continue the local checkpoint"):
-        check_training(data[1], local, global_config(preset="XS/12/1"))
+        check_training(*data, local, global_config(preset="XS/12/1"))
     with pytest.raises(ValueError, match="depth 0"):
-        check_training(data[1], local, global_config(preset="XS/10/0"))
-    with pytest.raises(ValueError, match="needs a checkpoint-local"):
-        check_training(data[1], None, global_config())
+        check_training(*data, local, global_config(preset="XS/10/0"))
+    with pytest.raises(ValueError, match="starts from a checkpoint-local, got none"):
+        check_training(*data, None, global_config())
 
 
 def test_noise_std_of_the_stages_must_agree(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
-    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "std", local=local)
+    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "std", below=local)
     with pytest.raises(ValueError, match="noise_std"):
         assemble(spec)
