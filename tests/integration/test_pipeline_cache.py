@@ -21,6 +21,7 @@ from storage.volume_store import VolumeStore
 
 pytestmark = pytest.mark.slow
 
+DEFAULT = set(STAGES) - {"train-refiner"}  # stage 3 is off unless asked for
 DOWNSTREAM = {"train-global", "sample", "evaluate"}
 
 
@@ -61,7 +62,7 @@ def refs(record: dict[str, Any]) -> dict[str, Ref]:
 
 
 def test_first_run_makes_everything(story: Story, first: dict[str, Any]) -> None:
-    assert story.ran(first) == set(STAGES)
+    assert story.ran(first) == DEFAULT
     assert first["error"] is None
     assert Path(first["report"]).read_text().lstrip().lower().startswith("<!doctype html>")
     assert read_json(story.root / "work" / "runs" / "latest.json") == first
@@ -108,11 +109,25 @@ def test_runtime_settings_do_not_run_anything(story: Story, first: dict[str, Any
     )
 
 
+def test_the_refiner_is_a_switch_away(story: Story, first: dict[str, Any]) -> None:
+    refined = story.run(train_refiner={"enabled": True})
+    assert story.ran(refined) == {"train-refiner", "sample", "evaluate"}
+    assert (
+        load_provenance(refs(refined)["train-refiner"])["inputs"]["base"]["digest"]
+        == refs(first)["train-global"].digest
+    )
+    sizes = [read_json(Path(record["metrics"]))["volume_size"] for record in (first, refined)]
+    assert sizes == [16, 32]
+    page = Path(refined["report"]).read_text()
+    assert "steps of stage 3" in page
+    assert "Checkpoint, stage 3" in page
+
+
 def test_a_series_added_is_the_only_one_ingested(story: Story, first: dict[str, Any]) -> None:
     before = VolumeStore.open(story.root / "store").volume_ids()
     shutil.move(story.root / "late", story.source / "late")
     record = story.run()
-    assert story.ran(record) == set(STAGES)
+    assert story.ran(record) == DEFAULT
     verdicts = sorted((story.root / "work" / "ingest").glob("*/ingest.json"), key=lambda path: path.stat().st_mtime)[-1]
     report = read_json(verdicts)
     assert len(report["committed"]) == 1
