@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.average_command import ema
 from flows.console import (
     Config,
     Json,
@@ -195,6 +196,9 @@ def sample(
         verify_artifact(ref)
         with show_progress("sample") as progress:
             show_outcome(sample_stage(ref, loaded.sample, run_context(loaded), progress), as_json)
+
+
+app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 
 @app.command(epilog=example("prdit evaluate .prdit/work/sample/<key>"))

@@ -21,6 +21,7 @@ from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from prdit_models.ema import ema_decay, ema_update
 from storage.checkpoints import ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
+from tasks.train.averages import PowerAverages
 from tasks.train.best import BestWeights
 from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainRefinerConfig
 from tasks.train.data import batch_indices, batch_shifts
@@ -73,6 +74,8 @@ class Training:
         self.resume_states = ResumeStates(scratch / "checkpoints")
         self.metrics_path = scratch / METRICS
         self.best = BestWeights(scratch / "best") if getattr(self.config, "select", "last") == "best" else None
+        every = self.config.ema_snapshots
+        self.power = PowerAverages(spec.directory, self.parameters, every) if every else None
         self._skipped_in_a_row = 0
         self._generator = torch.Generator(device=assembly.device)
 
@@ -136,6 +139,8 @@ class Training:
         self._skipped_in_a_row = 0
         decay = ema_decay(self.updates, config.ema_decay, warmup=config.ema_warmup)
         ema_update(list(self.ema.values()), list(self.parameters.values()), decay)
+        if self.power:
+            self.power.update(self.updates, self.parameters.values())
         self.recent.append(values["loss"])
         return values | {"grad_norm": float(norm)}
 
@@ -221,12 +226,14 @@ class Training:
                 moments[f"{key}:{name}"] = value.detach().cpu().numpy()
         self.resume_states.save(
             self.step,
-            {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments},
+            {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments}
+            | (self.power.groups() if self.power else {}),
             {
                 "updates": self.updates,
                 "first_loss": self.first_loss,
                 "recent": list(self.recent),
                 "best": self.best.record if self.best else None,
+                "snapshots": self.power.taken if self.power else [],
             },
         )
 
@@ -249,6 +256,8 @@ class Training:
         self.first_loss, self.recent = state["first_loss"], deque(state["recent"], maxlen=_RECENT)
         if self.best:
             self.best.record = state["best"]
+        if self.power:
+            self.power.restore(groups, state["snapshots"])
         self._cut_metrics(self.step)
         logger.info("going on from step %d", self.step)
 
@@ -274,6 +283,9 @@ class Training:
             model, averaged = weights | chosen, weights | chosen_ema
         save_tensors(directory / "model.safetensors", model)
         save_tensors(directory / "ema.safetensors", averaged)
+        if self.power:
+            self.power.keep(self.updates)
+            self.power.write_index()
         gates = {
             "first_loss": self.first_loss,
             "last_loss": sum(self.recent) / len(self.recent) if self.recent else None,

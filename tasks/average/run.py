@@ -1,0 +1,85 @@
+"""A checkpoint whose EMA weights are another average of its training."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prdit_models.posthoc_ema import Profile, gamma_of, mix, mixing_coefficients
+from storage.artifacts import Kind, Ref, load_provenance
+from storage.checkpoints import Tensors, load_checkpoint_info, load_tensors, save_tensors
+from storage.errors import MissingArtifactError
+from storage.files import read_json, write_json_atomic
+from tasks.average.config import AverageConfig
+from tasks.progress import Advance
+from tasks.stage import RunContext, Stage, StageOutcome, run_stage
+from tasks.train.averages import FOLDER, INDEX
+
+RECIPE = 1
+logger = logging.getLogger("prdit.average")
+
+
+def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, progress: Advance) -> StageOutcome:
+    """Make the average as a checkpoint of its own; it keeps the inputs of the one it is made from.
+
+    Raises:
+        MissingArtifactError: the training kept no snapshots.
+        ValueError: an average they cannot give, or no checkpoint.
+    """
+    kinds: dict[str, Kind] = {
+        "checkpoint-local": "checkpoint-local",
+        "checkpoint-global": "checkpoint-global",
+        "checkpoint-refiner": "checkpoint-refiner",
+    }
+    if checkpoint.kind not in kinds:
+        raise ValueError(f"ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
+    shares = _shares(checkpoint, config)
+    inherited = {role: Ref.model_validate(ref) for role, ref in load_provenance(checkpoint)["inputs"].items()}
+    return run_stage(
+        Stage("average", kinds[checkpoint.kind], RECIPE),
+        inputs=inherited | {"averaged": checkpoint},
+        config=config.key_fields(),
+        context=context,
+        body=lambda run: average(checkpoint, shares, config, run.directory, progress),
+    )
+
+
+def average(
+    checkpoint: Ref, shares: dict[str, float], config: AverageConfig, directory: Path, progress: Advance
+) -> None:
+    """Write the checkpoint: raw weights and metrics as they are, EMA weights from the snapshots' shares."""
+    tensors: dict[str, torch.Tensor] = {}
+    for done, (name, share) in enumerate(shares.items(), start=1):
+        snapshot = load_tensors(checkpoint.path / FOLDER / name)
+        for key, value in snapshot.items():
+            tensors[key] = mix(tensors.get(key), torch.from_numpy(value), share)
+        progress(done, len(shares))
+    averaged: Tensors = load_tensors(checkpoint.path / "ema.safetensors")  # frozen weights are not in the snapshots
+    averaged |= {key: tensor.float().numpy() for key, tensor in tensors.items()}
+    save_tensors(directory / "ema.safetensors", averaged)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        shutil.copyfile(checkpoint.path / name, directory / name)
+    info: dict[str, Any] = load_checkpoint_info(checkpoint)
+    described = {"sigma_rel": config.sigma_rel, "updates": config.updates, "shares": shares}
+    write_json_atomic(directory / "checkpoint.json", info | {"average": described})
+
+
+def _shares(checkpoint: Ref, config: AverageConfig) -> dict[str, float]:
+    """Share of each snapshot file."""
+    index = checkpoint.path / FOLDER / INDEX
+    if not index.is_file():
+        raise MissingArtifactError(
+            f"The checkpoint at {checkpoint.uri} kept no snapshots of its averages. Train it with ema_snapshots above 0 (such as "
+            "--set train_global.ema_snapshots=500)."
+        )
+    entries = read_json(index)["snapshots"]
+    kept = [Profile(entry["updates"], gamma_of(entry["sigma_rel"])) for entry in entries]
+    last = max((profile.updates for profile in kept), default=0)
+    wanted = Profile(config.updates or last, gamma_of(config.sigma_rel))
+    shares = mixing_coefficients(kept, wanted)
+    logger.info(
+        "average of sigma_rel %g as of update %d from %d snapshots", config.sigma_rel, wanted.updates, len(kept)
+    )
+    return {entry["file"]: float(share) for entry, share in zip(entries, shares, strict=True)}

@@ -1,0 +1,86 @@
+"""Two power-function averages beside the EMA, kept at intervals, from which `prdit ema` makes an average of any length."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from prdit_models.posthoc_ema import TRACKED_SIGMAS, gamma_of, power_update
+from storage.checkpoints import Tensors, save_tensors
+from storage.files import write_json_atomic
+
+FOLDER = "snapshots"
+INDEX = "snapshots.json"
+
+
+class PowerAverages:
+    """The averages of a training's parameters and their snapshots in the artifact.
+
+    Snapshots are named by update: a training that is resumed from before one writes the same file again.
+
+    Args:
+        directory: of the artifact.
+        parameters: what is averaged, by name.
+        every: optimiser steps between snapshots.
+    """
+
+    def __init__(self, directory: Path, parameters: dict[str, torch.nn.Parameter], every: int) -> None:
+        self.directory = directory / FOLDER
+        self.every = every
+        self.averages = {
+            sigma: {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            for sigma in TRACKED_SIGMAS
+        }
+        self.taken: list[int] = []
+
+    def update(self, updates: int, parameters: Iterable[torch.Tensor]) -> None:
+        """Take in the weights after an optimiser step, and keep a snapshot where one is due."""
+        current = list(parameters)
+        for sigma, average in self.averages.items():
+            power_update(average.values(), current, updates, gamma_of(sigma))
+        if updates % self.every == 0:
+            self.keep(updates)
+
+    def keep(self, updates: int) -> None:
+        """Write both averages as of an update."""
+        if updates in self.taken or updates == 0:
+            return
+        for sigma, tensors in self.arrays().items():
+            save_tensors(self.directory / _file(updates, sigma), tensors)
+        self.taken.append(updates)
+
+    def arrays(self) -> dict[float, Tensors]:
+        """The averages as arrays, by relative width."""
+        return {
+            sigma: {name: tensor.float().cpu().numpy() for name, tensor in average.items()}
+            for sigma, average in self.averages.items()
+        }
+
+    def groups(self) -> dict[str, Tensors]:
+        """The averages as groups of a resume state."""
+        return {f"power-{sigma:g}": tensors for sigma, tensors in self.arrays().items()}
+
+    @torch.no_grad()
+    def restore(self, groups: dict[str, Tensors], taken: list[int]) -> None:
+        """Go on from a resume state."""
+        for sigma, average in self.averages.items():
+            for name, tensor in average.items():
+                tensor.copy_(torch.from_numpy(groups[f"power-{sigma:g}"][name]))
+        self.taken = list(taken)
+
+    def write_index(self) -> None:
+        """List what is kept, for `tasks.average`; files of updates that are not listed (of a killed run) are removed."""
+        entries = [
+            {"file": _file(updates, sigma), "updates": updates, "sigma_rel": sigma}
+            for updates in self.taken
+            for sigma in TRACKED_SIGMAS
+        ]
+        known = {entry["file"] for entry in entries}
+        for path in self.directory.glob("*.safetensors"):
+            if path.name not in known:
+                path.unlink()
+        write_json_atomic(self.directory / INDEX, {"format_version": 1, "snapshots": entries})
+
+
+def _file(updates: int, sigma: float) -> str:
+    return f"update-{updates:08d}-sigma-{sigma:.2f}.safetensors"
