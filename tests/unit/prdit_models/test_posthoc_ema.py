@@ -1,90 +1,100 @@
-import math
+"""Power-function averages against their definition as sums, and reconstruction against averages that were tracked."""
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from prdit_models.posthoc_ema import (
-    LONGEST,
-    SIGMA_RELS,
-    Snapshot,
-    coefficients,
+    TRACKED_SIGMAS,
+    Profile,
     gamma_of,
-    power_decay,
+    mix,
+    mixing_coefficients,
     power_update,
-    reconstruct,
-    sigma_rel_of,
+    sigma_of,
 )
 
-STEPS = 400
+
+def walk(length: int, seed: int = 0) -> np.ndarray:
+    """Weights of a training: a drifting random walk of 50 numbers, by update."""
+    steps = np.random.default_rng(seed).normal(size=(length, 50))
+    return np.cumsum(steps, axis=0) * 0.02 + np.log1p(np.arange(length))[:, None]
 
 
-def _walk(width: int = 600) -> Tensor:
-    """Weights of every step, float64, shape (steps, width): a random walk."""
-    return torch.randn(STEPS, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(0)
+def literal(weights: np.ndarray, gamma: float) -> np.ndarray:
+    """Mean of the weights of updates 1 … t, each weighing ∫ τ^γ over its interval (τ-1, τ]."""
+    edges = np.arange(len(weights) + 1, dtype=np.float64) ** (gamma + 1.0)
+    share = np.diff(edges) / edges[-1]
+    return (share[:, None] * weights).sum(axis=0)
 
 
-def _literal(step: int, gamma: float) -> NDArray[np.float64]:
-    """Share of each step 1 … step: the integral of the profile ∝ τ^γ over (s-1, s]; 0 afterwards."""
-    edges = np.minimum(np.arange(STEPS + 1.0), step)
-    return np.diff((edges / step) ** (gamma + 1))
+def tracked(
+    weights: np.ndarray, gamma: float, every: int = 0
+) -> tuple[torch.Tensor, list[tuple[Profile, torch.Tensor]]]:
+    average, kept = torch.zeros(50, dtype=torch.float64), []
+    for place, row in enumerate(weights):
+        power_update([average], [torch.from_numpy(row)], place + 1, gamma)
+        if every and (place + 1) % every == 0:
+            kept.append((Profile(place + 1, gamma), average.clone()))
+    return average, kept
 
 
-def _tracked(trajectory: Tensor, gamma: float, keep: set[int]) -> dict[int, Tensor]:
-    average, kept = [torch.zeros_like(trajectory[0])], {}
-    for step, weights in enumerate(trajectory, start=1):
-        power_update({gamma: average}, [weights], step)
-        if step in keep:
-            kept[step] = average[0].clone()
-    return kept
+def rebuild(kept: list[tuple[Profile, torch.Tensor]], wanted: Profile) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    coefficients = mixing_coefficients([profile for profile, _ in kept], wanted)
+    for (_, snapshot), coefficient in zip(kept, coefficients, strict=True):
+        total = mix(total, snapshot, coefficient)
+    assert total is not None
+    return total
 
 
-@pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.1, 0.2, LONGEST])
-def test_length_is_the_standard_deviation_of_the_profile(sigma_rel: float) -> None:
-    gamma = gamma_of(sigma_rel)
-    assert sigma_rel_of(gamma) == pytest.approx(sigma_rel, rel=1e-9)
-    tau = (np.arange(400_000) + 0.5) / 400_000
-    density = tau**gamma / (tau**gamma).sum()
-    mean = (density * tau).sum()
-    assert math.sqrt((density * (tau - mean) ** 2).sum()) == pytest.approx(sigma_rel, rel=1e-6)
+@pytest.mark.parametrize("sigma", [0.01, 0.05, 0.1, 0.2, 0.288])
+def test_width_and_exponent_are_inverse(sigma: float) -> None:
+    assert sigma_of(gamma_of(sigma)) == pytest.approx(sigma, rel=1e-9)
 
 
-def test_exponents_of_the_paper() -> None:
-    """EDM2, section 3: σ_rel 0.05 and 0.10 are γ 16.97 and 6.94; 1/sqrt(12) is the plain mean."""
-    assert [gamma_of(value) for value in SIGMA_RELS] == pytest.approx([16.97, 6.94], abs=0.005)
-    assert gamma_of(LONGEST) == pytest.approx(0.0, abs=1e-9)
+def test_known_exponents() -> None:
+    # EDM2, §3.1: σ_rel 0.05 and 0.10 are γ = 16.97 and 6.94
+    assert gamma_of(0.05) == pytest.approx(16.97, abs=0.01)
+    assert gamma_of(0.10) == pytest.approx(6.94, abs=0.01)
+    assert gamma_of(1 / np.sqrt(12)) == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("sigma_rel", [*SIGMA_RELS, LONGEST])
-def test_tracked_average_is_the_literal_sum(sigma_rel: float) -> None:
-    trajectory, gamma = _walk(), gamma_of(sigma_rel)
-    for step, average in _tracked(trajectory, gamma, {1, 37, STEPS}).items():
-        expected = torch.from_numpy(_literal(step, gamma)) @ trajectory
-        torch.testing.assert_close(average, expected, atol=1e-10, rtol=1e-10)
-    assert power_decay(1, gamma) == 0.0
+def test_width_is_the_standard_deviation_of_the_profile() -> None:
+    gamma = gamma_of(0.1)
+    tau = (np.arange(200_000) + 0.5) / 200_000
+    profile = (gamma + 1) * tau**gamma
+    mean = (profile * tau).mean()
+    assert np.sqrt((profile * (tau - mean) ** 2).mean()) == pytest.approx(0.1, rel=1e-4)
 
 
-def test_shares_of_late_steps_grow_like_the_power() -> None:
-    shares = _literal(STEPS, 6.0)
-    assert shares[399] / shares[199] == pytest.approx(2**6, rel=0.03)
+@pytest.mark.parametrize("sigma", [0.03, 0.1, 0.25])
+def test_the_update_is_the_literal_sum(sigma: float) -> None:
+    weights, gamma = walk(300), gamma_of(sigma)
+    np.testing.assert_allclose(tracked(weights, gamma)[0].numpy(), literal(weights, gamma), rtol=1e-10)
 
 
-def test_several_averages_move_in_one_update() -> None:
-    averages = {3.0: [torch.zeros(2)], 1.0: [torch.zeros(2)]}
-    power_update(averages, [torch.ones(2)], 1)
-    power_update(averages, [torch.full((2,), 3.0)], 2)
-    assert averages[3.0][0].tolist() == [3 - 2 / 2**4] * 2
-    assert averages[1.0][0].tolist() == [3 - 2 / 2**2] * 2
+def test_the_first_update_forgets_the_start() -> None:
+    average = torch.full((3,), 7.0)
+    power_update([average], [torch.tensor([1.0, 2.0, 3.0])], 1, gamma_of(0.1))
+    assert average.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_a_tracked_profile_is_given_back() -> None:
-    snapshots = [Snapshot(step, gamma_of(sigma)) for step in (100, 250, STEPS) for sigma in SIGMA_RELS]
-    for index, (step, gamma) in enumerate(snapshots):
-        kept = [pair for pair in snapshots if pair.step <= step]
-        expected = [float(pair == snapshots[index]) for pair in kept]
-        assert coefficients(kept, sigma_rel_of(gamma), step) == pytest.approx(expected, abs=1e-6)
+def test_a_kept_profile_is_found_again() -> None:
+    weights = walk(800)
+    kept = [item for sigma in TRACKED_SIGMAS for item in tracked(weights, gamma_of(sigma), every=100)[1]]
+    for profile, snapshot in (kept[7], kept[12]):
+        np.testing.assert_allclose(rebuild(kept, profile).numpy(), snapshot.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.075, 0.1, 0.15, 0.2])
+def test_another_width_is_close_to_what_tracking_it_gives(sigma: float) -> None:
+    weights = walk(800)
+    kept = [item for tracked_sigma in TRACKED_SIGMAS for item in tracked(weights, gamma_of(tracked_sigma), 50)[1]]
+    expected = literal(weights, gamma_of(sigma))
+    found = rebuild(kept, Profile(800, gamma_of(sigma))).numpy()
+    spread = np.abs(weights[-1] - expected).mean()  # what averaging does at all
+    assert np.abs(found - expected).mean() < 0.02 * spread
 
 
 def test_two_profiles_by_hand() -> None:
@@ -93,76 +103,38 @@ def test_two_profiles_by_hand() -> None:
     tau = (np.arange(200_000) + 0.5) / 200_000
     one, two, target = ((gamma + 1) * tau**gamma for gamma in (*gammas, wanted))
     best = ((target - two) * (one - two)).sum() / ((one - two) ** 2).sum()
-    found = coefficients([(STEPS, gamma) for gamma in gammas], sigma_rel_of(wanted))
+    found = mixing_coefficients([Profile(400, gamma) for gamma in gammas], Profile(400, wanted))
     assert found == pytest.approx([best, 1 - best], rel=1e-6)
 
 
-def test_an_untracked_length_of_a_random_walk() -> None:
-    """The error is the sum over the walk's own steps of the shares' difference from there on: known exactly, and small."""
-    trajectory, wanted = _walk(), 0.075
-    keep = set(range(25, STEPS + 1, 25))
-    tracks = {gamma: _tracked(trajectory, gamma, keep) for gamma in map(gamma_of, SIGMA_RELS)}
-    snapshots = [Snapshot(step, gamma) for gamma, track in tracks.items() for step in track]
-    found = reconstruct(snapshots, ({"w": tracks[gamma][step]} for step, gamma in snapshots), wanted)["w"]
-    direct = _tracked(trajectory, gamma_of(wanted), {STEPS})[STEPS]
-
-    factors = coefficients(snapshots, wanted)
-    shares = sum(factor * _literal(*pair) for factor, pair in zip(factors, snapshots, strict=True))
-    difference = shares - _literal(STEPS, gamma_of(wanted))
-    expected = float(np.sqrt((np.cumsum(difference[::-1]) ** 2).sum()))
-    error = float((found - direct).square().mean().sqrt())
-    assert error == pytest.approx(expected, rel=0.1)  # 600 coordinates: 3 % of one standard deviation
-    lag = float((trajectory[-1] - direct).square().mean().sqrt())
-    assert error < 0.003 * lag
-    nearest = min(float((tracks[g][STEPS] - direct).square().mean().sqrt()) for g in tracks)
-    assert error < 0.02 * nearest  # far better than taking one of the two as it is
-
-
-def test_an_earlier_end_and_frozen_weights() -> None:
-    trajectory = _walk(4)
-    gammas = [gamma_of(sigma) for sigma in SIGMA_RELS]
-    keep = set(range(20, 201, 20))
-    tracks = {gamma: _tracked(trajectory, gamma, keep) for gamma in gammas}
-    snapshots = [Snapshot(step, gamma) for gamma in gammas for step in keep]
-    frozen = torch.tensor([0.1, -1e-7, 123456.7])
-    weights = [{"w": tracks[pair.gamma][pair.step].float(), "frozen": frozen} for pair in snapshots]
-    found = reconstruct(snapshots, weights, 0.08, 200)
-    direct = _tracked(trajectory, gamma_of(0.08), {200})[200]
-    assert found["w"].dtype == torch.float32
-    torch.testing.assert_close(found["w"].double(), direct, atol=0.05, rtol=0)
-    assert torch.equal(found["frozen"], frozen)
-
-
 def test_many_snapshots_do_not_blow_up() -> None:
-    snapshots = [Snapshot(step, gamma_of(sigma)) for sigma in SIGMA_RELS for step in range(10_000, 10_100)]
-    found = coefficients(snapshots, 0.075)
-    assert float(found.sum()) == pytest.approx(1.0, abs=1e-9)
-    assert float(np.abs(found).max()) < 100
+    kept = [Profile(updates, gamma_of(sigma)) for sigma in TRACKED_SIGMAS for updates in range(10_000, 10_100)]
+    found = mixing_coefficients(kept, Profile(10_099, gamma_of(0.075)))
+    assert float(np.abs(found).max()) < 100  # rounding of the snapshots is not amplified
 
 
-def test_what_cannot_be() -> None:
-    for sigma in (0.0, 0.3, math.nan):
-        with pytest.raises(ValueError, match=f"sigma_rel is {sigma}; expected above 0 and at most 0.2887"):
-            gamma_of(sigma)
-    with pytest.raises(ValueError, match="gamma is -1"):
-        sigma_rel_of(-1)
-    with pytest.raises(ValueError, match="step is 0; expected at least 1"):
-        power_decay(0, 6.94)
-    with pytest.raises(ValueError, match="no snapshots"):
-        coefficients([], 0.1)
-    with pytest.raises(ValueError, match="step is 0"):
-        coefficients([(0, 6.94)], 0.1)
-    with pytest.raises(ValueError, match="given twice"):
-        coefficients([(5, 6.94), (5, 6.94)], 0.1)
-    with pytest.raises(ValueError, match="Step 5 of a snapshot lies after the wanted step 4"):
-        coefficients([(5, 6.94)], 0.1, 4)
-    with pytest.raises(ValueError, match="shapes differ"):
-        power_update({1.0: [torch.zeros(2)]}, [torch.zeros(3)], 1)
-    one = {"w": torch.zeros(2)}
-    for weights, message in (
-        ([one], "1 sets of weights for 2"),
-        ([one] * 3, "More weights than the 2"),
-        ([one, {"v": torch.zeros(2)}], r"snapshot \(6, 1.0\) differ from those of \(5, 1.0\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            reconstruct([(5, 1.0), (6, 1.0)], weights, 0.1)
+def test_weights_that_never_moved_stay() -> None:
+    kept = [Profile(updates, gamma_of(sigma)) for sigma in TRACKED_SIGMAS for updates in (100, 200, 300)]
+    coefficients = mixing_coefficients(kept, Profile(300, gamma_of(0.2)))
+    assert coefficients.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kept", "wanted", "message"),
+    [
+        ([], Profile(1, 1), "ema_snapshots"),
+        ([Profile(100, 7)], Profile(101, 7), "behind the last snapshot"),
+        ([Profile(0, 7)], Profile(0, 7), "no profile"),
+    ],
+)
+def test_impossible_averages_are_refused(kept: list[Profile], wanted: Profile, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixing_coefficients(kept, wanted)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.1, 0.3, float("nan")])
+def test_impossible_widths_are_refused(sigma: float) -> None:
+    with pytest.raises(ValueError, match="expected a width"):
+        gamma_of(sigma)
+    with pytest.raises(ValueError, match="update 1"):
+        power_update([], [], 0, 1.0)
