@@ -21,6 +21,7 @@ from tasks.evaluate.report import ReportInput, render, write_pictures
 from tasks.progress import Advance
 from tasks.sample.checkpoint import CheckpointInfo, load_info
 from tasks.sample.run import STORE_NAME
+from tasks.train.data import read_as_seen
 from tasks.train.setup import pick_device
 
 __all__ = ["RECIPE", "check", "evaluate"]
@@ -31,7 +32,8 @@ MIN_VOLUMES = 2
 Hu = NDArray[np.float32]
 PROTOCOL = (
     "Real side: every volume of the split, training and validation together (the published protocol); figures ending in "
-    "_val use held-out volumes only. Both sides are saturated to the checkpoint's Hounsfield window and mapped to [-1, 1]."
+    "_val use held-out volumes only. Both sides are saturated to the checkpoint's Hounsfield window and mapped to the model's "
+    "range."
 )
 
 
@@ -105,6 +107,8 @@ def evaluate(
     view = info.view
 
     def read_real(name: str) -> Hu:
+        if info.window.follows_scan:  # HU of the samples are nominal, and so must these be
+            return info.window.to_hu(read_as_seen(opened, name, view, info.window).numpy())
         return opened.read_view(name, view.size, view.edge, view.centre)
 
     def read_generated(name: str) -> Hu:

@@ -23,7 +23,7 @@ class ViewDataset:
         store: path of the volume store.
         volume_ids: which volumes, in this order.
         view: box and size.
-        window: Hounsfield window mapped to [-1, 1], applied after pooling.
+        window: how HU become the model's range.
         cache_mb: memory for views kept; the least recently used leaves first.
         axes: order of the model's axes; `xyz` for models trained on published LIDC arrays.
     """
@@ -58,10 +58,10 @@ class ViewDataset:
         middle = self._view.centre or tuple(n // 2 for n in self._shapes[index])
         moved = (middle[0] + shift[0], middle[1] + shift[1], middle[2] + shift[2])
         centre = moved if any(shift) else self._view.centre
-        hu = self._store.read_view(self._ids[index], self._view.size, self._view.edge, centre)
+        seen = read_as_seen(self._store, self._ids[index], self._view, self._window, centre)
         if self._axes == "xyz":
-            hu = hu.transpose(2, 1, 0).copy()
-        volume = self._window.to_model(torch.from_numpy(hu)).unsqueeze(0)
+            seen = seen.permute(2, 1, 0).contiguous()
+        volume = seen.unsqueeze(0)
         if self._cached_views:
             self._cache[key] = volume
             while len(self._cache) > self._cached_views:
@@ -73,6 +73,28 @@ class ViewDataset:
         return torch.stack(
             [self.get(index, shift) for index, shift in zip(indices, shifts or [(0, 0, 0)] * len(indices), strict=True)]
         )
+
+
+def read_as_seen(
+    store: VolumeStore, volume_id: str, view: ViewConfig, window: HounsfieldWindow, centre: Shift | None = None
+) -> torch.Tensor:
+    """A stored volume as a model sees it, in model range, shape (S, S, S), axes (z, y, x).
+
+    A window is applied after pooling, where the store has coarse levels ready; mappings that follow the scan need it in full
+    resolution, as their quantiles were taken there.
+
+    Args:
+        store: opened store.
+        volume_id: which volume.
+        view: box and size.
+        window: how HU become the model's range.
+        centre: level-0 voxel (z, y, x) in the middle of the box; default: the view's.
+    Raises: ValueError, MissingArtifactError, DamagedArtifactError: see `VolumeStore.read_view`.
+    """
+    middle = centre or view.centre
+    if window.follows_scan:
+        return window.of_scan(torch.from_numpy(store.read_view(volume_id, view.edge, view.edge, middle)), view.size)
+    return window.to_model(torch.from_numpy(store.read_view(volume_id, view.size, view.edge, middle)))
 
 
 def batch_shifts(batch_size: int, max_shift: int, seed: int, step: int) -> list[Shift]:

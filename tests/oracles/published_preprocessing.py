@@ -1,4 +1,4 @@
-"""The published preprocessing, loader and split, restated from SPEC §5 for comparison. The product does none of this."""
+"""The published preprocessing, loader and split, restated from SPEC §5 for comparison. Of this the product has the mappings."""
 
 import random
 
@@ -8,7 +8,8 @@ from scipy import ndimage
 CUBE = 256
 
 
-def _centre_crop(volume: np.ndarray, edge: int) -> np.ndarray:
+def centre_crop(volume: np.ndarray, edge: int) -> np.ndarray:
+    """The middle cube; starts at floor((n - edge) / 2)."""
     starts = [(size - edge) // 2 for size in volume.shape]
     return volume[tuple(slice(start, start + edge) for start in starts)]
 
@@ -23,8 +24,8 @@ def resampled_shape(shape: tuple[int, ...], zooms: tuple[float, ...]) -> tuple[i
     return tuple(round(n * float(np.float32(zoom))) for n, zoom in zip(shape, zooms, strict=True))
 
 
-def preprocess_lidc(volume: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
-    """LIDC-IDRI: cubic to 1 mm, centre 256³, floor -1000, cap at the 0.999 quantile, min-max to [0, 1] (SPEC §5.1).
+def lidc_crop(volume: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
+    """LIDC-IDRI: cubic to 1 mm, centre 256³, still in HU (SPEC §5.1).
 
     Raises: ValueError: if an edge is under 256 mm (the published script drops such a case).
     """
@@ -32,13 +33,21 @@ def preprocess_lidc(volume: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
         raise ValueError(f"{volume.shape} at {zooms} mm is smaller than {CUBE} mm along an axis.")
     factors = [float(np.float32(zoom)) for zoom in zooms]
     resampled = ndimage.zoom(volume.astype(np.float64), factors, order=3, mode="nearest")
-    crop = np.maximum(_centre_crop(resampled, CUBE), -1000.0)
+    return centre_crop(resampled, CUBE)
+
+
+def preprocess_lidc(volume: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
+    """The crop with floor -1000 and cap at the 0.999 quantile, min-max to [0, 1] (SPEC §5.1).
+
+    Raises: ValueError: as `lidc_crop`.
+    """
+    crop = np.maximum(lidc_crop(volume, zooms), -1000.0)
     return _min_max(np.minimum(crop, np.quantile(crop, 0.999)))
 
 
 def preprocess_rad(volume: np.ndarray, target: tuple[int, ...], upper_quantile: float) -> np.ndarray:
     """RAD-ChestCT: clip to ±1000, centre 256³, linear to the target, cap at a quantile, min-max to [0, 1] (SPEC §5.2)."""
-    crop = _centre_crop(np.clip(volume.astype(np.float32), -1000.0, 1000.0), CUBE)
+    crop = centre_crop(np.clip(volume.astype(np.float32), -1000.0, 1000.0), CUBE)
     if tuple(target) != crop.shape:
         factors = [edge / CUBE for edge in target]
         crop = ndimage.zoom(crop, factors, order=1, mode="constant", cval=-1000.0)

@@ -1,13 +1,19 @@
-"""The restated published preprocessing and MS-SSIM against the recorded arrays."""
+"""Preprocessing (the product's intensity mappings and our restatement), loader, split and MS-SSIM against the recorded arrays."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from prdit_models.intensity import PUBLISHED_QUANTILES, HounsfieldWindow
 from tests.oracles.int_volume import int_volume, sha256_c_order
 from tests.oracles.ms_ssim import ms_ssim
 from tests.oracles.published_preprocessing import (
+    CUBE,
+    centre_crop,
+    lidc_crop,
     lidc_item,
     pool,
     preprocess_lidc,
@@ -20,6 +26,7 @@ from tests.parity.sets import Entry, arrays, side_file
 
 # A value within rounding of a bin edge may fall on either side.
 HISTOGRAM_TOLERANCE = 1e-4
+FLOAT32_MAPPING = 2e-7
 
 
 def _summaries(volume: np.ndarray, stored: dict[str, np.ndarray], atol: float) -> list[Measure]:
@@ -79,7 +86,10 @@ def check_lidc(folder: Path, entry: Entry) -> list[Measure]:
     found = preprocess_lidc(volume, zooms)
     measures.append(exact("resampled shape", list(resampled_shape(volume.shape, zooms)), entry["resampled_shape"]))
     measures.append(exact("dtype", str(found.dtype), entry["output_dtype_on_disk"]))
-    return measures + _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
+    measures += _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
+    crop = lidc_crop(volume, zooms)
+    ours = (_seen("published-lidc", crop, CUBE) + 1.0) / 2.0
+    return measures + [_ours(m) for m in _statistics(ours, entry["stats"], atol)] + _ours_summaries(ours, folder, entry)
 
 
 def _refused(entry: Entry) -> list[Measure]:
@@ -102,7 +112,27 @@ def check_rad(folder: Path, entry: Entry) -> list[Measure]:
     args, atol = entry["args"], entry["tolerance"]["atol"]
     found = preprocess_rad(volume, tuple(args["target"]), args["upper_quantile"])
     measures.append(exact("dtype", str(found.dtype), entry["dtype"]))
-    return measures + _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
+    measures += _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
+    if args["upper_quantile"] != PUBLISHED_QUANTILES["published-rad"]:
+        return measures  # a setting of the published script that no published training used
+    ours = _seen("published-rad", centre_crop(volume, CUBE), args["target"][0])
+    return measures + [_ours(m) for m in _statistics(ours, entry["stats"], atol)] + _ours_summaries(ours, folder, entry)
+
+
+def _seen(mapping: str, crop: np.ndarray, size: int) -> np.ndarray:
+    """The product's mapping of a box in HU."""
+    window = HounsfieldWindow.of_mapping(-1000.0, 1000.0, mapping)
+    return window.of_scan(torch.from_numpy(np.ascontiguousarray(crop)), size).numpy()
+
+
+def _ours(measure: Measure) -> Measure:
+    return replace(measure, what=f"product's mapping, {measure.what}")
+
+
+def _ours_summaries(volume: np.ndarray, folder: Path, entry: Entry) -> list[Measure]:
+    # float32 throughout, where the published LIDC script is in float64
+    atol = max(entry["tolerance"]["atol"], FLOAT32_MAPPING)
+    return [_ours(measure) for measure in _summaries(volume, arrays(folder, entry), atol)]
 
 
 def check_lidc_item(folder: Path, entry: Entry) -> list[Measure]:

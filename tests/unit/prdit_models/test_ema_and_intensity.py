@@ -70,3 +70,42 @@ def test_window_back_to_hu_is_not_clipped() -> None:
 def test_window_must_be_a_window() -> None:
     with pytest.raises(ValueError, match="must lie below"):
         HounsfieldWindow(100, 100)
+
+
+def test_an_unknown_mapping_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'histogram' is unknown.*published-lidc"):
+        HounsfieldWindow.of_mapping(-1000, 1000, "histogram")
+
+
+def test_published_mappings_are_nominal_windows_both_ways() -> None:
+    """HU of a sample come through the nominal window: [0, 1] for RAD, [-1, 1] for LIDC."""
+    x = torch.tensor([0.0, 0.5, 1.0])
+    assert HounsfieldWindow.of_mapping(-1000, 1000, "published-rad").to_hu(x).tolist() == [-1000.0, 0.0, 1000.0]
+    lidc = HounsfieldWindow.of_mapping(-1000, 1400, "published-lidc")
+    assert lidc.to_hu(x).tolist() == [200.0, 800.0, 1400.0]
+    assert lidc.to_model(torch.tensor([200.0, 5000.0])).tolist() == [0.0, 1.0]
+
+
+def test_a_scan_scaled_by_itself() -> None:
+    """Eight values 0, 100 … 700: quantile 0.999 of them is 699.3, and it becomes the upper end."""
+    scan = torch.arange(0, 800, 100).reshape(2, 2, 2)
+    lidc = HounsfieldWindow.of_mapping(-1000, 1000, "published-lidc")
+    expected = [2 * min(v, 699.3) / 699.3 - 1 for v in range(0, 800, 100)]
+    assert lidc.of_scan(scan, 2).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert float(lidc.of_scan(scan, 1)) == pytest.approx(sum(expected) / 8, abs=1e-6)
+    rad = HounsfieldWindow.of_mapping(-1000, 500, "published-rad")
+    assert rad.of_scan(scan, 2).flatten().tolist() == pytest.approx([min(v, 500) / 500 for v in range(0, 800, 100)])
+    window = HounsfieldWindow().of_scan(scan, 1)
+    assert float(window) == pytest.approx(0.35)
+
+
+def test_a_scan_of_one_value_becomes_the_lower_end() -> None:
+    for mapping, lower in (("published-lidc", -1.0), ("published-rad", 0.0)):
+        air = HounsfieldWindow.of_mapping(-1000, 1000, mapping).of_scan(torch.full((4, 4, 4), -1024), 2)
+        assert air.unique().tolist() == [lower]
+
+
+def test_a_view_must_be_a_cube_the_size_divides() -> None:
+    for shape, size in (((4, 4, 2), 2), ((4, 4, 4), 3), ((4, 4, 4), 0)):
+        with pytest.raises(ValueError, match=r"cannot be brought to size"):
+            HounsfieldWindow().of_scan(torch.zeros(shape), size)
