@@ -24,6 +24,7 @@ from flows.console import (
     show_outcome,
     show_result,
 )
+from flows.convert_commands import register as register_convert_commands
 
 app = typer.Typer(
     name="prdit",
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+register_convert_commands(app)
 
 
 @app.command("demo-data", epilog=example("prdit demo-data .prdit/demo-data --patients 10"))

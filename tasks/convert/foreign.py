@@ -1,14 +1,12 @@
 """Reading a PyTorch checkpoint file of other people: checked before it is believed.
 
-Only `torch.load(weights_only=True, mmap=True)` is used: no object of the file's choosing is built, and weights stay on disk until
-they are converted one by one.
+Only `torch.load(weights_only=True, mmap=True)` is used, after `check_archive`: no object of the file's choosing is built, and
+weights stay on disk until they are written one by one.
 """
 
 import argparse
 import logging
 import pickle
-import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +16,14 @@ import torch
 from torch import Tensor
 
 from storage.files import sha256_file
+from tasks.convert.archive import check_archive
 
 logger = logging.getLogger("prdit.convert")
 
-_BAD_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_SEVERAL = 10  # problems named in one message, of each kind
+EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # those float32 holds without rounding
+_MAX_TENSORS = 4096  # the largest published model has 205
+_MAX_SETTINGS = 10_000
+_KNOWN = ("model", "ema", "config", "epoch", "train_steps", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ForeignCheckpoint:
         missing: which of the two the file lacks (the other stands in for it), or nothing.
         config: its configuration as nested dictionaries.
         step: optimiser steps, 0 where it does not say.
+        epoch: 0 where it does not say.
         sha256: of the file.
     """
 
@@ -43,19 +45,17 @@ class ForeignCheckpoint:
     missing: str
     config: dict[str, Any] = field(default_factory=dict)
     step: int = 0
+    epoch: int = 0
     sha256: str = ""
 
     def settings(self) -> Iterator[tuple[str, Any]]:
         """Every key and value of the configuration, at any depth."""
         return _walk(self.config)
 
-    def find(self, *names: str) -> Any:
-        """The first configuration value under one of these keys, at any depth; None if there is none."""
-        for name in names:
-            for key, value in self.settings():
-                if key == name:
-                    return value
-        return None
+    def numbers(self, *names: str) -> list[int]:
+        """Different whole numbers the configuration has under any of these keys, ascending."""
+        found = {v for key, v in self.settings() if key in names and isinstance(v, int) and not isinstance(v, bool)}
+        return sorted(found)
 
 
 def read_foreign(path: Path) -> ForeignCheckpoint:
@@ -68,102 +68,109 @@ def read_foreign(path: Path) -> ForeignCheckpoint:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    _check_archive(path)
+    check_archive(path)
     content = _load(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary with weights.")
-    found = {name: _state_dict(content[name]) for name in ("model", "ema") if isinstance(content.get(name), Mapping)}
-    if not found:
-        found = {"model": _state_dict(content)}
-    for name, state in found.items():
-        _check_tensors(path, name, state)
+    given = {name: content[name] for name in ("model", "ema") if isinstance(content.get(name), Mapping)}
+    if given and (ignored := sorted(str(key) for key in content if key not in _KNOWN)):
+        logger.info("%s: not read: %s", path.name, ", ".join(ignored))
+    found = {name: _state_dict(path, name, state) for name, state in (given or {"model": content}).items()}
     model, ema = found.get("model"), found.get("ema")
     either = model or ema
     if not either:
         raise ValueError(f"{path} holds no weights: neither under 'model' or 'ema' nor as a bare state dict.")
-    missing = "" if model and ema else "ema" if model else "model"
-    step = content.get("train_steps", 0)
     return ForeignCheckpoint(
         model=model or either,
         ema=ema or either,
-        missing=missing,
-        config=_plain(content.get("config", {})),
-        step=step if isinstance(step, int) else 0,
+        missing="" if model and ema else "ema" if model else "model",
+        config=_plain_settings(path, content.get("config")) if given else {},
+        step=_count(path, content, "train_steps") if given else 0,
+        epoch=_count(path, content, "epoch") if given else 0,
         sha256=sha256_file(path),
     )
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what is not an uncompressed, whole PyTorch archive, so that claimed sizes are bounded by the file's."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path} is not a PyTorch checkpoint archive (or is cut short). Files older than PyTorch 1.6 must be saved again "
-            "with torch.save; a broken download must be fetched again."
-        )
-    with zipfile.ZipFile(path) as archive:
-        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-        total = sum(entry.file_size for entry in archive.infolist())
-    if packed or total > path.stat().st_size:
-        raise ValueError(
-            f"{path} claims {total} bytes in a file of {path.stat().st_size} (compressed: {packed[:_SEVERAL]}); PyTorch writes "
-            "uncompressed archives, so this one is not trusted."
-        )
 
 
 def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        named = _BAD_GLOBAL.search(str(error))
-        what = f"the Python object {named.group(1)}" if named else "more than weights"
-        raise ValueError(
-            f"{path} contains {what}, which is not loaded: opening it would run code of the file's choosing. Where you trust "
-            'the file, save its weights alone: torch.save({"model": ckpt["model"], "ema": ckpt["ema"]}, "weights.pt"), and give '
-            "--variant and --volume-size."
-        ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from error
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        LookupError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OverflowError,
+    ) as error:  # what a broken pickle makes the reader run into
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {reason}. Fetch or save it again.") from error
 
 
-def _state_dict(values: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors by key, `module.` of data-parallel training taken off."""
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in values.items()
-        if not isinstance(value, (int, float, str))
-    }
-
-
-def _check_tensors(path: Path, name: str, state: Mapping[str, Any]) -> None:
-    """Refuse what is no plain, finite, floating-point tensor backed by as many bytes as it shows."""
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    integral = [key for key, value in tensors.items() if not value.is_floating_point()]
-    hollow = [
-        key
-        for key, value in tensors.items()
-        if not value.is_contiguous() or value.untyped_storage().nbytes() < value.numel() * value.element_size()
-    ]
-    wild = [] if hollow or integral else [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+def _state_dict(path: Path, name: str, values: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors by key, `module.` of data-parallel training taken off, all of them plain and backed by the file's own bytes."""
+    if len(values) > _MAX_TENSORS:
+        raise ValueError(f"{path} has {len(values)} weights under {name!r}; a PRDiT has at most {_MAX_TENSORS}.")
+    state: dict[str, Any] = {}
+    for key, value in values.items():
+        short = str(key).removeprefix("module.")
+        if short in state:
+            raise ValueError(f"{path} has {short!r} under {name!r} both with and without 'module.'; which one counts?")
+        state[short] = value
+    strange = [key for key, value in state.items() if type(value) not in (Tensor, torch.nn.Parameter)]
+    tensors = {key: value for key, value in state.items() if key not in strange}
+    inexact = [f"{key} ({value.dtype})" for key, value in tensors.items() if value.dtype not in EXACT_DTYPES]
+    hollow = [key for key, value in tensors.items() if _is_hollow(value)]
     for what, keys in (
-        ("no tensors", strange),
-        ("no floating-point numbers", integral),
-        ("expanded views of less data than they show", hollow),
-        ("values that are not finite", wild),
+        ("no plain tensors", strange),
+        (f"not of a type that float32 holds exactly ({', '.join(str(dtype) for dtype in EXACT_DTYPES)})", inexact),
+        ("views of less data than they show, or not contiguous", hollow),
     ):
         if keys:
-            shown = ", ".join(keys[:_SEVERAL]) + (f" and {len(keys) - _SEVERAL} more" if len(keys) > _SEVERAL else "")
-            raise ValueError(f"{path}: weights under {name!r} are {what}: {shown}. Nothing was imported.")
+            raise ValueError(f"{path}: under {name!r} these are {what}: {', '.join(keys)}. Nothing was imported.")
+    claimed, size = sum(value.nbytes for value in tensors.values()), path.stat().st_size
+    if claimed > size:
+        raise ValueError(
+            f"{path}: the weights under {name!r} show {claimed} bytes of a file of {size}: they share data."
+        )
+    return {key: value.detach() for key, value in tensors.items()}
 
 
-def _plain(value: Any) -> Any:
-    """Namespaces as dictionaries, all the way down."""
-    if isinstance(value, argparse.Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+def _is_hollow(value: Tensor) -> bool:
+    if value.layout is not torch.strided or value.device.type != "cpu" or not value.is_contiguous():
+        return True
+    return value.untyped_storage().nbytes() < value.nbytes
+
+
+def _count(path: Path, content: Mapping[Any, Any], name: str) -> int:
+    value = content.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"{path}: {name} is {value!r}; expected a whole number. Is it a checkpoint of the published code?"
+        )
     return value
+
+
+def _plain_settings(path: Path, value: Any) -> dict[str, Any]:
+    """The configuration with namespaces as dictionaries, all the way down; bounded, as pickles can nest one thing in itself."""
+    left = _MAX_SETTINGS
+
+    def plain(part: Any, depth: int) -> Any:
+        nonlocal left
+        if isinstance(part, argparse.Namespace):
+            part = vars(part)
+        if not isinstance(part, Mapping):
+            return part
+        left -= len(part)
+        if left < 0 or depth > 20:
+            raise ValueError(f"{path}: its configuration has more than {_MAX_SETTINGS} entries or is nested in itself.")
+        return {str(key): plain(item, depth + 1) for key, item in part.items()}
+
+    found = plain(value, 0)
+    return found if isinstance(found, dict) else {}
 
 
 def _walk(values: Any) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,103 @@
+"""What a PyTorch file claims, before anything of it is loaded: its zip directory and the names its pickle asks for.
+
+`torch.load(weights_only=True)` runs no code, but allocates what a file tells it to (`bytearray(10**10)`, a tensor class called with
+a size) and stops at the first object it does not know. This looks at both first, without building anything.
+"""
+
+import pickletools
+import zipfile
+from pathlib import Path
+
+# what `torch.save` of nested dictionaries of tensors needs; none of these allocates, all refer to bytes of the file
+_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+ALLOWED = frozenset(
+    {
+        "argparse.Namespace",
+        "collections.OrderedDict",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_tensor_v2",
+        "torch.device",
+        "torch.Size",
+        *(f"torch.{name}Storage" for name in _STORAGES),
+    }
+)
+_BUILDERS = {
+    "STACK_GLOBAL",
+    "INST",
+    "OBJ",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+}  # other ways to name an object; torch.save writes none
+_MAX_PICKLE_BYTES = 1 << 24  # names and shapes of a published checkpoint with its optimiser take 0.3 MB
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a file that is no whole, uncompressed PyTorch archive of weights and plain settings.
+
+    Raises: ValueError: naming what the file claims or contains; nothing of it was built.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is not a PyTorch checkpoint archive (or is cut short). Files older than PyTorch 1.6 must be saved again "
+            "with torch.save; a broken download must be fetched again."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_directory(path, archive)
+            pickled = archive.read(_pickle_name(path, archive))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path} is a damaged archive: {error}. Fetch it again.") from error
+    _check_names(path, pickled)
+
+
+def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
+    entries = archive.infolist()
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    total, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if packed or total > size:
+        what = f"compressed entries {packed}" if packed else "overlapping entries"
+        raise ValueError(
+            f"{path} claims {total} bytes in a file of {size} ({what}); PyTorch writes uncompressed archives, so this one is not "
+            "trusted. Save it again with torch.save."
+        )
+    names = [entry.filename for entry in entries]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{path} has several entries of one name, {double}; which one counts is not defined, so none does."
+        )
+
+
+def _pickle_name(path: Path, archive: zipfile.ZipFile) -> str:
+    found = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
+    if len(found) != 1 or any(entry.filename.endswith("/constants.pkl") for entry in archive.infolist()):
+        raise ValueError(
+            f"{path} is a zip file, but no checkpoint of torch.save (one data.pkl, no TorchScript); it has "
+            f"{[entry.filename for entry in found] or 'no data.pkl'}. Give the published .pt file."
+        )
+    if found[0].file_size > _MAX_PICKLE_BYTES:
+        raise ValueError(
+            f"{path} describes its content in {found[0].file_size} bytes; checkpoints take less than {_MAX_PICKLE_BYTES}. "
+            "It holds more than weights: save those alone."
+        )
+    return found[0].filename
+
+
+def _check_names(path: Path, pickled: bytes) -> None:
+    """Refuse a pickle that asks for any object outside `ALLOWED`, naming all of them."""
+    foreign: set[str] = set()
+    try:
+        for operation, argument, _ in pickletools.genops(pickled):
+            if operation.name == "GLOBAL":
+                name = str(argument).replace(" ", ".", 1)
+                foreign |= set() if name in ALLOWED else {name}
+            elif operation.name in _BUILDERS:
+                foreign.add(f"an object named by {operation.name}")
+    except (ValueError, UnicodeDecodeError, IndexError) as error:
+        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}. Fetch it again.") from error
+    if foreign:
+        raise ValueError(
+            f"{path} contains Python objects that are not loaded, {sorted(foreign)}: building them could run code of the file's "
+            "choosing. Where you trust the file, open it once where it was made and save what is needed, "
+            'torch.save({"model": ckpt["model"], "ema": ckpt["ema"]}, "weights.pt"); import that with --variant and --volume-size.'
+        )

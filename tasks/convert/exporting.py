@@ -1,0 +1,177 @@
+"""One of our checkpoint artifacts to a file the published code reads."""
+
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig, preset_names
+from prdit_models.config import model_config as preset_config
+from prdit_models.diffusion import CosineProcess
+from prdit_models.flow import FlowProcess
+from prdit_models.networks import build_network
+from prdit_models.weights import check_weights
+from storage.artifacts import Ref, verify_artifact
+from storage.checkpoints import load_checkpoint_info
+from storage.files import fsync_directory
+from tasks.convert.importing import NOISE_STD, OURS, Progress
+from tasks.sample.checkpoint import WEIGHTS_FILES, CheckpointInfo, load_info
+
+_PUBLISHED_STEPS = 1000
+logger = logging.getLogger("prdit.convert")
+
+
+def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
+    """Write a checkpoint artifact as a file the published code reads: `model`, `ema`, `config`, `epoch`, `train_steps`.
+
+    Args:
+        checkpoint: any checkpoint artifact whose arithmetic was published.
+        path: the file, new.
+        progress: called with (steps done, of all).
+    Raises:
+        ValueError: the model uses arithmetic the published code has not; every such field is named.
+        FileExistsError: the file exists.
+        StorageError: the artifact is missing or damaged.
+    """
+    total = 4
+    progress(0, total)
+    if not checkpoint.kind.startswith("checkpoint"):
+        raise ValueError(
+            f"export-checkpoint needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}. Give the folder of a training "
+            "or of an import."
+        )
+    if path.exists():
+        raise FileExistsError(f"{path} exists; exports never overwrite. Choose another name.")
+    verify_artifact(checkpoint)
+    progress(1, total)
+    info = load_info(checkpoint)
+    variant = _variant(info)
+    if info.process.noise_std != NOISE_STD[variant]:
+        logger.warning(
+            "the published code draws noise of std %s, this model needs %s: change it there",
+            NOISE_STD[variant],
+            info.process.noise_std,
+        )
+    with torch.device("meta"):
+        expected = build_network(info.model).state_dict()
+    content: dict[str, Any] = {}
+    for number, (name, kind) in enumerate((("model", "raw"), ("ema", "ema"))):
+        content[name] = _weights(checkpoint.path / WEIGHTS_FILES[kind], expected)
+        progress(2 + number, total)
+    content |= {
+        "config": _configuration(info),
+        "epoch": load_checkpoint_info(checkpoint).get("imported", {}).get("epoch", 0),
+        "train_steps": info.step,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+    progress(total, total)
+    return path
+
+
+def _weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in the published order, still on disk: `load_file` maps them."""
+    state = load_file(path)
+    check_weights(state, expected, f"They come from {path}; the model is described in checkpoint.json beside it.")
+    return {key: state[key] for key in expected}
+
+
+def _variant(info: CheckpointInfo) -> str:
+    """Which published model this is.
+
+    Raises: ValueError: something about it has no published counterpart; all of that is named.
+    """
+    network, process = info.model, info.process
+    ours = _ours_only(network, process)
+    if ours:
+        raise ValueError(
+            f"The published code cannot compute this model: it has no {', '.join(ours)}. It stays in our format."
+        )
+    if isinstance(process, FlowProcess):
+        return "fm"
+    if isinstance(network, CascadeConfig):
+        return "sr"
+    return "tf" if network.arithmetic == "tf" else "prdit"
+
+
+def _ours_only(network: NetworkConfig, process: CosineProcess | FlowProcess) -> list[str]:
+    ours: list[str] = []
+    part: NetworkConfig = network
+    if isinstance(part, CascadeConfig):
+        ours += _options_of(part.head)
+        if isinstance(process, FlowProcess):
+            ours.append("refinement of a flow-matching model")
+        part = part.base
+        if isinstance(part, CascadeConfig):
+            ours.append("chained refinements")
+        elif part.arithmetic == "tf":
+            ours.append("refinement of a model with arithmetic 'tf'")
+    while isinstance(part, CascadeConfig):
+        part = part.base
+    ours += _options_of(part)
+    if part.arithmetic == "tf" and isinstance(process, FlowProcess):
+        ours.append("flow matching with arithmetic 'tf'")
+    if process.prediction == "image":
+        ours.append("prediction 'image'")
+    if process.num_steps != _PUBLISHED_STEPS:
+        ours.append(f"num_steps {process.num_steps}")
+    return list(dict.fromkeys(ours))
+
+
+def _options_of(part: ModelConfig) -> list[str]:
+    found = [f"norm {part.norm!r}"] if part.norm != "layer" else []
+    found += [f"position {part.position!r}"] if part.position != "table" else []
+    found += ["qk_norm"] if part.qk_norm else []
+    found += [f"num_classes {part.num_classes}"] if part.num_classes else []
+    return found + ([f"in_channels {part.in_channels}"] if part.in_channels != 1 else [])
+
+
+def _configuration(info: CheckpointInfo) -> dict[str, Any]:
+    """`config` of the file: what the published code calls things, and under `prdit` what it does not record."""
+    network = info.model
+    inner = network.base if isinstance(network, CascadeConfig) else network
+    if isinstance(inner, CascadeConfig):  # `_ours_only` has refused it
+        raise ValueError("The published code has no chained refinements.")
+    return {
+        "model": _published_name(inner),
+        "input_size": inner.volume_size,
+        **({"target_size": network.volume_size} if isinstance(network, CascadeConfig) else {}),
+        "in_channels": inner.in_channels,
+        "out_channels": inner.out_channels,
+        "num_heads": inner.num_heads,
+        OURS: {
+            "axes": info.axes,
+            "spacing_mm": info.spacing_mm,
+            "noise_std": info.process.noise_std,
+            "intensity": asdict(info.window),
+            "edge": info.view.edge,
+            "centre": list(info.view.centre) if info.view.centre else None,
+        },
+    }
+
+
+def _published_name(network: ModelConfig) -> str:
+    """`PRDiT-B/12/4` for a registered shape, `PRDiT-custom` for another; `DiT-` marks TF-PRDiT's arithmetic."""
+    prefix = "DiT-" if network.arithmetic == "tf" else "PRDiT-"
+    options = {"out_channels": network.out_channels, "arithmetic": network.arithmetic}
+    for preset in preset_names():
+        try:
+            if preset_config(preset, network.volume_size, **options) == network:
+                return prefix + preset
+        except ValueError:  # registered, but not at this size, or at none
+            continue
+    return prefix + "custom"

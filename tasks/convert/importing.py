@@ -1,0 +1,241 @@
+"""A published checkpoint file to one of our checkpoint artifacts."""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prdit_models.config import CascadeConfig, NetworkConfig
+from prdit_models.diffusion import CosineProcess
+from prdit_models.flow import FlowProcess
+from prdit_models.intensity import HounsfieldWindow
+from prdit_models.networks import build_network
+from prdit_models.weights import check_weights
+from storage.artifacts import Kind, Ref, commit_artifact, committed_ref, verify_artifact
+from storage.checkpoints import CHECKPOINT_FORMAT, save_tensors
+from storage.files import fsync_directory, read_json, write_json_atomic
+from tasks.convert.foreign import ForeignCheckpoint, read_foreign
+from tasks.convert.recognise import Recognised, recognise
+from tasks.sample.checkpoint import WEIGHTS_FILES
+from tasks.train.config import ViewConfig
+
+STAGE = "import-checkpoint"
+RECIPE = 1
+ROOT = Path(".prdit") / "imported"
+OURS = "prdit"  # key of the configuration under which our exports keep what the published code does not
+AXES = ("xyz", "zyx")
+NOISE_STD = {"prdit": 0.5, "sr": 0.5, "tf": 1.0, "fm": 1.0}
+_LEVEL_0_EDGE = 256  # voxels of the published box
+_TF_MEAN, _TF_STD = 0.202013, 0.200640  # of HU + 1000 in 0..2500, scaled to [0, 1] (SPEC §3.2 d)
+Progress = Callable[[int, int], None]
+logger = logging.getLogger("prdit.convert")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the volumes were that a published model was trained on (SPEC §5).
+
+    Attributes:
+        axes: order of the arrays.
+        spacing_mm: voxel distance at full size.
+        mapping: of intensities, see `HounsfieldWindow`.
+    """
+
+    axes: str
+    spacing_mm: float
+    mapping: str
+
+
+DATASETS = {"lidc": Dataset("xyz", 1.0, "published-lidc"), "rad": Dataset("zyx", 0.8, "published-rad")}
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """What a file does not say. None takes what the file, or else the data set and the variant, says.
+
+    Attributes:
+        variant: `prdit`, `fm`, `sr` or `tf`; None takes it from the stored model name.
+        volume_size: edge of the model's volume; None takes it from the stored configuration.
+        num_heads: attention heads, of a width that is not published.
+        noise_std: of the process.
+        dataset: one of `DATASETS`, for the three below.
+        axes: order of the arrays the model was trained on.
+        window_hu: Hounsfield units the ends of the model's range stand for.
+        spacing_mm: voxel distance of the training data at full size.
+    """
+
+    variant: str | None = None
+    volume_size: int | None = None
+    num_heads: int | None = None
+    noise_std: float | None = None
+    dataset: str = "lidc"
+    axes: str | None = None
+    window_hu: tuple[float, float] | None = None
+    spacing_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dataset not in DATASETS:
+            raise ValueError(f"Unknown data set {self.dataset!r}; expected one of {list(DATASETS)}.")
+        if self.axes is not None and self.axes not in AXES:
+            raise ValueError(f"axis order is {self.axes!r}; expected 'xyz' (published LIDC arrays) or 'zyx'.")
+        for name in ("noise_std", "spacing_mm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; expected a positive number.")
+
+
+def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettings, progress: Progress) -> Ref:
+    """Turn a published checkpoint file into a checkpoint artifact.
+
+    Weights go from file to file: what is in memory at a time does not grow with the model (half precision: one set of weights).
+
+    Args:
+        path: the file, opened read-only.
+        directory: where the artifact goes, new or empty; None: `.prdit/imported/<first 12 digits of the file's SHA-256>`.
+        settings: what the file does not say.
+        progress: called with (steps done, of all).
+    Returns: its reference; of the artifact already there, where the same file was imported with the same settings.
+    Raises:
+        ValueError: anything about the file is not as it must be; nothing is written then.
+        FileExistsError: the directory holds something else.
+    """
+    total = 5
+    progress(0, total)
+    foreign = read_foreign(path)
+    progress(1, total)
+    found = recognise(foreign, variant=settings.variant, volume_size=settings.volume_size, num_heads=settings.num_heads)
+    info = _info(found, foreign, settings)
+    with torch.device("meta"):
+        expected = build_network(found.network).state_dict()
+    for number, (name, state) in enumerate((("model", foreign.model), ("ema", foreign.ema))):
+        check_weights(state, expected, f"They are those under {name!r} in {path.name}; nothing was imported.")
+        progress(2 + number, total)
+    target = directory or ROOT / foreign.sha256[:12]
+    if (known := _already_there(target, info)) is not None:
+        progress(total, total)
+        return known
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        for name, state in (("raw", foreign.model), ("ema", foreign.ema)):
+            save_tensors(temporary / WEIGHTS_FILES[name], {key: state[key].float().numpy() for key in expected})
+            progress(4, total)
+        write_json_atomic(temporary / "checkpoint.json", info)
+        kept = {"imported": info["imported"]}
+        commit_artifact(temporary, info["kind"], stage=STAGE, recipe=RECIPE, inputs={}, config=kept)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync_directory(target.parent)
+    progress(total, total)
+    ref = committed_ref(target)
+    if ref is None:
+        raise FileNotFoundError(f"{target} was removed while it was written; import again.")
+    return ref
+
+
+def _already_there(target: Path, info: dict[str, Any]) -> Ref | None:
+    """The artifact of an equal earlier import, verified; None where the folder is free."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    ref = committed_ref(target) if target.is_dir() else None
+    if ref is None or not (target / "checkpoint.json").is_file() or read_json(target / "checkpoint.json") != info:
+        raise FileExistsError(
+            f"{target} holds something else (another file, or this one imported with other settings); give a folder of its own "
+            "with --output."
+        )
+    verify_artifact(ref)
+    logger.info("imported before: %s", target)
+    return ref
+
+
+def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSettings) -> dict[str, Any]:
+    """Content of `checkpoint.json`."""
+    network, variant, dataset = found.network, found.variant, DATASETS[settings.dataset]
+    ours = _ours(foreign)
+    window = _window(variant, dataset, ours, settings.window_hu)
+    size = network.volume_size
+    edge, centre = ours.get("edge") or _LEVEL_0_EDGE, ours.get("centre")
+    view = ViewConfig(size=size, edge=edge if edge % size == 0 else size, centre=centre)
+    return {
+        "format_version": CHECKPOINT_FORMAT,
+        "kind": _kind(network),
+        "model": network.to_dict(),
+        "process": _process(variant, settings.noise_std or ours.get("noise_std")).to_dict(),
+        "intensity": asdict(window),
+        "view": view.model_dump(mode="json"),
+        "spacing_mm": settings.spacing_mm or ours.get("spacing_mm") or dataset.spacing_mm,
+        "axes": settings.axes or ours.get("axes") or dataset.axes,
+        "step": foreign.step,
+        "seed": 0,
+        "gates": {},
+        "imported": {
+            "variant": variant,
+            "model_name": found.name,
+            "source_sha256": foreign.sha256,
+            "substituted": foreign.missing,
+            "epoch": foreign.epoch,
+            "dataset": None if ours else settings.dataset,
+            "per_scan_intensity": not ours and variant != "tf",
+        },
+    }
+
+
+def _kind(network: NetworkConfig) -> Kind:
+    if isinstance(network, CascadeConfig):
+        return "checkpoint-refiner"
+    return "checkpoint-global" if network.depth else "checkpoint-local"
+
+
+def _process(variant: str, noise_std: float | None) -> CosineProcess | FlowProcess:
+    std = NOISE_STD[variant] if noise_std is None else noise_std
+    return FlowProcess(std) if variant == "fm" else CosineProcess(std)
+
+
+def _window(
+    variant: str, dataset: Dataset, ours: dict[str, Any], given: tuple[float, float] | None
+) -> HounsfieldWindow:
+    """How HU and the model's range go together: as recorded by our export, or nominally."""
+    if ours:
+        window = HounsfieldWindow(**ours["intensity"])
+    elif variant == "tf":
+        window = HounsfieldWindow(-1000.0, 1500.0, -_TF_MEAN / _TF_STD, (1.0 - _TF_MEAN) / _TF_STD)
+    else:
+        window = HounsfieldWindow.of_mapping(-1000.0, 1000.0, dataset.mapping)
+    return window if given is None else HounsfieldWindow(**(asdict(window) | dict(zip(_ENDS, given, strict=True))))
+
+
+_ENDS = ("lower_hu", "upper_hu")
+_OURS_NEEDED = ("axes", "spacing_mm", "noise_std", "intensity", "edge", "centre")
+
+
+def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
+    """What one of our exports recorded, or nothing.
+
+    Raises: ValueError: there is such a record, and it is not whole.
+    """
+    record = foreign.config.get(OURS)
+    if record is None:
+        return {}
+    known = set(HounsfieldWindow.__dataclass_fields__)
+    whole = (
+        isinstance(record, dict)
+        and set(record) == set(_OURS_NEEDED)
+        and record["axes"] in AXES
+        and isinstance(record["intensity"], dict)
+        and {*_ENDS} <= set(record["intensity"]) <= known
+        and all(
+            isinstance(record[name], (int, float)) and record[name] > 0 for name in ("spacing_mm", "noise_std", "edge")
+        )
+    )
+    if not whole:
+        raise ValueError(
+            f"The file's configuration has an entry {OURS!r} that is not what `prdit export-checkpoint` writes: {record!r}; "
+            f"expected {list(_OURS_NEEDED)}. Take it out and give --axes, --window and --spacing-mm."
+        )
+    return record
