@@ -206,14 +206,18 @@ app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel
 @app.command(epilog=example("prdit evaluate .prdit/work/sample/<key>"))
 def evaluate(
     samples: Annotated[str, typer.Argument(help="Samples: their directory, or a reference as JSON.")],
+    store: Annotated[
+        Path | None, typer.Option(help="Volume store to compare with; default: the one the model was trained on.")
+    ] = None,
     config: Config = "small",
     settings: Set = None,
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
-    """Measure samples against the store they were trained on; writes metrics.json and report.html."""
+    """Measure samples against the store they were trained on, or another one; writes metrics.json and report.html."""
     with clear_errors():
-        loaded = load_settings(config, settings, workdir=workdir)
+        loaded = load_settings(config, settings, store=store, workdir=workdir)
+        from flows.convert_commands import real_side
         from storage.artifacts import input_ref, verify_artifact
         from tasks.evaluate.stage import evaluate_stage
         from tasks.progress import show_progress
@@ -222,10 +226,9 @@ def evaluate(
         if ref.kind != "samples":
             raise ValueError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
         verify_artifact(ref)
-        checkpoint = input_ref(ref, "checkpoint")
-        store, split = input_ref(checkpoint, "store"), input_ref(checkpoint, "split")
+        volumes, split = real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)
         with show_progress("evaluate") as progress:
-            show_outcome(evaluate_stage(ref, store, split, loaded.evaluate, run_context(loaded), progress), as_json)
+            show_outcome(evaluate_stage(ref, volumes, split, loaded.evaluate, run_context(loaded), progress), as_json)
 
 
 @app.command(epilog=example("prdit run --config demo --source /data/ct"))
