@@ -229,6 +229,16 @@ def train_step(
     return float(loss.detach()), moved, ema
 
 
+def initial_std(key: str, shape: tuple[int, ...], gain: float) -> float:
+    """§1.8: standard deviation of an initial weight, 0 for a constant one; Xavier uniform has variance 2 g² / (in + out)."""
+    zeros = ("adaLN_modulation.1.weight", "mlp_denoise.linear_final.weight", "final_layer.linear.weight")
+    if len(shape) == 1 or key.endswith(zeros):
+        return 0.0
+    if key.startswith("t_embedder."):
+        return 0.02
+    return (0.1 if "skip" in key else gain) * math.sqrt(2 / sum(shape))
+
+
 def published_sampler(
     model: Callable[[Tensor, int], Tensor], z: Tensor, n: int, noise: list[Tensor], corrector: bool
 ) -> tuple[Tensor, Tensor]:
@@ -250,3 +260,21 @@ def published_sampler(
         else:
             x = x - h * f
     return x, image
+
+
+def flow_sampler(model: Callable[[Tensor, Tensor], Tensor], z: Tensor, n: int, heun: bool) -> Tensor:
+    """§3.1: the state after n steps from t = 0 (noise) to t = 1; the model is given 1000 t."""
+    x = z
+    for m in range(n):
+        velocity = model(x, torch.tensor(1000 * m / n))
+        if heun:
+            velocity = (velocity + model(x + velocity / n, torch.tensor(1000 * min((m + 1) / n, 1)))) / 2
+        x = x + velocity / n
+    return x
+
+
+def flow_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """§3.1: mean squared error of the velocity x0 - eps, per sample."""
+    share = t[:, None, None, None, None]
+    velocity = model((1 - share) * eps + share * x0, 1000 * t)
+    return ((velocity - (x0 - eps)) ** 2).mean(dim=(1, 2, 3, 4))

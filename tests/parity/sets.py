@@ -50,7 +50,7 @@ def side_file(folder: Path, entry: Entry) -> Any:
 _PIECE = 1 << 22  # numbers made at a time: the largest tensor holds 10^8
 
 
-def _uniform(seed_key: str, first: int, count: int) -> np.ndarray:
+def uniform(seed_key: str, first: int, count: int) -> np.ndarray:
     """Counter-based numbers in [-1, 1): splitmix64 of a hashed key (manifest header, `weight_recipe`)."""
     start = np.uint64(int.from_bytes(hashlib.sha256(seed_key.encode()).digest()[:8], "little"))
     with np.errstate(over="ignore"):
@@ -79,7 +79,7 @@ def recipe_tensor(key: str, shape: tuple[int, ...], base_seed: str, gain: float)
     values = np.empty(count, dtype=np.float32)
     for first in range(0, count, _PIECE):
         piece = min(_PIECE, count - first)
-        values[first : first + piece] = centre + spread * _uniform(f"{base_seed}:{key}", first, piece)
+        values[first : first + piece] = centre + spread * uniform(f"{base_seed}:{key}", first, piece)
     return torch.from_numpy(values.reshape(shape))
 
 
