@@ -6,6 +6,7 @@ a size) and stops at the first object it does not know. This looks at both first
 
 import pickletools
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 # what `torch.save` of nested dictionaries of tensors needs; none of these allocates, all refer to bytes of the file
@@ -46,6 +47,8 @@ def check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             _check_directory(path, archive)
             pickled = archive.read(_pickle_name(path, archive))
+            if damaged := archive.testzip():  # torch.load does not look at checksums of what it maps
+                raise zipfile.BadZipFile(f"{damaged} differs from its checksum")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} is a damaged archive: {error}. Fetch it again.") from error
     _check_names(path, pickled)
@@ -61,8 +64,8 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
             f"{path} claims {total} bytes in a file of {size} ({what}); PyTorch writes uncompressed archives, so this one is not "
             "trusted. Save it again with torch.save."
         )
-    names = [entry.filename for entry in entries]
-    if double := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(entry.filename for entry in entries)
+    if double := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(
             f"{path} has several entries of one name, {double}; which one counts is not defined, so none does."
         )
