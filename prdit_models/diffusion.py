@@ -150,20 +150,20 @@ class CosineProcess:
         weight = torch.sin(self.angle(t)).clamp(min=SINE_FLOOR).square().to(squared.device)
         return {"loss": (squared / weight).mean(), "loss_image": squared.mean()}
 
-    def estimates(self, model_output: Tensor, x: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-        """(eps_hat, x0_hat) at one angle from a network's output, whatever it predicts.
+    def estimates(self, model_output: Tensor, x: Tensor, sin: float, cos: float) -> tuple[Tensor, Tensor]:
+        """The network's own (eps_hat, x0_hat) at one angle, whatever it predicts.
 
         Args:
             model_output: (B, O, D, H, W).
             x: the state it was computed from, (B, C, D, H, W).
-            angle: β of the state.
+            sin, cos: of the state's β.
         Raises: ValueError: if the output does not fit the state.
         """
         self._check_output(model_output, x, x)
         if self.prediction == "noise_image":
             eps_hat, x0_hat = model_output.chunk(2, dim=1)
             return eps_hat, x0_hat
-        return (x - math.cos(angle) * model_output) / max(math.sin(angle), SINE_FLOOR), model_output
+        return (x - cos * model_output) / max(sin, SINE_FLOOR), model_output
 
     def to_dict(self) -> dict[str, Any]:
         """The process as a checkpoint stores it."""

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 SAMPLERS = ("euler", "predictor-corrector", "rotation", "heun", "dpmpp-2m", "dpmpp-2m-sde")
 SCHEDULES = ("even", "published")
+PARAMETRIZATIONS = ("velocity", "image", "heads")
 DEFAULT_PREDICTOR_STEP = 2
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How volumes are drawn: a stepper on a schedule.
+    """How volumes are drawn: a stepper on a schedule, and what it makes of the network's two estimates.
 
     Attributes:
         name: one of `SAMPLERS`.
@@ -18,6 +19,9 @@ class Sampler:
         schedule: `even`: exactly num_steps evaluations from t = T(1 - 1/T) down, evenly spaced in the square root of time, none at
             t = 0. `published`: multiples of ⌊T/n⌋, the last evaluation at t = 0.
         predictor_step: k of `predictor-corrector`: the predictor jumps k steps, the corrector goes k - 1 back by adding noise.
+        parametrization: `velocity`: the published drift of both estimates, image and noise as it and the state determine them.
+            `image`: the image alone, noise from the state. `heads`: both as they come, whether they fit the state or not.
+            `euler` and `predictor-corrector` follow the drift, so to them `velocity` and `heads` are the same.
 
     Raises: ValueError: at construction, for a name, a number of steps or a predictor step that does not exist.
     """
@@ -26,12 +30,17 @@ class Sampler:
     num_steps: int = 50
     schedule: str = "even"
     predictor_step: int = DEFAULT_PREDICTOR_STEP
+    parametrization: str = "velocity"
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
             raise ValueError(f"Unknown sampler {self.name!r}; expected one of {list(SAMPLERS)}.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"Unknown schedule {self.schedule!r}; expected one of {list(SCHEDULES)}.")
+        if self.parametrization not in PARAMETRIZATIONS:
+            raise ValueError(
+                f"Unknown parametrization {self.parametrization!r}; expected one of {list(PARAMETRIZATIONS)}."
+            )
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}; expected at least 1.")
         if self.predictor_step < 1:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from prdit_models.diffusion import CosineProcess
 from prdit_models.flow import FlowProcess
+from prdit_models.parametrizations import PARAMETRIZATION, Estimates, Heads
 from prdit_models.sampler import Sampler
 from prdit_models.schedules import Step, num_evaluations, plan
-from prdit_models.steppers import STEPPERS, Estimates
+from prdit_models.steppers import STEPPERS
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 NoiseSource = Callable[[tuple[int, ...]], Tensor]
@@ -28,7 +29,7 @@ class SampleResult:
 
     Attributes:
         x: final state, shape (B, C, S, S, S), model range, not clipped.
-        x0: image estimate of the last evaluation, same shape.
+        x0: the network's own image estimate at the last evaluation, whatever the parametrisation; same shape.
     """
 
     x: Tensor
@@ -76,12 +77,12 @@ def sample(
     Args:
         model: maps (x (B, C, S, S, S), 0-d t) to (B, O, S, S, S) as the process's prediction says; in the mode it should run in.
         process: the process the model was trained with.
-        sampler: stepper, schedule and number of evaluations.
+        sampler: stepper, schedule, parametrisation and number of evaluations.
         volume_size: S in voxels.
         generators: one for each volume of the batch.
         in_channels: C.
         device: where the model runs.
-        callback: called as (done, total, x0_hat) after every evaluation, x0_hat the current image estimate.
+        callback: called as (done, total, x0_hat) after every evaluation, x0_hat the network's image estimate.
         noise_source: replaces the generators' noise: called with the full shape, first for the initial state, then whenever a
             step draws fresh noise, in order, and returns noise of the process's std.
     Raises: ValueError: if the process has no such sampler, there are no generators, or the model's output does not fit.
@@ -118,23 +119,28 @@ def _walk(
 ) -> SampleResult:
     x, done = fresh_noise(), 0
     previous: tuple[Step, Tensor] | None = None
-    x0 = x
+    heads = Heads(x, x)
+    parametrize, stepper = PARAMETRIZATION[sampler.parametrization], STEPPERS[sampler.name]
 
-    def estimate(state: Tensor, t: float, angle: float) -> Estimates:
-        nonlocal done
+    def evaluate(state: Tensor, t: float, sin: float, cos: float) -> Heads:
+        nonlocal done, heads
         output = model(state, torch.tensor(t, device=state.device)).to(state.dtype)
-        eps_hat, x0_hat = process.estimates(output, state, angle)
+        heads = Heads(*process.estimates(output, state, sin, cos))
         done += 1
-        report(done, x0_hat)
-        return Estimates(eps=eps_hat, x0=x0_hat)
+        report(done, heads.x0)
+        return heads
+
+    def estimate(state: Tensor, t: float, sin: float, cos: float) -> Estimates:
+        return parametrize(state, evaluate(state, t, sin, cos), sin, cos)
 
     for step in steps:
-        found = estimate(x, step.t, step.angle)
-        x0 = found.x0
-        if step.t > 0.0:  # the published schedule evaluates at t = 0 and moves no more
-            x = STEPPERS[sampler.name](x, found, step, previous, estimate, fresh_noise)
-        previous = (step, x0)
-    return SampleResult(x=x, x0=x0.clone())
+        if step.t == 0.0:  # the published schedule looks once more at t = 0 and moves no more
+            evaluate(x, step.t, step.sin, step.cos)
+            break
+        found = estimate(x, step.t, step.sin, step.cos)
+        x = stepper(x, found, step, previous, estimate, fresh_noise)
+        previous = (step, found.x0)
+    return SampleResult(x=x, x0=heads.x0.clone())
 
 
 def _visited(step: Step) -> tuple[float, ...]:
@@ -149,6 +155,10 @@ def _prepared(model: Denoiser, times: Tensor) -> Any:
 def _flow_steps(sampler: Sampler) -> int:
     if sampler.name not in ("euler", "heun"):
         raise ValueError(f"Flow matching is sampled by 'euler' or 'heun', got {sampler.name!r}.")
+    if sampler.parametrization != "velocity":
+        raise ValueError(
+            f"Flow matching predicts its velocity, got parametrization {sampler.parametrization!r}; use 'velocity'."
+        )
     if sampler.name == "heun" and sampler.num_steps % 2:
         raise ValueError(
             f"num_steps is {sampler.num_steps}; Heun's method on flow matching evaluates twice a step: use "

@@ -1,28 +1,22 @@
 """One step of each sampler, in the angle β of the process: x_t = cos(β)·x0 + sin(β)·eps.
 
 A stepper maps the state at β to the state at the next lower angle β'. `previous` is the step before with its image estimate,
-`estimate(x, t, angle)` evaluates the network, `fresh_noise()` draws noise of the process's std.
+`estimate(x, t, sin β, cos β)` evaluates the network, `fresh_noise()` draws noise of the process's std. What image, noise and drift
+are is the parametrisation's affair.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch import Tensor
 
+from prdit_models.parametrizations import Estimates
 from prdit_models.schedules import Step
 
 SDE_ETA = 0.5  # share of fresh noise; 1 is the reverse SDE itself, whose 20-step spread is off by 4 % on Gaussian data
 
 
-class Estimates(NamedTuple):
-    """What the network sees in a state: its noise and its image, each (B, C, S, S, S)."""
-
-    eps: Tensor
-    x0: Tensor
-
-
-Evaluate = Callable[[Tensor, float, float], Estimates]
+Evaluate = Callable[[Tensor, float, float, float], Estimates]
 Previous = tuple[Step, Tensor] | None
 Stepper = Callable[[Tensor, Estimates, Step, Previous, Evaluate, Callable[[], Tensor]], Tensor]
 
@@ -34,12 +28,12 @@ def predictor_corrector(
 
     Source: SPEC §3 ("cold" is predictor step 1, "hot" 2), §9.
     """
-    x = x + step.advance * (step.sin * found.x0 - step.cos * found.eps)
+    x = x + step.advance * found.drift
     return step.alpha * x + step.noise * fresh_noise() if step.corrects else x
 
 
 def rotation(x: Tensor, found: Estimates, step: Step, *_: object) -> Tensor:
-    """cos(β')·x0_hat + sin(β')·eps_hat, exact where the estimates stay what they are (DDIM, Song et al. 2021)."""
+    """cos(β')·image + sin(β')·noise, exact where the estimates stay what they are (DDIM, Song et al. 2021)."""
     return math.cos(step.target_angle) * found.x0 + math.sin(step.target_angle) * found.eps
 
 
@@ -48,10 +42,8 @@ def heun(x: Tensor, found: Estimates, step: Step, _: Previous, estimate: Evaluat
     if step.evaluations == 1:
         return rotation(x, found, step)
     length = step.angle - step.target_angle
-    drift = step.sin * found.x0 - step.cos * found.eps
-    end = estimate(x + length * drift, step.target, step.target_angle)
-    drift = drift + math.sin(step.target_angle) * end.x0 - math.cos(step.target_angle) * end.eps
-    return x + 0.5 * length * drift
+    end = estimate(x + length * found.drift, step.target, math.sin(step.target_angle), math.cos(step.target_angle))
+    return x + 0.5 * length * (found.drift + end.drift)
 
 
 def dpmpp_2m(x: Tensor, found: Estimates, step: Step, previous: Previous, *_: object) -> Tensor:

@@ -71,7 +71,7 @@ def test_image_prediction_is_trained_by_the_velocity_it_implies() -> None:
     losses = process.losses(guess, x0, eps, t)
     assert float(losses["loss"]) == pytest.approx(float(error.square().mean()), rel=1e-6)
     assert float(losses["loss_image"]) == pytest.approx(float((guess - x0).square().mean()), rel=1e-6)
-    found_eps, found_x0 = process.estimates(guess[:1], x_t[:1], float(beta[0]))
+    found_eps, found_x0 = process.estimates(guess[:1], x_t[:1], math.sin(beta[0]), math.cos(beta[0]))
     torch.testing.assert_close(found_eps, implied_eps[:1])
     assert torch.equal(found_x0, guess[:1])
     near = process.losses(guess, x0, eps, torch.zeros(3, dtype=torch.long))  # sin β = 0: held at 0.05

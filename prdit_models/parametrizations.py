@@ -1,0 +1,57 @@
+"""Between network and stepper: what a state is taken to be made of, and the drift that follows.
+
+A network trained on noise and image puts out both, and a real one contradicts itself: cos(β)·x0_hat + sin(β)·eps_hat is not the
+state it was given. A stepper that builds the next state from such a pair lets go of the state, and errors multiply with the steps.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Heads(NamedTuple):
+    """A network's own estimates in a state: its noise and its image, each (B, C, S, S, S)."""
+
+    eps: Tensor
+    x0: Tensor
+
+
+class Estimates(NamedTuple):
+    """What a stepper works with: noise, image and drift -dx/dβ, each (B, C, S, S, S)."""
+
+    eps: Tensor
+    x0: Tensor
+    drift: Tensor
+
+
+Parametrize = Callable[[Tensor, Heads, float, float], Estimates]
+
+
+def from_heads(_: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
+    """Both estimates as the network put them out, with the published drift sin(β)·x0_hat - cos(β)·eps_hat.
+
+    Source: SPEC §3.
+    """
+    return Estimates(heads.eps, heads.x0, sin * heads.x0 - cos * heads.eps)
+
+
+def from_velocity(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
+    """The published drift f, and the only image and noise that agree with it and with the state.
+
+    cos(β)·x + sin(β)·f and sin(β)·x - cos(β)·f: turned back by β they give x and -f. The image is the mean, weighted sin² : cos²,
+    of the network's own and of the one its noise leaves in x, so each counts where it is well determined.
+
+    Source: v-prediction (Salimans & Ho 2022, appendix D), drift of SPEC §3.
+    """
+    drift = sin * heads.x0 - cos * heads.eps
+    return Estimates(sin * x - cos * drift, cos * x + sin * drift, drift)
+
+
+def from_image(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
+    """The network's image, and the noise it leaves in the state: (x - cos(β)·x0_hat)/sin(β); needs sin(β) > 0."""
+    eps = (x - cos * heads.x0) / sin
+    return Estimates(eps, heads.x0, sin * heads.x0 - cos * eps)
+
+
+PARAMETRIZATION: dict[str, Parametrize] = {"velocity": from_velocity, "image": from_image, "heads": from_heads}
