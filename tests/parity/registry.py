@@ -44,7 +44,7 @@ FAMILIES = (
     Family("respacing", "checked", checks_process.check_respacing),
     Family("sampler_coefficients", "checked", checks_process.check_coefficients),
     Family("sampler_pc_*", "checked", checks_process.check_sampler),
-    Family("sampler_ddim_*", "checked", checks_process.check_sampler, "predictor step 1: Euler in angle"),
+    Family("sampler_ddim_*", "checked", checks_process.check_sampler, 'sampler "euler": Euler in angle'),
     Family("train_*", "checked", checks_process.check_train),
     Family("ema_update", "checked", checks_process.check_ema),
     Family("fid_*", "checked", checks_metrics.check_fid),

@@ -45,7 +45,7 @@ def test_an_id_of_no_family_and_one_of_two_are_refused(monkeypatch: pytest.Monke
         registry.family_of("fid_n64_d8")
 
 
-def test_a_due_family_has_no_check_and_a_checked_one_has() -> None:
+def test_documentation_has_no_check_and_all_else_has() -> None:
     for family in registry.FAMILIES:
         computes = family.status in ("checked", "oracle-only")
         assert (family.check is not None) == computes, family.pattern
