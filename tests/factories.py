@@ -13,15 +13,17 @@ from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig,
 from tasks.train.spec import TrainSpec, training_of
 
 
-def make_store(path: Path, num_volumes: int = 3, edge: int = 16) -> Ref:
-    """A store (8 mm, one level) of smooth, different, thorax-coloured blobs."""
-    store = VolumeStore.create(path, spacing_mm=8.0, num_levels=1, interpolation="linear")
+def make_store(path: Path, num_volumes: int = 3, edge: int = 16, spacing_mm: float = 8.0) -> Ref:
+    """A store (one level) of smooth, different, thorax-coloured blobs."""
+    store = VolumeStore.create(path, spacing_mm=spacing_mm, num_levels=1, interpolation="linear")
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, edge)] * 3, indexing="ij")
     for index in range(num_volumes):
         body = (x**2 + y**2 < 0.7 + 0.05 * index) * 1040.0 - 1000.0
         lungs = ((np.abs(x) - 0.4) ** 2 + y**2 + 0.3 * z**2 < 0.08 + 0.01 * index) * -850.0
         hu = np.clip(body + lungs, -1024, 3000).astype(np.int16)
-        store.write(Volume(hu, (8.0,) * 3, (0.0,) * 3), volume_id=f"v{index}", attributes={"patient_key": f"p{index}"})
+        store.write(
+            Volume(hu, (spacing_mm,) * 3, (0.0,) * 3), volume_id=f"v{index}", attributes={"patient_key": f"p{index}"}
+        )
     return Ref(kind="store", uri=str(path), digest=store.fingerprint())
 
 

@@ -11,6 +11,7 @@ from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig,
 from tasks.train.labels import label_values
 from tasks.train.spec import training_of
 
+_SAME_MM = 1e-6
 _COMMAND = {"local": "prdit train local", "base": "prdit train global"}
 
 
@@ -35,6 +36,12 @@ def check_training(store: Ref, split: Ref, below: Ref | None, config: TrainConfi
             f"Run `{_COMMAND[training.below]}` first."
         )
     base = load_checkpoint_info(below) if below else {}
+    spacing = VolumeStore.open(store.path).spacing_mm
+    if base and abs(spacing - base["spacing_mm"]) > _SAME_MM:
+        raise ValueError(
+            f"The store at {store.uri} has {spacing} mm voxels, the checkpoint below was trained at {base['spacing_mm']} mm: its view "
+            "would show another size of body. Ingest into a store of that spacing (ingest.spacing_mm)."
+        )
     network_of(config, base, len(class_values(store, roles, config)))
     return roles
 

@@ -210,3 +210,10 @@ def test_noise_std_of_the_stages_must_agree(data: tuple[Ref, Ref], local: Ref, t
     spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "std", below=local)
     with pytest.raises(ValueError, match="noise_std"):
         assemble(spec)
+
+
+def test_a_store_of_another_spacing_is_refused(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
+    finer = make_store(tmp_path / "finer", spacing_mm=4.0)
+    split = make_split(tmp_path / "split", finer, ["v0"], ["v1"])
+    with pytest.raises(ValueError, match=r"4\.0 mm voxels.*trained at 8\.0 mm.*ingest\.spacing_mm"):
+        check_training(finer, split, local, global_config())
