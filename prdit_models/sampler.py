@@ -26,7 +26,7 @@ class Sampler:
     Raises: ValueError: at construction, for a name, a number of steps or a predictor step that does not exist.
     """
 
-    name: str = "dpmpp-2m"
+    name: str = "predictor-corrector"
     num_steps: int = 50
     schedule: str = "even"
     predictor_step: int = DEFAULT_PREDICTOR_STEP

@@ -15,7 +15,7 @@ class SampleConfig(ComputeConfig):
 
     num_volumes: int = Field(8, ge=1, description="volumes to draw")
     sampler: Literal["euler", "predictor-corrector", "rotation", "heun", "dpmpp-2m", "dpmpp-2m-sde"] = Field(
-        "dpmpp-2m", description="how a step is made (docs/samplers.md); published: predictor-corrector"
+        "predictor-corrector", description="how a step is made (docs/samplers.md); published: predictor-corrector"
     )
     schedule: Literal["even", "published"] = Field(
         "even",
@@ -24,6 +24,10 @@ class SampleConfig(ComputeConfig):
     num_steps: int = Field(50, ge=1, le=1000, description="evaluations of the model a volume")
     predictor_step: int = Field(
         2, ge=1, description="steps the predictor of predictor-corrector jumps; 1 is plain Euler (no corrector)"
+    )
+    parametrization: Literal["velocity", "image"] = Field(
+        "velocity",
+        description="what follows from the model's two estimates: velocity, the published drift; image, the image alone (smoother)",
     )
     label: str | None = Field(
         None, description="value of the label column the model was trained with; default: no label"
@@ -48,4 +52,4 @@ class SampleConfig(ComputeConfig):
 
         Raises: ValueError: they contradict each other.
         """
-        return Sampler(self.sampler, self.num_steps, self.schedule, self.predictor_step)
+        return Sampler(self.sampler, self.num_steps, self.schedule, self.predictor_step, self.parametrization)

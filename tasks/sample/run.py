@@ -190,6 +190,7 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
             "num_steps": config.num_steps,
             "evaluations": evaluations(config.as_sampler(), info.process),
             "predictor_step": config.predictor_step if config.sampler == "predictor-corrector" else None,
+            "parametrization": config.parametrization,
             "label": config.label,
             "guidance_scale": config.guidance_scale,
             "noise_std": info.process.noise_std,

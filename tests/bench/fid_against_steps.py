@@ -1,23 +1,29 @@
 """FID against evaluations for every sampler, one checkpoint: `python -m tests.bench.fid_against_steps CHECKPOINT STORE`.
 
-Same weights, same seeds. Prints JSON, draws docs/img/samplers-fid.png, rewrites the table in docs/samplers.md. Two figures a cell:
-FID to the store's volumes (with random features and few volumes a number for comparison only), and the root mean square difference
-in HU to the same seeds at 250 evaluations of `dpmpp-2m` (how far deterministic sampling is from converged).
+Same weights, same seeds. Prints JSON, draws docs/img/samplers-fid.png, rewrites the table in docs/samplers.md. Figures a cell:
+FID to the store's volumes (with random features and few volumes a number for comparison only); mean HU minus that of the scans; HU
+standard deviation, and grain (median difference of a voxel to the mean of its six neighbours), both over the scans'; for samplers
+without noise of their own, the root mean square difference in HU to the same seeds at 100 evaluations of `dpmpp-2m` (what is left
+of the discretisation). A second table compares the image estimates of the parametrisations on the noised scans themselves.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prdit_models.diffusion import CosineProcess
 from prdit_models.metrics.fid import frechet_distance
-from prdit_models.samplers import Sampler
+from prdit_models.parametrizations import Heads, from_velocity
+from prdit_models.samplers import Denoiser, Sampler
 from prdit_models.samplers import sample as draw
 from storage.artifacts import committed_ref
 from storage.volume_store import VolumeStore
@@ -30,11 +36,16 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-BEGIN, END = "<!-- begin FID table -->", "<!-- end FID table -->"
-REFERENCE = Sampler("dpmpp-2m", 250)
-STEPS = (5, 10, 20, 50, 100)
-SAMPLERS = ("dpmpp-2m", "dpmpp-2m-sde", "heun", "rotation", "euler", "predictor-corrector")
-PUBLISHED = tuple(Sampler("predictor-corrector", n, "published") for n in (20, 50, 200))
+NOISED_AT = (10, 50, 100, 200, 400, 600, 800, 950)
+REFERENCE = Sampler("dpmpp-2m", 100)
+STEPS = (5, 10, 20, 50)
+STOCHASTIC = ("dpmpp-2m-sde", "predictor-corrector")
+COMPARED = (
+    *(Sampler(name, n) for name in ("dpmpp-2m", "dpmpp-2m-sde", "heun", "rotation", "euler") for n in STEPS),
+    *(Sampler("predictor-corrector", n, schedule) for schedule in ("even", "published") for n in STEPS),
+    *(Sampler(name, n, parametrization="image") for name in ("dpmpp-2m", "predictor-corrector") for n in STEPS),
+    *(Sampler("rotation", n, parametrization="heads") for n in STEPS),
+)
 BATCH = 8
 
 
@@ -42,12 +53,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("store", type=Path)
-    parser.add_argument("--volumes", type=int, default=16)
+    parser.add_argument("--volumes", type=int, default=8)
+    parser.add_argument("--keep", type=Path, help="directory for every volume drawn, as .npy, to look at")
     arguments = parser.parse_args()
     ref = committed_ref(arguments.checkpoint)
     if ref is None:
         parser.error(f"{arguments.checkpoint} is not the directory of a committed checkpoint")
     model, info = load_model(ref, "ema", torch.device("cpu"))
+    if not isinstance(info.process, CosineProcess):
+        parser.error(f"{arguments.checkpoint} is a flow-matching model; this compares samplers of the cosine process")
     network = load_extractor(EvaluateConfig()).network
 
     def features(volumes: torch.Tensor) -> NDArray[np.float32]:
@@ -73,59 +87,146 @@ def main() -> None:
     views = [store.read_view(name, info.view.size, info.view.edge, info.view.centre) for name in store.volume_ids()]
     scans = torch.stack([info.window.to_model(torch.from_numpy(hu))[None] for hu in views])
     real, real_std = features(scans), float(info.window.to_hu(scans).std())
-    reference = volumes_of(REFERENCE)
+    lower, upper = info.window.lower_hu, info.window.upper_hu
+    real_hu = info.window.to_hu(scans).clamp(lower, upper)
+    real_grain, real_mean = _grain(real_hu), float(real_hu.mean())
+    reference = info.window.to_hu(volumes_of(REFERENCE))
     rows = []
-    for sampler in (*(Sampler(name, n) for name in SAMPLERS for n in STEPS), *PUBLISHED):
+    for sampler in COMPARED:
         began = time.monotonic()
         volumes = volumes_of(sampler)
         hu = info.window.to_hu(volumes)
+        seen = hu.clamp(lower, upper)
+        if arguments.keep is not None:
+            name = f"{sampler.name}-{sampler.schedule}-{sampler.parametrization}-{sampler.num_steps}.npy"
+            np.save(arguments.keep / name, seen.numpy())
         row = {
             "sampler": sampler.name,
             "schedule": sampler.schedule,
+            "parametrization": sampler.parametrization,
             "n": sampler.num_steps,
             "fid": round(frechet_distance(real, features(volumes)), 3),
-            "rms_hu_to_converged": round(float((hu - info.window.to_hu(reference)).square().mean().sqrt()), 1),
-            "hu_std_ratio": round(float(hu.clamp(info.window.lower_hu, info.window.upper_hu).std()) / real_std, 3),
+            "rms_hu_to_converged": None
+            if sampler.name in STOCHASTIC or sampler.parametrization != "velocity"  # another equation
+            else round(float((hu - reference).square().mean().sqrt()), 1),
+            "mean_hu_error": round(float(seen.mean()) - real_mean, 1),
+            "hu_std_ratio": round(float(seen.std()) / real_std, 3),
+            "grain_ratio": round(_grain(seen) / real_grain, 3),
         }
         rows.append(row)
         sys.stderr.write(f"{row} {time.monotonic() - began:.0f} s\n")
-    result = {"volumes": arguments.volumes, "real": len(scans), "step": info.step, "rows": rows}
+    result = {
+        "volumes": arguments.volumes,
+        "real": len(scans),
+        "step": info.step,
+        "rows": rows,
+        "estimates": estimate_errors(model, info.process, scans),
+    }
     sys.stdout.write(json.dumps(result) + "\n")
     write(result)
 
 
-def write(result: dict) -> None:
+def estimate_errors(model: Denoiser, process: CosineProcess, scans: torch.Tensor) -> list[dict[str, float]]:
+    """Mean squared errors of image estimates in noised scans: of the image head, of what the noise head leaves in the state, of
+    `velocity`, and of the best mix of the first two in hindsight."""
+    rows = []
+    eps = process.noise(tuple(scans.shape), torch.Generator().manual_seed(0))
+    for t in NOISED_AT:
+        x = process.q_sample(scans, torch.full((len(scans),), t), eps)
+        angle = float(process.angle(torch.tensor(t)))
+        sin, cos = math.sin(angle), math.cos(angle)
+        with torch.no_grad():
+            heads = Heads(*process.estimates(model(x, torch.tensor(t)), x, sin, cos))
+        left = (x - sin * heads.eps) / cos
+        difference = heads.x0 - left
+        share = -((left - scans) * difference).sum() / difference.square().sum()
+        found = {
+            "image": heads.x0,
+            "noise": left,
+            "velocity": from_velocity(x, heads, sin, cos).x0,
+            "best": left + share * difference,
+        }
+        rows.append({"t": t, **{key: float((image - scans).square().mean()) for key, image in found.items()}})
+    return rows
+
+
+def _grain(volumes: torch.Tensor) -> float:
+    """Median of |voxel - mean of its six neighbours| of (B, C, S, S, S): most voxels have no edge near, so it is noise."""
+    inner = volumes[..., 1:-1, 1:-1, 1:-1]
+    around = torch.zeros_like(inner)
+    for axis in (2, 3, 4):
+        for shift in (-1, 1):
+            around += volumes.roll(shift, axis)[..., 1:-1, 1:-1, 1:-1]
+    return float((inner - around / 6).abs().median())
+
+
+def _cell(row: dict[str, Any]) -> str:
+    rms = "–" if row["rms_hu_to_converged"] is None else f"{row['rms_hu_to_converged']:.0f}"
+    return (
+        f"{row['fid']:.0f} / {row['mean_hu_error']:+.0f} / {row['hu_std_ratio']:.2f} / {row['grain_ratio']:.2f} / {rms}"
+    )
+
+
+def write(result: dict[str, Any]) -> None:
     """Plot and table from a result."""
     rows = result["rows"]
-    lines = ["| sampler | schedule | " + " | ".join(f"n = {n}" for n in (*STEPS, 200)) + " |", "|---|---|" + "---|" * 6]
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, schedule in dict.fromkeys((row["sampler"], row["schedule"]) for row in rows):
-        mine = {row["n"]: row for row in rows if (row["sampler"], row["schedule"]) == (name, schedule)}
-        cells = [
-            f"{mine[n]['fid']:.1f} / {mine[n]['rms_hu_to_converged']:.0f} / {mine[n]['hu_std_ratio']:.2f}"
-            if n in mine
-            else ""
-            for n in (*STEPS, 200)
-        ]
-        lines.append(f"| `{name}` | {schedule} | " + " | ".join(cells) + " |")
-        label = name if schedule == "even" else f"{name} (published)"
-        style = "-o" if schedule == "even" else "--s"
-        panels[0].plot(list(mine), [row["fid"] for row in mine.values()], style, label=label, markersize=4)
-        panels[1].plot(list(mine), [row["hu_std_ratio"] for row in mine.values()], style, label=label, markersize=4)
-    for panel, title in zip(panels, ("FID (random features)", "HU standard deviation / real"), strict=True):
+    lines = [
+        "| sampler | schedule | parametrisation | " + " | ".join(f"n = {n}" for n in STEPS) + " |",
+        "|---|---|---|" + "---|" * len(STEPS),
+    ]
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    keys = ("sampler", "schedule", "parametrization")
+    for kind in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        mine = {row["n"]: row for row in rows if tuple(row[key] for key in keys) == kind}
+        name, schedule, parametrization = kind
+        cells = [_cell(mine[n]) if n in mine else "" for n in STEPS]
+        lines.append(f"| `{name}` | {schedule} | {parametrization} | " + " | ".join(cells) + " |")
+        extra = [part for part in (schedule, parametrization) if part not in ("even", "velocity")]
+        label = f"{name} ({', '.join(extra)})" if extra else name
+        for panel, figure_of in zip(panels, ("fid", "hu_std_ratio", "grain_ratio"), strict=True):
+            values = [row[figure_of] for row in mine.values()]
+            panel.plot(list(mine), values, "--s" if extra else "-o", label=label, markersize=4)
+    titles = ("FID (random features)", "HU standard deviation / real", "grain / real")
+    for panel, title in zip(panels, titles, strict=True):
         panel.set(xscale="log", xlabel="evaluations a volume", title=title)
+        panel.set_xticks(STEPS, [str(n) for n in STEPS], minor=False)
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_yscale("log")
-    panels[1].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.savefig(DOCS / "img" / "samplers-fid.png", dpi=100)
-    path = DOCS / "samplers.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    table = "\n".join(lines)
-    note = f"{result['volumes']} volumes against {result['real']} scans, weights of step {result['step']}."
-    path.write_text(
-        f"{before}{BEGIN}\n{note} Each cell: FID / rms HU to converged / HU std ratio.\n\n{table}\n{END}{after}"
+    note = (
+        f"{result['volumes']} volumes against {result['real']} scans, weights of step {result['step']}. Each cell: FID / mean HU "
+        "minus\nreal / HU standard deviation over real / grain over real / rms HU to converged."
     )
+    _replace("FID table", [note, "", *lines])
+    estimates = result["estimates"]
+    _replace(
+        "estimates table",
+        [
+            "| mean squared error | " + " | ".join(f"t = {row['t']}" for row in estimates) + " |",
+            "|---|" + "---|" * len(estimates),
+            *(
+                f"| {title} | " + " | ".join(f"{row[key]:.5f}" for row in estimates) + " |"
+                for key, title in (
+                    ("image", "image head (`image`, `heads`)"),
+                    ("noise", "what the noise head leaves in the state"),
+                    ("velocity", "`velocity`"),
+                    ("best", "best mix of the two, in hindsight"),
+                )
+            ),
+        ],
+    )
+
+
+def _replace(name: str, lines: list[str]) -> None:
+    """Put lines between the marks of a generated part of docs/samplers.md."""
+    path = DOCS / "samplers.md"
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    body = "\n".join(lines)
+    path.write_text(f"{before}{begin}\n{body}\n{end}{after.rstrip()}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def test_flow_matching_finds_gaussian_data() -> None:
 
     for name, steps, bound in (("euler", 400, 0.01), ("heun", 80, 0.005)):
         drawn = sample(
-            velocity, FlowProcess(), Sampler(name, steps), volume_size=20, generators=_generators(*range(8))
+            velocity, FlowProcess(), Sampler(name, steps), volume_size=16, generators=_generators(*range(7))
         ).x
         assert float(drawn.mean()) == pytest.approx(gaussian.MEAN, abs=0.003)
         assert float(drawn.std()) == pytest.approx(gaussian.SPREAD, rel=bound)
