@@ -25,7 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("entry_id", list(sets.entries(_folder())))
 
 
-def test_entry(parity_dir: Path, entry_id: str) -> None:
+def test_entry(parity_dir: Path, entry_id: str, request: pytest.FixtureRequest) -> None:
+    if "sampler_" in entry_id:  # thousands of evaluations of 4³ to 16³ voxels
+        request.getfixturevalue("one_thread")
     entry = sets.entries(parity_dir)[entry_id]
     family = registry.family_of(entry_id)
     if family.status == "documentation":

@@ -1,7 +1,5 @@
 """Oracle and product against the frozen numbers: a mistake made in both would pass every live comparison."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,13 +11,7 @@ from tests.parity.own.frozen import MACHINE, VALUES, against_frozen, frozen, sum
 MAX_BYTES = 300_000
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The arrays are tiny: threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def failed(measures: list[Measure]) -> list[str]:
