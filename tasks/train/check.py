@@ -39,8 +39,8 @@ def check_training(store: Ref, split: Ref, below: Ref | None, config: TrainConfi
     spacing = VolumeStore.open(store.path).spacing_mm
     if base and abs(spacing - base["spacing_mm"]) > _SAME_MM:
         raise ValueError(
-            f"The store at {store.uri} has {spacing} mm voxels, the checkpoint below was trained at {base['spacing_mm']} mm: its view "
-            "would show another size of body. Ingest into a store of that spacing (ingest.spacing_mm)."
+            f"The store at {store.uri} has {spacing} mm voxels, the checkpoint below was trained at {base['spacing_mm']} mm: its "
+            "view would show another size of body. Ingest into a store of that spacing (ingest.spacing_mm)."
         )
     network_of(config, base, len(class_values(store, roles, config)))
     return roles
