@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from prdit_models.gemm import FullPrecisionLinear
+
 TIME_TABLE_WIDTH = 256
 ROTARY_WAVELENGTHS_MM = (32.0, 1024.0)  # from two tokens of the finest grid to four times the published box
 
@@ -100,9 +102,9 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int, token_width: int, *, has_refiner: bool) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_TABLE_WIDTH, hidden_size), nn.SiLU())
-        self.coarse_head = nn.Linear(hidden_size, token_width)
-        self.fine_head = nn.Linear(hidden_size, hidden_size) if has_refiner else None
+        self.mlp = nn.Sequential(FullPrecisionLinear(TIME_TABLE_WIDTH, hidden_size), nn.SiLU())
+        self.coarse_head = FullPrecisionLinear(hidden_size, token_width)
+        self.fine_head = FullPrecisionLinear(hidden_size, hidden_size) if has_refiner else None
 
     def forward(self, t: Tensor) -> Tensor:
         """Shared features of t (B,), shape (B, H); the two heads are applied by the branches' owner."""

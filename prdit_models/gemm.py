@@ -3,7 +3,9 @@
 PyTorch's own choice is MKL, which on some AMD processors reaches half of what oneDNN does, and on others more. Which one it is
 here is measured once a machine and logged. The choice is kept (`~/.cache/prdit/gemm.json`): processes that chose differently would
 differ in the last bits, and a resumed training from its first part. Frozen weights are also packed for the product once (a copy,
-as large as the weights). Values agree to float rounding; CUDA tensors and reduced precision go to PyTorch untouched.
+as large as the weights; under bfloat16 autocast half as large, and not cast anew at every call). Values agree to float rounding;
+CUDA tensors, tensors without memory and traced code go to PyTorch untouched, and so does everything where a build of PyTorch
+lacks the operators used here, which are not public.
 """
 
 import functools
@@ -24,8 +26,12 @@ logger = logging.getLogger("prdit.models.gemm")
 BACKENDS = ("auto", "mkl", "onednn")
 _PROBE = (512, 768, 1536)  # rows, in, out: a block of tokens through a middle-sized layer, 5 ms
 _PROBE_REPEATS = 15
-_ADVANTAGE = 1.15  # what oneDNN must gain before it replaces PyTorch's default
+_ADVANTAGE = 1.05  # what oneDNN must gain before it replaces PyTorch's default: twice the spread of the measurement
 _MIN_ROWS_PACKED = 64  # below, a product is bound by reading the weights
+_GELU_SLOPE = 1.5957691216057308  # 2·sqrt(2/π)
+_GELU_CUBIC = 0.044715
+
+Product = Callable[[Tensor, bool], Tensor]  # (x, whether a GELU follows)
 
 _requested = "auto"
 
@@ -38,7 +44,7 @@ def use_gemm(backend: str) -> None:
     global _requested
     if backend not in BACKENDS:
         raise ValueError(f"Unknown GEMM backend {backend!r}; expected one of {list(BACKENDS)}.")
-    if backend == "onednn" and not torch.backends.mkldnn.is_available():
+    if backend == "onednn" and not has_onednn():
         raise ValueError("This build of PyTorch has no oneDNN; use gemm backend 'auto' or 'mkl'.")
     _requested = backend
     chosen_gemm.cache_clear()
@@ -47,20 +53,20 @@ def use_gemm(backend: str) -> None:
 @functools.cache
 def chosen_gemm() -> str:
     """`mkl` (PyTorch's default) or `onednn`: as asked, as found earlier on this machine, or measured now."""
-    if not torch.backends.mkldnn.is_available():
+    if not has_onednn():
         return "mkl"
     if _requested != "auto":
         logger.info("GEMM backend: %s (as asked)", _requested)
         return _requested
-    machine = f"{_processor()}, torch {torch.__version__}"
+    machine = f"{_processor()}, torch {torch.__version__}, gain {_ADVANTAGE}"
     known = _read_choices()
     if known.get(machine) in ("mkl", "onednn"):
         logger.info("GEMM backend: %s (measured earlier, %s)", known[machine], _choices_file())
         return known[machine]
-    rates = measured_rates(*_PROBE)
+    rates = _undisturbed_rates()
     chosen = "onednn" if rates["onednn"] > _ADVANTAGE * rates["mkl"] else "mkl"
     shown = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items())
-    logger.info("GEMM backend: %s (%s, %d threads)", chosen, shown, torch.get_num_threads())
+    logger.info("GEMM backend: %s (%s a thread)", chosen, shown)
     _write_choices(known | {machine: chosen})
     return chosen
 
@@ -99,33 +105,91 @@ def _processor() -> str:
     return " ".join(told[:3]) or platform.machine()
 
 
+def has_onednn() -> bool:
+    """Whether this build has oneDNN and the operators used here."""
+    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+@functools.cache
+def has_bfloat16_products() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this CPU."""
+    known = has_onednn() and hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    return known and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _undisturbed_rates() -> dict[str, float]:
+    """`measured_rates` of one thread by its own CPU time: on a busy machine the wall clock would choose at random."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measured_rates(*_PROBE, clock=time.thread_time)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @torch.no_grad()
-def measured_rates(rows: int, width: int, out: int, repeats: int = _PROBE_REPEATS) -> dict[str, float]:
+def measured_rates(
+    rows: int,
+    width: int,
+    out: int,
+    *,
+    repeats: int = _PROBE_REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, float]:
     """GFLOP/s of one product (rows, width)·(width, out) by library, packed weights; the best of `repeats`, taken in turns.
 
-    The best, not the median: what else runs on the machine can only slow a product down.
+    The best, not the median: what else runs on the machine can only slow a product down. MKL is left out in bfloat16.
     """
     generator = torch.Generator().manual_seed(0)  # the process's own random numbers are not touched
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, width), (out, width), (out,)))
-    products = {name: _packed_product(name, weight, bias, rows) for name in ("mkl", "onednn")}
+    shapes = ((rows, width), (out, width), (out,))
+    x, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    names = ("mkl", "onednn") if dtype == torch.float32 else ("onednn",)
+    products = {name: _packed_product(name, weight, bias, rows) for name in names}
     seconds = dict.fromkeys(products, float("inf"))
     for _ in range(repeats + 1):
         for name, product in products.items():
-            began = time.perf_counter()
-            product(x)
-            seconds[name] = min(seconds[name], time.perf_counter() - began)
+            began = clock()
+            product(x, False)
+            seconds[name] = min(seconds[name], clock() - began)
     return {name: 2e-9 * rows * width * out / least for name, least in seconds.items()}
 
 
-def _packed_product(backend: str, weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
+def _packed_product(backend: str, weight: Tensor, bias: Tensor | None, rows: int) -> Product:
     """The product with weights packed for about `rows` rows."""
     if backend == "onednn":
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    if torch.backends.mkl.is_available():
+
+        def by_onednn(x: Tensor, gelu: bool) -> Tensor:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, packed, bias, "gelu" if gelu else "none", [], "tanh" if gelu else ""
+            )
+            return out
+
+        return by_onednn
+    if torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear"):
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
-        return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows)
-    return lambda x: F.linear(x, weight, bias)
+
+        def by_mkl(x: Tensor, gelu: bool) -> Tensor:
+            out: Tensor = torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows)
+            return gelu_tanh(out) if gelu else out
+
+        return by_mkl
+
+    def by_pytorch(x: Tensor, gelu: bool) -> Tensor:
+        out = F.linear(x, weight, bias)
+        return gelu_tanh(out) if gelu else out
+
+    return by_pytorch
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Tanh-approximated GELU, as `x·sigmoid(2u)` where no gradient is kept: the same function, five times as fast on a CPU."""
+    if torch.is_grad_enabled() or x.is_cuda:
+        return F.gelu(x, approximate="tanh")
+    gate = torch.addcmul(x, x * x, x, value=_GELU_CUBIC).mul_(_GELU_SLOPE).sigmoid_()
+    return gate.mul_(x)
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -145,12 +209,11 @@ class _OneDNNLinear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_weight = grad_bias = None
-        product = torch.ops.mkldnn._linear_pointwise
+        product = torch.ops.mkldnn._linear_pointwise  # takes transposed views: it reorders both sides anyway, faster
         if needs_x:
-            grad_x = product(rows, weight.t().contiguous(), None, "none", [], "").view(x.shape)
+            grad_x = product(rows, weight.t(), None, "none", [], "").view(x.shape)
         if needs_weight:
-            columns = x.reshape(-1, x.shape[-1]).t().contiguous()
-            grad_weight = product(rows.t().contiguous(), columns, None, "none", [], "")
+            grad_weight = product(rows.t(), x.reshape(-1, x.shape[-1]).t(), None, "none", [], "")
         if needs_bias:
             grad_bias = rows.sum(0)
         return grad_x, grad_weight, grad_bias
@@ -159,33 +222,55 @@ class _OneDNNLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the product done by the chosen library; same parameters, same keys."""
 
-    _packed: tuple[tuple[int, int, int], Callable[[Tensor], Tensor]] | None = None
+    _packed: tuple[tuple[object, ...], Product] | None = None
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (…, in) to (…, out)."""
-        if not _is_plain_float32(input) or torch.compiler.is_compiling():
-            return F.linear(input, self.weight, self.bias)
+    def forward(self, input: Tensor, *, gelu: bool = False) -> Tensor:
+        """Map (…, in) to (…, out), through a tanh-approximated GELU if asked (a library may do both at once)."""
         rows = input.numel() // max(input.shape[-1], 1)
-        if rows < _MIN_ROWS_PACKED:
-            return F.linear(input, self.weight, self.bias)
-        if not self.weight.requires_grad and not (torch.is_grad_enabled() and input.requires_grad):
-            return self._frozen_product(rows)(input)
-        if chosen_gemm() == "onednn":
-            out: Tensor = _OneDNNLinear.apply(input, self.weight, self.bias)
-            return out
-        return F.linear(input, self.weight, self.bias)
+        dtype = _product_dtype(input) if rows >= _MIN_ROWS_PACKED else None
+        frozen = not self.weight.requires_grad and not (torch.is_grad_enabled() and input.requires_grad)
+        if dtype is not None and frozen:
+            return self._frozen_product(rows, dtype)(input.to(dtype), gelu)
+        out: Tensor
+        if dtype == torch.float32 and chosen_gemm() == "onednn":
+            out = _OneDNNLinear.apply(input, self.weight, self.bias)
+        else:
+            out = F.linear(input, self.weight, self.bias)
+        return gelu_tanh(out) if gelu else out
 
-    def _frozen_product(self, rows: int) -> Callable[[Tensor], Tensor]:
-        """The product with packed weights; packed anew when the weights or the number of rows have changed."""
-        key = (self.weight.data_ptr(), self.weight._version, rows)
+    def _frozen_product(self, rows: int, dtype: torch.dtype) -> Product:
+        """The product with packed weights; packed anew when the weights (or for MKL the number of rows) have changed."""
+        backend = "onednn" if dtype == torch.bfloat16 else chosen_gemm()
+        state = [(part.data_ptr(), part._version) for part in (self.weight, self.bias) if part is not None]
+        key = (backend, dtype, rows if backend == "mkl" else None, *state)
         if self._packed is None or self._packed[0] != key:
-            bias = None if self.bias is None else self.bias.detach()
-            self._packed = (key, _packed_product(chosen_gemm(), self.weight.detach(), bias, rows))
+            bias = None if self.bias is None else self.bias.detach().to(dtype)
+            self._packed = (key, _packed_product(backend, self.weight.detach().to(dtype), bias, rows))
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, object]:  # packed weights are neither copied nor sent to workers
         return {key: value for key, value in self.__dict__.items() if key != "_packed"}
 
 
-def _is_plain_float32(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+class FullPrecisionLinear(Linear):
+    """A `Linear` that autocast leaves alone, for the few rows every token depends on: time and modulations.
+
+    Rounding them would move all tokens the same way, and casting their weights would take longer than the product.
+    """
+
+    def forward(self, input: Tensor, *, gelu: bool = False) -> Tensor:
+        """Map (…, in) to (…, out) in the weights' precision."""
+        if not torch.amp.is_autocast_available(input.device.type):  # the meta device
+            return super().forward(input, gelu=gelu)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype), gelu=gelu)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype | None:
+    """In which precision a product of x is ours to do: float32, bfloat16 under autocast, None for PyTorch's own."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if x.dtype == torch.float32 else None
+    ours = torch.get_autocast_dtype("cpu") == torch.bfloat16 and x.dtype in (torch.float32, torch.bfloat16)
+    return torch.bfloat16 if ours and has_bfloat16_products() else None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prdit_models.gemm import Linear
+from prdit_models.gemm import FullPrecisionLinear, Linear
 
 MODULATION_NORM_EPS = 1e-6
 GATED_NORM_EPS = 1e-5
@@ -19,6 +19,13 @@ Norm = Callable[[Tensor], Tensor]
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x · (1 + scale) + shift`, shift and scale (B or 1, 1, width) broadcast over tokens."""
     return torch.addcmul(shift, x, 1.0 + scale)
+
+
+def modulated_norm(norm: Norm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`modulate(norm(x), shift, scale)`, in one pass where the modulation is common to the batch and the norm a layer norm."""
+    if norm is not plain_norm or shift.shape[0] != 1 or x.is_cuda:
+        return modulate(norm(x), shift, scale)
+    return F.layer_norm(x, (x.shape[-1],), (1.0 + scale).flatten(), shift.flatten(), MODULATION_NORM_EPS)
 
 
 def plain_norm(x: Tensor) -> Tensor:
@@ -67,6 +74,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, N, width) to the same shape."""
+        if torch.is_autocast_enabled(z.device.type):
+            z = z.to(torch.get_autocast_dtype(z.device.type))  # once for both products
         gate = self.fc1_g(z)
         gated = (
             F.silu(gate) * self.fc1_x(z) if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(self.fc1_x(z))
@@ -93,7 +102,7 @@ class TokenDenoiser(nn.Module):
         self.mlp1 = GatedMLP(token_width)
         self.mlp2 = GatedMLP(token_width)
         self.linear_final = Linear(token_width, output_width)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(token_width, 6 * token_width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), FullPrecisionLinear(token_width, 6 * token_width))
         self._norm = norm
         self._normalized_modulation = normalized_modulation
 
@@ -107,8 +116,8 @@ class TokenDenoiser(nn.Module):
         shift1, scale1, shift2, scale2, shift3, scale3 = modulation.chunk(6, dim=-1)
 
         def denoise(part: Tensor) -> Tensor:
-            h = self.mlp1(modulate(self._norm(part), shift1, scale1))
-            h = self.mlp2(modulate(self._norm(h), shift2, scale2))
+            h = self.mlp1(modulated_norm(self._norm, part, shift1, scale1))
+            h = self.mlp2(modulated_norm(self._norm, h, shift2, scale2))
             out: Tensor = self.linear_final(modulate(h + part, shift3, scale3))
             return out
 

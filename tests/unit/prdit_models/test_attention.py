@@ -1,8 +1,15 @@
+"""Attention by every backend against its definition in float64."""
+
+import importlib.machinery
 import logging
+import sys
+import types
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prdit_models import attention
 from prdit_models.attention import attend
@@ -35,29 +42,92 @@ def test_published_flash_rounds_to_bfloat16_and_returns_float32() -> None:
     assert 1e-4 < error < 3e-2
 
 
-def test_accelerated_tensors_go_to_xformers_in_its_own_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA is pretended; only the xformers function is replaced, by the definition in its documented layout."""
-    seen: list[tuple[int, ...]] = []
+@pytest.fixture
+def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ...], torch.dtype]]]:
+    """CUDA and an installed xformers are pretended; its one function is the definition in its documented layout (B, N, H, D).
 
-    class Operations:
-        @staticmethod
-        def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            seen.append(tuple(q.shape))
-            return reference(q, k, v).to(v.dtype)
+    Yields the (shape, dtype) of the values of every call. Like the original it takes q, k, v of one dtype only, scales by
+    1/sqrt(D) and returns the dtype of v.
+    """
+    seen: list[tuple[tuple[int, ...], torch.dtype]] = []
 
+    def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not q.dtype == k.dtype == v.dtype:
+            raise ValueError("Query/Key/Value should either all have the same dtype")
+        seen.append((tuple(v.shape), v.dtype))
+        return reference(q, k, v).to(v.dtype)
+
+    package, operations = types.ModuleType("xformers"), types.ModuleType("xformers.ops")
+    package.__spec__ = importlib.machinery.ModuleSpec("xformers", None)
+    operations.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", package)
+    monkeypatch.setitem(sys.modules, "xformers.ops", operations)
     monkeypatch.setattr(attention, "is_accelerated", lambda _x: True)
-    monkeypatch.setattr(attention, "xformers_operations", lambda: Operations)
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda _name: object())
     attention.choose_backend.cache_clear()
-    try:
-        module = attention.Attention(24, 3)
-        x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(2))
-        accelerated = module(x)
-        module.backend = "plain"
-        torch.testing.assert_close(accelerated, module(x), atol=1e-6, rtol=1e-5)
-    finally:
-        attention.choose_backend.cache_clear()
-    assert seen == [(2, 7, 3, 8)]
+    yield seen
+    attention.choose_backend.cache_clear()
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own function, by hand."""
+    return F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v))).transpose(1, 2)
+
+
+@pytest.mark.parametrize("requested", ["auto", "xformers"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_xformers_in_its_own_layout_equals_sdpa(
+    pretended_cuda: list[tuple[tuple[int, ...], torch.dtype]], requested: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    q, k, v = (part.to(dtype) for part in _inputs())
+    out = attend(q, k, v, requested)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, _sdpa(q, k, v), atol=tolerance, rtol=tolerance)
+    assert pretended_cuda == [((2, 7, 3, 8), dtype)]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_module_by_xformers_equals_the_module_by_sdpa(
+    pretended_cuda: list[tuple[tuple[int, ...], torch.dtype]], qk_norm: bool
+) -> None:
+    module = attention.Attention(24, 3, qk_norm=qk_norm)
+    x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(2))
+    accelerated = module(x)
+    module.backend = "sdpa"
+    torch.testing.assert_close(accelerated, module(x), atol=1e-6, rtol=1e-5)
+    assert pretended_cuda == [((2, 7, 3, 8), torch.float32)]
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "plain"])
+def test_normed_queries_of_another_dtype_are_taken_in_that_of_the_values(
+    pretended_cuda: list[tuple[tuple[int, ...], torch.dtype]], backend: str
+) -> None:
+    """CUDA's autocast leaves norms, so queries and keys, in float32 and values in bfloat16; no kernel takes the mixture."""
+    q, k, v = _inputs()
+    v = v.bfloat16()
+    out = attend(q, k, v, backend)
+    assert out.dtype == torch.bfloat16
+    exact = reference(q.bfloat16(), k.bfloat16(), v)
+    torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=0)
+
+
+def test_bfloat16_without_gradient_equals_the_definition() -> None:
+    """Several blocks of rows, a remainder, a mean key far from 0 and samples that differ; one rounding of scores and of weights."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 600, 2, 16, generator=generator) for _ in range(3))
+    q, k, v = q.bfloat16(), (k + 2.0).bfloat16(), v.bfloat16()
+    with torch.no_grad():
+        out = attend(q, k, v)
+    error = (out.double() - reference(q, k, v)).abs()
+    assert out.dtype == torch.bfloat16
+    assert float(error.max()) < 8e-3
+    assert float(error.mean()) < 1e-3
+    kept = attend(q.requires_grad_(), k, v)  # with gradient: PyTorch's kernel
+    torch.testing.assert_close(kept, out, atol=8e-3, rtol=0)
+
+
+def test_float32_without_gradient_equals_the_definition() -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(attend(*_inputs()).double(), reference(*_inputs()), atol=1e-6, rtol=1e-5)
 
 
 def test_backend_is_chosen_once_and_logged(caplog: pytest.LogCaptureFixture) -> None:

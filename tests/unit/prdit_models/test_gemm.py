@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from prdit_models import gemm
-from prdit_models.gemm import Linear, chosen_gemm, measured_rates, use_gemm
+from prdit_models.gemm import FullPrecisionLinear, Linear, chosen_gemm, has_bfloat16_products, measured_rates, use_gemm
 
 BACKENDS = ["mkl", "onednn"]
 
@@ -68,16 +68,17 @@ def test_packed_weights_follow_the_weights(backend):
     ("rates", "expected"),
     [
         ({"mkl": 100.0, "onednn": 240.0}, "onednn"),
+        ({"mkl": 99.0, "onednn": 111.0}, "onednn"),
         ({"mkl": 170.0, "onednn": 172.0}, "mkl"),  # not worth leaving the default
     ],
 )
 def test_the_faster_library_is_taken_kept_and_logged(monkeypatch, caplog, rates, expected):
-    monkeypatch.setattr(gemm, "measured_rates", lambda *_: rates)
+    monkeypatch.setattr(gemm, "measured_rates", lambda *_, **__: rates)
     use_gemm("auto")
     with caplog.at_level(logging.INFO, "prdit.models.gemm"):
         assert chosen_gemm() == expected
         assert f"GEMM backend: {expected} (mkl {rates['mkl']:.0f} GFLOP/s" in caplog.text
-        monkeypatch.setattr(gemm, "measured_rates", lambda *_: pytest.fail("measured twice on one machine"))
+        monkeypatch.setattr(gemm, "measured_rates", lambda *_, **__: pytest.fail("measured twice on one machine"))
         use_gemm("auto")  # as a new process would
         assert chosen_gemm() == expected
         assert "measured earlier" in caplog.text
@@ -87,10 +88,76 @@ def test_a_damaged_choice_is_measured_anew(monkeypatch, tmp_path):
     path = tmp_path / "cache" / "prdit" / "gemm.json"
     path.parent.mkdir(parents=True)
     path.write_text("{half a li")
-    monkeypatch.setattr(gemm, "measured_rates", lambda *_: {"mkl": 1.0, "onednn": 9.0})
+    monkeypatch.setattr(gemm, "measured_rates", lambda *_, **__: {"mkl": 1.0, "onednn": 9.0})
     use_gemm("auto")
     assert chosen_gemm() == "onednn"
     assert "onednn" in path.read_text()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gelu_follows_the_product(backend, frozen):
+    use_gemm(backend)
+    torch.manual_seed(0)
+    layer, x = Linear(48, 32).requires_grad_(not frozen), torch.randn(2, 70, 48)
+    y = _exact(layer, x)
+    exact = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+    torch.testing.assert_close(layer(x, gelu=True).double(), exact, atol=2e-6, rtol=1e-6)
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().double()
+
+
+@pytest.mark.skipif(not has_bfloat16_products(), reason="this CPU does not multiply bfloat16")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_product_under_autocast_is_that_of_rounded_numbers(dtype):
+    torch.manual_seed(0)
+    layer, x = Linear(96, 40).requires_grad_(False), torch.randn(2, 100, 96).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            out = layer(x)
+            assert out.dtype == torch.bfloat16
+            expected = F.linear(_rounded(x), _rounded(layer.weight), _rounded(layer.bias))
+            torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=2**-8)  # one rounding of the result
+            kept = layer._packed
+            layer(x)
+            assert layer._packed is kept  # weights are rounded and packed once
+            layer.weight.mul_(-2.0)
+            layer.bias.add_(1.0)
+    torch.testing.assert_close(layer(x.float()).double(), _exact(layer, x), atol=1e-5, rtol=1e-6)  # float32 again
+
+
+def test_full_precision_layers_ignore_autocast():
+    torch.manual_seed(0)
+    layer, x = FullPrecisionLinear(64, 48), torch.randn(3, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x.bfloat16())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), _exact(layer, x.bfloat16()), atol=1e-5, rtol=1e-6)
+
+
+def test_a_build_without_the_operators_still_multiplies(monkeypatch):
+    monkeypatch.setattr(gemm, "has_onednn", lambda: False)
+    gemm.has_bfloat16_products.cache_clear()
+    use_gemm("auto")
+    try:
+        assert chosen_gemm() == "mkl"
+        with pytest.raises(ValueError, match="oneDNN"):
+            use_gemm("onednn")
+        layer, x = Linear(96, 40).requires_grad_(False), torch.randn(200, 96)
+        torch.testing.assert_close(layer(x).double(), _exact(layer, x), atol=2e-6, rtol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(layer(x).double(), _exact(layer, x), atol=0.03, rtol=0.02)
+    finally:
+        gemm.has_bfloat16_products.cache_clear()
+
+
+def test_tensors_without_memory_pass():
+    layer = Linear(96, 40, device="meta").requires_grad_(False)
+    assert layer(torch.empty(2, 100, 96, device="meta")).shape == (2, 100, 40)
+    full = FullPrecisionLinear(96, 40, device="meta")
+    assert full(torch.empty(2, 96, device="meta")).shape == (2, 40)
 
 
 def test_measured_rates_are_rates():
