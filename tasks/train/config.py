@@ -146,7 +146,7 @@ class TrainRefinerConfig(OptimizationConfig):
     preset: str = Field("XS/12/0", description="size/patch/0 of the refining head")
     base_weights: Literal["ema", "raw"] = Field("ema", description="which weights of the model below")
     low_frequency_weight: float = Field(
-        0.1, ge=0, description="weight of the refined image's pooled distance to the image of the model below"
+        1.0, ge=0, description="weight of the refined image's pooled distance to the image of the model below"
     )
     fine_tune_lr: float | None = Field(
         None, gt=0, description="learning rate of the model below, trained along; default: frozen"
