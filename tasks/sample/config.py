@@ -33,6 +33,9 @@ class SampleConfig(ComputeConfig):
         None, description="value of the label column the model was trained with; default: no label"
     )
     guidance_scale: float = Field(1.0, gt=0, description="classifier-free guidance towards the label; 1: none")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast of the network; about twice as fast where the processor has it"
+    )
     batch_size: int = Field(4, ge=1, description="volumes drawn together; the same volumes whatever it is")
     seed: int = Field(42, ge=0, description="volume i is drawn from a seed derived from this and i")
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,16 +122,17 @@ def _draw_batch(
 ) -> NDArray[np.float32]:
     """Volumes of some indices in model range, shape (B, S, S, S), not clipped."""
     seeds = [volume_seed(config.seed, index) for index in indices]
-    result = draw(
-        _denoiser(model, info, config, len(indices), device),
-        info.process,
-        config.as_sampler(),
-        volume_size=info.model.volume_size,
-        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-        in_channels=info.model.in_channels,
-        device=device,
-        callback=advance,
-    )
+    with torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
+        result = draw(
+            _denoiser(model, info, config, len(indices), device),
+            info.process,
+            config.as_sampler(),
+            volume_size=info.model.volume_size,
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            in_channels=info.model.in_channels,
+            device=device,
+            callback=advance,
+        )
     volumes: NDArray[np.float32] = result.x[:, 0].float().cpu().numpy()
     for index, seed, x in zip(indices, seeds, volumes, strict=True):
         if not np.isfinite(x).all():
@@ -196,6 +198,7 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
             "noise_std": info.process.noise_std,
             "seed": config.seed,
             "weights": config.weights,
+            "precision": config.precision,
         },
         "clipped_fraction": [fact["clipped_fraction"] for fact in facts],
         "outside_window_fraction": [fact["outside_window_fraction"] for fact in facts],

@@ -155,3 +155,12 @@ def test_raw_and_ema_weights_are_told_apart_and_keys_are_strict(checkpoints: tup
 def test_only_settings_that_change_results_enter_the_key() -> None:
     assert config(batch_size=1).key_fields() == config(batch_size=4).key_fields()
     assert config(seed=1).key_fields() != config(seed=2).key_fields()
+
+
+def test_bf16_draws_nearly_the_same_volumes(checkpoints: tuple[Ref, Ref], tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        stage.sample(checkpoints[1], config(num_volumes=1, precision=precision), tmp_path / precision, silent)
+    full, half = (hu_of(tmp_path / name)["generated-00000"].astype(np.float64) for name in ("fp32", "bf16"))
+    difference = np.abs(full - half)
+    assert 0.0 < difference.mean() < 0.02 * np.abs(full).mean()  # bfloat16 keeps 8 bits of a product's factors
+    assert read_json(tmp_path / "bf16" / "samples.json")["sampler"]["precision"] == "bf16"
