@@ -59,6 +59,12 @@ def choose_backend(requested: str, accelerated: bool) -> str:
     return chosen
 
 
+@torch.compiler.assume_constant_result
+def _known_backend(requested: str, accelerated: bool) -> str:
+    """`choose_backend` as a constant of compiled code."""
+    return choose_backend(requested, accelerated)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     """Scaled dot-product attention without mask or dropout.
 
@@ -70,7 +76,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     Returns: shape (B, N, heads, D), dtype of v.
     Source: SPEC §1.5.
     """
-    chosen = choose_backend(backend, is_accelerated(v))
+    chosen = _known_backend(backend, is_accelerated(v))
     q, k = q.to(v.dtype), k.to(v.dtype)
     if chosen == "xformers":
         out: Tensor = xformers_operations().memory_efficient_attention(q, k, v)

@@ -260,7 +260,7 @@ class FullPrecisionLinear(Linear):
 
     def forward(self, input: Tensor, *, gelu: bool = False) -> Tensor:
         """Map (…, in) to (…, out) in the weights' precision."""
-        if not torch.amp.is_autocast_available(input.device.type):  # the meta device
+        if input.is_meta:  # autocast does not know the device
             return super().forward(input, gelu=gelu)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.to(self.weight.dtype), gelu=gelu)

@@ -51,7 +51,7 @@ def by_row_blocks(work: Callable[[Tensor], Tensor], tokens: Tensor, out_width: i
     """
     batch, num_tokens = tokens.shape[:2]
     each = max(ROWS_AT_A_TIME // max(batch, 1), 1)
-    if num_tokens <= each or torch.is_grad_enabled() or tokens.is_cuda:
+    if num_tokens <= each or torch.is_grad_enabled() or tokens.is_cuda or torch.compiler.is_compiling():
         return work(tokens)
     out: Tensor | None = None
     for start in range(0, num_tokens, each):

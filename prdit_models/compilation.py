@@ -1,0 +1,74 @@
+"""`torch.compile` for a training, or the network as it is where compiling fails."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger("prdit.models.compilation")
+
+
+class CompiledNetwork:
+    """Calls a network compiled, or as it is once compiling has failed; the module itself, its keys and its hooks stay untouched.
+
+    Compiled code reads parameters where they are at each call, so weights may be updated in place and `parameter.data` swapped.
+
+    Attributes:
+        network: the module.
+        failure: why calls are not compiled, None while they are (or nothing was called yet).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.failure: str | None = None
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The network's output; the first call compiles, for the forward and (with gradients on) the backward pass."""
+        if self._compiled is None and self.failure is None:
+            self._compile(inputs, options)
+        call = self.network if self._compiled is None else self._compiled
+        return call(*inputs, **options)
+
+    def _compile(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Compile with the inputs of a first call; a backward pass that fails must fail here, not in the loss of a training."""
+        try:
+            compiled: Callable[..., Any] = torch.compile(self.network)
+            outputs = [out for out in _tensors(compiled(*inputs, **options)) if out.requires_grad]
+            trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            if outputs:
+                total = torch.stack([out.float().sum() for out in outputs]).sum()
+                torch.autograd.grad(total, trained, allow_unused=True)
+        except Exception as error:  # noqa: BLE001 (no C++ compiler, no Triton, code it cannot trace: anything)
+            self.failure = _reason(error)
+            logger.warning(
+                "torch.compile failed, the network runs without it (same values, slower). Reason: %s", self.failure
+            )
+            return
+        logger.info("torch.compile: network compiled")
+        self._compiled = compiled
+
+
+def compiled(network: nn.Module) -> CompiledNetwork:
+    """The network as a callable that compiles itself at its first call, in that call's shapes, precision and gradient mode.
+
+    If compiling fails, one warning tells why and the network runs as it is.
+    """
+    return CompiledNetwork(network)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of an output: one, or a tuple of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and its first sentence; compilers add pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
