@@ -115,6 +115,20 @@ def test_the_time_distribution_reaches_the_training(data: tuple[Ref, Ref], tmp_p
     assert seen[0].tolist() == [0, 0]
 
 
+def test_a_training_that_cannot_be_compiled_goes_on_without(
+    train: Train, stage_1: Ref, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler(network: torch.nn.Module) -> None:
+        raise RuntimeError("no C++ compiler here")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with caplog.at_level("WARNING"):
+        ref = train(local_config(view=VIEW_8, compile=True))
+    assert "no C++ compiler here" in caplog.text
+    weights, expected = (load_tensors(path / "model.safetensors") for path in (ref.path, stage_1.path))
+    assert all(np.array_equal(weights[key], expected[key]) for key in expected)
+
+
 # -- labels ---------------------------------------------------------------------------------------------------------
 
 
