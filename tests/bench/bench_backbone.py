@@ -1,10 +1,12 @@
-"""B/12/4 against the literal oracle and against the machine's floor: `python -m tests.bench.bench_backbone` (2 threads, fp32).
+"""B/12/4 against the literal oracle and against the machine's floor: `python -m tests.bench.bench_backbone` (2 threads).
 
-Times are medians of alternating runs in one process, so that whatever else the machine does falls on both. The floor of a forward
-pass is its FLOPs over the best rate the chosen GEMM library reaches in the same run. Peaks of memory come from a process each:
+Times are medians of alternating runs in one process, so that whatever else the machine does falls on both; some are repeated as CPU
+time of one thread. The oracle always works in float32. The floor of a forward pass is its FLOPs over the best rate the chosen
+GEMM library reaches in the same run and precision. Peaks of memory come from a process each:
 `python -m tests.bench.bench_backbone peak product|oracle SIZE`.
 """
 
+import copy
 import json
 import statistics
 import subprocess
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from prdit_models.config import ModelConfig, model_config
 from prdit_models.diffusion import CosineProcess
-from prdit_models.gemm import chosen_gemm, measured_rates
+from prdit_models.gemm import chosen_gemm, has_bfloat16_products, measured_rates
 from prdit_models.prdit import PRDiT, trainable_parameters
 from prdit_models.samplers import Sampler, sample
 from tests.oracles import prdit_literal
@@ -43,22 +45,24 @@ def forward_flops(config: ModelConfig) -> float:
     return 2.0 * tokens * (local + embedder + blocks) + 4.0 * config.depth * tokens**2 * hidden
 
 
-def best_rate(config: ModelConfig) -> float:
-    """GFLOP/s the chosen library reaches on the most favourable of the model's own products."""
+def best_rate(config: ModelConfig, backend: str, dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """GFLOP/s the library reaches on the most favourable of the model's own products."""
     width, hidden = config.token_width, config.hidden_size
     shapes = ((width, width), (hidden, 4 * hidden), (4 * hidden, hidden), (hidden, 3 * hidden))
-    return max(measured_rates(512, *shape, repeats=9)[chosen_gemm()] for shape in shapes)
+    return max(measured_rates(512, *shape, repeats=9, clock=clock, dtype=dtype)[backend] for shape in shapes)
 
 
-def alternating(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def alternating(
+    work: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each, run in turns after one warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + 1):
         for name, call in work.items():
-            began = time.perf_counter()
+            began = clock()
             call()
             if repeat:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -72,24 +76,47 @@ def random_model(size: int, **options: Any) -> PRDiT:
     return model
 
 
-def compare_forward(size: int, repeats: int) -> dict[str, Any]:
+def in_bfloat16(work: Callable[[], object]) -> Callable[[], object]:
+    def call() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return work()
+
+    return call
+
+
+def compare_forward(size: int, repeats: int, clock: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
+    """A row in float32 and one in bfloat16 (where the CPU has it) against the same runs of the oracle in float32."""
     model = random_model(size).eval().requires_grad_(False)
     state = dict(model.state_dict())
     x = torch.randn(1, 1, size, size, size, generator=torch.Generator().manual_seed(1))
     oracle = prdit_literal.from_config(model.config.to_dict())
+    work: dict[str, Callable[[], Any]] = {"oracle": lambda: oracle(state, x, 100), "fp32": lambda: model(x, 100)}
+    if has_bfloat16_products():
+        twin = copy.deepcopy(model)  # each keeps its weights packed in one precision
+        work["bf16"] = in_bfloat16(lambda: twin(x, 100))
     with torch.no_grad():
-        difference = float((model(x, 100) - oracle(state, x, 100)).abs().max())
-        seconds = alternating({"product": lambda: model(x, 100), "oracle": lambda: oracle(state, x, 100)}, repeats)
-        rate = best_rate(model.config)
-    floor = forward_flops(model.config) / (rate * 1e9)
+        exact = work["oracle"]()
+        differences = {name: float((call().float() - exact).abs().max()) for name, call in work.items()}
+        seconds = alternating(work, repeats, clock)
+        rates = {"fp32": best_rate(model.config, chosen_gemm(), torch.float32, clock)}
+        if "bf16" in work:
+            rates["bf16"] = best_rate(model.config, "onednn", torch.bfloat16, clock)
+    how = f"forward {size}³" if clock is time.perf_counter else f"forward {size}³, CPU time of one thread"
+    return [row(f"{how}, {name}", seconds, name, model.config, rates[name], differences[name]) for name in rates]
+
+
+def row(
+    what: str, seconds: dict[str, float], name: str, config: ModelConfig, rate: float, difference: float
+) -> dict[str, Any]:
+    floor = forward_flops(config) / (rate * 1e9)
     return {
-        "what": f"forward {size}³, batch 1",
-        "product_s": seconds["product"],
+        "what": what,
+        "product_s": seconds[name],
         "oracle_s": seconds["oracle"],
-        "speed_up": seconds["oracle"] / seconds["product"],
+        "speed_up": seconds["oracle"] / seconds[name],
         "floor_s": floor,
-        "over_floor": seconds["product"] / floor,
-        "oracle_over_floor": seconds["oracle"] / floor,
+        "over_floor": seconds[name] / floor,
+        "gemm_gflop_s": rate,
         "max_abs_difference": difference,
     }
 
@@ -118,16 +145,30 @@ def training_step(size: int, which: str) -> Callable[[], object]:
     return step
 
 
-def compare_training() -> dict[str, Any]:
-    names = ("product", "product with checkpointing", "oracle")
-    seconds = alternating({name: training_step(64, name) for name in names}, 5)
-    return {
-        "what": "forward + backward 64³, batch 1",
-        "product_s": seconds["product"],
-        "oracle_s": seconds["oracle"],
-        "speed_up": seconds["oracle"] / seconds["product"],
-        "checkpointing_s": seconds["product with checkpointing"],
-    }
+def compare_training(clock: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
+    work = {name: training_step(64, name) for name in ("oracle", "product", "product with checkpointing")}
+    if has_bfloat16_products():
+        work["product in bf16"] = in_bfloat16(training_step(64, "product"))
+    seconds = alternating(work, 7, clock)
+    how = "" if clock is time.perf_counter else ", CPU time of one thread"
+    return [
+        {
+            "what": f"forward + backward 64³{how}, {name.removeprefix('product').removeprefix(' ') or 'fp32'}",
+            "product_s": seconds[name],
+            "oracle_s": seconds["oracle"],
+            "speed_up": seconds["oracle"] / seconds[name],
+        }
+        for name in list(work)[1:]
+    ]
+
+
+def one_thread() -> list[dict[str, Any]]:
+    """The comparisons at 64³ by CPU time, which other work on the machine hardly moves."""
+    torch.set_num_threads(1)
+    try:
+        return compare_forward(64, 7, time.thread_time) + compare_training(time.thread_time)
+    finally:
+        torch.set_num_threads(THREADS)
 
 
 def peak(which: str, size: int) -> float:
@@ -220,18 +261,18 @@ def main() -> None:
     if sys.argv[1:2] == ["peak"]:
         sys.stdout.write(f"{peak(sys.argv[2], int(sys.argv[3]))}\n")
         return
-    rows = [compare_forward(size, repeats) for size, repeats in SIZES.items()]
-    rows += [compare_training(), compare_peaks(), sampling_overhead(), sampling_memory()]
-    rates = measured_rates(512, 1728, 1728)
+    rows = [row for size, repeats in SIZES.items() for row in compare_forward(size, repeats)]
+    rows += [*compare_training(), *one_thread(), compare_peaks(), sampling_overhead(), sampling_memory()]
+    rates = measured_rates(512, 1728, 1728) | {
+        f"{name} bf16": rate for name, rate in measured_rates(512, 1728, 1728, dtype=torch.bfloat16).items()
+    }
     shown = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     result = {
         "title": f"{PRESET}: speed and memory against the literal oracle",
         "rows": rows,
         "notes": [
-            f"GEMM backend {chosen_gemm()}; GFLOP/s of (512 × 1728)·(1728 × 1728): {shown}. No bf16: "
-            "needs a CPU with avx512_bf16 or amx."
-            if not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            else f"GEMM backend {chosen_gemm()}; GFLOP/s: {shown}."
+            f"GEMM backend {chosen_gemm()}; GFLOP/s of (512 × 1728)·(1728 × 1728): {shown}. "
+            f"Load when it ended: {psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores."
         ],
     }
     sys.stdout.write(json.dumps(result) + "\n")

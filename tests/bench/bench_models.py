@@ -13,7 +13,7 @@ from prdit_models.config import ModelConfig, model_config
 from prdit_models.diffusion import CosineProcess
 from prdit_models.ema import ema_decay, ema_update
 from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import sample
+from prdit_models.samplers import Sampler, sample
 
 SIZE = 32
 BATCH = 8
@@ -61,10 +61,10 @@ def _sampler_memory() -> dict[str, float]:
     sample(
         model,
         CosineProcess(),
+        Sampler("predictor-corrector", SAMPLER_STEPS),
         volume_size=SIZE,
-        num_steps=SAMPLER_STEPS,
         generators=[torch.Generator().manual_seed(seed) for seed in range(2)],
-        callback=lambda done, _total: resident.update({done: process.memory_info().rss / 2**20}),
+        callback=lambda done, *_: resident.update({done: process.memory_info().rss / 2**20}),
     )
     early, late = SAMPLER_STEPS // 10, SAMPLER_STEPS
     return {
@@ -87,7 +87,7 @@ def main() -> None:
 
     def ten_steps() -> None:
         generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
-        sample(model, process, volume_size=SIZE, num_steps=10, generators=generators)
+        sample(model, process, Sampler("predictor-corrector", 10), volume_size=SIZE, generators=generators)
 
     results["sampler_b4_s_per_step"] = round(_seconds_each(ten_steps, 1) / 10, 4)
     results |= _sampler_memory()
