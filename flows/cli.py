@@ -25,6 +25,7 @@ from flows.console import (
     show_result,
 )
 from flows.convert_commands import register as register_convert_commands
+from flows.plan_command import plan
 
 app = typer.Typer(
     name="prdit",
@@ -200,6 +201,7 @@ def sample(
             show_outcome(sample_stage(ref, loaded.sample, run_context(loaded), progress), as_json)
 
 
+app.command(epilog=example("prdit plan --preset B/12/4 --size 128 --batch 8"))(plan)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 

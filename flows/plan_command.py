@@ -1,0 +1,100 @@
+"""`prdit plan`: what a training or sampling needs. Imports of heavy libraries wait until the command needs them."""
+
+import io
+import logging
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.console import Json, clear_errors, show_result
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prdit_models.plan import Plan, Work
+
+_WIDTH = 150
+_MIB, _GIB = 2**20, 2**30
+_NOTES = (
+    "Memory is the network's at its peak; Python and PyTorch (0.3 GiB) and the scans come on top. CPU: within 20 % of measured "
+    "(docs/benchmarks.md). GPU: estimates, with 0.6 GiB for CUDA and a tenth for the allocator. FLOPs: of matrix products, two a "
+    "multiply-add."
+)
+
+
+def plan(
+    preset: Annotated[str, typer.Option(help="Published preset: size/patch/depth.")] = "B/12/4",
+    size: Annotated[int, typer.Option(help="Volume edge in voxels.")] = 128,
+    batch: Annotated[int, typer.Option(help="Volumes a step.")] = 8,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Plan stage 3 instead: a refining head at --size on the preset at half of it."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Parameters, FLOPs and memory of every stage, before anything is allocated; and which GPU it fits."""
+    with clear_errors():
+        from prdit_models.plan import plan as make_plan
+
+        # which attention a meta tensor takes says nothing about a real one
+        logging.getLogger("prdit.models.attention").setLevel(logging.WARNING)
+        found = make_plan(preset, size, batch, refine=refine)
+        show_result({**found.to_dict(), "notes": _NOTES}, as_json, lambda: plan_text(found))
+
+
+def plan_text(plan: "Plan") -> str:
+    """A plan as tables."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    console = Console(file=out, width=_WIDTH, highlight=False)
+    refined = ", refined from half the edge" if plan.refine else ""
+    console.print(f"PRDiT-{plan.preset} at {plan.size}³{refined}, batch {plan.batch}")
+    for table in (_work_table(plan), _cpu_table(plan), _gpu_table(plan)):
+        console.print(table)
+    console.print(_NOTES)
+    return out.getvalue().rstrip()
+
+
+def _table(title: str, *columns: str, left: int = 1) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right")
+    return table
+
+
+def _work_table(plan: "Plan") -> "Table":
+    columns = ("stage", "parameters", "trainable", "forward", "training step", "with checkpointing")
+    table = _table("Parameters, and TFLOPs of the batch", *columns)
+    for stage, parameters in plan.parameters.items():
+        flops = plan.flops[stage]
+        keys = ("forward", "training_step", "training_step_checkpointing")
+        work = [f"{flops[key] / 1e12:.3f}" if key in flops else "" for key in keys]
+        table.add_row(stage, f"{parameters['all']:,}", f"{parameters['trainable']:,}", *work)
+    return table
+
+
+def _cpu_table(plan: "Plan") -> "Table":
+    columns = ("", "weights", "packed", "gradients", "moments", "ema", "activations", "allocator", "total")
+    table = _table("CPU memory, MiB", *columns)
+    for work, memory in plan.cpu:
+        parts: dict[str, Any] = {**vars(memory), "total": memory.total}
+        table.add_row(_name(work), *(f"{value / _MIB:,.0f}" for value in parts.values()))
+    return table
+
+
+def _gpu_table(plan: "Plan") -> "Table":
+    sizes = [row.gpu_gib for row in plan.gpu[0][1]]
+    table = _table(
+        "GPU memory (estimate): largest batch that fits", "", "needed, GiB", *(f"{size} GB" for size in sizes)
+    )
+    for work, rows in plan.gpu:
+        fits = [f"{'yes' if row.fits else 'no'}, {row.largest_batch}" for row in rows]
+        table.add_row(_name(work), f"{rows[0].needed_bytes / _GIB:.1f}", *fits)
+    return table
+
+
+def _name(work: "Work") -> str:
+    return f"{work.what} {work.stage}, {work.precision}" + (", checkpointing" if work.checkpointing else "")

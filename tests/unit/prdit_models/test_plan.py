@@ -1,0 +1,218 @@
+"""Plans against the published counts, plain arithmetic, and the same work on real tensors."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from prdit_models.config import CascadeConfig, ModelConfig, model_config
+from prdit_models.diffusion import CosineProcess
+from prdit_models.dry_run import count_flops, count_parameters, meta_network, sample_memory, train_memory
+from prdit_models.gemm import Linear
+from prdit_models.networks import build_network
+from prdit_models.plan import GIB, Work, gpu_estimates, memory_of, plan, stage_networks
+from prdit_models.prdit import PRDiT, trainable_parameters
+from prdit_models.tracing import MemoryTrace
+
+TINY = ModelConfig(32, 8, 8, 0, 96, 4, 2)
+TINY_LOCAL = ModelConfig(32, 8, 8, 0, 96, 4, 0)
+BATCH = 2
+
+
+@pytest.mark.parametrize(
+    ("preset", "everything", "trainable"),
+    [
+        ("B/12/0", 39_156_160, 39_156_160),
+        ("B/12/4", 93_228_992, 54_072_832),
+        ("XL/12/0", 39_918_400, 39_918_400),
+        ("XL/12/4", 155_974_208, 116_055_808),
+    ],
+)
+def test_parameters_are_those_of_the_specification(preset: str, everything: int, trainable: int) -> None:
+    counted = count_parameters(meta_network(model_config(preset, 64)))
+    assert counted == {"all": everything, "trainable": trainable}
+
+
+def _local_macs(config: ModelConfig, batch: int) -> int:
+    """Multiply-adds of the local branch: the token layers, then what depends on time."""
+    width, rows = config.token_width, batch * config.num_tokens
+    return rows * (6 * width**2 + width * config.output_width) + batch * (config.hidden_size * width + 6 * width**2)
+
+
+def _recomputed_macs(config: ModelConfig, batch: int) -> int:
+    """Of the embedder and the blocks, without their modulations."""
+    hidden, width, tokens = config.hidden_size, config.token_width, config.num_tokens
+    embedder = width * 4 * hidden + 4 * hidden * hidden + width * hidden
+    block = 3 * hidden**2 + hidden**2 + 8 * hidden**2 + 2 * tokens * hidden
+    return batch * tokens * (embedder + config.depth * block)
+
+
+def _forward_macs(config: ModelConfig, batch: int) -> int:
+    hidden = config.hidden_size
+    time = 256 * hidden + hidden**2 + config.depth * 6 * hidden**2 + 2 * hidden**2
+    read_out = config.num_tokens * hidden * config.output_width
+    return _local_macs(config, batch) + _recomputed_macs(config, batch) + batch * (time + read_out)
+
+
+def test_flops_are_two_for_every_multiply_add() -> None:
+    time_layer = BATCH * 256 * TINY.hidden_size
+    forward = count_flops(TINY, BATCH, training=False)
+    assert forward == 2 * _forward_macs(TINY, BATCH)
+    assert count_flops(TINY_LOCAL, BATCH, training=False) == 2 * (_local_macs(TINY_LOCAL, BATCH) + time_layer)
+
+    local_step = count_flops(TINY_LOCAL, BATCH, training=True)
+    # two products backward for every one forward, but no gradient for the time table
+    assert local_step == 2 * (3 * _local_macs(TINY_LOCAL, BATCH) + 2 * time_layer)
+
+
+def test_flops_of_checkpointing_are_one_more_forward_of_embedder_and_blocks() -> None:
+    kept = count_flops(TINY, BATCH, training=True)
+    recomputed = count_flops(TINY, BATCH, training=True, checkpointing=True)
+    assert recomputed - kept == 2 * _recomputed_macs(TINY, BATCH)
+
+
+def test_flops_are_those_of_real_tensors() -> None:
+    model = PRDiT(TINY, attention="plain").double()  # operations the counter knows: no library's own
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(torch.zeros(BATCH, 1, 32, 32, 32, dtype=torch.float64), torch.tensor([3, 500])).square().mean().backward()
+    assert count_flops(TINY, BATCH, training=True) == counter.get_total_flops()
+
+
+def _real_training_peak(config: ModelConfig, precision: str, checkpointing: bool) -> int:
+    """Bytes alive at the peak of two real steps, in the order of the training loop."""
+    model = build_network(config, attention="sdpa", checkpointing=checkpointing)
+    parameters, process = trainable_parameters(model), CosineProcess()
+    generator = torch.Generator().manual_seed(0)
+    memory = MemoryTrace()
+    memory.hold([*model.parameters(), *model.buffers()])
+    with memory:
+        average = [parameter.detach().clone() for parameter in parameters]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
+        for _ in range(2):
+            x0, eps = (torch.randn(BATCH, 1, 32, 32, 32, generator=generator) for _ in range(2))
+            t = process.draw_steps(BATCH, generator)
+            x_t = process.q_sample(x0, t, eps)
+            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+                output = model(x_t, t)
+            loss = process.losses(output.float(), x0, eps)["loss"]
+            optimizer.zero_grad(set_to_none=True)
+            del output
+            loss.backward()
+            optimizer.step()
+    assert len(average) == len(parameters)
+    return memory.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "checkpointing"),
+    [(TINY, "fp32", True), (TINY, "bf16", False), (TINY, "bf16", True), (TINY_LOCAL, "fp32", False)],
+)
+def test_training_memory_is_that_of_real_tensors(config: ModelConfig, precision: str, checkpointing: bool) -> None:
+    planned = train_memory(config, BATCH, precision=precision, checkpointing=checkpointing)
+    measured = _real_training_peak(config, precision, checkpointing)
+    assert planned.total - planned.allocator - planned.packed_weights == pytest.approx(measured, rel=0.03)
+
+
+def test_training_memory_has_four_copies_of_what_is_trained() -> None:
+    planned = train_memory(model_config("B/12/4", 64), 1)
+    assert planned.weights == 4 * 93_228_992
+    assert planned.gradients == planned.ema == 4 * 54_072_832
+    assert planned.moments == 8 * 54_072_832
+    # the frozen branch's token layers, d = 1728: six square ones and the read-out
+    assert planned.packed_weights == 4 * (6 * 1728**2 + 1728 * 1024)
+
+
+def test_checkpointing_keeps_less() -> None:
+    config = model_config("XS/12/4", 64)
+    kept, recomputed = (train_memory(config, 2, checkpointing=again, device="cuda") for again in (False, True))
+    hidden, rows = 192, 2 * 512
+    # four blocks keep at least q, k, v, the two wide activations of the feed-forward and some of width H each
+    assert kept.activations - recomputed.activations > 3 * 4 * rows * hidden * (3 + 4 + 4)
+
+
+def test_packed_weights_are_those_of_the_frozen_layers_that_tokens_go_through() -> None:
+    model = build_network(TINY).eval().requires_grad_(False)
+    model(torch.zeros(1, 1, 32, 32, 32), 3)
+    packed = [layer for layer in model.modules() if isinstance(layer, Linear) and layer._packed is not None]
+    assert sample_memory(TINY, 1).packed_weights == 4 * sum(layer.weight.numel() for layer in packed) > 0
+
+
+def test_sampling_keeps_no_graph() -> None:
+    config = model_config("XS/12/4", 64)
+    sampling, training = sample_memory(config, BATCH, device="cuda"), train_memory(config, BATCH, device="cuda")
+    assert (sampling.gradients, sampling.moments, sampling.ema) == (0, 0, 0)
+    assert sampling.weights == training.weights
+    assert sampling.activations < training.activations
+
+
+def test_largest_batch_fits_and_a_somewhat_larger_one_does_not() -> None:
+    config, work = model_config("XS/12/4", 64), Work("global", "train", "bf16")
+    (row,) = gpu_estimates(work, config, 4, sizes_gib=(8,))
+    limit = 8 * GIB - 600 * 2**20
+    assert memory_of(work, config, row.largest_batch, "cuda").total <= limit
+    assert memory_of(work, config, row.largest_batch * 21 // 20, "cuda").total > limit
+    assert row.fits is (row.largest_batch >= 4)
+
+
+def test_what_does_not_fit_says_so() -> None:
+    (row,) = gpu_estimates(Work("global", "train"), model_config("XL/12/12", 256), 1, sizes_gib=(8,))
+    assert (row.fits, row.largest_batch) == (False, 0)
+    assert row.needed_bytes > 8 * GIB
+
+
+def test_plan_names_every_stage_and_labels_gpu_rows_as_estimates() -> None:
+    found = plan("XS/12/1", 128, 1).to_dict()
+    assert list(found["parameters"]) == ["local", "global"]
+    assert found["flops"]["global"]["training_step_checkpointing"] > found["flops"]["global"]["training_step"]
+    assert {(row["stage"], row["what"]) for row in found["cpu"]} == {
+        ("local", "train"),
+        ("global", "train"),
+        ("global", "sample"),
+    }
+    assert {row["gpu_gib"] for row in found["gpu"]} == {8, 16, 24, 40, 80}
+    assert all(row["estimate"] for row in found["gpu"])
+    parts = ("weights", "packed_weights", "gradients", "moments", "ema", "activations", "allocator")
+    assert all(row["total"] == sum(row[part] for part in parts) for row in found["cpu"])
+
+
+def test_refined_plan_is_of_the_cascade() -> None:
+    config = stage_networks("XS/12/1", 64, refine=True)["refiner"]
+    assert isinstance(config, CascadeConfig)
+    assert (config.head.volume_size, config.base.volume_size) == (64, 32)
+    head = count_parameters(meta_network(config.head))["all"]
+    base = count_parameters(meta_network(model_config("XS/12/1", 32)))["all"]
+    assert count_parameters(meta_network(config)) == {"all": head + base, "trainable": head}
+    forward = sum(count_flops(part, 1, training=False) for part in (config.head, config.base))
+    assert count_flops(config, 1, training=False) == forward
+    training = train_memory(config, 1)
+    assert (training.weights, training.gradients) == (4 * (head + base), 4 * head)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("Q/12/4", 64, 1), "Unknown preset 'Q/12/4'"),
+        (("B/12/4", 100, 1), "volume_size 100 is not divisible by stride 8"),
+        (("B/12/4", 64, 0), "batch is 0; expected at least 1"),
+        (("B/12/4", 0, 1), "size is 0; expected the volume edge"),
+    ],
+)
+def test_bad_input_is_refused(arguments: tuple[str, int, int], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        plan(*arguments)
+
+
+def test_refining_needs_an_even_size_and_a_transformer() -> None:
+    with pytest.raises(ValueError, match="size is 63; refining doubles"):
+        plan("B/12/4", 63, 1, refine=True)
+    with pytest.raises(ValueError, match="has depth 0; stage 3 refines"):
+        plan("B/12/0", 64, 1, refine=True)
+
+
+def test_unknown_precision_and_device_are_refused() -> None:
+    with pytest.raises(ValueError, match="precision is 'fp8'"):
+        train_memory(TINY, 1, precision="fp8")
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        sample_memory(TINY, 1, device="tpu")
