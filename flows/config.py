@@ -12,7 +12,7 @@ from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
-from tasks.train.check import global_shape, local_shape
+from tasks.train.check import global_shape, head_options, local_shape
 from tasks.train.config import TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
 from tasks.train.gates import GatesConfig
 
@@ -26,7 +26,7 @@ class PipelineConfig(BaseModel):
     `base` names a configuration of `flows/configs/`; every other key given beside it overrides that configuration's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="prdit configuration")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, title="prdit configuration")
 
     base: str | None = Field(None, description="named configuration this one starts from: demo, small, tiny, …")
     source: str | None = Field(
@@ -71,8 +71,7 @@ class PipelineConfig(BaseModel):
                     f"train_refiner goes from {view.size} to {2 * view.size} voxels, which do not divide train_local.view.edge "
                     f"{view.edge}: there is no finer level"
                 )
-            channels = {"in_channels": global_.in_channels, "out_channels": global_.out_channels}
-            CascadeConfig(model_config(self.train_refiner.preset, 2 * view.size, **channels), global_)
+            CascadeConfig(model_config(self.train_refiner.preset, 2 * view.size, **head_options(global_)), global_)
         if len({stage.noise_std for stage in stages.values()}) > 1:
             raise ValueError(f"noise_std of {', '.join(stages)} must be equal: one process for all stages")
         return self

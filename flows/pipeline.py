@@ -19,7 +19,7 @@ from tasks.ingest.task import ingest_task
 from tasks.sample.task import sample_task
 from tasks.split.task import split_task
 from tasks.stage import RunContext, StageOutcome, code_version
-from tasks.train.gates import check_gates
+from tasks.train.gates import check_gates, refiner_figures
 from tasks.train.task import train_global_task, train_local_task, train_refiner_task
 
 STAGES = ("ingest", "split", "train-local", "train-global", "train-refiner", "sample", "evaluate")
@@ -104,6 +104,27 @@ def _outcome(stage_task: Any, *arguments: Any) -> StageOutcome:
     return outcome
 
 
+def check_labels(config: PipelineConfig) -> None:
+    """Refuse a label that sampling could not use, before anything is trained for it.
+
+    Raises: ValueError: see the message.
+    """
+    if config.sample.label is None:
+        return
+    said = f"sample.label is {config.sample.label!r}"
+    if config.train_refiner.enabled:
+        raise ValueError(f"{said} with train_refiner.enabled; labels act in stage 2 only. Leave one of them out.")
+    if config.train_global.label_column is None:
+        raise ValueError(
+            f"{said}, but train_global.label_column is not set: the model would know no labels. Name the column."
+        )
+    if config.sample.guidance_scale != 1.0 and config.train_global.label_dropout == 0.0:
+        raise ValueError(
+            f"sample.guidance_scale is {config.sample.guidance_scale} and train_global.label_dropout 0: the model would never "
+            "see a volume without label, which guidance compares with. Use a label_dropout such as 0.1."
+        )
+
+
 def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     """Run the chain up to a stage under one MLflow parent run; write and return the run's record (`runs/latest.json`).
 
@@ -111,6 +132,8 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     """
     from storage.tracking import Tracker
 
+    if last in ("sample", "evaluate"):
+        check_labels(config)
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
     tracker = Tracker(tracking_uri(workdir), config.experiment)
@@ -137,6 +160,8 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
             figures, unmet = check_gates(
                 config.gates, run.outcomes["train-local"].ref, run.outcomes["train-global"].ref
             )
+            if "train-refiner" in run.outcomes:
+                figures |= refiner_figures(run.outcomes["train-refiner"].ref)
             record.gates = figures
             if unmet:
                 raise GateError("; ".join(unmet))

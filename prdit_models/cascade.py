@@ -54,7 +54,8 @@ class RefinedPRDiT(nn.Module):
 
     Args:
         config: of head and base.
-        attention, checkpointing: of the base, see `PRDiT`.
+        attention: of the base, see `PRDiT`.
+        checkpointing: of head and base, see `PRDiT`.
     Source: PRDiT's super-resolution branch; SPEC §3.3.
     """
 
@@ -74,6 +75,7 @@ class RefinedPRDiT(nn.Module):
             head.output_width,
             norm=modulation_norm(head.arithmetic, head.norm),
             normalized_modulation=head.arithmetic == "tf",
+            checkpointing=checkpointing,
         )
         for name, parameter in self.sr.named_parameters():
             if "linear_final" in name or "adaLN_modulation" in name:  # all else keeps PyTorch's own start

@@ -222,13 +222,14 @@ class _OneDNNLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the product done by the chosen library; same parameters, same keys."""
 
-    _packed: tuple[tuple[object, ...], Product] | None = None
+    _packed: tuple[tuple[object, ...], Product, tuple[Tensor, ...]] | None = None
 
     def forward(self, input: Tensor, *, gelu: bool = False) -> Tensor:
         """Map (…, in) to (…, out), through a tanh-approximated GELU if asked (a library may do both at once)."""
         rows = input.numel() // max(input.shape[-1], 1)
         dtype = _product_dtype(input) if rows >= _MIN_ROWS_PACKED else None
         frozen = not self.weight.requires_grad and not (torch.is_grad_enabled() and input.requires_grad)
+        frozen = frozen and not self.weight.is_inference()  # inference tensors do not tell when they change
         if dtype is not None and frozen:
             return self._frozen_product(rows, dtype)(input.to(dtype), gelu)
         out: Tensor
@@ -239,13 +240,18 @@ class Linear(nn.Linear):
         return gelu_tanh(out) if gelu else out
 
     def _frozen_product(self, rows: int, dtype: torch.dtype) -> Product:
-        """The product with packed weights; packed anew when the weights (or for MKL the number of rows) have changed."""
+        """The product with packed weights; packed anew when the weights (or for MKL the number of rows) have changed.
+
+        Changes are seen by address and version counter; in-place writes through `weight.data` cannot be seen.
+        """
         backend = "onednn" if dtype == torch.bfloat16 else chosen_gemm()
         state = [(part.data_ptr(), part._version) for part in (self.weight, self.bias) if part is not None]
         key = (backend, dtype, rows if backend == "mkl" else None, *state)
         if self._packed is None or self._packed[0] != key:
             bias = None if self.bias is None else self.bias.detach().to(dtype)
-            self._packed = (key, _packed_product(backend, self.weight.detach().to(dtype), bias, rows))
+            # the tensors stay referenced: a new one could otherwise come to lie at an old one's address
+            held = tuple(part.detach() for part in (self.weight, self.bias) if part is not None)
+            self._packed = (key, _packed_product(backend, self.weight.detach().to(dtype), bias, rows), held)
         return self._packed[1]
 
     def __getstate__(self) -> dict[str, object]:  # packed weights are neither copied nor sent to workers

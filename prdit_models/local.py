@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from prdit_models.gemm import FullPrecisionLinear, Linear
 
@@ -92,13 +93,21 @@ class TokenDenoiser(nn.Module):
         output_width: predicted values a token, s³·O.
         norm: before the two modulations.
         normalized_modulation: RMS-normalise the six modulations together (TF-PRDiT, SPEC §3.2 b).
+        checkpointing: recompute each MLP in the backward pass instead of keeping its activations.
     Source: SPEC §1.4.
     """
 
     def __init__(
-        self, token_width: int, output_width: int, *, norm: Norm = plain_norm, normalized_modulation: bool = False
+        self,
+        token_width: int,
+        output_width: int,
+        *,
+        norm: Norm = plain_norm,
+        normalized_modulation: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.mlp1 = GatedMLP(token_width)
         self.mlp2 = GatedMLP(token_width)
         self.linear_final = Linear(token_width, output_width)
@@ -115,9 +124,22 @@ class TokenDenoiser(nn.Module):
         """Denoise tokens (B, N, d) under a `modulation`: shape (B, N, s³·O)."""
         shift1, scale1, shift2, scale2, shift3, scale3 = modulation.chunk(6, dim=-1)
 
+        def first(part: Tensor) -> Tensor:
+            out: Tensor = self.mlp1(modulated_norm(self._norm, part, shift1, scale1))
+            return out
+
+        def second(h: Tensor) -> Tensor:
+            out: Tensor = self.mlp2(modulated_norm(self._norm, h, shift2, scale2))
+            return out
+
         def denoise(part: Tensor) -> Tensor:
-            h = self.mlp1(modulated_norm(self._norm, part, shift1, scale1))
-            h = self.mlp2(modulated_norm(self._norm, h, shift2, scale2))
+            if self.checkpointing and torch.is_grad_enabled():
+                h: Tensor = checkpoint(
+                    first, part, use_reentrant=False, preserve_rng_state=False
+                )  # no dropout anywhere
+                h = checkpoint(second, h, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h = second(first(part))
             out: Tensor = self.linear_final(modulate(h + part, shift3, scale3))
             return out
 
@@ -128,11 +150,21 @@ class LocalBranch(nn.Module):
     """The `coarse.*` keys of a checkpoint: a `TokenDenoiser` under the name `mlp_denoise`."""
 
     def __init__(
-        self, token_width: int, output_width: int, *, norm: Norm = plain_norm, normalized_modulation: bool = False
+        self,
+        token_width: int,
+        output_width: int,
+        *,
+        norm: Norm = plain_norm,
+        normalized_modulation: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.mlp_denoise = TokenDenoiser(
-            token_width, output_width, norm=norm, normalized_modulation=normalized_modulation
+            token_width,
+            output_width,
+            norm=norm,
+            normalized_modulation=normalized_modulation,
+            checkpointing=checkpointing,
         )
 
     def modulation(self, condition: Tensor) -> Tensor:

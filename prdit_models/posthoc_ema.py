@@ -16,6 +16,7 @@ from torch import Tensor
 from prdit_models.ema import ema_update
 
 TRACKED_SIGMAS = (0.05, 0.10)
+_WORST_GAP = 0.25
 _WIDEST = 1.0 / math.sqrt(12.0)  # γ = 0: the plain mean of all weights
 
 
@@ -65,7 +66,8 @@ def mixing_coefficients(kept: Sequence[Profile], wanted: Profile) -> NDArray[np.
 
     Least squares between profiles as functions of τ, under the condition that weights which never moved stay what they are.
 
-    Raises: ValueError: nothing is kept, a profile is impossible, or more updates are wanted than any snapshot has seen.
+    Raises: ValueError: nothing is kept, a profile is impossible, more updates are wanted than any snapshot has seen, or the
+        nearest mix is not near.
     """
     if not kept:
         raise ValueError("There are no snapshots to average from; train with ema_snapshots above 0.")
@@ -84,7 +86,25 @@ def mixing_coefficients(kept: Sequence[Profile], wanted: Profile) -> NDArray[np.
     right[:size] = [_overlap(profile, wanted) for profile in kept]
     # profiles of many snapshots are nearly dependent; least squares picks the smallest of the equal answers
     solution = np.asarray(np.linalg.lstsq(system, right, rcond=1e-13)[0][:size], dtype=np.float64)
-    return solution / solution.sum()
+    shares: NDArray[np.float64] = solution / solution.sum()
+    gap = _relative_gap(system[:size, :size], right[:size], shares, _overlap(wanted, wanted))
+    if gap > _WORST_GAP:
+        known = sorted({profile.updates for profile in kept})
+        tracked = ", ".join(f"{sigma_of(gamma):.2g}" for gamma in sorted({profile.gamma for profile in kept}))
+        raise ValueError(
+            f"The snapshots cannot give an average of sigma_rel {sigma_of(wanted.gamma):.4g} as of update {wanted.updates:g}: the "
+            f"nearest mix of them is {gap:.0%} off (at most {_WORST_GAP:.0%} is accepted). Choose an update among {known} and a "
+            f"width nearer to those tracked ({tracked}), or keep snapshots more often."
+        )
+    return shares
+
+
+def _relative_gap(
+    system: NDArray[np.float64], right: NDArray[np.float64], shares: NDArray[np.float64], norm: float
+) -> float:
+    """Distance of a mix from the wanted profile, relative to that, in the mean square over τ."""
+    squared = shares @ system @ shares - 2.0 * shares @ right + norm
+    return math.sqrt(max(0.0, float(squared)) / norm)
 
 
 def _overlap(a: Profile, b: Profile) -> float:

@@ -47,6 +47,7 @@ class PRDiT(nn.Module):
             config.output_width,
             norm=modulation_norm(config.arithmetic, config.norm),
             normalized_modulation=config.arithmetic == "tf",
+            checkpointing=checkpointing,
         )
         self.fine = Refiner(config, attention, checkpointing) if config.depth > 0 else None
         self.label_embedder = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None

@@ -41,8 +41,11 @@ class Sampler:
             raise ValueError(
                 f"Unknown parametrization {self.parametrization!r}; expected one of {list(PARAMETRIZATIONS)}."
             )
+        for field in ("num_steps", "predictor_step"):
+            if type(getattr(self, field)) is not int:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; expected a whole number.")
         if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}; expected at least 1.")
+            raise ValueError(f"num_steps is {self.num_steps}; expected at least 1, such as 50.")
         if self.predictor_step < 1:
             raise ValueError(
                 f"predictor_step is {self.predictor_step}; expected 1 (no corrector) or more (published: 2)."

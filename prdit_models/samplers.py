@@ -154,7 +154,7 @@ def _prepared(model: Denoiser, times: Tensor) -> Any:
 
 def _flow_steps(sampler: Sampler) -> int:
     if sampler.name not in ("euler", "heun"):
-        raise ValueError(f"Flow matching is sampled by 'euler' or 'heun', got {sampler.name!r}.")
+        raise ValueError(f"Flow matching is sampled by 'euler' or 'heun' (sample.sampler), got {sampler.name!r}.")
     if sampler.parametrization != "velocity":
         raise ValueError(
             f"Flow matching predicts its velocity, got parametrization {sampler.parametrization!r}; use 'velocity'."

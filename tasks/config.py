@@ -14,7 +14,7 @@ class StageConfig(BaseModel):
     the cache key. Everything else changes the key.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset()
 

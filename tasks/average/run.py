@@ -62,6 +62,7 @@ def average(
     for name in ("model.safetensors", "metrics.jsonl"):
         shutil.copyfile(checkpoint.path / name, directory / name)
     info: dict[str, Any] = load_checkpoint_info(checkpoint)
+    info["gates"] = {}  # losses of the EMA it replaces say nothing about it
     described = {"sigma_rel": config.sigma_rel, "updates": config.updates, "shares": shares}
     write_json_atomic(directory / "checkpoint.json", info | {"average": described})
 

@@ -7,6 +7,7 @@ weights stay on disk until they are written one by one.
 import argparse
 import logging
 import pickle
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,8 @@ def read_foreign(path: Path) -> ForeignCheckpoint:
             offending tensor is named.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a PyTorch checkpoint file (.pt).")
     check_archive(path)
     content = _load(path)
     if not isinstance(content, Mapping):
@@ -148,8 +150,10 @@ def _is_hollow(value: Tensor) -> bool:
 def _count(path: Path, content: Mapping[Any, Any], name: str) -> int:
     value = content.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        # containers by name alone: shared lists in lists may be short in the file and endless when written out
+        shown = f"a {type(value).__name__}" if isinstance(value, (list, tuple, Mapping, set)) else reprlib.repr(value)
         raise ValueError(
-            f"{path}: {name} is {value!r}; expected a whole number. Is it a checkpoint of the published code?"
+            f"{path}: {name} is {shown}; expected a whole number. Is it a checkpoint of the published code?"
         )
     return value
 

@@ -160,8 +160,16 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
     ours = _ours(foreign)
     window = _window(variant, dataset, ours, settings.window_hu)
     size = network.volume_size
-    edge, centre = ours.get("edge") or _LEVEL_0_EDGE, ours.get("centre")
-    view = ViewConfig(size=size, edge=edge if edge % size == 0 else size, centre=centre)
+    edge, centre = int(ours.get("edge", _LEVEL_0_EDGE)), ours.get("centre")
+    if edge % size:
+        logger.warning(
+            "volume size %d does not divide the box of %d voxels, so what the model saw is unknown: taken as a box of %d",
+            size,
+            edge,
+            size,
+        )
+        edge = size
+    view = ViewConfig(size=size, edge=edge, centre=centre)
     return {
         "format_version": CHECKPOINT_FORMAT,
         "kind": _kind(network),
@@ -210,6 +218,14 @@ def _window(
     return window if given is None else HounsfieldWindow(**(asdict(window) | dict(zip(_ENDS, given, strict=True))))
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(part) is int for part in value)
+
+
 _ENDS = ("lower_hu", "upper_hu")
 _OURS_NEEDED = ("axes", "spacing_mm", "noise_std", "intensity", "edge", "centre")
 
@@ -229,13 +245,14 @@ def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
         and record["axes"] in AXES
         and isinstance(record["intensity"], dict)
         and {*_ENDS} <= set(record["intensity"]) <= known
-        and all(
-            isinstance(record[name], (int, float)) and record[name] > 0 for name in ("spacing_mm", "noise_std", "edge")
-        )
+        and all(_is_positive(record[name]) for name in ("spacing_mm", "noise_std", "edge"))
+        and record["edge"] == int(record["edge"])
+        and all(isinstance(value, (int, float)) for name, value in record["intensity"].items() if name != "mapping")
+        and (record["centre"] is None or _is_place(record["centre"]))
     )
     if not whole:
         raise ValueError(
-            f"The file's configuration has an entry {OURS!r} that is not what `prdit export-checkpoint` writes: {record!r}; "
+            f"The file's configuration has an entry {OURS!r} that is not what `prdit export-checkpoint` writes; "
             f"expected {list(_OURS_NEEDED)}. Take it out and give --axes, --window and --spacing-mm."
         )
     return record

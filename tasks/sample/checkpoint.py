@@ -85,13 +85,16 @@ def load_info(checkpoint: Ref) -> CheckpointInfo:
     return CheckpointInfo.from_json(load_checkpoint_info(checkpoint))
 
 
-def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.device) -> tuple[Network, CheckpointInfo]:
+def load_model(
+    checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.device, *, attention: str = "auto"
+) -> tuple[Network, CheckpointInfo]:
     """The model of a checkpoint in evaluation mode, without gradients.
 
     Args:
         checkpoint: a checkpoint artifact, already verified by hash.
         weights: which of its two sets.
         device: where the model runs.
+        attention: backend, see `prdit_models.attention.BACKENDS`.
     Raises:
         StorageError: no checkpoint, or an unreadable file in it.
         ValueError: keys or shapes are not this network's, or values not finite; every one is listed.
@@ -99,6 +102,6 @@ def load_model(checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.de
     info = load_info(checkpoint)
     path = checkpoint.path / WEIGHTS_FILES[weights]
     state = {key: torch.from_numpy(value) for key, value in load_tensors(path).items()}
-    model = build_network(info.model)
+    model = build_network(info.model, attention=attention)
     load_weights(model, state, f"They come from {path}; the model is described in checkpoint.json beside it.")
     return model.to(device).eval().requires_grad_(False), info

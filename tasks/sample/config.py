@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prdit_models.sampler import Sampler
 from tasks.config import ComputeConfig
@@ -33,6 +33,9 @@ class SampleConfig(ComputeConfig):
         None, description="value of the label column the model was trained with; default: no label"
     )
     guidance_scale: float = Field(1.0, gt=0, description="classifier-free guidance towards the label; 1: none")
+    attention: Literal["auto", "sdpa", "xformers", "plain", "published-flash"] = Field(
+        "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast of the network; about twice as fast where the processor has it"
     )
@@ -40,6 +43,16 @@ class SampleConfig(ComputeConfig):
     seed: int = Field(42, ge=0, description="volume i is drawn from a seed derived from this and i")
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """Labels are text; YAML makes True and 120.0 of some of them."""
+        if isinstance(value, bool | int | float):
+            return str(value)
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("sample.label is empty; leave it out to sample without a label.")
+        return value
 
     @model_validator(mode="after")
     def _possible(self) -> "SampleConfig":

@@ -48,8 +48,8 @@ def check(checkpoint: Ref) -> None:
     if kind not in SAMPLED or checkpoint.kind != kind:
         what = "a local-only checkpoint (stage 1)" if "checkpoint-local" in (kind, checkpoint.kind) else f"a {kind}"
         raise ValueError(
-            f"Sampling needs a checkpoint-global, got {what} at {checkpoint.uri}: patches denoised without the refiner do "
-            "not join into an anatomy. Train stage 2 on it (`prdit train global`) and sample from the result."
+            f"Sampling needs a checkpoint-global or checkpoint-refiner, got {what} at {checkpoint.uri}: patches denoised "
+            "without the refiner do not join into an anatomy. Train stage 2 on it (`prdit train global`) and sample the result."
         )
 
 
@@ -80,7 +80,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     """
     check(checkpoint)
     device = pick_device(config)
-    model, info = load_model(checkpoint, config.weights, device)
+    model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
     store = VolumeStore.create(directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none")
     committed = set(store.volume_ids())
     missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]
@@ -148,9 +148,12 @@ def _denoiser(model: Network, info: CheckpointInfo, config: SampleConfig, batch:
     """The model, or the model told which label to draw."""
     if config.label is None:
         return model
-    label = info.label_index(config.label)
     if not isinstance(model, PRDiT):
-        raise ValueError(f"sample.label {config.label!r} with a refined model; labels act in stage 2 only.")
+        raise ValueError(
+            f"sample.label {config.label!r} with a refined model, which knows no labels: they act in stage 2 only. Sample the "
+            "stage-2 checkpoint below it, or leave the label out."
+        )
+    label = info.label_index(config.label)
     return Guided(model, torch.full((batch,), label, device=device), config.guidance_scale)
 
 

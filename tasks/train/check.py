@@ -128,14 +128,19 @@ def _cascade(config: TrainRefinerConfig, base: dict[str, Any]) -> CascadeConfig:
             f"The model below sees {edge} voxels as {below.volume_size}; one level up is {size}, which does not divide {edge}. "
             "There is no finer level to refine to."
         )
-    options = {"in_channels": below.in_channels, "out_channels": below.out_channels}
-    head = model_config(config.preset, size, **options)
+    head = model_config(config.preset, size, **head_options(below))
     if head.depth:
         raise ValueError(
             f"train_refiner.preset {config.preset!r} has depth {head.depth}; the refining head is a local denoiser, depth 0 "
             f"({_with_depth(config.preset, 0)!r})."
         )
     return CascadeConfig(head, below)
+
+
+def head_options(below: NetworkConfig) -> dict[str, Any]:
+    """What a refining head takes over from the model below: channels and norms."""
+    own = below.head if isinstance(below, CascadeConfig) else below
+    return {name: getattr(own, name) for name in ("in_channels", "out_channels", "arithmetic", "norm")}
 
 
 def voxel_mm(info: dict[str, Any]) -> float:

@@ -74,7 +74,7 @@ class OptimizationConfig(ComputeConfig):
         0,
         ge=0,
         description="steps between snapshots of two power-function averages (EDM2, Karras et al. 2024), from which `prdit ema` "
-        "makes an average of any length afterwards; 0: none",
+        "makes an average of another length afterwards; 0: none",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward pass")
     compile: bool = Field(False, description="torch.compile; where it fails, training goes on without and says why")
@@ -82,7 +82,10 @@ class OptimizationConfig(ComputeConfig):
         False, description="recompute each block in the backward pass: a third more time, a fraction of the memory"
     )
     max_shift: int = Field(
-        0, ge=0, description="training boxes are shifted by up to this many level-0 voxels on every axis (published: 0)"
+        0,
+        ge=0,
+        multiple_of=4,
+        description="training boxes are shifted by up to this many level-0 voxels on every axis, in steps of 4 (published: 0)",
     )
     seed: int = Field(42, ge=0)
     val_every: int = Field(500, ge=1, description="steps between validations; the last step is always validated")
@@ -117,6 +120,9 @@ class TrainGlobalConfig(OptimizationConfig):
         "ema", description="which stage-1 weights are frozen in (published: raw)"
     )
     joint_local: bool = Field(False, description="train the local branch along instead of freezing it")
+    attention: Literal["auto", "sdpa", "xformers", "plain", "published-flash"] = Field(
+        "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
+    )
     qk_norm: bool = Field(False, description="RMS norm of queries and keys (ViT-22B, Dehghani et al. 2023)")
     position: Literal["table", "rotary"] = Field(
         "table", description="rotary: rotary embedding in mm (RoFormer, Su et al. 2021); size L needs it"

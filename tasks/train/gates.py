@@ -39,3 +39,8 @@ def check_gates(config: GatesConfig, local: Ref, global_: Ref) -> tuple[dict[str
             "gates.global_below_local asks for that"
         )
     return figures, failed
+
+
+def refiner_figures(refiner: Ref) -> dict[str, Any]:
+    """What the record keeps of stage 3; its losses are those of a finer level and compare with no other stage's."""
+    return {"refiner_val_loss_ema": load_checkpoint_info(refiner)["gates"]["val_loss_ema"]}

@@ -137,7 +137,8 @@ def _model(config: TrainConfig, network: NetworkConfig, below: Ref | None) -> Ne
         cascade.load_base(checkpoint_tensors(below, config.base_weights))
         cascade.freeze_base(config.fine_tune_lr is None)
         return cascade
-    model = PRDiT(network, checkpointing=config.checkpointing)
+    attention = config.attention if isinstance(config, TrainGlobalConfig) else "auto"
+    model = PRDiT(network, attention=attention, checkpointing=config.checkpointing)
     if isinstance(config, TrainGlobalConfig):
         assert below is not None
         start_global(model, checkpoint_tensors(below, config.local_weights))

@@ -96,3 +96,47 @@ def test_a_dumped_configuration_loads_to_itself(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(str(path)) == config
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_numbers_that_are_not_finite_are_refused_by_key(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: small\ntrain_refiner:\n  low_frequency_weight: {value}\n")
+    with pytest.raises(ConfigError, match=r"train_refiner\.low_frequency_weight: .*finite"):
+        load_config(str(path))
+
+
+def test_shifts_between_the_steps_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train_local\.max_shift: .*multiple of 4, got 3"):
+        load_config("small", {"train_local": {"max_shift": 3}})
+
+
+@pytest.mark.parametrize(("given", "text"), [(True, "True"), (120.0, "120.0"), (3, "3"), ("B", "B")])
+def test_labels_are_text_whatever_yaml_makes_of_them(given: object, text: str) -> None:
+    assert load_config("small", {"sample": {"label": given}}).sample.label == text
+
+
+def test_an_empty_label_is_refused() -> None:
+    with pytest.raises(ConfigError, match="label is empty"):
+        load_config("small", {"sample": {"label": " "}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sample": {"label": "B"}}, "label_column is not set"),
+        ({"sample": {"label": "B"}, "train_refiner": {"enabled": True}}, "stage 2 only"),
+        (
+            {
+                "sample": {"label": "B", "guidance_scale": 2.0},
+                "train_global": {"label_column": "KVP", "label_dropout": 0.0},
+            },
+            "label_dropout 0",
+        ),
+    ],
+)
+def test_a_label_that_sampling_cannot_use_is_refused_before_training(overrides: dict[str, Any], message: str) -> None:
+    from flows.pipeline import check_labels
+
+    with pytest.raises(ValueError, match=message):
+        check_labels(load_config("small", overrides))

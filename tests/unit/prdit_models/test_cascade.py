@@ -101,3 +101,34 @@ def test_load_base_takes_all_or_nothing() -> None:
 def test_head_and_base_must_fit(head: ModelConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CascadeConfig(head, BASE)
+
+
+def test_noise_goes_up_by_repetition_and_the_image_trilinearly() -> None:
+    model = cascade()
+    with torch.no_grad():
+        parts = model.forward_parts(noisy(16), 300)
+    np.testing.assert_array_equal(
+        parts.upsampled[:, 0].numpy(), parts.base[:, 0].numpy().repeat(2, 1).repeat(2, 2).repeat(2, 3)
+    )
+    between = parts.base[:, 1].double()  # along one axis the new centres lie a quarter off the old ones
+    z = (0.75 * between[0, 3] + 0.25 * between[0, 4])[3]
+    z = 0.75 * z + 0.25 * (0.75 * between[0, 3] + 0.25 * between[0, 4])[4]
+    expected = 0.75 * float(z[3]) + 0.25 * float(z[4])
+    assert float(parts.upsampled[0, 1, 7, 7, 7]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_checkpointing_changes_no_gradient(frozen: bool) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = cascade()
+        model.freeze_base(frozen)
+        other = RefinedPRDiT(model.config, checkpointing=checkpointing)
+        other.load_state_dict(model.state_dict())
+        other.freeze_base(frozen)
+        gradients.append(_gradients(other))
+    for name, gradient in gradients[0].items():
+        other_gradient = gradients[1][name]
+        assert (gradient is None) == (other_gradient is None), name
+        if gradient is not None and other_gradient is not None:
+            torch.testing.assert_close(gradient, other_gradient, rtol=0, atol=0)

@@ -169,3 +169,21 @@ def test_measured_rates_are_rates():
 def test_an_unknown_library_is_refused():
     with pytest.raises(ValueError, match=r"'blis'.*'auto', 'mkl', 'onednn'"):
         use_gemm("blis")
+
+
+def test_new_weights_at_an_old_address_are_packed_anew() -> None:
+    layer = Linear(64, 64, bias=False).requires_grad_(False)
+    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for seed in range(20):
+            layer(x)
+            layer.weight.data = torch.empty(0)
+            layer.weight.data = torch.randn(64, 64, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(layer(x), x @ layer.weight.t(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_made_in_inference_mode_works() -> None:
+    with torch.inference_mode():
+        layer = Linear(64, 32)
+        x = torch.ones(128, 64)
+        torch.testing.assert_close(layer(x), x @ layer.weight.t() + layer.bias)

@@ -115,7 +115,7 @@ def test_many_snapshots_do_not_blow_up() -> None:
 
 def test_weights_that_never_moved_stay() -> None:
     kept = [Profile(updates, gamma_of(sigma)) for sigma in TRACKED_SIGMAS for updates in (100, 200, 300)]
-    coefficients = mixing_coefficients(kept, Profile(300, gamma_of(0.2)))
+    coefficients = mixing_coefficients(kept, Profile(300, gamma_of(0.15)))
     assert coefficients.sum() == pytest.approx(1.0, abs=1e-12)
 
 
@@ -138,3 +138,13 @@ def test_impossible_widths_are_refused(sigma: float) -> None:
         gamma_of(sigma)
     with pytest.raises(ValueError, match="update 1"):
         power_update([], [], 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "updates"),
+    [(0.001, 800), (0.1, 120), (0.1, 1)],  # sharper than any mix; between snapshots, long ago; before the first one
+)
+def test_what_the_snapshots_cannot_give_is_refused(sigma: float, updates: int) -> None:
+    kept = [Profile(n, gamma_of(tracked_sigma)) for tracked_sigma in TRACKED_SIGMAS for n in range(200, 801, 200)]
+    with pytest.raises(ValueError, match=r"cannot give .*nearest mix .* off.*among \[200, 400, 600, 800\]"):
+        mixing_coefficients(kept, Profile(updates, gamma_of(sigma)))

@@ -312,3 +312,11 @@ def test_progress_and_image_estimates() -> None:
     assert seen == [(n, 8, 0.0) for n in range(1, 9)]  # 7 does not divide 1000: the published rule visits 8 times
     assert torch.count_nonzero(result.x0) == 0
     assert result.x.shape == (1, 1, 4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "values", [{"num_steps": 2.5}, {"num_steps": float("nan")}, {"num_steps": "5"}, {"predictor_step": 1.5}]
+)
+def test_counts_must_be_whole_numbers(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"expected a whole number"):
+        Sampler("predictor-corrector", **values)  # type: ignore[arg-type]

@@ -112,8 +112,10 @@ def test_files_that_are_no_archives(tmp_path: Path) -> None:
         archive.writestr("a.txt", "no weights")
     with pytest.raises(ValueError, match=r"no data\.pkl.*Give the published"):
         read_foreign(tmp_path / "zip.pt")
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt does not exist; expected"):
         read_foreign(tmp_path / "absent.pt")
+    with pytest.raises(FileNotFoundError, match="is a folder; expected"):
+        read_foreign(tmp_path)
 
 
 def test_archives_that_claim_more_than_they_hold(tmp_path: Path) -> None:
@@ -191,6 +193,15 @@ def test_settings_nested_in_themselves(tmp_path: Path) -> None:
 def test_steps_are_a_whole_number(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ValueError, match=r"train_steps is .*; expected a whole number"):
         read_foreign(save(tmp_path / "a.pt", published(TINY, train_steps=value)))
+
+
+def test_a_value_that_is_huge_when_written_out_is_named_in_short(tmp_path: Path) -> None:
+    nested: list[Any] = ["x"] * 10
+    for _ in range(5):
+        nested = [nested] * 10  # a million leaves in a few bytes
+    with pytest.raises(ValueError, match="expected a whole number") as refused:
+        read_foreign(save(tmp_path / "a.pt", published(TINY, train_steps=nested)))
+    assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.parametrize("content", [[1], {}, {"model": {}}, {"ema": {}, "config": {}}])

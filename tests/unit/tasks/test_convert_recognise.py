@@ -99,6 +99,13 @@ def test_two_names_of_different_arithmetic() -> None:
         found(shapes(TINY), config)
 
 
+def test_the_name_of_a_run_is_not_the_name_of_a_model() -> None:
+    config = {"wandb": "PRDiT-lr1e-4", "out": "DiT-baseline", "image_size": 8, "num_heads": 4}
+    with pytest.raises(ValueError, match=r"does not say which model.*Give --variant"):
+        found(shapes(TINY), config)
+    assert found(shapes(TF), config | {"model": "DiT-custom"}).variant == "tf"
+
+
 def test_a_published_name_must_fit_the_weights() -> None:
     state = shapes(model_config("XS/10/1", 16))
     with pytest.raises(

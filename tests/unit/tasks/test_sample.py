@@ -43,7 +43,9 @@ def hu_of(directory: Path) -> dict[str, np.ndarray]:
 
 def test_a_local_only_checkpoint_is_refused_before_any_work(checkpoints: tuple[Ref, Ref], tmp_path: Path) -> None:
     local, _ = checkpoints
-    with pytest.raises(ValueError, match=r"checkpoint-global, got a local-only checkpoint.*prdit train global"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-global or checkpoint-refiner, got a local-only checkpoint.*prdit train global"
+    ):
         stage.check(local)
     with pytest.raises(ValueError, match="local-only"):
         stage.check(local.model_copy(update={"kind": "checkpoint-global"}))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from prdit_models.cascade import CascadeParts
 from prdit_models.config import CascadeConfig
 from prdit_models.diffusion import CosineProcess
 from prdit_models.prdit import PRDiT
@@ -258,6 +259,50 @@ def test_the_low_frequency_weight_enters_the_loss(data: tuple[Ref, Ref], stage_2
     assert values[0.0]["loss_low_frequency"] == values[2.0]["loss_low_frequency"] > 0
     difference = values[2.0]["loss"] - values[0.0]["loss"]
     assert difference == pytest.approx(2.0 * values[0.0]["loss_low_frequency"], rel=1e-4)
+
+
+def test_the_low_frequency_term_is_of_the_image_alone(data: tuple[Ref, Ref], stage_2: Ref, tmp_path: Path) -> None:
+    training = started(refiner_config(), data, tmp_path / "image", stage_2)
+    base, other = torch.zeros(2, 2, 8, 8, 8), torch.zeros(2, 2, 16, 16, 16)
+    other[:, 0] = 9.0  # the noise channel
+    other[:, 1] = 0.5
+    training.network = lambda x, t, parts: CascadeParts(base, other, torch.zeros_like(other))
+    x0, t = torch.zeros(2, 1, 16, 16, 16), torch.tensor([100, 700])
+    losses = training._losses(x0, t, torch.zeros_like(x0), [0, 1])
+    assert float(losses["loss_low_frequency"]) == pytest.approx(0.25)
+
+
+def test_checkpointing_recomputes_the_local_branch_too(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    original = torch.utils.checkpoint.checkpoint
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr("prdit_models.local.checkpoint", counted)
+    weights = []
+    for checkpointing in (False, True):
+        training = started(local_config(checkpointing=checkpointing), data, tmp_path / str(checkpointing))
+        training._train_step()
+        weights.append({name: value.detach().clone() for name, value in training.parameters.items()})
+    assert len(calls) == 2  # one an MLP
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_refining_head_takes_the_norms_of_the_model_below(train: Train) -> None:
+    local = train(local_config(view=VIEW_8, norm="rms", steps=1))
+    info = load_info(train(refiner_config(steps=1), train(global_config(steps=1), local)))
+    assert isinstance(info.model, CascadeConfig)
+    assert info.model.head.norm == "rms"
+
+
+def test_a_label_for_a_refined_model_is_refused(train: Train, stage_2: Ref, tmp_path: Path) -> None:
+    refined = train(refiner_config(steps=1), stage_2)
+    with pytest.raises(ValueError, match=r"'B' with a refined model.*stage-2 checkpoint"):
+        sample(refined, SampleConfig(label="B", num_steps=2), tmp_path / "out", lambda done, total: None)
 
 
 def test_there_is_no_level_above_the_finest(train: Train, data: tuple[Ref, Ref], tmp_path: Path) -> None:
