@@ -26,7 +26,7 @@ from prdit_models.gemm import Linear, has_bfloat16_products
 logger = logging.getLogger("prdit.models.attention")
 
 QK_NORM_EPS = 1e-6
-ROWS_AT_A_TIME = 256  # queries of a head whose scores stay in the cache, see `_attend_by_rows`
+ROWS_AT_A_TIME = 512  # queries of a head whose scores stay in the cache, see `_attend_by_rows`
 BACKENDS = ("auto", "sdpa", "xformers", "plain", "published-flash")
 
 
