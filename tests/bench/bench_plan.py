@@ -7,6 +7,7 @@ loaded all code and started all threads.
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -28,14 +29,15 @@ from prdit_models.sampler import Sampler
 from prdit_models.samplers import sample
 
 MIB = 2**20
-TRAIN_STEPS = 3
+TRAIN_STEPS = int(os.environ.get("PRDIT_BENCH_STEPS", "3"))
 SAMPLE_STEPS = 4
 WATCH_EVERY_S = 0.002
 TINY = ModelConfig(32, 10, 8, 1, 48, 4, 1)
 TINY_CASCADE = CascadeConfig(ModelConfig(64, 10, 8, 1, 48, 4, 0), TINY)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# preset, size, batch, work
+# preset, size, batch, work; the allocator's share (ALLOCATOR_SHARES) was chosen on the first NUM_FITTED, the rest came after
+NUM_FITTED = 18
 CASES = [
     ("XS/12/4", 32, 1, Work("global", "train")),
     ("XS/12/4", 32, 8, Work("global", "train")),
@@ -55,6 +57,12 @@ CASES = [
     ("B/12/4", 64, 4, Work("global", "sample")),
     ("XS/12/4", 64, 1, Work("refiner", "train")),
     ("XS/12/4", 64, 1, Work("refiner", "sample")),
+    ("S/12/4", 64, 2, Work("global", "train")),
+    ("S/12/8", 64, 2, Work("global", "train", checkpointing=True)),
+    ("S/12/4", 64, 2, Work("global", "train", precision="bf16", checkpointing=True)),
+    ("B/12/0", 64, 2, Work("local", "train", precision="bf16")),
+    ("S/12/4", 128, 1, Work("global", "sample")),
+    ("S/16/2", 48, 3, Work("global", "train")),
 ]
 
 
@@ -149,6 +157,7 @@ def _row(number: int) -> dict[str, Any]:
         "size": size,
         "batch": batch,
         "what": what,
+        "share_chosen_on_it": "yes" if number < NUM_FITTED else "no",
         "planned_mib": round(planned / MIB),
         "measured_mib": round(measured / MIB),
         "planned_to_measured": round(planned / measured, 3),
