@@ -125,7 +125,7 @@ def pictures(store: VolumeStore, path: Path) -> None:
         for axis, (title, volume) in zip(places, row.items(), strict=False):
             hu = info.window.to_hu(volume[0, 0]).numpy()
             axis.imshow(hu[::-1, hu.shape[1] // 2], cmap="gray", vmin=-1000, vmax=400)
-            axis.set_title(title, fontsize=8)
+            axis.set_title(title, fontsize=7)
     figure.savefig(FIGURE, dpi=68)
     sys.stderr.write(f"wrote {FIGURE}\n")
 
