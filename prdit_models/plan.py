@@ -63,8 +63,8 @@ class Plan:
     Attributes:
         preset, size, batch, refine: what was asked.
         parameters: by stage, of all and of trainable parameters.
-        flops: by stage, of a forward pass and a training step at this batch, the latter also with checkpointing where there are
-            blocks to recompute.
+        flops: by stage, of a forward pass and a training step at this batch, the latter of stage 2 also
+            with checkpointing.
         cpu: memory on the CPU.
         gpu: memory on a GPU, by size of the GPU.
     """
@@ -117,7 +117,7 @@ def plan(preset: str, size: int, batch: int, *, refine: bool = False) -> Plan:
 
 
 def _works(stage: str) -> list[Work]:
-    """Only a transformer in training has blocks to recompute; a local denoiser alone draws no anatomy."""
+    """Checkpointing is planned for stage 2, where it saves most; a local denoiser alone draws no anatomy."""
     recompute = (False, True) if stage == "global" else (False,)
     trainings = [Work(stage, "train", precision, again) for precision in PRECISIONS for again in recompute]
     return trainings + [Work(stage, "sample", precision) for precision in PRECISIONS if stage != "local"]
