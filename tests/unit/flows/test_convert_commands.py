@@ -92,7 +92,7 @@ def test_text_says_what_was_recognised_and_assumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["absent.pt"], 1, "error: There is no file absent.pt"),
+        (["absent.pt"], 1, "error: absent.pt does not exist; expected"),
         ([""], 2, "the path is empty"),
         (["a.pt", "--variant", "tf"], 1, "error: --variant tf contradicts the file"),
         (["a.pt", "--axes", "yxz"], 1, "error: axis order is 'yxz'"),
