@@ -78,9 +78,10 @@ class GatedMLP(nn.Module):
         if torch.is_autocast_enabled(z.device.type):
             z = z.to(torch.get_autocast_dtype(z.device.type))  # once for both products
         gate = self.fc1_g(z)
-        gated = (
-            F.silu(gate) * self.fc1_x(z) if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(self.fc1_x(z))
-        )
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            gated = F.silu(gate) * self.fc1_x(z)
+        else:
+            gated = F.silu(gate, inplace=True).mul_(self.fc1_x(z))
         out: Tensor = self.fc2(self.norm(gated))
         return out
 

@@ -68,13 +68,21 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, modulation: Tensor, rotary: RotaryTable | None = None) -> Tensor:
         """Refine h (B, N, H) under a `modulation`: same shape."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        h = torch.addcmul(h, gate_a, self.attn(modulated_norm(self._norm, h, shift_a, scale_a), rotary))
+        return self.feed_forward(self.mix(h, modulation, rotary), modulation)
 
-        def feed_forward(part: Tensor) -> Tensor:
-            return torch.addcmul(part, gate_m, self.mlp(modulated_norm(self._norm, part, shift_m, scale_m)))
+    def mix(self, h: Tensor, modulation: Tensor, rotary: RotaryTable | None = None) -> Tensor:
+        """The first half of `forward`: attention."""
+        shift, scale, gate = modulation.chunk(6, dim=-1)[:3]
+        return torch.addcmul(h, gate, self.attn(modulated_norm(self._norm, h, shift, scale), rotary))
 
-        return by_row_blocks(feed_forward, h, h.shape[-1])
+    def feed_forward(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """The second half: each token alone."""
+        shift, scale, gate = modulation.chunk(6, dim=-1)[3:]
+
+        def work(part: Tensor) -> Tensor:
+            return torch.addcmul(part, gate, self.mlp(modulated_norm(self._norm, part, shift, scale)))
+
+        return by_row_blocks(work, h, h.shape[-1])
 
 
 class FinalLayer(nn.Module):
@@ -106,7 +114,7 @@ class Refiner(nn.Module):
     Args:
         config: shape of the network.
         attention: backend, see `prdit_models.attention.BACKENDS`.
-        checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        checkpointing: recompute each half of a block in the backward pass instead of keeping its activations.
     """
 
     def __init__(self, config: ModelConfig, attention: str, checkpointing: bool) -> None:
@@ -140,7 +148,13 @@ class Refiner(nn.Module):
         if self.rotary_cos is not None and self.rotary_sin is not None:
             rotary = (self.rotary_cos, self.rotary_sin)
         for block, modulation in zip(self.blocks[:num_blocks], modulations[:-1], strict=num_blocks is None):
-            h = self._keep_or_recompute(block, h, modulation, rotary)
+            if (
+                self.checkpointing
+            ):  # by halves: one keeps an h more, which is less than what the other half would hold meanwhile
+                h = self._keep_or_recompute(block.mix, h, modulation, rotary)
+                h = self._keep_or_recompute(block.feed_forward, h, modulation)
+            else:
+                h = block(h, modulation, rotary)
         return h
 
     def _embed(self, tokens: Tensor) -> Tensor:
