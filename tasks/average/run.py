@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prdit_models.posthoc_ema import Profile, gamma_of, mix, mixing_coefficients
-from storage.artifacts import Kind, Ref, load_provenance
+from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import Tensors, load_checkpoint_info, load_tensors, save_tensors
 from storage.errors import MissingArtifactError
 from storage.files import read_json, write_json_atomic
@@ -28,17 +28,12 @@ def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, p
         MissingArtifactError: the training kept no snapshots.
         ValueError: an average they cannot give, or no checkpoint.
     """
-    kinds: dict[str, Kind] = {
-        "checkpoint-local": "checkpoint-local",
-        "checkpoint-global": "checkpoint-global",
-        "checkpoint-refiner": "checkpoint-refiner",
-    }
-    if checkpoint.kind not in kinds:
+    if not checkpoint.kind.startswith("checkpoint"):
         raise ValueError(f"ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     shares = _shares(checkpoint, config)
     inherited = {role: Ref.model_validate(ref) for role, ref in load_provenance(checkpoint)["inputs"].items()}
     return run_stage(
-        Stage("average", kinds[checkpoint.kind], RECIPE),
+        Stage("average", checkpoint.kind, RECIPE),
         inputs=inherited | {"averaged": checkpoint},
         config=config.key_fields(),
         context=context,

@@ -1,4 +1,4 @@
-"""Two power-function averages beside the EMA, kept at intervals, from which `prdit ema` makes an average of any length."""
+"""Two power-function averages beside the EMA, kept at intervals, from which `prdit ema` makes an average of another length."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,12 +32,13 @@ class PowerAverages:
             for sigma in TRACKED_SIGMAS
         }
         self.taken: list[int] = []
+        self._gammas = {sigma: gamma_of(sigma) for sigma in TRACKED_SIGMAS}
 
     def update(self, updates: int, parameters: Iterable[torch.Tensor]) -> None:
         """Take in the weights after an optimiser step, and keep a snapshot where one is due."""
         current = list(parameters)
         for sigma, average in self.averages.items():
-            power_update(average.values(), current, updates, gamma_of(sigma))
+            power_update(average.values(), current, updates, self._gammas[sigma])
         if updates % self.every == 0:
             self.keep(updates)
 
