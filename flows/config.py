@@ -7,13 +7,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prdit_models.config import CascadeConfig, model_config
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
-from tasks.train.check import global_shape, head_options, local_shape
-from tasks.train.config import TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
+from tasks.train.check import network_of
+from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
 from tasks.train.gates import GatesConfig
 
 # Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
@@ -55,23 +54,12 @@ class PipelineConfig(BaseModel):
     def _consistent(self) -> "PipelineConfig":
         """Presets that fit their volume and each other, before any scan is read."""
         view = self.train_local.view
-        local = local_shape(self.train_local)
-        voxel_mm = self.ingest.spacing_mm * view.edge / view.size
-        global_ = global_shape(self.train_global, local, voxel_mm=voxel_mm)
-        if (local.hidden_size, local.patch_size) != (global_.hidden_size, global_.patch_size):
-            raise ValueError(
-                f"train_global.preset {self.train_global.preset!r} must have size letter and patch of train_local.preset "
-                f"{self.train_local.preset!r}"
-            )
-        stages = {"train_local": self.train_local, "train_global": self.train_global}
+        stages: dict[str, TrainConfig] = {"train_local": self.train_local, "train_global": self.train_global}
         if self.train_refiner.enabled:
             stages["train_refiner"] = self.train_refiner
-            if view.edge % (2 * view.size):
-                raise ValueError(
-                    f"train_refiner goes from {view.size} to {2 * view.size} voxels, which do not divide train_local.view.edge "
-                    f"{view.edge}: there is no finer level"
-                )
-            CascadeConfig(model_config(self.train_refiner.preset, 2 * view.size, **head_options(global_)), global_)
+        below: dict[str, Any] = {"view": view.model_dump(), "spacing_mm": self.ingest.spacing_mm}
+        for stage in stages.values():
+            below["model"] = network_of(stage, below).to_dict()
         if len({stage.noise_std for stage in stages.values()}) > 1:
             raise ValueError(f"noise_std of {', '.join(stages)} must be equal: one process for all stages")
         return self

@@ -10,6 +10,7 @@ NUM_HEADS = {"XS": 6, "S": 6, "B": 12, "L": 16, "XL": 16}
 PATCH_SIZES = (10, 12, 14, 16)
 DEPTHS = (0, 1, 2, 3, 4, 8, 10, 12)
 PRESET_STRIDE = 8
+PREDICTIONS = {"noise_image": 2, "image": 1}  # of the cosine process: output channels per input channel
 CHOICES = {"arithmetic": ("prdit", "tf"), "norm": ("layer", "rms"), "position": ("table", "rotary")}
 _MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair an axis
 

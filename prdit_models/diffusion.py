@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prdit_models.config import PREDICTIONS
 from prdit_models.flow import FlowProcess
 
-PREDICTIONS = {
-    "noise_image": 2,
-    "image": 1,
-}  # what a network of the cosine process puts out: channels per input channel
 SINE_FLOOR = (
     0.05  # below this sine, dividing by it would amplify errors of the image estimate (JiT clamps at the same value)
 )

@@ -22,6 +22,7 @@ from storage.files import fsync_directory, read_json, sha256_file, write_json_at
 Tensors = dict[str, npt.NDArray[Any]]
 
 CHECKPOINT_FORMAT = 1
+WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 _STATE = "state.json"
 
 logger = logging.getLogger("prdit.checkpoints")

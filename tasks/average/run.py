@@ -9,13 +9,14 @@ import torch
 
 from prdit_models.posthoc_ema import Profile, gamma_of, mix, mixing_coefficients
 from storage.artifacts import Ref, load_provenance
-from storage.checkpoints import Tensors, load_checkpoint_info, load_tensors, save_tensors
+from storage.checkpoints import WEIGHTS_FILES, Tensors, load_checkpoint_info, load_tensors, save_tensors
 from storage.errors import MissingArtifactError
 from storage.files import read_json, write_json_atomic
 from tasks.average.config import AverageConfig
 from tasks.progress import Advance
 from tasks.stage import RunContext, Stage, StageOutcome, run_stage
 from tasks.train.averages import FOLDER, INDEX
+from tasks.train.spec import METRICS
 
 RECIPE = 1
 logger = logging.getLogger("prdit.average")
@@ -51,10 +52,10 @@ def average(
         for key, value in snapshot.items():
             tensors[key] = mix(tensors.get(key), torch.from_numpy(value), share)
         progress(done, len(shares))
-    averaged: Tensors = load_tensors(checkpoint.path / "ema.safetensors")  # frozen weights are not in the snapshots
+    averaged: Tensors = load_tensors(checkpoint.path / WEIGHTS_FILES["ema"])  # frozen weights are not in the snapshots
     averaged |= {key: tensor.float().numpy() for key, tensor in tensors.items()}
-    save_tensors(directory / "ema.safetensors", averaged)
-    for name in ("model.safetensors", "metrics.jsonl"):
+    save_tensors(directory / WEIGHTS_FILES["ema"], averaged)
+    for name in (WEIGHTS_FILES["raw"], METRICS):
         shutil.copyfile(checkpoint.path / name, directory / name)
     info: dict[str, Any] = load_checkpoint_info(checkpoint)
     info["gates"] = {}  # losses of the EMA it replaces say nothing about it

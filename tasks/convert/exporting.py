@@ -17,10 +17,10 @@ from prdit_models.flow import FlowProcess
 from prdit_models.networks import build_network
 from prdit_models.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
-from storage.checkpoints import load_checkpoint_info
+from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info
 from storage.files import fsync_directory
 from tasks.convert.importing import NOISE_STD, OURS, Progress
-from tasks.sample.checkpoint import WEIGHTS_FILES, CheckpointInfo, load_info
+from tasks.sample.checkpoint import CheckpointInfo, load_info
 
 _PUBLISHED_STEPS = 1000
 logger = logging.getLogger("prdit.convert")

@@ -18,11 +18,10 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks import build_network
 from prdit_models.weights import check_weights
 from storage.artifacts import Kind, Ref, commit_artifact, committed_ref, verify_artifact
-from storage.checkpoints import CHECKPOINT_FORMAT, save_tensors
+from storage.checkpoints import CHECKPOINT_FORMAT, WEIGHTS_FILES, save_tensors
 from storage.files import fsync_directory, read_json, write_json_atomic
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
-from tasks.sample.checkpoint import WEIGHTS_FILES
 from tasks.train.config import ViewConfig
 
 STAGE = "import-checkpoint"

@@ -12,10 +12,8 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks import Network, build_network
 from prdit_models.weights import load_weights
 from storage.artifacts import Ref
-from storage.checkpoints import load_checkpoint_info, load_tensors
+from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info, load_tensors
 from tasks.train.config import ViewConfig
-
-WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class CheckpointInfo:
     @property
     def voxel_mm(self) -> float:
         """Voxel distance of what the model sees and makes, mm."""
-        return self.view.edge * self.spacing_mm / self.view.size
+        return self.view.voxel_mm(self.spacing_mm)
 
 
 def load_info(checkpoint: Ref) -> CheckpointInfo:

@@ -1,13 +1,14 @@
 """Refusals before a training starts, and the shape of what it trains. Imports no torch: who starts a training need not load it."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig, model_config, network_config
+from prdit_models.config import PREDICTIONS, CascadeConfig, ModelConfig, NetworkConfig, model_config, network_config
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info
 from storage.files import read_json
 from storage.volume_store import VolumeStore
-from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
+from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig, ViewConfig
 from tasks.train.labels import label_values
 from tasks.train.spec import training_of
 
@@ -15,8 +16,25 @@ _SAME_MM = 1e-6
 _COMMAND = {"local": "prdit train local", "base": "prdit train global"}
 
 
-def check_training(store: Ref, split: Ref, below: Ref | None, config: TrainConfig) -> dict[str, list[str]]:
-    """Refuse a training that cannot work, before anything starts; return the roles.
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with, found by its checks.
+
+    Attributes:
+        roles: volume ids by role.
+        below: `checkpoint.json` of the checkpoint it starts from; empty for stage 1.
+        label_values: values of the label column in the training role; empty without labels.
+        network: shape of what it trains.
+    """
+
+    roles: dict[str, list[str]]
+    below: dict[str, Any]
+    label_values: tuple[str, ...]
+    network: NetworkConfig
+
+
+def check_training(store: Ref, split: Ref, below: Ref | None, config: TrainConfig) -> Start:
+    """Refuse a training that cannot work, before anything starts; return what it begins with.
 
     Raises: ValueError: an empty role, a preset that does not fit the volume size or the stage, a checkpoint it cannot start from.
     """
@@ -36,20 +54,16 @@ def check_training(store: Ref, split: Ref, below: Ref | None, config: TrainConfi
             f"Run `{_COMMAND[training.below]}` first."
         )
     base = load_checkpoint_info(below) if below else {}
-    spacing = VolumeStore.open(store.path).spacing_mm
-    if base and abs(spacing - base["spacing_mm"]) > _SAME_MM:
+    opened = VolumeStore.open(store.path)
+    if base and abs(opened.spacing_mm - base["spacing_mm"]) > _SAME_MM:
         raise ValueError(
-            f"The store at {store.uri} has {spacing} mm voxels, the checkpoint below was trained at {base['spacing_mm']} mm: its "
-            "view would show another size of body. Ingest into a store of that spacing (ingest.spacing_mm)."
+            f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint below was trained at "
+            f"{base['spacing_mm']} mm: its view would show another size of body. Ingest into a store of that spacing "
+            "(ingest.spacing_mm)."
         )
-    network_of(config, base, len(class_values(store, roles, config)))
-    return roles
-
-
-def class_values(store: Ref, roles: dict[str, list[str]], config: TrainConfig) -> tuple[str, ...]:
-    """Values of the label column in the training role; none where the stage has no labels."""
     column = config.label_column if isinstance(config, TrainGlobalConfig) else None
-    return label_values(VolumeStore.open(store.path), column, roles["train"]) if column else ()
+    values = label_values(opened, column, roles["train"]) if column else ()
+    return Start(roles, base, values, network_of(config, base, len(values)))
 
 
 def network_of(config: TrainConfig, base: dict[str, Any], num_classes: int = 0) -> NetworkConfig:
@@ -62,15 +76,14 @@ def network_of(config: TrainConfig, base: dict[str, Any], num_classes: int = 0) 
     Raises: ValueError: presets, sizes or stages that do not go together.
     """
     if isinstance(config, TrainLocalConfig):
-        return local_shape(config)
+        return _local(config)
     if isinstance(config, TrainRefinerConfig):
         return _cascade(config, base)
-    return _global_shape(config, base, num_classes)
+    return _global(config, base, num_classes)
 
 
-def local_shape(config: TrainLocalConfig) -> ModelConfig:
-    """Shape of a stage-1 network."""
-    options = {"arithmetic": config.arithmetic, "norm": config.norm, "out_channels": _channels(config.prediction)}
+def _local(config: TrainLocalConfig) -> ModelConfig:
+    options = {"arithmetic": config.arithmetic, "norm": config.norm, "out_channels": PREDICTIONS[config.prediction]}
     shape = model_config(config.preset, config.view.size, **options)
     if shape.depth:
         raise ValueError(
@@ -80,9 +93,24 @@ def local_shape(config: TrainLocalConfig) -> ModelConfig:
     return shape
 
 
-def _global_shape(config: TrainGlobalConfig, base: dict[str, Any], num_classes: int) -> ModelConfig:
+def _global(config: TrainGlobalConfig, base: dict[str, Any], num_classes: int) -> ModelConfig:
+    """Norms and channels are stage 1's, the rest its own."""
     stage_1 = ModelConfig.from_dict(base["model"])
-    shape = global_shape(config, stage_1, voxel_mm=voxel_mm(base), num_classes=num_classes)
+    options = inherited_options(stage_1)
+    if not config.preset.endswith(
+        "/0"
+    ):  # of a preset without transformer the message below says more than that of its options
+        options |= {"qk_norm": config.qk_norm, "num_classes": num_classes}
+    if config.position == "rotary":
+        options |= {
+            "position": "rotary",
+            "voxel_mm": ViewConfig.model_validate(base["view"]).voxel_mm(base["spacing_mm"]),
+        }
+    shape = model_config(config.preset, stage_1.volume_size, **options)
+    if not shape.depth:
+        raise ValueError(
+            f"train_global.preset {config.preset!r} has depth 0; stage 2 needs a transformer ({_with_depth(config.preset, 4)!r})."
+        )
     differing = {
         key: (getattr(stage_1, key), getattr(shape, key))
         for key in ("patch_size", "stride", "padding", "hidden_size")
@@ -91,31 +119,7 @@ def _global_shape(config: TrainGlobalConfig, base: dict[str, Any], num_classes: 
     if differing:
         raise ValueError(
             f"train_global.preset {config.preset!r} does not continue the local checkpoint (stage 1, stage 2): {differing}. "
-            "Size letter and patch must be those of stage 1."
-        )
-    return shape
-
-
-def global_shape(
-    config: TrainGlobalConfig, stage_1: ModelConfig, *, voxel_mm: float, num_classes: int = 0
-) -> ModelConfig:
-    """Shape of a stage-2 network: norms and channels are stage 1's, the rest its own.
-
-    Raises: ValueError: a preset without transformer, or one that cannot be built.
-    """
-    options: dict[str, Any] = {
-        "in_channels": stage_1.in_channels,
-        "out_channels": stage_1.out_channels,
-        "arithmetic": stage_1.arithmetic,
-        "norm": stage_1.norm,
-    }
-    if _depth(config.preset):
-        rotary = {"position": "rotary", "voxel_mm": voxel_mm} if config.position == "rotary" else {}
-        options |= rotary | {"qk_norm": config.qk_norm, "num_classes": num_classes}
-    shape = model_config(config.preset, stage_1.volume_size, **options)
-    if not shape.depth:
-        raise ValueError(
-            f"train_global.preset {config.preset!r} has depth 0; stage 2 needs a transformer ({_with_depth(config.preset, 4)!r})."
+            "It must have size letter and patch of stage 1."
         )
     return shape
 
@@ -128,7 +132,7 @@ def _cascade(config: TrainRefinerConfig, base: dict[str, Any]) -> CascadeConfig:
             f"The model below sees {edge} voxels as {below.volume_size}; one level up is {size}, which does not divide {edge}. "
             "There is no finer level to refine to."
         )
-    head = model_config(config.preset, size, **head_options(below))
+    head = model_config(config.preset, size, **inherited_options(below))
     if head.depth:
         raise ValueError(
             f"train_refiner.preset {config.preset!r} has depth {head.depth}; the refining head is a local denoiser, depth 0 "
@@ -137,23 +141,10 @@ def _cascade(config: TrainRefinerConfig, base: dict[str, Any]) -> CascadeConfig:
     return CascadeConfig(head, below)
 
 
-def head_options(below: NetworkConfig) -> dict[str, Any]:
-    """What a refining head takes over from the model below: channels and norms."""
+def inherited_options(below: NetworkConfig) -> dict[str, Any]:
+    """What a stage takes over from the model below: channels and norms."""
     own = below.head if isinstance(below, CascadeConfig) else below
     return {name: getattr(own, name) for name in ("in_channels", "out_channels", "arithmetic", "norm")}
-
-
-def voxel_mm(info: dict[str, Any]) -> float:
-    """Voxel distance of what a checkpoint's model sees, mm."""
-    return float(info["view"]["edge"]) * float(info["spacing_mm"]) / float(info["view"]["size"])
-
-
-def _channels(prediction: str) -> int:
-    return 1 if prediction == "image" else 2
-
-
-def _depth(preset: str) -> bool:
-    return not preset.endswith("/0")
 
 
 def _with_depth(preset: str, depth: int) -> str:

@@ -25,6 +25,10 @@ class ViewConfig(StageConfig):
             )
         return self
 
+    def voxel_mm(self, spacing_mm: float) -> float:
+        """Voxel distance of what the model sees, for a store of `spacing_mm`."""
+        return self.edge * spacing_mm / self.size
+
 
 class IntensityConfig(StageConfig):
     """How Hounsfield units become what a model sees."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from prdit_models.compilation import compiled
 from prdit_models.ema import ema_decay, ema_update
-from storage.checkpoints import ResumeStates, Tensors, save_tensors
+from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
 from tasks.train.averages import PowerAverages
 from tasks.train.best import BestWeights
@@ -278,8 +278,8 @@ class Training:
         if self.best:
             step, raw, ema, chosen, chosen_ema = self.best.take()
             model, averaged = weights | chosen, weights | chosen_ema
-        save_tensors(directory / "model.safetensors", model)
-        save_tensors(directory / "ema.safetensors", averaged)
+        save_tensors(directory / WEIGHTS_FILES["raw"], model)
+        save_tensors(directory / WEIGHTS_FILES["ema"], averaged)
         if self.power:
             self.power.keep(self.updates)
             self.power.write_index()

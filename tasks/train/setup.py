@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from prdit_models.cascade import RefinedPRDiT
-from prdit_models.config import CascadeConfig, NetworkConfig
+from prdit_models.config import NetworkConfig
 from prdit_models.diffusion import CosineProcess, process_from_dict
 from prdit_models.initialization import start_global
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.networks import Network
+from prdit_models.networks import Network, build_network
 from prdit_models.prdit import PRDiT
 from storage.artifacts import Ref
-from storage.checkpoints import load_checkpoint_info, load_tensors
+from storage.checkpoints import WEIGHTS_FILES, load_tensors
 from storage.volume_store import VolumeStore
 from tasks.config import ComputeConfig
-from tasks.train.check import check_training, class_values, network_of
+from tasks.train.check import check_training
 from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig, ViewConfig
 from tasks.train.data import ViewDataset
 from tasks.train.labels import labels_of
@@ -76,16 +76,13 @@ class Assembly:
 def assemble(spec: TrainSpec) -> Assembly:
     """Build model, process and data of a training; seeds the initialisation."""
     config = spec.stage_config()
-    roles = check_training(spec.store, spec.split, spec.below, config)
+    start = check_training(spec.store, spec.split, spec.below, config)
     device = pick_device(config)
     torch.manual_seed(config.seed)
-    base = load_checkpoint_info(spec.below) if spec.below else {}
-    values = class_values(spec.store, roles, config)
-    network = network_of(config, base, len(values))
-    protocol = _protocol(config, base)
-    model = _model(config, network, spec.below)
+    protocol = _protocol(config, start.below)
+    model = _model(config, start.network, spec.below)
     store = VolumeStore.open(spec.store.path)
-    ids = {"train": roles["train"], "val": sorted(roles["val"])[: config.val_volumes]}
+    ids = {"train": start.roles["train"], "val": sorted(start.roles["val"])[: config.val_volumes]}
     data = {
         role: ViewDataset(
             spec.store.path, names, protocol.view, protocol.window, config.cache_mb * (role == "train"), protocol.axes
@@ -94,17 +91,19 @@ def assemble(spec: TrainSpec) -> Assembly:
     }
     labels = {}
     if isinstance(config, TrainGlobalConfig) and config.label_column:
-        labels = {role: torch.tensor(labels_of(store, config.label_column, values, ids[role])) for role in ids}
+        labels = {
+            role: torch.tensor(labels_of(store, config.label_column, start.label_values, ids[role])) for role in ids
+        }
     volumes = data["val"].batch(range(len(data["val"])))
     return Assembly(
         model=model.to(device),
-        network=network,
+        network=start.network,
         protocol=protocol,
         train=data["train"],
         validation=ValidationSet(volumes, protocol.process, labels=labels.get("val")),
         device=device,
         spacing_mm=store.spacing_mm,
-        label_values=values,
+        label_values=start.label_values,
         labels=labels.get("train"),
     )
 
@@ -130,26 +129,23 @@ def _protocol(config: TrainConfig, base: dict[str, Any]) -> Protocol:
 
 def _model(config: TrainConfig, network: NetworkConfig, below: Ref | None) -> Network:
     """The network as its training starts."""
-    if isinstance(network, CascadeConfig):
-        assert isinstance(config, TrainRefinerConfig)
-        assert below is not None
-        cascade = RefinedPRDiT(network, checkpointing=config.checkpointing)
-        cascade.load_base(checkpoint_tensors(below, config.base_weights))
-        cascade.freeze_base(config.fine_tune_lr is None)
-        return cascade
     attention = config.attention if isinstance(config, TrainGlobalConfig) else "auto"
-    model = PRDiT(network, attention=attention, checkpointing=config.checkpointing)
-    if isinstance(config, TrainGlobalConfig):
-        assert below is not None
-        start_global(model, checkpoint_tensors(below, config.local_weights))
+    model = build_network(network, attention=attention, checkpointing=config.checkpointing)
+    if below is None:
+        return model
+    if isinstance(model, RefinedPRDiT) and isinstance(config, TrainRefinerConfig):
+        model.load_base(_weights(below, config.base_weights))
+        model.freeze_base(config.fine_tune_lr is None)
+    if isinstance(model, PRDiT) and isinstance(config, TrainGlobalConfig):
+        start_global(model, _weights(below, config.local_weights))
         model.freeze_local(not config.joint_local)
     return model
 
 
-def checkpoint_tensors(checkpoint: Ref, weights: str) -> dict[str, torch.Tensor]:
+def _weights(checkpoint: Ref, which: str) -> dict[str, torch.Tensor]:
     """One of a checkpoint's two sets of weights as torch tensors."""
-    name = "ema.safetensors" if weights == "ema" else "model.safetensors"
-    return {key: torch.from_numpy(value) for key, value in load_tensors(checkpoint.path / name).items()}
+    arrays = load_tensors(checkpoint.path / WEIGHTS_FILES[which])
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
 def pick_device(config: ComputeConfig) -> torch.device:

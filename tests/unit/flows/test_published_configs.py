@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from flows.config import PipelineConfig, config_names, load_config
-from prdit_models.config import model_config
+from prdit_models.config import ModelConfig, model_config
 from prdit_models.diffusion import CosineProcess
 from prdit_models.intensity import HounsfieldWindow
+from prdit_models.networks import build_network
 from prdit_models.prdit import PRDiT, trainable_parameters
 from prdit_models.samplers import evaluations
-from tasks.train.check import global_shape, local_shape
+from tasks.train.check import network_of
 
 NAMES = ("published/lidc-128", "published/lidc-256", "published/rad-128")
 
@@ -116,11 +117,16 @@ def test_a_published_number(configs: dict[str, PipelineConfig], name: str, key: 
 def test_the_networks_have_the_published_size(configs: dict[str, PipelineConfig], name: str) -> None:
     """39,156,160 and 93,228,992 parameters, 54,072,832 of them trained in stage 2 (SPEC §1)."""
     config = configs[name]
-    local = local_shape(config.train_local)
-    voxel_mm = config.ingest.spacing_mm * 256 / config.train_local.view.size
+    local = network_of(config.train_local, {})
+    assert isinstance(local, ModelConfig)
+    below = {
+        "model": local.to_dict(),
+        "view": config.train_local.view.model_dump(),
+        "spacing_mm": config.ingest.spacing_mm,
+    }
     with torch.device("meta"):
         first = PRDiT(local)
-        second = PRDiT(global_shape(config.train_global, local, voxel_mm=voxel_mm))
+        second = build_network(network_of(config.train_global, below))
     assert local.volume_size == config.train_local.view.size
     assert (local.patch_size, local.stride, local.padding, local.out_channels) == (12, 8, 2, 2)
     assert sum(p.numel() for p in first.parameters()) == 39_156_160
