@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from prdit_models.config import CascadeConfig
 from prdit_models.embeddings import TimeEmbedder
-from prdit_models.local import LocalBranch, modulation_norm
+from prdit_models.local import LocalBranch
 from prdit_models.patches import extract_patches, unpatchify
 from prdit_models.prdit import PRDiT, Time
 from prdit_models.weights import load_weights
@@ -70,13 +70,7 @@ class RefinedPRDiT(nn.Module):
         else:
             self.base = PRDiT(config.base, attention=attention, checkpointing=checkpointing)
         self.t_embedder_sr = TimeEmbedder(head.hidden_size, head.token_width, has_refiner=False)
-        self.sr = LocalBranch(
-            head.token_width,
-            head.output_width,
-            norm=modulation_norm(head.arithmetic, head.norm),
-            normalized_modulation=head.arithmetic == "tf",
-            checkpointing=checkpointing,
-        )
+        self.sr = LocalBranch(head, checkpointing=checkpointing)
         for name, parameter in self.sr.named_parameters():
             if "linear_final" in name or "adaLN_modulation" in name:  # all else keeps PyTorch's own start
                 nn.init.zeros_(parameter)
@@ -95,17 +89,13 @@ class RefinedPRDiT(nn.Module):
         """Take the whole base out of training, or all of it in (joint fine-tuning): every parameter, not only some."""
         self.base.requires_grad_(not frozen)
 
-    @overload
-    def forward(self, x: Tensor, t: Time) -> Tensor: ...
-    @overload
-    def forward(self, x: Tensor, t: Time, *, parts: Literal[True]) -> CascadeParts: ...
     def forward(self, x: Tensor, t: Time, *, parts: bool = False) -> Tensor | CascadeParts:
         """Predict noise and image at the full size.
 
         Args:
             x: noisy volume, shape (B, C, S, S, S).
             t: diffusion step: a number, a 0-d tensor or shape (B,).
-            parts: return the pieces instead of their sum.
+            parts: return `forward_parts` instead of their sum, for callers that go through the module itself (compiled code).
         Returns: shape (B, O, S, S, S), channels as the base's.
         Raises: ValueError: if a shape does not fit the configuration.
         """

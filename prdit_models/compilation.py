@@ -13,6 +13,7 @@ logger = logging.getLogger("prdit.models.compilation")
 class CompiledNetwork:
     """Calls a network compiled, or as it is once compiling has failed; the module itself, its keys and its hooks stay untouched.
 
+    It compiles at its first call, in that call's shapes, precision and gradient mode. If that fails, one warning tells why.
     Compiled code reads parameters where they are at each call, so weights may be updated in place and `parameter.data` swapped.
 
     Attributes:
@@ -49,14 +50,6 @@ class CompiledNetwork:
             return
         logger.info("torch.compile: network compiled")
         self._compiled = compiled
-
-
-def compiled(network: nn.Module) -> CompiledNetwork:
-    """The network as a callable that compiles itself at its first call, in that call's shapes, precision and gradient mode.
-
-    If compiling fails, one warning tells why and the network runs as it is.
-    """
-    return CompiledNetwork(network)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

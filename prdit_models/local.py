@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from prdit_models.config import ModelConfig
 from prdit_models.gemm import FullPrecisionLinear, Linear
 
 MODULATION_NORM_EPS = 1e-6
@@ -42,6 +43,14 @@ def rms_norm(x: Tensor) -> Tensor:
 def modulation_norm(arithmetic: str, norm: str) -> Norm:
     """The norm before modulations in the local MLPs and the blocks."""
     return rms_norm if arithmetic == "tf" or norm == "rms" else plain_norm
+
+
+def recomputed(checkpointing: bool, work: Callable[..., Tensor], *inputs: object) -> Tensor:
+    """`work(*inputs)`; with checkpointing its activations are not kept but computed again in the backward pass."""
+    if checkpointing and torch.is_grad_enabled():
+        out: Tensor = checkpoint(work, *inputs, use_reentrant=False, preserve_rng_state=False)  # no dropout anywhere
+        return out
+    return work(*inputs)
 
 
 def by_row_blocks(work: Callable[[Tensor], Tensor], tokens: Tensor, out_width: int) -> Tensor:
@@ -134,13 +143,8 @@ class TokenDenoiser(nn.Module):
             return out
 
         def denoise(part: Tensor) -> Tensor:
-            if self.checkpointing and torch.is_grad_enabled():
-                h: Tensor = checkpoint(
-                    first, part, use_reentrant=False, preserve_rng_state=False
-                )  # no dropout anywhere
-                h = checkpoint(second, h, use_reentrant=False, preserve_rng_state=False)
-            else:
-                h = second(first(part))
+            h = recomputed(self.checkpointing, first, part)
+            h = recomputed(self.checkpointing, second, h)
             out: Tensor = self.linear_final(modulate(h + part, shift3, scale3))
             return out
 
@@ -148,23 +152,20 @@ class TokenDenoiser(nn.Module):
 
 
 class LocalBranch(nn.Module):
-    """The `coarse.*` keys of a checkpoint: a `TokenDenoiser` under the name `mlp_denoise`."""
+    """The `coarse.*` keys of a checkpoint: a `TokenDenoiser` under the name `mlp_denoise`.
 
-    def __init__(
-        self,
-        token_width: int,
-        output_width: int,
-        *,
-        norm: Norm = plain_norm,
-        normalized_modulation: bool = False,
-        checkpointing: bool = False,
-    ) -> None:
+    Args:
+        config: shape of the network it belongs to.
+        checkpointing: see `TokenDenoiser`.
+    """
+
+    def __init__(self, config: ModelConfig, *, checkpointing: bool = False) -> None:
         super().__init__()
         self.mlp_denoise = TokenDenoiser(
-            token_width,
-            output_width,
-            norm=norm,
-            normalized_modulation=normalized_modulation,
+            config.token_width,
+            config.output_width,
+            norm=modulation_norm(config.arithmetic, config.norm),
+            normalized_modulation=config.arithmetic == "tf",
             checkpointing=checkpointing,
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prdit_models.config import ModelConfig
 from prdit_models.embeddings import TimeEmbedder
 from prdit_models.initialization import initialize
-from prdit_models.local import LocalBranch, modulation_norm
+from prdit_models.local import LocalBranch
 from prdit_models.patches import extract_patches, unpatchify
 from prdit_models.refiner import Refiner
 
@@ -42,13 +42,7 @@ class PRDiT(nn.Module):
         super().__init__()
         self.config = config
         self.t_embedder = TimeEmbedder(config.hidden_size, config.token_width, has_refiner=config.depth > 0)
-        self.coarse = LocalBranch(
-            config.token_width,
-            config.output_width,
-            norm=modulation_norm(config.arithmetic, config.norm),
-            normalized_modulation=config.arithmetic == "tf",
-            checkpointing=checkpointing,
-        )
+        self.coarse = LocalBranch(config, checkpointing=checkpointing)
         self.fine = Refiner(config, attention, checkpointing) if config.depth > 0 else None
         self.label_embedder = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
         self._prepared: dict[float, Modulations] = {}

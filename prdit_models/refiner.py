@@ -2,15 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from prdit_models.attention import Attention
 from prdit_models.config import ModelConfig
 from prdit_models.embeddings import RotaryTable, position_table, rotary_table
-from prdit_models.gemm import FullPrecisionLinear, Linear, gelu_tanh
-from prdit_models.local import Norm, by_row_blocks, modulated_norm, modulation_norm, plain_norm, rms_norm
-
-__all__ = ["Block", "FeedForward", "FinalLayer", "PatchEmbedder", "Refiner", "gelu_tanh"]
+from prdit_models.gemm import FullPrecisionLinear, Linear
+from prdit_models.local import Norm, by_row_blocks, modulated_norm, modulation_norm, plain_norm, recomputed, rms_norm
 
 MLP_RATIO = 4  # of the transformer's feed-forward and of the token embedder
 
@@ -52,9 +49,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block with time-dependent shifts, scales and gates (adaLN; SPEC §1.5.3)."""
 
-    def __init__(self, config: ModelConfig, attention: str) -> None:
+    def __init__(self, config: ModelConfig, attention: str, checkpointing: bool) -> None:
         super().__init__()
         hidden = config.hidden_size
+        self.checkpointing = checkpointing
         self.attn = Attention(hidden, config.num_heads, attention, qk_norm=config.qk_norm)
         self.mlp = FeedForward(hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), FullPrecisionLinear(hidden, 6 * hidden))
@@ -67,8 +65,12 @@ class Block(nn.Module):
         return rms_norm(out) if self._normalized_modulation else out
 
     def forward(self, h: Tensor, modulation: Tensor, rotary: RotaryTable | None = None) -> Tensor:
-        """Refine h (B, N, H) under a `modulation`: same shape."""
-        return self.feed_forward(self.mix(h, modulation, rotary), modulation)
+        """Refine h (B, N, H) under a `modulation`: same shape.
+
+        Checkpointing goes by halves: one keeps an h more, which is less than what the other half would hold meanwhile.
+        """
+        h = recomputed(self.checkpointing, self.mix, h, modulation, rotary)
+        return recomputed(self.checkpointing, self.feed_forward, h, modulation)
 
     def mix(self, h: Tensor, modulation: Tensor, rotary: RotaryTable | None = None) -> Tensor:
         """The first half of `forward`: attention."""
@@ -120,7 +122,7 @@ class Refiner(nn.Module):
     def __init__(self, config: ModelConfig, attention: str, checkpointing: bool) -> None:
         super().__init__()
         self.patch_embedder = PatchEmbedder(config.token_width, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, attention, checkpointing) for _ in range(config.depth))
         self.final_layer = FinalLayer(config.hidden_size, config.output_width)
         self.checkpointing = checkpointing
         self.pos_embed: Tensor | None
@@ -143,32 +145,17 @@ class Refiner(nn.Module):
 
     def features(self, tokens: Tensor, modulations: tuple[Tensor, ...], num_blocks: int | None = None) -> Tensor:
         """Hidden tokens (B, N, H) after the first `num_blocks` blocks (all by default)."""
-        h = self._keep_or_recompute(self._embed, tokens)
+        h = recomputed(self.checkpointing, self._embed, tokens)
         rotary = None
         if self.rotary_cos is not None and self.rotary_sin is not None:
             rotary = (self.rotary_cos, self.rotary_sin)
         for block, modulation in zip(self.blocks[:num_blocks], modulations[:-1], strict=num_blocks is None):
-            if (
-                self.checkpointing
-            ):  # by halves: one keeps an h more, which is less than what the other half would hold meanwhile
-                h = self._keep_or_recompute(block.mix, h, modulation, rotary)
-                h = self._keep_or_recompute(block.feed_forward, h, modulation)
-            else:
-                h = block(h, modulation, rotary)
+            h = block(h, modulation, rotary)
         return h
 
     def _embed(self, tokens: Tensor) -> Tensor:
         h: Tensor = self.patch_embedder(tokens)
         return h if self.pos_embed is None else h + self.pos_embed
-
-    def _keep_or_recompute(self, work: object, *inputs: object) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(
-                work, *inputs, use_reentrant=False, preserve_rng_state=False
-            )  # no dropout anywhere
-            return out
-        result: Tensor = work(*inputs)  # type: ignore[operator]
-        return result
 
     def forward(self, tokens: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
         """Residual prediction for raw tokens (B, N, d) under `modulations`: shape (B, N, s³·O)."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
-from prdit_models.compilation import compiled
+from prdit_models.compilation import CompiledNetwork
 from prdit_models.ema import ema_decay, ema_update
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
@@ -59,7 +59,7 @@ class Training:
         self.recent: deque[float] = deque(maxlen=_RECENT)
         self.parameters = {name: p for name, p in assembly.model.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.network: Any = compiled(assembly.model) if self.config.compile else assembly.model
+        self.network: Any = CompiledNetwork(assembly.model) if self.config.compile else assembly.model
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.parameters, self.config),
             betas=(0.9, 0.999),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.compilation import compiled
+from prdit_models.compilation import CompiledNetwork
 from prdit_models.config import ModelConfig
 from prdit_models.prdit import PRDiT, trainable_parameters
 
@@ -37,7 +37,7 @@ def test_compiled_values_gradients_and_swapped_weights() -> None:
     """Compares with the uncompiled network; the only test that really compiles (up to a minute on an empty cache)."""
     network = _network()
     keys = list(network.state_dict())
-    call = compiled(network)
+    call = CompiledNetwork(network)
     with torch.no_grad():
         expected = network(*_inputs())
     found = call(*_inputs())
@@ -95,7 +95,7 @@ def test_a_failure_is_told_once_and_the_network_runs_as_it_is(
 ) -> None:
     network = _network()
     monkeypatch.setattr(torch, "compile", compiler)
-    call = compiled(network)
+    call = CompiledNetwork(network)
     with caplog.at_level(logging.INFO, LOGGER):
         outputs = [call(*_inputs()) for _ in range(2)]
     warnings = [record.getMessage() for record in caplog.records if record.name == LOGGER]
@@ -111,4 +111,4 @@ def test_a_failure_is_told_once_and_the_network_runs_as_it_is(
 def test_a_wrong_input_is_still_the_networks_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     with pytest.raises(ValueError, match=r"this model takes"):
-        compiled(_network())(torch.zeros(1, 1, 8, 8, 8), torch.tensor([3]))
+        CompiledNetwork(_network())(torch.zeros(1, 1, 8, 8, 8), torch.tensor([3]))
