@@ -14,6 +14,7 @@ from flows.console import (
     Config,
     Json,
     Set,
+    Store,
     Workdir,
     clear_errors,
     example,
@@ -64,7 +65,7 @@ def demo_data(
 @app.command(epilog=example("prdit ingest /data/ct --store .prdit/store"))
 def ingest(
     source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.", parser=given_path)],
-    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    store: Store = None,
     config: Config = "small",
     settings: Set = None,
     as_json: Json = False,
@@ -100,7 +101,7 @@ def _verdict_text(report: dict[str, Any]) -> str:
 
 @train_app.command("local", epilog=example("prdit train local --config small --store .prdit/store"))
 def train_local(
-    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    store: Store = None,
     config: Config = "small",
     settings: Set = None,
     workdir: Workdir = None,
@@ -112,7 +113,7 @@ def train_local(
 
 @train_app.command("global", epilog=example("prdit train global --config small --store .prdit/store"))
 def train_global(
-    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    store: Store = None,
     local: Annotated[
         str | None, typer.Option(help="Stage-1 checkpoint: directory or reference; default: train (or find) it first.")
     ] = None,
@@ -129,7 +130,7 @@ def train_global(
     "refiner", epilog=example("prdit train refiner --config small --base .prdit/work/train-global/<key>")
 )
 def train_refiner(
-    store: Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")] = None,
+    store: Store = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -219,7 +220,6 @@ def evaluate(
     """Measure samples against the store they were trained on, or another one; writes metrics.json and report.html."""
     with clear_errors():
         loaded = load_settings(config, settings, store=store, workdir=workdir)
-        from flows.convert_commands import real_side
         from storage.artifacts import input_ref, verify_artifact
         from tasks.evaluate.stage import evaluate_stage
         from tasks.progress import show_progress
@@ -228,9 +228,33 @@ def evaluate(
         if ref.kind != "samples":
             raise ValueError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
         verify_artifact(ref)
-        volumes, split = real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)
+        volumes, split = _real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)
         with show_progress("evaluate") as progress:
             show_outcome(evaluate_stage(ref, volumes, split, loaded.evaluate, run_context(loaded), progress), as_json)
+
+
+def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> tuple[Any, Any]:
+    """Store and split that samples of a checkpoint are compared with.
+
+    Args:
+        checkpoint: reference of the checkpoint the samples were drawn from.
+        loaded: configuration, with the store of `--store`.
+        given: whether `--store` was; else it is the store of the training.
+    Raises: ValueError: an imported checkpoint, which was trained on none of our stores, and no store given.
+    """
+    from storage.artifacts import input_ref, load_provenance
+    from tasks.ingest.stage import store_ref
+    from tasks.split.stage import split_stage
+
+    if given:
+        volumes = store_ref(Path(loaded.store), loaded.ingest)
+        return volumes, split_stage(volumes, loaded.split, run_context(loaded)).ref
+    if "store" not in load_provenance(checkpoint)["inputs"]:
+        raise ValueError(
+            f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
+            "samples are compared with: --store .prdit/store."
+        )
+    return input_ref(checkpoint, "store"), input_ref(checkpoint, "split")
 
 
 @app.command(epilog=example("prdit run --config demo --source /data/ct"))

@@ -16,6 +16,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
 ]
+Store = Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")]
 Workdir = Annotated[Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).")]
 _ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
 

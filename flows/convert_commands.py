@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Json, clear_errors, example, find_ref, given_path, run_context, show_result
+from flows.console import Json, clear_errors, example, find_ref, given_path, show_result
 
 _IMPORT = example("prdit import-checkpoint prdit_lidc128.pt") + (
     "\n\n`prdit import-checkpoint weights.pt --variant tf --volume-size 128` (a file that holds weights alone)"
@@ -128,27 +128,3 @@ def export_checkpoint(
             path = run_export(ref, file, progress)
         value = {"file": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}
         show_result(value, as_json, lambda: f"{path}: {value['bytes']} bytes, sha256 {value['sha256']}")
-
-
-def real_side(checkpoint: Any, loaded: Any, *, given: bool) -> tuple[Any, Any]:
-    """Store and split that samples of a checkpoint are compared with.
-
-    Args:
-        checkpoint: reference of the checkpoint the samples were drawn from.
-        loaded: configuration, with the store of `--store`.
-        given: whether `--store` was; else it is the store of the training.
-    Raises: ValueError: an imported checkpoint, which was trained on none of our stores, and no store given.
-    """
-    from storage.artifacts import input_ref, load_provenance
-    from tasks.ingest.stage import store_ref
-    from tasks.split.stage import split_stage
-
-    if given:
-        volumes = store_ref(Path(loaded.store), loaded.ingest)
-        return volumes, split_stage(volumes, loaded.split, run_context(loaded)).ref
-    if "store" not in load_provenance(checkpoint)["inputs"]:
-        raise ValueError(
-            f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
-            "samples are compared with: --store .prdit/store."
-        )
-    return input_ref(checkpoint, "store"), input_ref(checkpoint, "split")

@@ -70,14 +70,14 @@ class PipelineRun:
 
     def _train_global(self) -> StageOutcome:
         split, local = self._ref("split"), self._ref("train-local")
-        return _outcome(train_global_task, self._store, split, local, self.config.train_global, self.context)
+        return _outcome(train_global_task, self._store, split, self.config.train_global, self.context, local)
 
     def _train_refiner(self) -> StageOutcome | None:
         config = self.config.train_refiner
         if not config.enabled:
             return None
         split, base = self._ref("split"), self._ref("train-global")
-        return _outcome(train_refiner_task, self._store, split, base, config, self.context)
+        return _outcome(train_refiner_task, self._store, split, config, self.context, base)
 
     def _sample(self) -> StageOutcome:
         last = "train-refiner" if "train-refiner" in self.outcomes else "train-global"

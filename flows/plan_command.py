@@ -11,7 +11,7 @@ from flows.console import Json, clear_errors, show_result
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from prdit_models.plan import Plan, Work
+    from prdit_models.plan import Plan
 
 _WIDTH = 150
 _MIB, _GIB = 2**20, 2**30
@@ -81,7 +81,7 @@ def _cpu_table(plan: "Plan") -> "Table":
     table = _table("CPU memory, MiB", *columns)
     for work, memory in plan.cpu:
         parts: dict[str, Any] = {**vars(memory), "total": memory.total}
-        table.add_row(_name(work), *(f"{value / _MIB:,.0f}" for value in parts.values()))
+        table.add_row(str(work), *(f"{value / _MIB:,.0f}" for value in parts.values()))
     return table
 
 
@@ -92,9 +92,5 @@ def _gpu_table(plan: "Plan") -> "Table":
     )
     for work, rows in plan.gpu:
         fits = [f"{'yes' if row.fits else 'no'}, {row.largest_batch}" for row in rows]
-        table.add_row(_name(work), f"{rows[0].needed_bytes / _GIB:.1f}", *fits)
+        table.add_row(str(work), f"{rows[0].needed_bytes / _GIB:.1f}", *fits)
     return table
-
-
-def _name(work: "Work") -> str:
-    return f"{work.what} {work.stage}, {work.precision}" + (", checkpointing" if work.checkpointing else "")

@@ -38,6 +38,9 @@ class Work:
     precision: str = "fp32"
     checkpointing: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.what} {self.stage}, {self.precision}" + (", checkpointing" if self.checkpointing else "")
+
 
 @dataclass(frozen=True)
 class GpuEstimate:

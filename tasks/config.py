@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Device = Literal["auto", "cpu", "cuda"]
+Attention = Literal["auto", "sdpa", "xformers", "plain", "published-flash"]
 
 
 class StageConfig(BaseModel):

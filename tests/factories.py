@@ -33,6 +33,13 @@ def make_split(directory: Path, store: Ref, train: list[str], val: list[str]) ->
     return commit_artifact(directory, "split", stage="split", recipe=1, inputs={"store": store}, config={})
 
 
+def make_data(root: Path, num_volumes: int = 3) -> tuple[Ref, Ref]:
+    """A store and a split of it, the last volume held out."""
+    store = make_store(root / "store", num_volumes)
+    *train, held_out = [f"v{index}" for index in range(num_volumes)]
+    return store, make_split(root / "split", store, train, [held_out])
+
+
 def local_config(**changes: Any) -> TrainLocalConfig:
     """A stage-1 configuration that takes seconds: 16³, 10-voxel patches."""
     values: dict[str, Any] = {

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from prdit_models.sampler import Sampler
-from tasks.config import ComputeConfig
+from tasks.config import Attention, ComputeConfig
 
 
 class SampleConfig(ComputeConfig):
@@ -33,7 +33,7 @@ class SampleConfig(ComputeConfig):
         None, description="value of the label column the model was trained with; default: no label"
     )
     guidance_scale: float = Field(1.0, gt=0, description="classifier-free guidance towards the label; 1: none")
-    attention: Literal["auto", "sdpa", "xformers", "plain", "published-flash"] = Field(
+    attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
     )
     precision: Literal["fp32", "bf16"] = Field(

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config import ComputeConfig, StageConfig
+from tasks.config import Attention, ComputeConfig, StageConfig
 
 
 class ViewConfig(StageConfig):
@@ -124,7 +124,7 @@ class TrainGlobalConfig(OptimizationConfig):
         "ema", description="which stage-1 weights are frozen in (published: raw)"
     )
     joint_local: bool = Field(False, description="train the local branch along instead of freezing it")
-    attention: Literal["auto", "sdpa", "xformers", "plain", "published-flash"] = Field(
+    attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
     )
     qk_norm: bool = Field(False, description="RMS norm of queries and keys (ViT-22B, Dehghani et al. 2023)")

@@ -1,34 +1,21 @@
-"""The Prefect tasks of the training stages."""
+"""The Prefect tasks of the training stages: one function, each stage under its own name."""
 
 from prefect import task
 
 from storage.artifacts import Ref
 from tasks.orchestration import as_state, task_progress
 from tasks.stage import RunContext, StageOutcome
-from tasks.train.config import TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
+from tasks.train.config import TrainConfig
+from tasks.train.spec import GLOBAL, LOCAL, REFINER, training_of
 from tasks.train.stage import train
 
 
-@task(name="train-local", persist_result=False)
-def train_local_task(store: Ref, split: Ref, config: TrainLocalConfig, context: RunContext) -> StageOutcome:
-    """Store and split -> local checkpoint reference."""
-    with task_progress("train-local") as progress:
-        return as_state(train(store, split, config, context, progress))
+def _train(store: Ref, split: Ref, config: TrainConfig, context: RunContext, below: Ref | None = None) -> StageOutcome:
+    """Store, split and the checkpoint below (none for stage 1) -> checkpoint reference."""
+    with task_progress(training_of(config).stage.name) as progress:
+        return as_state(train(store, split, config, context, progress, below=below))
 
 
-@task(name="train-global", persist_result=False)
-def train_global_task(
-    store: Ref, split: Ref, local: Ref, config: TrainGlobalConfig, context: RunContext
-) -> StageOutcome:
-    """Store, split and local checkpoint -> global checkpoint reference."""
-    with task_progress("train-global") as progress:
-        return as_state(train(store, split, config, context, progress, below=local))
-
-
-@task(name="train-refiner", persist_result=False)
-def train_refiner_task(
-    store: Ref, split: Ref, base: Ref, config: TrainRefinerConfig, context: RunContext
-) -> StageOutcome:
-    """Store, split and the checkpoint to refine -> refiner's checkpoint reference."""
-    with task_progress("train-refiner") as progress:
-        return as_state(train(store, split, config, context, progress, below=base))
+train_local_task = task(name=LOCAL.name, persist_result=False)(_train)
+train_global_task = task(name=GLOBAL.name, persist_result=False)(_train)
+train_refiner_task = task(name=REFINER.name, persist_result=False)(_train)

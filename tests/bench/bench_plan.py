@@ -151,12 +151,11 @@ def _row(number: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.bench.bench_plan", "--measure", str(number)]
     done = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, check=True)
     measured, planned = int(done.stdout.split()[-1]), memory_of(work, config, batch).total
-    what = f"{work.what} {work.stage}, {work.precision}" + (", checkpointing" if work.checkpointing else "")
     return {
         "preset": preset,
         "size": size,
         "batch": batch,
-        "what": what,
+        "what": str(work),
         "share_chosen_on_it": "yes" if number < NUM_FITTED else "no",
         "planned_mib": round(planned / MIB),
         "measured_mib": round(measured / MIB),

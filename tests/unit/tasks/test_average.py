@@ -20,7 +20,7 @@ from tasks.stage import RunContext
 from tasks.train.__main__ import _commit
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
-from tests.factories import local_config, make_split, make_store, train_spec
+from tests.factories import local_config, make_data, train_spec
 
 STEPS, EVERY = 24, 4
 KEY = "coarse.mlp_denoise.linear_final.weight"
@@ -28,9 +28,7 @@ KEY = "coarse.mlp_denoise.linear_final.weight"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
-    root = tmp_path_factory.mktemp("data")
-    store = make_store(root / "store")
-    return store, make_split(root / "split", store, ["v0", "v1"], ["v2"])
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

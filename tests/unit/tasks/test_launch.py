@@ -18,14 +18,12 @@ from storage.checkpoints import load_tensors
 from tasks.stage import StageRun
 from tasks.train.launch import TrainingFailedError, launch
 from tasks.train.spec import TrainSpec
-from tests.factories import global_config, local_config, make_split, make_store, train_spec
+from tests.factories import global_config, local_config, make_data, train_spec
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
-    root = tmp_path_factory.mktemp("data")
-    store = make_store(root / "store")
-    return store, make_split(root / "split", store, ["v0", "v1"], ["v2"])
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def start(spec: TrainSpec, progress: Any = lambda done, total: None) -> Ref:

@@ -17,7 +17,7 @@ from tasks.train.data import ViewDataset, batch_indices, batch_shifts
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec
-from tests.factories import global_config, local_config, make_split, make_store, train_spec
+from tests.factories import global_config, local_config, make_data, make_split, make_store, train_spec
 
 
 def run(spec: TrainSpec, stop_after: int | None = None) -> Training:
@@ -28,9 +28,7 @@ def run(spec: TrainSpec, stop_after: int | None = None) -> Training:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
-    root = tmp_path_factory.mktemp("data")
-    store = make_store(root / "store")
-    return store, make_split(root / "split", store, ["v0", "v1"], ["v2"])
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

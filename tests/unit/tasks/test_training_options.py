@@ -23,7 +23,7 @@ from tasks.train.config import TrainConfig
 from tasks.train.labels import label_values, labels_of
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
-from tests.factories import global_config, local_config, make_split, make_store, refiner_config, train_spec
+from tests.factories import global_config, local_config, make_data, make_split, make_store, refiner_config, train_spec
 
 VIEW_8 = {"size": 8, "edge": 16}
 CPU = torch.device("cpu")
@@ -32,9 +32,7 @@ Train = Callable[..., Ref]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
-    root = tmp_path_factory.mktemp("data")
-    store = make_store(root / "store", num_volumes=4)
-    return store, make_split(root / "split", store, ["v0", "v1", "v2"], ["v3"])
+    return make_data(tmp_path_factory.mktemp("data"), num_volumes=4)
 
 
 @pytest.fixture(scope="module")
