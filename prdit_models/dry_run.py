@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prdit_models.cascade import RefinedPRDiT, low_frequency_loss
 from prdit_models.config import NetworkConfig
 from prdit_models.diffusion import CosineProcess
-from prdit_models.gemm import FullPrecisionLinear, Linear, has_bfloat16_products
+from prdit_models.gemm import MIN_ROWS_PACKED, FullPrecisionLinear, Linear, has_bfloat16_products
 from prdit_models.networks import Network, build_network
 from prdit_models.prdit import trainable_parameters
 from prdit_models.sampler import Sampler
@@ -27,7 +27,6 @@ PRECISIONS = ("fp32", "bf16")
 # What an allocator holds above tensors that come and go, as a share of them. Of glibc: measured, docs/benchmarks.md (gaps between
 # blocks freed in another order than they were made). Of PyTorch's caching CUDA allocator: an assumption.
 ALLOCATOR_SHARES = {"cpu": 0.2, "cuda": 0.1}
-_MIN_ROWS_PACKED = 64  # as in prdit_models.gemm
 _SAMPLER_STEPS = 3  # a multistep sampler has all it keeps by then
 
 
@@ -231,7 +230,7 @@ def _watch_linear(module: Linear, mode: PretendDevice, packed: dict[int, Tensor]
     def forward(x: Tensor, **options: Any) -> Tensor:
         rows, dtype = x.numel() // x.shape[-1], _packed_dtype(x, full_precision)
         frozen = not module.weight.requires_grad and not (torch.is_grad_enabled() and x.requires_grad)
-        if frozen and rows >= _MIN_ROWS_PACKED and dtype is not None and id(module) not in packed:
+        if frozen and rows >= MIN_ROWS_PACKED and dtype is not None and id(module) not in packed:
             packed[id(module)] = torch.empty_like(module.weight, dtype=dtype)
         with mode.pretending(False, full_precision=full_precision):
             return own(x.to(module.weight.dtype) if full_precision else x, **options)

@@ -27,7 +27,7 @@ BACKENDS = ("auto", "mkl", "onednn")
 _PROBE = (512, 768, 1536)  # rows, in, out: a block of tokens through a middle-sized layer, 5 ms
 _PROBE_REPEATS = 15
 _ADVANTAGE = 1.05  # what oneDNN must gain before it replaces PyTorch's default: twice the spread of the measurement
-_MIN_ROWS_PACKED = 64  # below, a product is bound by reading the weights
+MIN_ROWS_PACKED = 64  # below, a product is bound by reading the weights
 _GELU_SLOPE = 1.5957691216057308  # 2·sqrt(2/π)
 _GELU_CUBIC = 0.044715
 
@@ -227,7 +227,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor, *, gelu: bool = False) -> Tensor:
         """Map (…, in) to (…, out), through a tanh-approximated GELU if asked (a library may do both at once)."""
         rows = input.numel() // max(input.shape[-1], 1)
-        dtype = _product_dtype(input) if rows >= _MIN_ROWS_PACKED else None
+        dtype = _product_dtype(input) if rows >= MIN_ROWS_PACKED else None
         frozen = not self.weight.requires_grad and not (torch.is_grad_enabled() and input.requires_grad)
         frozen = frozen and not self.weight.is_inference()  # inference tensors do not tell when they change
         if dtype is not None and frozen:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from storage.artifacts import Ref
 from storage.errors import DamagedArtifactError, MissingArtifactError
-from storage.files import fsync_directory, read_json, sha256_file, write_json_atomic
+from storage.files import fsync_directory, read_json, replacing, sha256_file, write_json_atomic
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -30,16 +30,8 @@ logger = logging.getLogger("prdit.checkpoints")
 
 def save_tensors(path: Path, tensors: Tensors) -> None:
     """Write named arrays as one safetensors file: temp + fsync + rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
 
 
 def load_tensors(path: Path) -> Tensors:

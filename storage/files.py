@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +45,32 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part: temp + fsync + rename."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file's path that takes the place of `path` when the block ends: temp + fsync + rename.
+
+    Readers see the old content or the new, never a part. If the block raises, `path` stays as it is and nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
+        yield temporary
+        with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes 0600; artifacts are read by colleagues
-        Path(temporary).replace(path)
+        temporary.chmod(0o644)  # mkstemp makes 0600; artifacts are read by colleagues
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

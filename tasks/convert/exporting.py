@@ -1,7 +1,6 @@
 """One of our checkpoint artifacts to a file the published code reads."""
 
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from prdit_models.networks import build_network
 from prdit_models.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info
-from storage.files import fsync_directory
+from storage.files import replacing
 from tasks.convert.importing import NOISE_STD, OURS, Progress
 from tasks.sample.checkpoint import CheckpointInfo, load_info
 
@@ -68,17 +67,11 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
         "epoch": load_checkpoint_info(checkpoint).get("imported", {}).get("epoch", 0),
         "train_steps": info.step,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as stream,
+    ):  # given a path, torch would write its name into the file
+        torch.save(content, stream)
     progress(total, total)
     return path
 

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from storage.volume_store import VolumeStore
 from tasks.progress import Advance
 from tasks.sample.checkpoint import CheckpointInfo, load_model
 from tasks.sample.config import SampleConfig
-from tasks.train.setup import pick_device
+from tasks.train.setup import autocast, pick_device
 
 __all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
 
@@ -122,7 +121,7 @@ def _draw_batch(
 ) -> NDArray[np.float32]:
     """Volumes of some indices in model range, shape (B, S, S, S), not clipped."""
     seeds = [volume_seed(config.seed, index) for index in indices]
-    with torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext():
+    with autocast(device, config.precision):
         result = draw(
             _denoiser(model, info, config, len(indices), device),
             info.process,

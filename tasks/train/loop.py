@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tasks.train.averages import PowerAverages
 from tasks.train.best import BestWeights
 from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainRefinerConfig
 from tasks.train.data import batch_indices, batch_shifts
-from tasks.train.setup import Assembly, checkpoint_info
+from tasks.train.setup import Assembly, autocast, checkpoint_info
 from tasks.train.spec import METRICS, TrainSpec
 
 _MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
@@ -145,8 +145,7 @@ class Training:
         """What this step minimises, `loss`, and its parts."""
         assembly, config = self.assembly, self.config
         x_t = assembly.process.q_sample(x0, t, eps)
-        autocast = torch.autocast(assembly.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-        with autocast:
+        with autocast(assembly.device, config.precision):
             if isinstance(config, TrainRefinerConfig) and isinstance(assembly.model, RefinedPRDiT):
                 parts = CascadeParts(*(part.float() for part in self.network(x_t, t, parts=True)))
                 losses = assembly.process.losses(parts.upsampled + parts.head, x0, eps, t)

@@ -1,6 +1,7 @@
 """Everything a training needs before its first step: checked inputs, model, process, data."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -160,6 +161,11 @@ def pick_device(config: ComputeConfig) -> torch.device:
         )
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context a stage computes in: bfloat16 autocast, or none for `fp32`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def checkpoint_info(assembly: Assembly, spec: TrainSpec, step: int, gates: dict[str, Any]) -> dict[str, Any]:
