@@ -60,7 +60,13 @@ class OptimizationConfig(ComputeConfig):
 
     steps: int = Field(..., ge=1, description="optimiser steps")
     batch_size: int = Field(64, ge=1)
-    lr: float = Field(..., gt=0, description="AdamW learning rate, constant")
+    lr: float = Field(..., gt=0, description="AdamW learning rate")
+    lr_decay: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the steps, at the end, over which lr falls linearly to 0; 0: constant (published)",
+    )
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1)
@@ -113,7 +119,7 @@ class TrainLocalConfig(OptimizationConfig):
     view: ViewConfig = Field(default_factory=lambda: ViewConfig())
     intensity: IntensityConfig = Field(default_factory=lambda: IntensityConfig())
     steps: int = Field(104_000, ge=1, description="optimiser steps")
-    lr: float = Field(1e-4, gt=0, description="AdamW learning rate, constant")
+    lr: float = Field(1e-4, gt=0, description="AdamW learning rate")
 
 
 class TrainGlobalConfig(OptimizationConfig):
@@ -144,7 +150,7 @@ class TrainGlobalConfig(OptimizationConfig):
         "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
     )
     steps: int = Field(130_000, ge=1, description="optimiser steps")
-    lr: float = Field(8e-5, gt=0, description="AdamW learning rate, constant")
+    lr: float = Field(8e-5, gt=0, description="AdamW learning rate")
 
 
 class TrainRefinerConfig(OptimizationConfig):
@@ -166,7 +172,7 @@ class TrainRefinerConfig(OptimizationConfig):
     )
     batch_size: int = Field(4, ge=1)
     steps: int = Field(20_000, ge=1, description="optimiser steps")
-    lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the head, constant")
+    lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the head")
 
 
 TrainConfig = TrainLocalConfig | TrainGlobalConfig | TrainRefinerConfig

@@ -20,6 +20,7 @@ from torch import Tensor
 from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from prdit_models.compilation import CompiledNetwork
 from prdit_models.ema import ema_decay, ema_update
+from prdit_models.learning_rate import decay_factor
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
 from tasks.train.averages import PowerAverages
@@ -131,6 +132,9 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
         if not torch.isfinite(norm):  # clipping by a non-finite norm would write NaN into every weight
             return self._skip(float(norm))
+        factor = decay_factor(self.step - 1, config.steps, config.lr_decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
         self.optimizer.step()
         self.updates += 1
         self._skipped_in_a_row = 0
@@ -303,7 +307,7 @@ def parameter_groups(parameters: dict[str, torch.nn.Parameter], config: TrainCon
     for name, parameter in parameters.items():
         rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), config.lr)
         groups.setdefault(rate, []).append(parameter)
-    return [{"params": group, "lr": rate} for rate, group in groups.items()]
+    return [{"params": group, "lr": rate, "initial_lr": rate} for rate, group in groups.items()]
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:
