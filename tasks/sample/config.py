@@ -29,6 +29,11 @@ class SampleConfig(ComputeConfig):
         "velocity",
         description="what follows from the model's two estimates: velocity, the published drift; image, the image alone (smoother)",
     )
+    output: Literal["image", "state"] = Field(
+        "image",
+        description="what becomes the volume: image, the model's own image estimate at the last evaluation; state, where the "
+        "sampler ends (published)",
+    )
     label: str | None = Field(
         None, description="value of the label column the model was trained with; default: no label"
     )

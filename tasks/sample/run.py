@@ -29,7 +29,7 @@ from tasks.train.setup import autocast, pick_device
 
 __all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
 
-RECIPE = 2
+RECIPE = 3
 STORE_NAME = "samples.zarr"
 SAMPLED = ("checkpoint-global", "checkpoint-refiner")
 _INT16 = np.iinfo(np.int16)
@@ -132,7 +132,8 @@ def _draw_batch(
             device=device,
             callback=advance,
         )
-    volumes: NDArray[np.float32] = result.x[:, 0].float().cpu().numpy()
+    drawn = result.x0 if config.output == "image" else result.x
+    volumes: NDArray[np.float32] = drawn[:, 0].float().cpu().numpy()
     for index, seed, x in zip(indices, seeds, volumes, strict=True):
         if not np.isfinite(x).all():
             raise RuntimeError(
@@ -195,6 +196,7 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
             "evaluations": evaluations(config.as_sampler(), info.process),
             "predictor_step": config.predictor_step if config.sampler == "predictor-corrector" else None,
             "parametrization": config.parametrization,
+            "output": config.output,
             "label": config.label,
             "guidance_scale": config.guidance_scale,
             "noise_std": info.process.noise_std,
