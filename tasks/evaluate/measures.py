@@ -16,6 +16,7 @@ Features = NDArray[np.float32]
 MIN_BOOTSTRAP = 5  # volumes a side: below that, resampling says nothing about the spread
 LEVEL = 0.95
 HISTOGRAM_BINS = 200
+RANDOM_SUFFIX = "_random_features"  # ends the name of every distance that has no other features behind it
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,19 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from prdit_models.metrics.anatomy import Limit
 from storage.artifacts import Ref
 from storage.files import write_bytes_atomic
 from storage.geometry import Volume
 from tasks.evaluate.curves import draw_histograms, draw_losses, read_metrics
 from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_facts, trace
-from tasks.evaluate.measures import HistogramSum
+from tasks.evaluate.measures import RANDOM_SUFFIX, HistogramSum
 from tasks.evaluate.slices import WINDOWS, draw_volume, png_bytes
 from tasks.sample.checkpoint import CheckpointInfo
 
 TITLES = {
-    "fid": "FID, all real volumes",
-    "mmd": "MMD, all real volumes",
-    "fid_val": "FID, held-out volumes only",
-    "mmd_val": "MMD, held-out volumes only",
+    "fid": "FID",
+    "mmd": "MMD",
     "hu_mean_real": "Mean, real",
     "hu_mean_generated": "Mean, generated",
     "hu_std_real": "Standard deviation, real",
@@ -31,12 +30,13 @@ TITLES = {
     "hu_std_ratio": "Standard deviation, generated / real",
     "hu_histogram_distance": "Wasserstein distance of HU histograms",
 }
-CARDS = {
-    "fid": "FID",
-    "mmd": "MMD",
-    "hu_std_ratio": "HU spread, generated / real",
-    "hu_histogram_distance": "HU histogram distance",
+ANATOMY_CARDS = {
+    "anatomy_pass_share": "Generated volumes that could be a chest",
+    "anatomy_pass_share_real": "Real volumes, judged alike",
+    "nearest_training_distance": "Generated to nearest training volume",
+    "nearest_training_distance_held_out": "Held-out to nearest training volume",
 }
+CARDS = ("fid", "mmd", "hu_std_ratio", "hu_histogram_distance")
 _LOSS_PREFIX = "val/loss_t"
 
 
@@ -52,6 +52,7 @@ class ReportInput:
         samples, store, split: references.
         histograms: HU histograms (real, generated).
         real, generated: (caption, HU (S, S, S)) of the volumes shown.
+        nearest: the training volumes nearest to the generated ones shown.
         repeat_command: the command that repeats the run, or None.
     """
 
@@ -65,17 +66,24 @@ class ReportInput:
     histograms: tuple[HistogramSum, HistogramSum]
     real: list[tuple[str, NDArray[np.float32]]]
     generated: list[tuple[str, NDArray[np.float32]]]
+    nearest: list[tuple[str, NDArray[np.float32]]]
+
+    @property
+    def shown(self) -> dict[str, list[tuple[str, NDArray[np.float32]]]]:
+        """The volumes with pictures, by the name of their group."""
+        return {"real": self.real, "generated": self.generated, "nearest": self.nearest}
+
     repeat_command: str | None
 
 
 def write_pictures(report: ReportInput, folder: Path) -> dict[str, bytes]:
     """Draw every picture of the report and write it to `figures/`.
 
-    Returns: PNG bytes by name: `losses`, `histogram`, `real-<i>`, `generated-<i>`.
+    Returns: PNG bytes by name: `losses`, `histogram`, `real-<i>`, `generated-<i>`, `nearest-<i>`.
     """
     rows = stage_rows(trace(report.samples, report.split, report.store))
     pictures = {"losses": draw_losses(rows), "histogram": draw_histograms(*report.histograms)}
-    for side, volumes in (("real", report.real), ("generated", report.generated)):
+    for side, volumes in report.shown.items():
         for place, (_, hu) in enumerate(volumes):
             pictures[f"{side}-{place}"] = png_bytes(draw_volume(_volume(hu, report.info.voxel_mm)))
     for name, data in pictures.items():
@@ -101,14 +109,17 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
     environment.filters.update(
         number=number, plain=plain, interval=interval, picture=data_uri, percent=percent, pretty=pretty
     )
+    environment.filters.update(whole_percent=whole_percent, span=span, short=short)
     metrics, figures = report.metrics, report.metrics["figures"]
     edge_mm = report.info.view.edge * report.info.spacing_mm
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
         figures=figures,
-        titles=TITLES,
-        cards=CARDS,
-        distances=[name for name in ("fid", "fid_val", "mmd", "mmd_val") if name in figures],
+        title=title,
+        anatomy_cards={name: text for name, text in ANATOMY_CARDS.items() if name in figures},
+        cards=[name for name in figures if name.removesuffix(RANDOM_SUFFIX) in CARDS],
+        distances=[name for name in figures if name.startswith(("fid", "mmd"))],
+        anatomy=anatomy_table(metrics),
         hu=[name for name in figures if name.startswith("hu_")],
         windows=WINDOWS,
         info=report.info,
@@ -117,8 +128,10 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         recipe=report.recipe,
         lung_limit=LUNG_LIMIT,
         edge_mm=edge_mm,
-        real=[(caption, pictures[f"real-{place}"]) for place, (caption, _) in enumerate(report.real)],
-        generated=[(caption, pictures[f"generated-{place}"]) for place, (caption, _) in enumerate(report.generated)],
+        **{
+            side: [(caption, pictures[f"{side}-{place}"]) for place, (caption, _) in enumerate(volumes)]
+            for side, volumes in report.shown.items()
+        },
         losses=pictures["losses"],
         histogram=pictures["histogram"],
         per_time=per_time_table(stage_rows(nodes)),
@@ -139,6 +152,32 @@ def stage_rows(nodes: list[Node]) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(title, found.get(kind, [])) for kind, title in titles.items()] + [
         ("Stage 3, one level up", read_metrics(ref.path / "metrics.jsonl")) for ref in refinements
     ]
+
+
+def title(name: str) -> str:
+    """A figure's name for people; on random features, FID and MMD say so wherever they stand."""
+    base = name.removesuffix(RANDOM_SUFFIX)
+    if base == name and name in TITLES:
+        return TITLES[name]
+    side = "held-out volumes only" if base.endswith("_val") else "all real volumes"
+    kind = " (random features)" if name.endswith(RANDOM_SUFFIX) else ""
+    return f"{TITLES[base.removesuffix('_val')]}{kind}, {side}"
+
+
+def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a figure: title, unit, limits, (low, median, high) of both sides, how many generated are outside, distance."""
+    section, rows = metrics["anatomy"], []
+    for name, limit in section.get("limits", {}).items():
+        allowed = Limit(**limit)
+        row: dict[str, Any] = {"title": limit["title"], "unit": limit["unit"]}
+        row["limits"] = (allowed.lowest(metrics["voxel_mm"]), limit["high"])
+        for side in ("real", "generated"):
+            values = [v for seen in section[side].values() if (v := seen["figures"][name]) is not None]
+            row[side] = np.quantile(values, [0, 0.5, 1]).tolist() if values else None
+        row["outside"] = sum(name in seen["failed"] for seen in section["generated"].values())
+        row["distance"] = metrics["figures"][f"anatomy_{name}_distance"]["value"]
+        rows.append(row)
+    return rows
 
 
 def per_time_table(stages: list[tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
@@ -194,6 +233,21 @@ def interval(value: dict[str, Any] | None) -> str:
 def percent(value: float) -> str:
     """A share as a percentage."""
     return f"{100 * value:.2f} %"
+
+
+def whole_percent(value: float) -> str:
+    """A share of volumes as a percentage."""
+    return f"{100 * value:.0f} %"
+
+
+def span(values: list[float] | None) -> str:
+    """Lowest, median and highest value of a side as `median (lowest to highest)`."""
+    return "–" if values is None else f"{short(values[1])} ({short(values[0])} to {short(values[2])})"
+
+
+def short(value: float) -> str:
+    """A figure with three significant digits, whole from 100 on."""
+    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
 
 def pretty(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Evaluation: samples, store and split -> `metrics.json`, `report.html` and `figures/`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prdit_models.intensity import HounsfieldWindow
+from prdit_models.metrics.anatomy import LIMITS
 from storage.artifacts import SCRATCH, Ref, input_ref
 from storage.files import read_json, write_json_atomic, write_text_atomic
 from storage.volume_store import VolumeStore
+from tasks.evaluate.anatomy import Anatomy, anatomy_figures, nearest_figures, nearest_training, why_left_out
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import Extractor, load_extractor, volume_features
-from tasks.evaluate.measures import Figure, HistogramSum, distance_figures, hu_figures
+from tasks.evaluate.measures import RANDOM_SUFFIX, Figure, HistogramSum, distance_figures, hu_figures
 from tasks.evaluate.report import ReportInput, render, write_pictures
 from tasks.progress import Advance
 from tasks.sample.checkpoint import CheckpointInfo, load_info
@@ -26,8 +27,8 @@ from tasks.train.setup import pick_device
 
 __all__ = ["RECIPE", "check", "evaluate"]
 
-RECIPE = 1
-FORMAT_VERSION = 1
+RECIPE = 2
+FORMAT_VERSION = 2
 MIN_VOLUMES = 2
 Hu = NDArray[np.float32]
 PROTOCOL = (
@@ -114,7 +115,7 @@ def evaluate(
     def read_generated(name: str) -> Hu:
         return generated_store.read_level(name).hu.astype(np.float32)
 
-    total, finished = len(real_ids) + len(generated_ids), 0
+    total, finished = 2 * (len(real_ids) + len(generated_ids)), 0  # features, then what is seen in Hounsfield units
 
     def done(count: int) -> None:
         nonlocal finished
@@ -122,14 +123,18 @@ def evaluate(
         progress(finished, total)
 
     cache = directory / SCRATCH / "features" / extractor.digest.removeprefix("sha256:")[:16]
-    measure = partial(_measure, extractor, info.window, batch_size=config.batch_size, device=device, done=done)
+    measure = partial(_measure, extractor, info, batch_size=config.batch_size, device=device, done=done)
     real = measure(real_ids, read_real, cache / "real")
     generated = measure(generated_ids, read_generated, cache / "generated")
-    held_out = [real_ids.index(name) for name in _role(split, "val")]
-    figures = _figures(real, generated, held_out, extractor, config)
-    metrics = _metrics(figures, extractor, config, record, info, len(real_ids), len(held_out))
+    figures, anatomy = _anatomy(real, generated, split, info.voxel_mm * view.size)
+    figures |= _distances(real, generated, _role(split, "val"), extractor, config)
+    figures |= hu_figures(real.histogram, generated.histogram)
+    metrics = _metrics(figures, extractor, config, record, info)
+    metrics |= {"anatomy": anatomy} | _sizes(split, generated_ids)
     write_json_atomic(directory / "metrics.json", metrics)
     shown_real = _spread(_role(split, "val"), _role(split, "train"), config.num_shown)
+    shown = generated_ids[: config.num_shown]
+    beside = {name: anatomy["nearest_training"][name] for name in shown}
     report = ReportInput(
         metrics=metrics,
         info=info,
@@ -140,7 +145,11 @@ def evaluate(
         split=split,
         histograms=(real.histogram, generated.histogram),
         real=[(f"{name} ({_role_of(split, name)})", read_real(name)) for name in shown_real],
-        generated=[(name, read_generated(name)) for name in generated_ids[: config.num_shown]],
+        generated=[(_caption(name, generated.anatomy[name], anatomy), read_generated(name)) for name in shown],
+        nearest=[
+            (f"nearest to {name}: {near['volume_id']}, {near['distance_hu']:.0f} HU away", read_real(near["volume_id"]))
+            for name, near in beside.items()
+        ],
         repeat_command=repeat_command,
     )
     pictures = write_pictures(report, directory / "figures")
@@ -149,15 +158,16 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured of one side: features (n, 2048) in the order of its ids, and its HU histogram."""
+    """What is measured of one side: features (n, 2048) in the order of its ids, its HU histogram, anatomy by id."""
 
     features: NDArray[np.float32]
     histogram: HistogramSum
+    anatomy: dict[str, Anatomy]
 
 
 def _measure(
     extractor: Extractor,
-    window: HounsfieldWindow,
+    info: CheckpointInfo,
     ids: Sequence[str],
     read: Callable[[str], Hu],
     cache: Path,
@@ -166,7 +176,8 @@ def _measure(
     device: torch.device,
     done: Callable[[int], None],
 ) -> Side:
-    """Features and HU histogram of the volumes of one side; both see values saturated to the window."""
+    """Features, HU histogram and anatomy of the volumes of one side, all of them saturated to the window."""
+    window = info.window
     features = volume_features(
         extractor,
         ids,
@@ -176,25 +187,47 @@ def _measure(
         device=device,
         done=done,
     )
-    histogram = HistogramSum(window)
+    histogram, anatomy = HistogramSum(window), {}
     for name in ids:
-        histogram.add(read(name))
-    return Side(features, histogram)
+        hu = np.clip(read(name), window.lower_hu, window.upper_hu)
+        histogram.add(hu)
+        anatomy[name] = Anatomy.of(hu, info.voxel_mm)
+        done(1)
+    return Side(features, histogram, anatomy)
 
 
-def _figures(
-    real: Side,
-    generated: Side,
-    held_out: list[int],
-    extractor: Extractor,
-    config: EvaluateConfig,
+def _anatomy(real: Side, generated: Side, split: Ref, box_mm: float) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Figures of anatomy and of nearest training volumes, and what stands behind them volume by volume."""
+    training = {name: real.anatomy[name] for name in _role(split, "train")}
+    held_out = [real.anatomy[name] for name in _role(split, "val")]
+    near = nearest_training(list(generated.anatomy.values()), training, box_mm)
+    figures = nearest_figures(near, nearest_training(held_out, training, box_mm), len(training))
+    left_out = why_left_out(list(real.anatomy.values()))
+    section: dict[str, Any] = {"left_out": left_out}
+    sides = {"real": real.anatomy, "generated": generated.anatomy}
+    if not left_out:
+        figures = anatomy_figures(*(list(side.values()) for side in sides.values())) | figures
+        section["limits"] = {name: asdict(limit) for name, limit in LIMITS.items()}
+        section |= {
+            side: {name: {"figures": seen.figures, "failed": seen.failed} for name, seen in volumes.items()}
+            for side, volumes in sides.items()
+        }
+    section["nearest_training"] = {name: asdict(found) for name, found in zip(generated.anatomy, near, strict=True)}
+    return figures, section
+
+
+def _distances(
+    real: Side, generated: Side, val_ids: list[str], extractor: Extractor, config: EvaluateConfig
 ) -> dict[str, Figure]:
+    """FID and MMD, held-out volumes by themselves too where there are enough; on random features their names say so."""
     options: dict[str, int] = {"num_bootstrap": config.num_bootstrap, "seed": config.bootstrap_seed}
     figures = distance_figures(real.features, generated.features, extractor.digest, **options)
+    held_out = [list(real.anatomy).index(name) for name in val_ids]
     if len(held_out) >= MIN_VOLUMES:
         beside = distance_figures(real.features[held_out], generated.features, extractor.digest, **options)
         figures |= {f"{name}_val": figure for name, figure in beside.items()}
-    return figures | hu_figures(real.histogram, generated.histogram)
+    suffix = RANDOM_SUFFIX if extractor.kind == "random" else ""
+    return {name + suffix: figure for name, figure in figures.items()}
 
 
 def _metrics(
@@ -203,15 +236,8 @@ def _metrics(
     config: EvaluateConfig,
     record: dict[str, Any],
     info: CheckpointInfo,
-    num_real: int,
-    num_held_out: int,
 ) -> dict[str, Any]:
-    """Content of `metrics.json`."""
-    notes = []
-    if num_held_out < MIN_VOLUMES:
-        notes.append(
-            f"No held-out figures: the split holds out {num_held_out} volume(s), and a distance needs {MIN_VOLUMES}."
-        )
+    """Content of `metrics.json`, but for what `_anatomy` and `_sizes` add."""
     return {
         "format_version": FORMAT_VERSION,
         "figures": {name: figure.to_json() for name, figure in figures.items()},
@@ -223,15 +249,26 @@ def _metrics(
             "statement": extractor.statement,
         },
         "protocol": PROTOCOL,
-        "notes": notes,
-        "n_real": num_real,
-        "n_held_out": num_held_out,
-        "n_generated": len(record["volume_ids"]),
         "volume_size": info.view.size,
         "voxel_mm": info.voxel_mm,
         "sampler": record["sampler"],
         "clipped_fraction_mean": float(np.mean(record["clipped_fraction"])),
         "outside_window_fraction_mean": float(np.mean(record["outside_window_fraction"])),
+    }
+
+
+def _sizes(split: Ref, generated_ids: list[str]) -> dict[str, Any]:
+    """How many volumes stand behind the figures, and what their number rules out."""
+    num_held_out, notes = len(_role(split, "val")), []
+    if num_held_out < MIN_VOLUMES:
+        notes.append(
+            f"No held-out figures: the split holds out {num_held_out} volume(s), and a distance needs {MIN_VOLUMES}."
+        )
+    return {
+        "notes": notes,
+        "n_real": len(_real_ids(split)),
+        "n_held_out": num_held_out,
+        "n_generated": len(generated_ids),
     }
 
 
@@ -246,6 +283,14 @@ def _real_ids(split: Ref) -> list[str]:
 
 def _role_of(split: Ref, name: str) -> str:
     return "held out" if name in _role(split, "val") else "training"
+
+
+def _caption(name: str, seen: Anatomy, section: dict[str, Any]) -> str:
+    """A generated volume's name and, where anatomy is judged, how it fares."""
+    if section["left_out"]:
+        return name
+    outside = ", ".join(LIMITS[figure].title for figure in seen.failed)
+    return f"{name}: outside the limits of {outside}" if outside else f"{name}: inside all limits"
 
 
 def _spread(first: Sequence[str], second: Sequence[str], count: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Evaluation: refusals, figures against their closed forms, feature cache and intervals."""
 
+import html
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
         tmp_path,
         lambda done, total: seen.append((done, total)),
     )
-    assert seen[-1] == (8, 8)
+    assert seen[-1] == (16, 16)  # features, then Hounsfield units, of 5 + 3 volumes
     network = random_medicalnet(0)
     store, generated = VolumeStore.open(data["store"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
 
@@ -113,19 +114,45 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
         k = [np.exp(-gamma * s).mean() for s in squared]
         return float(np.sqrt(max(k[0] + k[1] - 2 * k[2], 0)))
 
-    assert figures["fid"]["value"] == pytest.approx(fid(real, fake), rel=1e-4)
-    assert figures["fid_val"]["value"] == pytest.approx(fid(real[3:], fake), rel=1e-4)
-    assert figures["mmd"]["value"] == pytest.approx(mmd(real, fake), rel=1e-4)
-    assert (figures["fid"]["n_real"], figures["fid_val"]["n_real"], figures["fid"]["n_generated"]) == (5, 2, 3)
-    assert figures["mmd_val"]["value"] is None  # the published median of two volumes is 0
-    assert "bandwidth" in figures["mmd_val"]["note"]
+    assert figures["fid_random_features"]["value"] == pytest.approx(fid(real, fake), rel=1e-4)
+    assert figures["fid_val_random_features"]["value"] == pytest.approx(fid(real[3:], fake), rel=1e-4)
+    assert figures["mmd_random_features"]["value"] == pytest.approx(mmd(real, fake), rel=1e-4)
+    assert (
+        figures["fid_random_features"]["n_real"],
+        figures["fid_val_random_features"]["n_real"],
+        figures["fid_random_features"]["n_generated"],
+    ) == (5, 2, 3)
+    assert figures["mmd_val_random_features"]["value"] is None  # the published median of two volumes is 0
+    assert "bandwidth" in figures["mmd_val_random_features"]["note"]
     assert figures["hu_std_real"]["value"] == pytest.approx(real_hu.std(), rel=1e-5)
     assert figures["hu_std_ratio"]["value"] == pytest.approx(fake_hu.std() / real_hu.std(), rel=1e-5)
-    assert figures["fid"]["interval"] is None  # three generated volumes
-    assert "too few" in figures["fid"]["note"]
+    assert figures["fid_random_features"]["interval"] is None  # three generated volumes
+    assert "too few" in figures["fid_random_features"]["note"]
     assert metrics["features"]["weights"] == "random"
     assert "compare runs with each other only, not with papers" in metrics["features"]["statement"]
-    assert figures["fid"]["features"] == metrics["features"]["digest"]
+    assert figures["fid_random_features"]["features"] == metrics["features"]["digest"]
+
+
+def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, Ref], tmp_path: Path) -> None:
+    """The store's volumes are blobs of 128 mm: no chests, so generated ones are not judged as chests."""
+    evaluate(data["samples"], data["store"], data["split"], config(), tmp_path, silent)
+    metrics = read_json(tmp_path / "metrics.json")
+    reason = metrics["anatomy"]["left_out"]
+    assert reason.startswith(
+        "Anatomy figures are left out: 0 of 5 real volumes look like a chest in this view (most often outside"
+    )
+    assert not [name for name in metrics["figures"] if name.startswith("anatomy")]
+    assert reason in html.unescape((tmp_path / "report.html").read_text())
+    store, generated = VolumeStore.open(data["store"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
+    training = {f"v{k}": np.clip(store.read_view(f"v{k}", 8, 16), -1000, 1000) for k in range(3)}
+    for name, found in metrics["anatomy"]["nearest_training"].items():
+        volume = np.clip(generated.read_level(name).hu.astype(np.float32), -1000, 1000)
+        unmoved = min(float(np.sqrt(np.square(volume - other).mean())) for other in training.values())
+        assert 0 < found["distance_hu"] <= unmoved * (1 + 1e-6)
+    figure = metrics["figures"]["nearest_training_distance"]
+    distances = [found["distance_hu"] for found in metrics["anatomy"]["nearest_training"].values()]
+    assert (figure["value"], figure["n_real"], figure["n_generated"]) == (pytest.approx(np.median(distances)), 3, 3)
+    assert metrics["figures"]["nearest_training_distance_min"]["value"] == pytest.approx(min(distances))
 
 
 def test_a_repeated_evaluation_computes_no_features_again(

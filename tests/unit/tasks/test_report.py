@@ -72,7 +72,7 @@ def test_the_page_fetches_nothing(made: tuple[Path, dict[str, Ref]]) -> None:
             value = attributes.get(name)
             assert value is None or value.startswith("data:image/png;base64,"), (tag, name, value)
         assert "url(" not in (attributes.get("style") or "")
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 2 + 2 + 2
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 2 + 2 + 2 + 2
     assert "@import" not in page.text
     assert "url(" not in page.text
 
@@ -92,7 +92,10 @@ def test_every_exclusion_digest_and_figure_is_in_it(made: tuple[Path, dict[str, 
     assert '"num_shown": 2' in page.text  # this report's own configuration
     assert "Research use only. Not a medical device." in page.text
     assert "No held-out figures" in page.text
-    assert "fid_val" not in metrics["figures"]
+    assert "fid_val_random_features" not in metrics["figures"]
+    named = re.findall(r">((?:FID|MMD)[^<]*)<", (directory / "report.html").read_text())
+    assert len(named) == 4  # cards and rows
+    assert all("(random features)" in name for name in named)
     for t in (50, 200, 400, 600, 800, 950):
         assert number(0.5 + t / 10000) in page.text
         assert number(0.25 + t / 10000) in page.text
@@ -112,7 +115,17 @@ def test_figures_are_files_too_and_a_repeat_gives_the_same_bytes(
 ) -> None:
     directory, refs = made
     names = {path.name for path in (directory / "figures").iterdir()}
-    assert names == {"losses.png", "histogram.png", "real-0.png", "real-1.png", "generated-0.png", "generated-1.png"}
+    assert names == {
+        "losses.png",
+        "histogram.png",
+        "real-0.png",
+        "real-1.png",
+        "generated-0.png",
+        "generated-1.png",
+    } | {
+        "nearest-0.png",
+        "nearest-1.png",
+    }
     config = EvaluateConfig(num_threads=1, device="cpu", num_bootstrap=0, num_shown=2)
     evaluate(
         refs["samples"],

@@ -1,0 +1,116 @@
+"""Anatomy of the two sides of an evaluation: shares that could be a chest, distances of the figures, nearest training volumes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from prdit_models.metrics.anatomy import LIMITS, Figures, anatomy, failures, pooled
+from prdit_models.metrics.copies import nearest
+from tasks.evaluate.measures import LEVEL, Figure
+
+Hu = NDArray[np.float32]
+
+SHIFT_MM = 16.0  # trainings move their boxes by this much in the shipped configurations: a copy may be as far off
+MIN_REAL_SHARE = 0.5  # below it, the real volumes show no chest in this view, and generated ones need not
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What is seen in one volume.
+
+    Attributes:
+        figures: by the names of `LIMITS`.
+        failed: names of those outside their limits.
+        coarse: the volume on a grid of about 8 mm, HU.
+    """
+
+    figures: Figures
+    failed: list[str]
+    coarse: Hu
+
+    @classmethod
+    def of(cls, hu: Hu, voxel_mm: float) -> "Anatomy":
+        """Measure one volume (S, S, S) in HU, saturated to the window of the checkpoint."""
+        figures = anatomy(hu, voxel_mm)
+        return cls(figures, failures(figures, voxel_mm), pooled(hu, voxel_mm))
+
+
+def why_left_out(real: Sequence[Anatomy]) -> str:
+    """Why anatomy says nothing about this view, or an empty text: real volumes must look like a chest themselves."""
+    passed = sum(not volume.failed for volume in real)
+    if passed >= MIN_REAL_SHARE * len(real):
+        return ""
+    worst, count = Counter(name for volume in real for name in volume.failed).most_common(1)[0]
+    return (
+        f"Anatomy figures are left out: {passed} of {len(real)} real volumes look like a chest in this view (most often outside "
+        f"its limits: {LIMITS[worst].title}, in {count}), so generated ones are not judged by it. The figures are made for views "
+        "of a whole chest, edges of about 200 mm or more."
+    )
+
+
+def anatomy_figures(real: Sequence[Anatomy], generated: Sequence[Anatomy]) -> dict[str, Figure]:
+    """Share of volumes inside all limits, and for every figure the Wasserstein-1 distance of its values on both sides."""
+    sizes: dict[str, Any] = {"n_real": len(real), "n_generated": len(generated)}
+    figures = {}
+    for name, side in (("anatomy_pass_share", generated), ("anatomy_pass_share_real", real)):
+        passed = sum(not volume.failed for volume in side)
+        interval = stats.binomtest(passed, len(side)).proportion_ci(LEVEL, method="wilson")
+        bounds = {"low": interval.low, "high": interval.high, "level": LEVEL, "method": "Wilson score"}
+        note = f"{passed} of {len(side)} volumes are inside all {len(LIMITS)} limits."
+        figures[name] = Figure(passed / len(side), **sizes, interval=bounds, note=note)
+    for name, limit in LIMITS.items():
+        values = [[v for volume in side if (v := volume.figures[name]) is not None] for side in (real, generated)]
+        counts: dict[str, Any] = {"n_real": len(values[0]), "n_generated": len(values[1])}
+        distance = float(stats.wasserstein_distance(*values)) if all(values) else None
+        note = "" if distance is not None else "Not defined for any volume of a side."
+        figures[f"anatomy_{name}_distance"] = Figure(distance, **counts, unit=limit.unit, note=note)
+    return figures
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The training volume a volume is nearest to, and how far that is (root mean square, HU, on a grid of about 8 mm)."""
+
+    volume_id: str
+    distance_hu: float
+
+
+def nearest_training(volumes: Sequence[Anatomy], training: dict[str, Anatomy], box_mm: float) -> list[Nearest]:
+    """For each volume the nearest training volume, boxes moved by up to `SHIFT_MM`.
+
+    Args:
+        volumes: of one side.
+        training: training volumes by id, at least one.
+        box_mm: edge of the volumes.
+    """
+    references = np.stack([volume.coarse for volume in training.values()])
+    shift = int(SHIFT_MM * references.shape[1] / box_mm)
+    ids = list(training)
+    found = [nearest(volume.coarse, references, shift) for volume in volumes]
+    return [Nearest(ids[index], distance) for distance, index in found]
+
+
+def nearest_figures(generated: Sequence[Nearest], held_out: Sequence[Nearest], num_training: int) -> dict[str, Figure]:
+    """Median and smallest distance of the samples to their nearest training volume, beside the held-out volumes' median."""
+    sizes: dict[str, Any] = {"n_real": num_training, "n_generated": len(generated)}
+    distances = [volume.distance_hu for volume in generated]
+    beside = [volume.distance_hu for volume in held_out]
+    note = (
+        "Root mean square on a grid of about 8 mm. Near 0: a copy. Samples of a good model are about as far from the training "
+        "volumes as held-out patients are."
+    )
+    figures = {
+        "nearest_training_distance": Figure(float(np.median(distances)), **sizes, unit="HU", note=note),
+        "nearest_training_distance_min": Figure(float(np.min(distances)), **sizes, unit="HU", note=note),
+    }
+    if beside:
+        value = float(np.median(beside))
+        counts: dict[str, Any] = {"n_real": num_training, "n_generated": len(held_out)}
+        held = "Held-out volumes in place of generated ones: the scale the two figures above are read by."
+        figures["nearest_training_distance_held_out"] = Figure(value, **counts, unit="HU", note=held)
+    return figures
