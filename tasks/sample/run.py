@@ -23,7 +23,7 @@ from storage.geometry import Volume
 from storage.nifti import write_nifti
 from storage.volume_store import VolumeStore
 from tasks.progress import Advance
-from tasks.sample.checkpoint import CheckpointInfo, load_model
+from tasks.sample.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.sample.config import SampleConfig
 from tasks.train.setup import autocast, pick_device
 
@@ -36,11 +36,11 @@ _INT16 = np.iinfo(np.int16)
 logger = logging.getLogger("prdit.sample")
 
 
-def check(checkpoint: Ref) -> None:
-    """Refuse a checkpoint that cannot be sampled from, before any work.
+def check(checkpoint: Ref, config: SampleConfig) -> None:
+    """Refuse a checkpoint that cannot be sampled from, or not in this way, before any work.
 
     Raises:
-        ValueError: it is neither a global nor a refiner's checkpoint.
+        ValueError: it is neither a global nor a refiner's checkpoint, or sampler, parametrisation or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     kind = load_checkpoint_info(checkpoint)["kind"] if checkpoint.kind.startswith("checkpoint") else checkpoint.kind
@@ -50,6 +50,15 @@ def check(checkpoint: Ref) -> None:
             f"Sampling needs a checkpoint-global or checkpoint-refiner, got {what} at {checkpoint.uri}: patches denoised "
             "without the refiner do not join into an anatomy. Train stage 2 on it (`prdit train global`) and sample the result."
         )
+    info = load_info(checkpoint)
+    evaluations(config.as_sampler(), info.process)
+    if config.label is not None:
+        if kind == "checkpoint-refiner":
+            raise ValueError(
+                f"sample.label {config.label!r} with a refined model, which knows no labels: they act in stage 2 only. Sample "
+                "the stage-2 checkpoint below it, or leave the label out."
+            )
+        info.label_index(config.label)
 
 
 def volume_seed(seed: int, index: int) -> int:
@@ -77,7 +86,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         ValueError: the checkpoint cannot be sampled from.
         RuntimeError: the model gave values that are not finite.
     """
-    check(checkpoint)
+    check(checkpoint, config)
     device = pick_device(config)
     model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
     store = VolumeStore.create(directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none")
@@ -146,13 +155,8 @@ def _draw_batch(
 
 def _denoiser(model: Network, info: CheckpointInfo, config: SampleConfig, batch: int, device: torch.device) -> Denoiser:
     """The model, or the model told which label to draw."""
-    if config.label is None:
+    if config.label is None or not isinstance(model, PRDiT):  # `check` has refused a label for any other model
         return model
-    if not isinstance(model, PRDiT):
-        raise ValueError(
-            f"sample.label {config.label!r} with a refined model, which knows no labels: they act in stage 2 only. Sample the "
-            "stage-2 checkpoint below it, or leave the label out."
-        )
     label = info.label_index(config.label)
     return Guided(model, torch.full((batch,), label, device=device), config.guidance_scale)
 

@@ -14,7 +14,7 @@ def sample_stage(checkpoint: Ref, config: SampleConfig, context: RunContext, pro
 
     Raises: ValueError: a checkpoint that cannot be sampled from, before any work starts.
     """
-    check(checkpoint)
+    check(checkpoint, config)
     return run_stage(
         SAMPLE,
         inputs={"checkpoint": checkpoint},

@@ -24,7 +24,13 @@ def tiny_model(seed: int = 0) -> PRDiT:
 
 
 def commit_checkpoint(
-    directory: Path, kind: Kind, inputs: dict[str, Ref], *, model: PRDiT | None = None, metrics: str = ""
+    directory: Path,
+    kind: Kind,
+    inputs: dict[str, Ref],
+    *,
+    model: PRDiT | None = None,
+    metrics: str = "",
+    process: dict[str, object] | None = None,
 ) -> Ref:
     """A checkpoint artifact as training leaves it; raw weights differ from the EMA's by a factor."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -36,7 +42,7 @@ def commit_checkpoint(
         "format_version": 1,
         "kind": kind,
         "model": TINY.to_dict(),
-        "process": {"noise_std": 0.5, "num_steps": 1000},
+        "process": process or {"noise_std": 0.5, "num_steps": 1000},
         "intensity": {"lower_hu": -1000.0, "upper_hu": 1000.0},
         "view": {"size": 8, "edge": 16, "centre": None},
         "spacing_mm": 8.0,

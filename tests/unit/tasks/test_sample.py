@@ -46,18 +46,24 @@ def test_a_local_only_checkpoint_is_refused_before_any_work(checkpoints: tuple[R
     with pytest.raises(
         ValueError, match=r"checkpoint-global or checkpoint-refiner, got a local-only checkpoint.*prdit train global"
     ):
-        stage.check(local)
+        stage.check(local, config())
     with pytest.raises(ValueError, match="local-only"):
-        stage.check(local.model_copy(update={"kind": "checkpoint-global"}))
+        stage.check(local.model_copy(update={"kind": "checkpoint-global"}), config())
     with pytest.raises(ValueError, match="local-only"):
         stage.sample(local, config(), tmp_path / "out", silent)
     assert not (tmp_path / "out").exists()
 
 
-def test_samples_are_the_samplers_output_in_rounded_hu(checkpoints: tuple[Ref, Ref], tmp_path: Path) -> None:
-    stage.sample(checkpoints[1], config(num_volumes=1), tmp_path, silent)
+@pytest.mark.parametrize("output", ["image", "state"])
+def test_samples_are_the_samplers_output_in_rounded_hu(
+    checkpoints: tuple[Ref, Ref], tmp_path: Path, output: str
+) -> None:
+    stage.sample(checkpoints[1], config(num_volumes=1, output=output), tmp_path, silent)
     generator = torch.Generator().manual_seed(stage.volume_seed(42, 0))
-    expected = draw(tiny_model(), CosineProcess(), config().as_sampler(), volume_size=8, generators=[generator]).x
+    drawn = draw(tiny_model(), CosineProcess(), config().as_sampler(), volume_size=8, generators=[generator])
+    expected, other = (drawn.x0, drawn.x) if output == "image" else (drawn.x, drawn.x0)
+    assert (expected - other).abs().max() > 0.01
+    assert read_json(tmp_path / "samples.json")["sampler"]["output"] == output
     by_hand = np.rint(expected[0, 0].double().numpy() * 1000.0)  # window [-1000, 1000]: HU = 1000·x
     found = hu_of(tmp_path)["generated-00000"]
     assert np.abs(found - by_hand).max() <= 1  # float32 halves may round the other way
@@ -166,3 +172,19 @@ def test_bf16_draws_nearly_the_same_volumes(checkpoints: tuple[Ref, Ref], tmp_pa
     difference = np.abs(full - half)
     assert 0.0 < difference.mean() < 0.02 * np.abs(full).mean()  # bfloat16 keeps 8 bits of a product's factors
     assert read_json(tmp_path / "bf16" / "samples.json")["sampler"]["precision"] == "bf16"
+
+
+def test_a_sampler_that_does_not_fit_the_models_process_is_refused_before_any_work(
+    checkpoints: tuple[Ref, Ref], tmp_path: Path
+) -> None:
+    directory = tmp_path / "flow"
+    inputs = {"local": checkpoints[0]}
+    flow = commit_checkpoint(directory, "checkpoint-global", inputs, process={"name": "flow"})
+    with pytest.raises(ValueError, match=r"Flow matching is sampled by 'euler' or 'heun'.*got 'predictor-corrector'"):
+        stage.sample(flow, config(), tmp_path / "out", silent)
+    with pytest.raises(ValueError, match=r"got parametrization 'image'; use 'velocity'"):
+        stage.check(flow, config(sampler="euler", parametrization="image"))
+    stage.check(flow, config(sampler="euler"))
+    with pytest.raises(ValueError, match=r"sample\.label 'B' is not a label of this checkpoint; it knows none"):
+        stage.check(checkpoints[1], config(label="B"))
+    assert not (tmp_path / "out").exists()
