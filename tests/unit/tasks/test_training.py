@@ -51,6 +51,22 @@ def test_resumed_training_gives_the_uninterrupted_weights(data: tuple[Ref, Ref],
     assert _commit(spec).digest == local.digest  # metrics too: a training repeated is the same artifact
 
 
+def test_a_decaying_rate_reaches_the_optimiser_and_survives_a_resume(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    config = local_config(lr_decay=0.5)
+    whole = train_spec(config, *data, tmp_path / "whole")
+    training = Training(assemble(whole), whole)
+    rates = []
+    training.run(lambda: rates.append(training.optimizer.param_groups[0]["lr"]))  # of the step before
+    rates.append(training.optimizer.param_groups[0]["lr"])
+    assert rates[1:] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+    resumed = train_spec(config, *data, tmp_path / "resumed")
+    with pytest.raises(Stopped):
+        run(resumed, stop_after=4)
+    run(resumed)
+    ours, theirs = (load_tensors(spec.directory / "model.safetensors") for spec in (whole, resumed))
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
     spec = train_spec(local_config(), *data, tmp_path / "damaged")
     with pytest.raises(Stopped):
