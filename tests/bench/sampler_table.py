@@ -3,8 +3,8 @@
 Same weights, same seeds, no feature network. Prints JSON, draws docs/img/samplers.png, rewrites the tables in docs/samplers.md.
 Figures a cell: volumes inside all anatomy limits; mean HU minus that of the scans; HU standard deviation over the scans'; grain
 (median distance of a tissue voxel to its neighbours) over the scans'; for samplers without noise of their own, the root mean square
-difference in HU to the same seeds at 100 evaluations of `dpmpp-2m` (what is left of the discretisation). A second table compares the
-image estimates of the parametrisations on the noised scans themselves.
+difference in HU to the same seeds at 100 evaluations of `dpmpp-2m` (what is left of the discretisation). A second table compares
+the image estimates of the parametrisations on the noised scans themselves.
 """
 
 import argparse
