@@ -42,6 +42,7 @@ COMMON: dict[str, Any] = {
     "sample.schedule": "published",
     "sample.num_steps": 1000,
     "sample.predictor_step": 2,
+    "sample.output": "state",
     "sample.batch_size": 4,
     "sample.seed": 42,
     "sample.weights": "ema",
@@ -50,6 +51,7 @@ COMMON: dict[str, Any] = {
 }
 BOTH_STAGES: dict[str, Any] = {
     "batch_size": 64,
+    "lr_decay": 0.0,
     "weight_decay": 0.0,
     "clip_norm": 1.0,
     "ema_decay": 0.9999,
