@@ -13,27 +13,34 @@ from prefect.states import Completed
 from tasks.progress import Advance, show_progress
 from tasks.stage import StageOutcome
 
-_UPDATE_S = 10.0  # each update is a request to the server
+_UPDATE_S = 2.0  # each update is a request to the server of about 10 ms
 logger = logging.getLogger("prdit.progress")
 
 
 @contextmanager
 def task_progress(name: str) -> Iterator[Advance]:
-    """`advance(done, total)` that also keeps a Prefect progress artifact up to date inside a task run."""
+    """`advance(done, total)` that also keeps a Prefect progress artifact up to date inside a task run.
+
+    The artifact appears with the first report: a stage found in the cache has none.
+    """
+    tracked = TaskRunContext.get() is not None
     artifact: Any = None
-    if TaskRunContext.get() is not None:
-        artifact = create_progress_artifact(progress=0.0, key=f"prdit-{name}", description=f"Progress of stage {name}")
     last = 0.0
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal artifact, last
         now = time.monotonic()
-        if artifact is not None and (now - last >= _UPDATE_S or done == total):
-            last = now
-            try:
-                update_progress_artifact(artifact_id=artifact, progress=min(100.0, 100.0 * done / max(total, 1)))
-            except Exception as error:  # noqa: BLE001  # a progress bar must never end a training
-                logger.warning("the progress artifact of %s was not updated: %s", name, error)
+        if not tracked or (now - last < _UPDATE_S and done != total):
+            return
+        last = now
+        percent, text = min(100.0, 100.0 * done / max(total, 1)), f"{done} of {total}"
+        try:
+            if artifact is None:
+                artifact = create_progress_artifact(progress=percent, key=f"prdit-{name}", description=text)
+            else:
+                update_progress_artifact(artifact_id=artifact, progress=percent, description=text)
+        except Exception as error:  # noqa: BLE001  # a progress bar must never end a training
+            logger.warning("the progress artifact of %s was not updated: %s", name, error)
 
     with show_progress(name, also=report) as advance:
         yield advance
