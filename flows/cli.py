@@ -21,6 +21,7 @@ from flows.console import (
     find_ref,
     given_path,
     load_settings,
+    overrides,
     run_context,
     show_outcome,
     show_result,
@@ -263,12 +264,16 @@ def run(
     source: Annotated[
         Path | None, typer.Option(help="Folder with DICOM series; default: the store as it is.", parser=given_path)
     ] = None,
+    store: Store = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole pipeline in this process (Prefect records it where PREFECT_API_URL points)."""
     with clear_errors():
-        loaded = load_settings(config, settings, source=source)
+        from flows.config import from_parameters
+
+        paths = {"source": str(source or ""), "store": str(store or "")}
+        loaded = from_parameters(config, **paths, overrides=overrides(settings))
         # The temporary server of a run without PREFECT_API_URL takes its time on a busy machine.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
         from flows.pipeline import full_pipeline
@@ -277,7 +282,7 @@ def run(
         what = loaded.source or "no new scans"
         typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
 
-        record = full_pipeline(loaded)
+        record = full_pipeline(config, **paths, overrides=overrides(settings))
         show_result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
 
 

@@ -1,5 +1,6 @@
 """The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
 
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
 from tasks.sample.config import SampleConfig
@@ -15,6 +17,7 @@ from tasks.train.check import network_of
 from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
 from tasks.train.gates import GatesConfig
 
+STAGES = ("ingest", "split", "train-local", "train-global", "train-refiner", "sample", "evaluate")
 # Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
 RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "gates"})
 
@@ -64,6 +67,37 @@ class PipelineConfig(BaseModel):
             raise ValueError(f"noise_std of {', '.join(stages)} must be equal: one process for all stages")
         return self
 
+    def stages(self, last: str) -> tuple[str, ...]:
+        """Names of the stages of a run that ends with `last`: no ingest without a source, stage 3 only where enabled."""
+        left_out = {"ingest": self.source is None, "train-refiner": not self.train_refiner.enabled}
+        return tuple(name for name in STAGES[: STAGES.index(last) + 1] if not left_out.get(name, False))
+
+    def digest(self) -> str:
+        """`sha256:…` of what makes this the configuration it is: settings that change results, and gates; no path, no device."""
+        return "sha256:" + sha256_json(self._identity(refiner=self.train_refiner.enabled))
+
+    def tags(self) -> dict[str, str]:
+        """How a run says what it runs: the named configuration, which keys differ from it, and the digest.
+
+        `prdit.config` is the plain name only where the digest is that of the named configuration.
+        """
+        changed: list[str] = []
+        if self.base:
+            refiner = self.train_refiner.enabled
+            named = load_config(self.base)._identity(refiner=refiner)
+            changed = sorted(_differing(self._identity(refiner=refiner), named))
+        tags = {"prdit.config": (self.base or "custom") + ("+overrides" if changed else "")}
+        if changed:
+            tags["prdit.config_overrides"] = ", ".join(changed)
+        return tags | {"prdit.config_digest": self.digest()}
+
+    def _identity(self, *, refiner: bool) -> dict[str, Any]:
+        """Settings that change results, by part; those of stage 3, beyond whether it is enabled, only where asked for."""
+        names = [name for name in type(self).model_fields if name not in RUNTIME]
+        parts = {name: getattr(self, name).key_fields() for name in (*names, "gates")}
+        parts["train_refiner"] = {"enabled": self.train_refiner.enabled} | (parts["train_refiner"] if refiner else {})
+        return parts
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what it got and what is allowed."""
@@ -98,6 +132,49 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> P
         raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
 
 
+def from_parameters(
+    configuration: str, source: str | None = None, store: str | None = None, overrides: dict[str, Any] | None = None
+) -> PipelineConfig:
+    """The configuration that a flow's parameters ask for; empty text, as a form's empty field sends, counts as not given.
+
+    Args:
+        configuration: name of a configuration, or a YAML file.
+        source: folder with DICOM series.
+        store: volume store.
+        overrides: settings on top, nested as in a YAML file.
+
+    Raises: ConfigError: as `load_config`, or `overrides` has a key that is a parameter of its own.
+    """
+    paths = {key: value.strip() for key, value in (("source", source), ("store", store)) if value and value.strip()}
+    doubled = sorted({"base", "source", "store"} & set(overrides or {}))
+    if doubled:
+        raise ConfigError(
+            f"overrides: {', '.join(doubled)} cannot be set here; configuration (for base), source and store are parameters "
+            "of their own, beside overrides"
+        )
+    return load_config(configuration, merge(overrides or {}, paths))
+
+
+def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    """What a deployment is given for a configuration by name or YAML file: the name, and a file's other keys as overrides.
+
+    Raises: ConfigError: the file cannot be read, or names no base.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        return name_or_path, {}
+    try:
+        values = _read_yaml(path)
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
+    if not values.get("base"):
+        raise ConfigError(
+            f"configuration {name_or_path!r} names no base. A deployment starts from a named configuration: add a line such as "
+            f"`base: small` (there are {', '.join(config_names())})."
+        )
+    return str(values.pop("base")), values
+
+
 def explain(error: ValidationError) -> str:
     """One line a problem: dotted key, what is wrong, and the keys that would be known."""
     lines = []
@@ -123,6 +200,16 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ."""
+    for key in one.keys() | other.keys():
+        here, there = one.get(key), other.get(key)
+        if isinstance(here, dict) and isinstance(there, dict):
+            yield from _differing(here, there, f"{prefix}{key}.")
+        elif here != there:
+            yield prefix + key
 
 
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:

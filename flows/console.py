@@ -110,7 +110,7 @@ def run_context(config: Any) -> Any:
     """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
     from tasks.stage import RunContext, code_version
 
-    tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
+    tags = {"prdit.code_version": code_version(), **config.tags()}
     uri = os.environ.get("MLFLOW_TRACKING_URI") or None
     return RunContext(workdir=Path(config.workdir), tracking_uri=uri, experiment=config.experiment, tags=tags)
 

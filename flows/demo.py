@@ -8,11 +8,13 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,14 +23,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows import services as local
+from flows.config import as_parameters, from_parameters, merge
 from flows.memory import MIB, PeakMemory
+from flows.watch import follow
 from storage.files import read_json, sha256_file, write_json_atomic, write_text_atomic
+from tasks.progress import show_progress
 
 DEPLOYMENT = "prdit/full-pipeline"
 _FLOW_RUN_ID = re.compile(r"UUID:\s*([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _CANCEL_TIMEOUT_S = 30.0
-# Events Prefect streams by the hundred while a stage works; its page shows them better.
-_NOISE = re.compile(r"prefect\.(flow-run\.heartbeat|artifact(-collection)?\.)")
 
 
 def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Path) -> int:
@@ -37,8 +40,9 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
     Args:
         dicom: folder with DICOM series, opened read-only; None for the synthetic phantom, written once.
         keep: leave the services up.
-        config: name of a configuration of `flows/configs/`.
+        config: name of a configuration of `flows/configs/`, or a YAML file with a `base`.
         state_dir: where everything goes.
+    Raises: ConfigError: the configuration cannot be used.
     Returns: 0 when the pipeline completed, 1 when it did not, 130 when interrupted.
     """
     console = Console(highlight=False, soft_wrap=True)
@@ -51,15 +55,22 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
     stop_at_end = not (keep or already_up)
     try:
         with _sigterm_as_interrupt(), PeakMemory() as memory:
-            parameters = _parameters(dicom, config, state_dir, console)
+            parameters = _parameters(dicom, config, state_dir)
+            settings = from_parameters(**parameters)  # refused here, before anything is written or started
+            _heading(console, "Input")
+            if dicom is None:
+                _phantom(Path(parameters["source"]), Path(str(settings.ingest.patient_key_file)), console)
+            else:
+                console.print(f"  scans: {escape(parameters['source'])} (opened read-only)")
             _heading(console, "Services")
             services = local.start(state_dir / "services", log=lambda line: console.print(f"  {escape(line)}"))
             memory.watch(item.pid for item in services.processes)
+            console.print("  registering the deployments of prefect.yaml")
             local.deploy(services, _project_dir())
-            console.print(f"  deployed; watch the run at {services.prefect_ui_url}")
             _heading(console, f"Pipeline ({DEPLOYMENT}, configuration {config!r})")
-            flow_run_id, completed = _run(services, parameters, console)
-        record = _record(Path(parameters["workdir"]), flow_run_id)
+            flow_run_id = _submit(services, parameters, console)
+            completed = _follow(services, flow_run_id, settings.stages("evaluate"), console)
+        record = _record(Path(settings.workdir), flow_run_id)
         _heading(console, "Result")
         _show_result(console, services, record, flow_run_id, completed=completed)
         _show_cost(console, time.monotonic() - began, memory)
@@ -82,79 +93,78 @@ def _project_dir() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-def _parameters(dicom: Path | None, config: str, state_dir: Path, console: Console) -> dict[str, Any]:
-    """The flow's `config`: a named configuration with this demo's paths on top."""
-    _heading(console, "Input")
+def _parameters(dicom: Path | None, config: str, state_dir: Path) -> dict[str, Any]:
+    """The flow's parameters: a configuration with this demo's paths on top."""
+    configuration, overrides = as_parameters(config)
+    overrides = {key: value for key, value in overrides.items() if key not in ("source", "store")}
     if dicom is None:
-        source, suffix = _phantom(state_dir / "demo-data", console), ""
-        ingest = {"patient_key_file": str(_phantom_key(state_dir / "demo-data.patient-key"))}
+        source, suffix = state_dir / "demo-data", ""
+        overrides = merge(overrides, {"ingest": {"patient_key_file": str(source.with_suffix(".patient-key"))}})
     else:
-        source, ingest = dicom.resolve(), {}
+        source = dicom.resolve()
         suffix = f"-{source.name}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-        console.print(f"  scans: {escape(str(source))} (opened read-only)")
     return {
-        "base": config,
+        "configuration": configuration,
         "source": str(source),
         "store": str(state_dir / f"store{suffix}"),
-        "workdir": str(state_dir / f"work{suffix}"),
-        **({"ingest": ingest} if ingest else {}),
+        "overrides": overrides | {"workdir": str(state_dir / f"work{suffix}")},
     }
 
 
-def _phantom_key(path: Path) -> Path:
-    """A fixed patient key: synthetic patients have no secret, and the same demo should split the same on every machine."""
-    write_text_atomic(path, "00" * 32 + "\n")
-    return path
+def _phantom(directory: Path, key_file: Path, console: Console) -> None:
+    """Write the phantom's DICOM series, unless the same generator has written them before, and its patient key.
 
-
-def _phantom(directory: Path, console: Console) -> Path:
-    """Write the phantom's DICOM series, unless the same generator has written them before."""
+    The key is fixed: synthetic patients have no secret, and the same demo should split the same on every machine.
+    """
     from storage import phantom
 
+    write_text_atomic(key_file, "00" * 32 + "\n")
     marker = directory.with_name(directory.name + ".json")  # beside it: the folder holds nothing but DICOM
     generator = {"generator": sha256_file(Path(phantom.__file__))}
     with contextlib.suppress(OSError, ValueError):
         if directory.is_dir() and read_json(marker) == generator:
             console.print(f"  synthetic phantom: {escape(str(directory))} (written before)")
-            return directory
+            return
     marker.unlink(missing_ok=True)
-    series = phantom.write_demo_data(directory)
+    with show_progress("synthetic phantom") as progress:
+        series = phantom.write_demo_data(directory, progress=progress)
     write_json_atomic(marker, generator)
     console.print(f"  synthetic phantom: {len(series)} DICOM series written to {escape(str(directory))}")
-    return directory
 
 
-def _run(services: local.Services, parameters: dict[str, Any], console: Console) -> tuple[str | None, bool]:
-    """Run the deployment and stream what Prefect prints. Returns the flow run's id and whether it completed."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deployment", "run", DEPLOYMENT, "--watch"]
-    command += ["--param", f"config={json.dumps(parameters)}"]
-    console.print(f"  prefect deployment run {DEPLOYMENT} --watch --param config='{escape(json.dumps(parameters))}'\n")
-    variables = {**local.child_environment(services), "COLUMNS": "200"}
-    child = subprocess.Popen(  # a session of its own: Ctrl-C reaches us alone, and we cancel the run before we stop the servers
-        command,
-        env=variables,
+def _submit(services: local.Services, parameters: dict[str, Any], console: Console) -> str:
+    """Start the deployment as a user would, with the command shown, and return the flow run's id.
+
+    Raises: ServiceError: Prefect refused; the message holds its output.
+    """
+    command = ["prefect", "deployment", "run", DEPLOYMENT]
+    for name, value in parameters.items():
+        command += ["--param", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    console.print(f"  PREFECT_API_URL={services.prefect_api_url} {escape(shlex.join(command))}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *command[1:]],
+        env={**local.child_environment(services), "COLUMNS": "200"},
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C is ours to handle
+        check=False,
     )
-    flow_run_id: str | None = None
+    match = _FLOW_RUN_ID.search(done.stdout)
+    if done.returncode != 0 or match is None:
+        raise local.ServiceError(f"`prefect deployment run` ended with exit code {done.returncode}:\n{done.stdout}")
+    return match.group(1)
+
+
+def _follow(services: local.Services, flow_run_id: str, stages: tuple[str, ...], console: Console) -> bool:
+    """Show the run's progress to its end; Ctrl-C cancels it. Returns whether it completed."""
     try:
-        for line in child.stdout or ():
-            if flow_run_id is None and (match := _FLOW_RUN_ID.search(line)):
-                flow_run_id = match.group(1)
-            if line.strip() and not _NOISE.search(line):
-                console.print("  " + escape(line.rstrip()))
-        return flow_run_id, child.wait() == 0
+        return follow(partial(local.call_api, services), flow_run_id, stages, console)
     except KeyboardInterrupt:
         console.print("\n[yellow]Interrupted:[/] cancelling the flow run.")
-        if flow_run_id:
-            _cancel(services, flow_run_id)
+        _cancel(services, flow_run_id)
         raise
-    finally:
-        child.terminate()
-        child.wait()
 
 
 def _cancel(services: local.Services, flow_run_id: str) -> None:
@@ -169,11 +179,11 @@ def _cancel(services: local.Services, flow_run_id: str) -> None:
             time.sleep(0.5)
 
 
-def _record(workdir: Path, flow_run_id: str | None) -> dict[str, Any] | None:
+def _record(workdir: Path, flow_run_id: str) -> dict[str, Any] | None:
     """What this flow run recorded of itself, or None if it ended before it could."""
     with contextlib.suppress(OSError, ValueError):
         record: dict[str, Any] = read_json(workdir / "runs" / "latest.json")
-        if flow_run_id is not None and record.get("prefect_flow_run_id") == flow_run_id:
+        if record.get("prefect_flow_run_id") == flow_run_id:
             return record
     return None
 
@@ -182,24 +192,20 @@ def _show_result(
     console: Console,
     services: local.Services,
     record: dict[str, Any] | None,
-    flow_run_id: str | None,
+    flow_run_id: str,
     *,
     completed: bool,
 ) -> None:
     for name, stage in (record or {}).get("stages", {}).items():
         console.print(f"  {name:<14}{'found, verified' if stage['cached'] else format(stage['seconds'], '.1f') + ' s'}")
     if not completed:
-        reason = (record or {}).get("error") or _last_errors(services, flow_run_id) or "the flow run did not start"
+        reason = (record or {}).get("error") or _last_errors(services, flow_run_id)
         console.print(f"  [red]FAILED[/]: {escape(reason)}")
         console.print(f"  logs:     {escape(str(services.state_dir / 'logs'))} and the Prefect page below")
     if record and record.get("report"):
         console.print(f"  [bold]report:   {escape(record['report'])}[/]")
-    console.print(f"  Prefect:  {_prefect_page(services, flow_run_id)}")
+    console.print(f"  Prefect:  {services.prefect_ui_url}/runs/flow-run/{flow_run_id}")
     console.print(f"  MLflow:   {_mlflow_page(services, record)}")
-
-
-def _prefect_page(services: local.Services, flow_run_id: str | None) -> str:
-    return f"{services.prefect_ui_url}/runs/flow-run/{flow_run_id}" if flow_run_id else services.prefect_ui_url
 
 
 def _mlflow_page(services: local.Services, record: dict[str, Any] | None) -> str:
@@ -208,10 +214,8 @@ def _mlflow_page(services: local.Services, record: dict[str, Any] | None) -> str
     return f"{services.mlflow_url}/#/experiments/{record['mlflow_experiment_id']}/runs/{record['mlflow_run_id']}"
 
 
-def _last_errors(services: local.Services, flow_run_id: str | None) -> str:
+def _last_errors(services: local.Services, flow_run_id: str) -> str:
     """Why a flow run ended: its state's message, else the last error in its log (a traceback shortened to its end)."""
-    if flow_run_id is None:
-        return ""
     query = {
         "logs": {"flow_run_id": {"any_": [flow_run_id]}, "level": {"ge_": 40}},
         "sort": "TIMESTAMP_DESC",

@@ -5,12 +5,13 @@ Every deployment is an entry point here that goes through the chain up to its st
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow
+from prefect import Flow, flow
 from prefect.runtime import flow_run
+from pydantic import Field
 
-from flows.config import PipelineConfig
+from flows.config import STAGES, ConfigError, PipelineConfig, config_names, from_parameters, merge
 from flows.record import RunRecord, new_run_directory, tracking_uri
 from storage.artifacts import Ref
 from tasks.evaluate.task import evaluate_task
@@ -21,8 +22,6 @@ from tasks.split.task import split_task
 from tasks.stage import RunContext, StageOutcome, code_version
 from tasks.train.gates import check_gates, refiner_figures
 from tasks.train.task import train_global_task, train_local_task, train_refiner_task
-
-STAGES = ("ingest", "split", "train-local", "train-global", "train-refiner", "sample", "evaluate")
 
 logger = logging.getLogger("prdit.pipeline")
 
@@ -46,20 +45,16 @@ class PipelineRun:
 
     def through(self, last: str) -> None:
         """Run the chain up to and including a stage."""
-        for name in STAGES:
-            outcome = getattr(self, "_" + name.replace("-", "_"))()
-            if outcome is not None:
-                self.outcomes[name] = outcome
+        names = self.config.stages(last)
+        for name in STAGES[: STAGES.index(last) + 1]:
+            if name in names:
+                self.outcomes[name] = getattr(self, "_" + name.replace("-", "_"))()
             if name == "ingest":
                 tags = {**self.context.tags, "prdit.store_fingerprint": self._store.digest}
                 self.context = self.context.model_copy(update={"tags": tags})
-            if name == last:
-                return
 
-    def _ingest(self) -> StageOutcome | None:
+    def _ingest(self) -> StageOutcome:
         config = self.config
-        if config.source is None:
-            return None
         return _outcome(ingest_task, config.source, config.store, config.ingest, self.context)
 
     def _split(self) -> StageOutcome:
@@ -72,10 +67,8 @@ class PipelineRun:
         split, local = self._ref("split"), self._ref("train-local")
         return _outcome(train_global_task, self._store, split, self.config.train_global, self.context, local)
 
-    def _train_refiner(self) -> StageOutcome | None:
+    def _train_refiner(self) -> StageOutcome:
         config = self.config.train_refiner
-        if not config.enabled:
-            return None
         split, base = self._ref("split"), self._ref("train-global")
         return _outcome(train_refiner_task, self._store, split, config, self.context, base)
 
@@ -128,16 +121,20 @@ def check_labels(config: PipelineConfig) -> None:
 def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     """Run the chain up to a stage under one MLflow parent run; write and return the run's record (`runs/latest.json`).
 
-    Raises: GateError: the trainings do not meet the configuration's gates (everything else is done and recorded).
+    Raises:
+        ConfigError: there is nothing to do.
+        GateError: the trainings do not meet the configuration's gates (everything else is done and recorded).
     """
     from storage.tracking import Tracker
 
+    if last == "ingest" and config.source is None:
+        raise ConfigError("source is not given: name the folder with the DICOM series that ingest is to read")
     if last in ("sample", "evaluate"):
         check_labels(config)
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
     tracker = Tracker(tracking_uri(workdir), config.experiment)
-    tags = {"prdit.code_version": code_version(), "prdit.config": config.base or "custom"}
+    tags = {"prdit.code_version": code_version(), **config.tags()}
     if flow_run.get_id():
         tags["prefect.flow_run_id"] = str(flow_run.get_id())
     run_name = flow_run.get_name() or directory.name
@@ -172,51 +169,42 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     return record.close(run.outcomes, run.context.tags, None)
 
 
-@flow(name="prdit")
-def full_pipeline(config: PipelineConfig) -> dict[str, Any]:
-    """DICOM folder -> store -> two-stage PRDiT -> samples -> report."""
-    return run_through(config, "evaluate")
+Choice = Annotated[
+    str, Field(json_schema_extra={"enum": config_names()})
+]  # the form's list; in process also a YAML file
+# Prefect shows this text beside the fields of its form.
+_PARAMETERS = """
+
+    Args:
+        configuration: Named configuration to run. Left as it is below, exactly this configuration runs.
+        source: Folder with DICOM series, as the worker sees it; opened read-only. Empty: no ingest, the store is used as it is.
+        store: Folder of the volume store. Empty: the configuration's (.prdit/store).
+        overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, for example
+            {"train_local": {"steps": 500}, "workdir": "/data/work"}. An unknown key is an error.
+"""
 
 
-@flow(name="prdit")
-def through_ingest(config: PipelineConfig) -> dict[str, Any]:
-    """DICOM folder -> store."""
-    return run_through(config, "ingest")
+def _entry_point(last: str, what: str) -> Flow[..., dict[str, Any]]:
+    """A flow through the chain up to a stage, with the parameters that a person fills in."""
+
+    def through(
+        configuration: Choice = "demo",
+        source: str = "",
+        store: str = "",
+        overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
+    ) -> dict[str, Any]:
+        wanted = merge(overrides, {"train_refiner": {"enabled": True}}) if last == "train-refiner" else overrides
+        return run_through(from_parameters(configuration, source, store, wanted), last)
+
+    through.__doc__ = what + _PARAMETERS
+    return flow(name="prdit", description=what)(through)
 
 
-@flow(name="prdit")
-def through_split(config: PipelineConfig) -> dict[str, Any]:
-    """Up to the roles by patient."""
-    return run_through(config, "split")
-
-
-@flow(name="prdit")
-def through_train_local(config: PipelineConfig) -> dict[str, Any]:
-    """Up to the stage-1 checkpoint."""
-    return run_through(config, "train-local")
-
-
-@flow(name="prdit")
-def through_train_global(config: PipelineConfig) -> dict[str, Any]:
-    """Up to the stage-2 checkpoint."""
-    return run_through(config, "train-global")
-
-
-@flow(name="prdit")
-def through_train_refiner(config: PipelineConfig) -> dict[str, Any]:
-    """Up to the stage-3 checkpoint; the stage need not be enabled for this."""
-    refiner = config.train_refiner.model_copy(update={"enabled": True})
-    enabled = PipelineConfig.model_validate(config.model_dump() | {"base": None, "train_refiner": refiner.model_dump()})
-    return run_through(enabled, "train-refiner")
-
-
-@flow(name="prdit")
-def through_sample(config: PipelineConfig) -> dict[str, Any]:
-    """Up to sampled volumes."""
-    return run_through(config, "sample")
-
-
-@flow(name="prdit")
-def through_evaluate(config: PipelineConfig) -> dict[str, Any]:
-    """Up to metrics and report: the whole chain, by the name of its last stage."""
-    return run_through(config, "evaluate")
+full_pipeline = _entry_point("evaluate", "DICOM folder to report: ingest, split, trainings, sampling, evaluation.")
+through_ingest = _entry_point("ingest", "DICOM folder to volume store: a verdict for every series.")
+through_split = _entry_point("split", "Up to the split: a role for every patient.")
+through_train_local = _entry_point("train-local", "Up to the stage-1 checkpoint: the local denoiser.")
+through_train_global = _entry_point("train-global", "Up to the stage-2 checkpoint: the global refiner.")
+through_train_refiner = _entry_point("train-refiner", "Up to the stage-3 checkpoint, which this enables.")
+through_sample = _entry_point("sample", "Up to sampled volumes.")
+through_evaluate = _entry_point("evaluate", "Up to metrics and report: the whole chain, by the name of its last stage.")

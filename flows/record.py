@@ -54,6 +54,7 @@ class RunRecord:
         what = f"cancelled ({type(error).__name__})" if stopped else f"{type(error).__name__}: {error}"
         message = None if error is None else what
         record = {
+            "config_digest": tags["prdit.config_digest"],
             "prefect_flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
             "mlflow_uri": self._tracker.uri,
             "mlflow_run_id": self._parent,

@@ -1,5 +1,6 @@
 """Small real artifacts for tests: a store of a few blobs, a split of it, a training specification."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,13 @@ def train_spec(config: TrainConfig, store: Ref, split: Ref, directory: Path, bel
         directory=directory,
         provenance=provenance,
     )
+
+
+def page_submits(schema: dict[str, Any]) -> dict[str, Any]:
+    """What Prefect's page (3.8) submits for an untouched form: every field's default, a mapping as its editor's text."""
+    return {
+        name: {"__prefect_kind": "json", "value": json.dumps(field["default"])}
+        if field["type"] == "object"
+        else field["default"]
+        for name, field in schema["properties"].items()
+    }

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.config import load_config
-from flows.pipeline import STAGES, full_pipeline
+from flows.config import STAGES, load_config
+from flows.pipeline import full_pipeline
 from storage.artifacts import Ref, load_provenance
 from storage.files import read_json
 from storage.phantom import write_demo_data
@@ -33,8 +33,8 @@ class Story:
         self.source = root / "source"
 
     def run(self, **overrides: Any) -> dict[str, Any]:
-        paths = {"source": str(self.source), "store": str(self.root / "store"), "workdir": str(self.root / "work")}
-        return full_pipeline(load_config("tiny", paths | overrides))
+        overrides = {"workdir": str(self.root / "work"), **overrides}
+        return full_pipeline("tiny", source=str(self.source), store=str(self.root / "store"), overrides=overrides)
 
     def ran(self, record: dict[str, Any]) -> set[str]:
         """The stages that did work in a run."""
@@ -77,6 +77,13 @@ def test_unchanged_runs_no_stage_in_under_a_minute(story: Story, first: dict[str
     assert time.monotonic() - began < 60
     assert story.ran(again) == set()
     assert refs(again) == refs(first)
+
+
+def test_the_configuration_a_run_leaves_repeats_it(story: Story, first: dict[str, Any]) -> None:
+    left = sorted((story.root / "work" / "runs").glob("*/config.yaml"))[0]
+    again = full_pipeline(str(left))
+    assert refs(again) == refs(first)
+    assert again["config_digest"] == first["config_digest"] == load_config("tiny").digest()
 
 
 def test_another_learning_rate_trains_and_what_follows(story: Story, first: dict[str, Any]) -> None:

@@ -113,13 +113,9 @@ def test_deployments_point_to_flows_and_the_pool(repository: Path) -> None:
         path, _, function = item["entrypoint"].partition(":")
         expected = "full_pipeline" if item["name"] == "full-pipeline" else "through_" + item["name"].replace("-", "_")
         assert function == expected
-        assert re.search(
-            rf"^@flow\(name=\"prdit\".*\)\ndef {function}\(config: PipelineConfig\)",
-            (repository / path).read_text(),
-            re.M,
-        )
+        assert re.search(rf"^{function} = _entry_point\(", (repository / path).read_text(), re.M)
         assert item["work_pool"]["name"] == WORK_POOL
-        assert item["parameters"] == {"config": {"base": "demo"}}
+        assert "parameters" not in item, "the flow's own defaults are what the form shows"
     assert content["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PRDIT_HOME }}"}}]
 
 

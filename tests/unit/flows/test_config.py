@@ -89,6 +89,58 @@ def test_base_and_overrides_merge_key_by_key() -> None:
     assert config.train_global == small.train_global
 
 
+def test_the_digest_is_the_same_wherever_and_however_fast_a_run_works() -> None:
+    small = load_config("small")
+    where = {"store": "/x", "workdir": "/y", "source": "/z", "experiment": "e", "train_local": {"device": "cpu"}}
+    assert load_config("small", where).digest() == small.digest()
+    assert load_config("small", where).tags() == small.tags()
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("part", [*STAGE_FIELDS, "gates"])
+def test_the_digest_changes_with_every_leaf_that_changes_results(part: str) -> None:
+    small = load_config("small", {"train_refiner": {"enabled": True}})
+    for path in set(leaves(type(getattr(small, part)))) - {("enabled",)}:
+        same = replaced(small, (part, *path)).digest() == small.digest()
+        assert same == (path[0] in getattr(small, part).RUNTIME), f"{part}.{'.'.join(path)}"
+
+
+def test_stage_3_counts_where_it_is_enabled() -> None:
+    def digest(**refiner: Any) -> str:
+        return load_config("small", {"train_refiner": refiner}).digest()
+
+    assert digest(enabled=False, steps=7) == digest()
+    assert len({digest(), digest(enabled=True), digest(enabled=True, steps=7)}) == 3
+    tags = load_config("small", {"train_refiner": {"enabled": True, "steps": 7}}).tags()
+    assert tags["prdit.config_overrides"] == "train_refiner.enabled, train_refiner.steps"
+
+
+def test_tags_name_the_keys_that_differ_from_the_named_configuration() -> None:
+    config = load_config(
+        "demo",
+        {"store": "/x", "train_local": {"steps": 7, "view": {"size": 16}}, "gates": {"global_below_local": False}},
+    )
+    assert config.tags() == {
+        "prdit.config": "demo+overrides",
+        "prdit.config_overrides": "gates.global_below_local, train_local.steps, train_local.view.size",
+        "prdit.config_digest": config.digest(),
+    }
+    assert PipelineConfig().tags()["prdit.config"] == "custom"
+
+
+def test_an_override_that_repeats_the_configuration_is_none() -> None:
+    steps = load_config("demo").train_local.steps
+    assert load_config("demo", {"train_local": {"steps": steps}}).tags()["prdit.config"] == "demo"
+
+
+def test_stages_of_a_run() -> None:
+    assert load_config("tiny", {"source": "/x"}).stages("train-local") == ("ingest", "split", "train-local")
+    through = ("split", "train-local", "train-global", "sample", "evaluate")
+    assert load_config("tiny").stages("evaluate") == through
+    refined = load_config("tiny", {"train_refiner": {"enabled": True}})
+    assert refined.stages("evaluate") == (*through[:3], "train-refiner", *through[3:])
+
+
 def test_a_dumped_configuration_loads_to_itself(tmp_path: Path) -> None:
     import yaml
 
