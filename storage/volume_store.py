@@ -104,7 +104,7 @@ class VolumeStore:
         root = path / "zarr.json"
         if not root.is_file():
             raise MissingArtifactError(
-                f"No volume store at {path}: zarr.json is missing. Make one with `prdit ingest`."
+                f"No volume store at {path}: zarr.json is missing. Make one with `prdit ingest`, or give the run a source."
             )
         try:
             recorded = read_json(root)["attributes"]["prdit"]

@@ -10,11 +10,15 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
 
 from flows import services as local
+from flows.config import load_config
 from storage.files import read_json
 from storage.phantom import write_demo_data
+from tasks.ingest.run import ingest
+from tests.factories import page_submits
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -25,19 +29,33 @@ class Site:
     def __init__(self, root: Path, services: local.Services) -> None:
         self.root, self.services = root, services
 
-    def config(self, **overrides: Any) -> str:
-        paths = {name: str(self.root / name) for name in ("source", "store", "workdir")}
-        return json.dumps({"base": "tiny", **paths, **overrides})
-
-    def run(self, deployment: str, config: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    def run(self, deployment: str, *flags: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
+        """Start a deployment with the configuration tiny, as a person would in a shell."""
+        overrides = {"workdir": str(self.root / "workdir"), **overrides}
+        parameters = ["configuration=tiny", f"source={self.root / 'source'}", f"store={self.root / 'store'}"]
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deployment", "run", deployment]
+        for parameter in (*parameters, f"overrides={json.dumps(overrides)}"):
+            command += ["--param", parameter]
         return subprocess.run(
-            [*command, "--param", f"config={config}", *flags],
+            [*command, *flags],
             env=local.child_environment(self.services),
             capture_output=True,
             text=True,
             timeout=170,
         )
+
+    def submit(self, deployment: str, **fields: Any) -> dict[str, Any]:
+        """Submit a deployment's form as the page does, with some fields filled in, and wait for the run's end."""
+        found = local.call_api(self.services, "GET", f"/deployments/name/prdit/{deployment}")
+        parameters = page_submits(found["parameter_openapi_schema"]) | fields
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "enforce_parameter_schema": True}
+        created = local.call_api(self.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)
+
+        def ended() -> dict[str, Any] | None:
+            run: dict[str, Any] = local.call_api(self.services, "GET", f"/flow_runs/{created['id']}")
+            return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
+
+        return wait_for(ended, 120)
 
     def flow_runs(self) -> list[dict[str, Any]]:
         found = local.call_api(self.services, "POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
@@ -49,9 +67,13 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("site")
     write_demo_data(root / "source", num_patients=3, small=True)
+    checkout = root / "checkout"  # where runs work: a form left untouched takes `.prdit/store` of that folder
+    checkout.mkdir()
+    for name in ("flows", "prefect.yaml"):
+        (checkout / name).symlink_to(repository / name)
     services = local.start(root / "services")
     try:
-        local.deploy(services, repository)
+        local.deploy(services, checkout)
         yield Site(root, services)
     finally:
         local.stop(root / "services")
@@ -66,7 +88,7 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
-    done = site.run("prdit/full-pipeline", site.config(), "--watch")
+    done = site.run("prdit/full-pipeline", "--watch")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     record = read_json(site.root / "workdir" / "runs" / "latest.json")
     assert record["error"] is None
@@ -77,6 +99,7 @@ def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
     parent = client.get_run(record["mlflow_run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["prdit.config"] == "tiny"
+    assert parent.data.tags["prdit.config_digest"] == record["config_digest"] == load_config("tiny").digest()
     assert parent.data.tags["prdit.store_fingerprint"] == record["stages"]["ingest"]["ref"]["digest"]
     assert "fid" in {name.split("/")[-1] for name in parent.data.metrics}
     assert "report.html" in {entry.path for entry in client.list_artifacts(parent.info.run_id)}
@@ -86,9 +109,34 @@ def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
     assert [p.step for p in client.get_metric_history(local_run.info.run_id, "val/loss")] == [0, 10, 20]
 
 
+def test_the_form_submitted_untouched_runs_exactly_the_named_configuration(site: Site) -> None:
+    work = site.root / "checkout" / ".prdit"
+    demo = load_config("demo")
+    ingest(site.root / "source", work / "store", demo.ingest)
+    run = site.submit("split")
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    assert run["parameters"] == {"configuration": "demo", "source": "", "store": "", "overrides": {}}
+    record = read_json(work / "work" / "runs" / "latest.json")
+    assert record["prefect_flow_run_id"] == run["id"]
+    assert record["config_digest"] == demo.digest()
+    [resolved] = (work / "work" / "runs").glob("*/config.yaml")
+    assert yaml.safe_load(resolved.read_text()) == demo.model_dump(mode="json")
+    tags = MlflowClient(site.services.mlflow_url).get_run(record["mlflow_run_id"]).data.tags
+    assert (tags["prdit.config"], tags["prdit.config_digest"]) == ("demo", demo.digest())
+
+
+def test_an_unknown_setting_in_the_form_is_named_on_the_runs_page(site: Site) -> None:
+    text = json.dumps({"train_local": {"learning_rate": 0.1}})
+    run = site.submit("full-pipeline", overrides={"__prefect_kind": "json", "value": text})
+    assert run["state_type"] == "FAILED"
+    assert "train_local.learning_rate: unknown key. Known here: arithmetic, " in run["state"]["message"]
+    with pytest.raises(local.ServiceError):
+        site.submit("full-pipeline", configuration="nothing")
+
+
 def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
     """After the full run, the stage deployment only verifies; its MLflow children say where the artifacts came from."""
-    done = site.run("prdit/train-local", site.config(), "--watch")
+    done = site.run("prdit/train-local", "--watch")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     record = read_json(site.root / "workdir" / "runs" / "latest.json")
     assert list(record["stages"]) == ["ingest", "split", "train-local"]
@@ -100,7 +148,7 @@ def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
 
 def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
     long = {"steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
-    site.run("prdit/train-local", site.config(train_local=long))
+    site.run("prdit/train-local", train_local=long)
     run_id = site.flow_runs()[0]["id"]
 
     def trainers() -> list[psutil.Process]:

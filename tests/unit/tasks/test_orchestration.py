@@ -1,0 +1,62 @@
+"""The progress artifact of a task: when it appears, how often it is written, and that its failure stops nothing."""
+
+from typing import Any
+
+import pytest
+
+from tasks import orchestration
+
+
+class Server:
+    """Takes artifacts in place of Prefect, and counts seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, in_task: bool = True) -> None:
+        self.written: list[tuple[str, float, str]] = []
+        self.seconds = 100.0
+        monkeypatch.setattr(orchestration.TaskRunContext, "get", lambda: object() if in_task else None)
+        monkeypatch.setattr(orchestration.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(orchestration, "create_progress_artifact", self.create)
+        monkeypatch.setattr(orchestration, "update_progress_artifact", self.update)
+
+    def create(self, *, progress: float, key: str, description: str) -> str:
+        self.written.append((key, progress, description))
+        return "id"
+
+    def update(self, *, artifact_id: str, progress: float, description: str) -> None:
+        self.written.append((artifact_id, progress, description))
+
+
+def test_it_appears_with_the_first_report_and_is_written_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch)
+    with orchestration.task_progress("sample") as progress:
+        assert server.written == []
+        for done in range(9):
+            progress(done, 8)
+            server.seconds += 0.5
+    assert server.written == [
+        ("prdit-sample", 0.0, "0 of 8"),
+        ("id", 50.0, "4 of 8"),
+        ("id", 100.0, "8 of 8"),
+    ]
+
+
+def test_outside_a_task_run_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(monkeypatch, in_task=False)
+    with orchestration.task_progress("sample") as progress:
+        progress(1, 1)
+    assert server.written == []
+
+
+def test_a_server_that_is_away_ends_no_stage(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(monkeypatch)
+
+    def refuse(**_: Any) -> str:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(orchestration, "create_progress_artifact", refuse)
+    with orchestration.task_progress("sample") as progress:
+        progress(1, 2)
+        monkeypatch.setattr(orchestration, "create_progress_artifact", server.create)
+        progress(2, 2)
+    assert "progress artifact of sample was not updated: refused" in caplog.text
+    assert server.written == [("prdit-sample", 100.0, "2 of 2")]
