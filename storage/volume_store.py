@@ -26,6 +26,12 @@ from storage.geometry import AIR_HU, VIEW_ALIGNMENT, Int3, Volume, block_mean, p
 FORMAT_VERSION = 1
 CHUNK = 64
 Interpolation = Literal["cubic", "linear", "none"]
+# OME-Zarr's RFC-4: where an axis leads, the same for every volume (LPS). Readers that do not know the field pass it by.
+ORIENTATIONS = {"z": "inferior-to-superior", "y": "anterior-to-posterior", "x": "right-to-left"}
+AXES = [
+    {"name": name, "type": "space", "unit": "millimeter", "orientation": {"type": "anatomical", "value": value}}
+    for name, value in ORIENTATIONS.items()
+]
 
 
 class VolumeStore:
@@ -249,10 +255,9 @@ class VolumeStore:
                     ],
                 }
             )
-        axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
         group.attrs["ome"] = {
             "version": "0.5",
-            "multiscales": [{"name": volume_id, "axes": axes, "datasets": datasets, "type": "mean"}],
+            "multiscales": [{"name": volume_id, "axes": AXES, "datasets": datasets, "type": "mean"}],
         }
         return arrays
 

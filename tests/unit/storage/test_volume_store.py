@@ -1,5 +1,6 @@
 """The volume store: pyramids against a float64 oracle, damage found, views, formats."""
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import ngff_zarr
 import numpy as np
 import pytest
+from ngff_zarr.rfc4 import anatomical_orientation_to_itk_direction
 
 from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
 from storage.geometry import AIR_HU, Volume
@@ -72,6 +74,34 @@ def test_an_independent_reader_sees_the_same(store: VolumeStore) -> None:
         assert tuple(image.scale[a] for a in "xyz") == mine.spacing_mm
         assert tuple(image.translation[a] for a in "xyz") == mine.origin_mm
         assert set(image.axes_units.values()) == {"millimeter"}
+        assert {axis: str(found.value) for axis, found in image.axes_orientations.items()} == {
+            "x": "right-to-left",
+            "y": "anterior-to-posterior",
+            "z": "inferior-to-superior",
+        }
+
+
+def test_another_reader_turns_the_axes_as_dicom_does(store: VolumeStore) -> None:
+    """The direction matrix of ITK and DICOM: where x, y, z lead in LPS, so the identity."""
+    image = ngff_zarr.from_ngff_zarr(str(store.path / "volumes" / "a")).images[0]
+    columns = [anatomical_orientation_to_itk_direction(image.axes_orientations[axis].value) for axis in "xyz"]
+    np.testing.assert_array_equal(np.array(columns).T, np.eye(3))
+
+
+def test_a_store_from_before_the_axes_had_orientations_opens(store: VolumeStore) -> None:
+    group = store.path / "volumes" / "a" / "zarr.json"
+    document = json.loads(group.read_text())
+    for axis in document["attributes"]["ome"]["multiscales"][0]["axes"]:
+        del axis["orientation"]
+    group.write_text(json.dumps(document))
+    record_path = store.path / "commits" / "a.json"
+    record = json.loads(record_path.read_text())
+    entry = {"size": group.stat().st_size, "sha256": hashlib.sha256(group.read_bytes()).hexdigest()}
+    record_path.write_text(json.dumps(record | {"files": record["files"] | {"zarr.json": entry}}))
+    old = VolumeStore.open(store.path)
+    old.verify("a")
+    np.testing.assert_array_equal(old.read_level("a").hu, smooth_hu())
+    assert old.read_level("a").origin_mm == (-10.0, 20.0, 30.5)
 
 
 def shard(store: VolumeStore, level: int) -> Path:
