@@ -7,7 +7,8 @@ Backends compute the same softmax(q·kᵀ/√D)·v:
 * `plain`: a softmax that materialises the (B, heads, N, N) matrix, the reference;
 * `published-flash`: q, k, v rounded to bfloat16, result back in the input's dtype (SPEC §1.5: what every shipped
   configuration did; it moves the model's output by up to 1.4e-3);
-* `auto`: xformers for CUDA tensors where it is installed, else SDPA.
+* `auto`: xformers for CUDA tensors where it is installed and has kernels for them, else SDPA; compiled code takes SDPA, which is
+  traced whole.
 """
 
 import functools
@@ -59,6 +60,26 @@ def choose_backend(requested: str, accelerated: bool) -> str:
     return chosen
 
 
+@functools.cache
+def xformers_serves(dtype: torch.dtype, head_width: int, device: torch.device) -> bool:
+    """Whether xformers has forward and backward kernels for heads of this dtype and width, found by one small trial of both.
+
+    It has none for float32 above compute capability 9.0, nor for widths its kernels cannot align, and says so only when called.
+    """
+    try:
+        with torch.enable_grad():
+            tokens = torch.zeros(1, 8, 1, head_width, dtype=dtype, device=device, requires_grad=True)
+            torch.autograd.grad(xformers_operations().memory_efficient_attention(tokens, tokens, tokens).sum(), tokens)
+    except Exception as error:  # noqa: BLE001 (no kernel, built for another torch, no driver for it: anything)
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        logger.warning(
+            "xformers cannot serve %s heads of width %d on %s, SDPA does. Reason: %s: %s",
+            *(dtype, head_width, device, type(error).__name__, reason),
+        )
+        return False
+    return True
+
+
 @torch.compiler.assume_constant_result
 def _known_backend(requested: str, accelerated: bool) -> str:
     """`choose_backend` as a constant of compiled code."""
@@ -76,7 +97,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     Returns: shape (B, N, heads, D), dtype of v.
     Source: SPEC §1.5.
     """
+    automatic = backend == "auto"
+    if automatic and torch.compiler.is_compiling():
+        backend = "sdpa"
     chosen = _known_backend(backend, is_accelerated(v))
+    if automatic and chosen == "xformers" and not xformers_serves(v.dtype, v.shape[-1], v.device):
+        chosen = "sdpa"
     q, k = q.to(v.dtype), k.to(v.dtype)
     if chosen == "xformers":
         out: Tensor = xformers_operations().memory_efficient_attention(q, k, v)

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from prdit_models import attention
 from prdit_models.attention import attend
 
+ALIGNMENT = {torch.float32: 4, torch.bfloat16: 8}  # of a head's width, in values: 16 bytes
+TRIAL = (1, 8, 1)
+
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q·kᵀ/√D)·v in float64 for layout (B, N, heads, D)."""
@@ -46,15 +49,18 @@ def test_published_flash_rounds_to_bfloat16_and_returns_float32() -> None:
 def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ...], torch.dtype]]]:
     """CUDA and an installed xformers are pretended; its one function is the definition in its documented layout (B, N, H, D).
 
-    Yields the (shape, dtype) of the values of every call. Like the original it takes q, k, v of one dtype only, scales by
-    1/sqrt(D) and returns the dtype of v.
+    Yields the (shape, dtype) of the values of every call but trials. Like the original it takes q, k, v of one dtype only, scales
+    by 1/sqrt(D), returns the dtype of v, and has no operator for heads that do not align.
     """
     seen: list[tuple[tuple[int, ...], torch.dtype]] = []
 
     def memory_efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not q.dtype == k.dtype == v.dtype:
             raise ValueError("Query/Key/Value should either all have the same dtype")
-        seen.append((tuple(v.shape), v.dtype))
+        if v.shape[-1] % ALIGNMENT[v.dtype]:
+            raise NotImplementedError("No operator found for `memory_efficient_attention_forward`\nand why, at length")
+        if v.shape[:3] != TRIAL:
+            seen.append((tuple(v.shape), v.dtype))
         return reference(q, k, v).to(v.dtype)
 
     package, operations = types.ModuleType("xformers"), types.ModuleType("xformers.ops")
@@ -63,9 +69,11 @@ def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", operations)
     monkeypatch.setattr(attention, "is_accelerated", lambda _x: True)
-    attention.choose_backend.cache_clear()
+    for cached in (attention.choose_backend, attention.xformers_serves):
+        cached.cache_clear()
     yield seen
-    attention.choose_backend.cache_clear()
+    for cached in (attention.choose_backend, attention.xformers_serves):
+        cached.cache_clear()
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -83,6 +91,44 @@ def test_xformers_in_its_own_layout_equals_sdpa(
     assert out.dtype == dtype
     torch.testing.assert_close(out, _sdpa(q, k, v), atol=tolerance, rtol=tolerance)
     assert pretended_cuda == [((2, 7, 3, 8), dtype)]
+
+
+def test_auto_takes_sdpa_where_xformers_has_no_operator_and_says_so_once(
+    pretended_cuda: list[tuple[tuple[int, ...], torch.dtype]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As for float32 on a Blackwell card, or bfloat16 heads of 12: the library says so only when called."""
+    generator = torch.Generator().manual_seed(4)
+    q, k, v = (torch.randn(2, 7, 3, 12, generator=generator).bfloat16() for _ in range(3))
+    with caplog.at_level(logging.WARNING, logger="prdit.models.attention"):
+        for _ in range(2):
+            torch.testing.assert_close(attend(q, k, v), _sdpa(q, k, v))
+    assert pretended_cuda == []
+    (record,) = caplog.records
+    assert record.getMessage().endswith(
+        "Reason: NotImplementedError: No operator found for `memory_efficient_attention_forward`"
+    )
+    assert "width 12" in record.getMessage()
+    with pytest.raises(NotImplementedError, match="No operator"):
+        attend(q, k, v, "xformers")  # asked for by name
+    attend(q.float(), k.float(), v.float())  # in float32 12 aligns
+    assert pretended_cuda == [((2, 7, 3, 12), torch.float32)]
+
+
+def test_the_trial_leaves_no_gradients_and_works_without_them(
+    pretended_cuda: list[tuple[tuple[int, ...], torch.dtype]],
+) -> None:
+    with torch.no_grad():
+        out = attend(*_inputs())
+    assert not out.requires_grad
+    assert pretended_cuda == [((2, 7, 3, 8), torch.float32)]
+
+
+def test_compiled_code_takes_sdpa(
+    pretended_cuda: list[tuple[tuple[int, ...], torch.dtype]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(attend(*_inputs()), _sdpa(*_inputs()))
+    assert pretended_cuda == []
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
