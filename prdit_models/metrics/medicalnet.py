@@ -3,8 +3,10 @@
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -84,11 +86,24 @@ class MedicalNet(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; MedicalNet takes (B, 1, D, H, W) with edges >= {MIN_EDGE}."
             )
-        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        h = F.max_pool3d(h, 3, stride=2, padding=1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            h = stage(h)
+        with _float32_convolutions():
+            h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+            h = F.max_pool3d(h, 3, stride=2, padding=1)
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                h = stage(h)
         return h.mean(dim=(2, 3, 4))
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """Inside, cuDNN's convolutions round nothing to TF32, its default: features must not depend on the device."""
+    settings: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def random_medicalnet(seed: int) -> MedicalNet:

@@ -111,6 +111,18 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_convolutions_keep_float32_on_a_gpu(network: MedicalNet) -> None:
+    """CUDA's default rounds inputs of convolutions to TF32 (10 bits), and features would differ from the CPU's by 1e-3."""
+    seen: list[str] = []
+    handle = network.layer4.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.conv.fp32_precision
+    assert before != "ieee"
+    network(torch.zeros(1, 1, 16, 16, 16))
+    handle.remove()
+    assert seen == ["ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
 def test_weights_come_back_from_both_formats(network: MedicalNet, tmp_path: Path) -> None:
     save_file(network.state_dict(), plain := tmp_path / "weights.safetensors")
     prefixed = {f"module.{key}": value for key, value in network.state_dict().items() if "num_batches" not in key}
