@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.parity.location import REPOSITORY, is_parity_set, parity_folder
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -29,8 +29,8 @@ def real_ct() -> Path:
 @pytest.fixture(scope="session")
 def parity_dir() -> Path:
     """Folder with the recorded arrays (`PRDIT_PARITY_DIR`)."""
-    folder = Path(os.environ.get("PRDIT_PARITY_DIR", REPOSITORY.parent / "shared" / "parity"))
-    if not (folder / "manifest.json").is_file():
+    folder = parity_folder()
+    if not is_parity_set(folder):
         if os.environ.get("PRDIT_REQUIRE_PARITY") == "1":
             pytest.fail(f"PRDIT_REQUIRE_PARITY=1 but {folder} has no manifest.json")
         pytest.skip(f"parity arrays are not at {folder}; set PRDIT_PARITY_DIR")

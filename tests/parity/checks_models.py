@@ -21,6 +21,7 @@ from prdit_models.networks import build_network
 from prdit_models.patches import extract_patches, unpatchify
 from prdit_models.prdit import PRDiT, trainable_parameters
 from tests.parity.measure import Measure, close, exact, relative
+from tests.parity.placement import placed
 from tests.parity.sets import Entry, arrays, build, config_of, shapes_of, side_file, tensor, weights
 
 
@@ -38,7 +39,9 @@ def _counting(text: str) -> Tensor:
 
 def check_patches(folder: Path, entry: Entry) -> list[Measure]:
     args, stored = entry["args"], arrays(folder, entry)
-    volume = tensor(stored["volume"]) if "volume" in stored else _counting(args["volume"])
+    volume = tensor(stored["volume"]) if "volume" in stored else placed(_counting(args["volume"]))
+    if volume.device.type != "cpu" and not volume.is_floating_point():
+        volume = volume.float()  # CUDA pads no integers; these numbers stay exact
     patch, stride, padding = args["patch_size"], args["stride"], args["padding"]
     found = extract_patches(volume, patch, stride, padding)
     if "patches" in stored:
@@ -60,7 +63,7 @@ def check_patches(folder: Path, entry: Entry) -> list[Measure]:
 def check_unpatchify(folder: Path, entry: Entry) -> list[Measure]:
     args = entry["args"]
     stored = arrays(folder, entry)
-    tokens = tensor(stored["tokens"]) if "tokens" in stored else _counting(args["tokens"])
+    tokens = tensor(stored["tokens"]) if "tokens" in stored else placed(_counting(args["tokens"]))
     volume = unpatchify(tokens, args["out_channels"], args["patch_size"], args["input_size"])
     return [exact("volume", volume, stored["volume"])]
 
@@ -179,7 +182,7 @@ def check_tf(folder: Path, entry: Entry) -> list[Measure]:
     measures = [close(name, found[name], stored[name], *_tolerance(entry)) for name in found if name in stored]
     wrong = PRDiT(dataclasses.replace(model.config, arithmetic="prdit"))
     wrong.load_state_dict(model.state_dict())
-    differs = float((wrong.eval()(x, t) - found["y"]).abs().max())
+    differs = float((placed(wrong.eval())(x, t) - found["y"]).abs().max())
     recorded = entry["max_abs_diff_to_PRDiT_with_same_weights"]
     return [*measures, relative("difference to PRDiT's arithmetic", differs, recorded, 1e-4)]
 
@@ -203,6 +206,7 @@ def check_sr(folder: Path, entry: Entry) -> list[Measure]:
     names = [[key, list(shape)] for key, shape in shapes_of(model).items()]
     recorded_names = json.loads((folder / entry["names_file"]).read_text())
     model.load_state_dict(weights(folder, entry, shapes_of(model)))
+    model = placed(model)
     x, t = tensor(stored["x"]), tensor(stored["t"])
     parts = model.forward_parts(x, t)
     found = {"base_upsampled": parts.upsampled, "local": parts.head, "y": model(x, t)}

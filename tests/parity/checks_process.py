@@ -16,6 +16,7 @@ from prdit_models.prdit import PRDiT, trainable_parameters
 from prdit_models.samplers import Sampler, SampleResult, evaluations, sample
 from prdit_models.schedules import plan, respaced_times
 from tests.parity.measure import Measure, close, exact, relative, relative_l2
+from tests.parity.placement import device_in_force
 from tests.parity.sets import Entry, arrays, build, entries, side_file, tensor
 
 PUBLISHED = CosineProcess(noise_std=0.5, num_steps=1000)
@@ -87,6 +88,7 @@ def _trajectory(
         volume_size=args["input_size"],
         generators=[torch.Generator() for _ in stored["z"]],
         in_channels=args["in_channels"],
+        device=device_in_force(),
         noise_source=lambda _shape: tensor(next(draws)),
     )
     return result, torch.stack([*states, result.x]), times, len(list(draws))

@@ -21,35 +21,45 @@ Check = Callable[[Path, Entry], list[Measure]]
 
 @dataclass(frozen=True)
 class Family:
-    """Entries whose id matches `pattern` (fnmatch)."""
+    """Entries whose id matches `pattern` (fnmatch).
+
+    Attributes:
+        pattern, status, check, note: the row.
+        places: where its check has something to say beyond the CPU in float32: `device` if it computes on tensors, `bf16` if
+            what it computes is run under autocast, too.
+    """
 
     pattern: str
     status: Status
     check: Check | None = None
     note: str = ""
+    places: frozenset[str] = frozenset()
+
+
+_DEVICE, _BF16 = frozenset({"device"}), frozenset({"device", "bf16"})
 
 
 FAMILIES = (
-    Family("patches_*", "checked", checks_models.check_patches),
-    Family("unpatchify_*", "checked", checks_models.check_unpatchify),
+    Family("patches_*", "checked", checks_models.check_patches, places=_DEVICE),
+    Family("unpatchify_*", "checked", checks_models.check_unpatchify, places=_DEVICE),
     Family("state_dict_names", "checked", checks_models.check_state_dict_names),
-    Family("timestep_embedding", "checked", checks_models.check_timestep_embedding),
+    Family("timestep_embedding", "checked", checks_models.check_timestep_embedding, places=_DEVICE),
     Family("pos_enc", "checked", checks_models.check_position_table),
-    Family("local_*", "checked", checks_models.check_local),
-    Family("full_*", "checked", checks_models.check_full),
-    Family("encode_*", "checked", checks_models.check_encode),
+    Family("local_*", "checked", checks_models.check_local, places=_BF16),
+    Family("full_*", "checked", checks_models.check_full, places=_BF16),
+    Family("encode_*", "checked", checks_models.check_encode, places=_BF16),
     Family("init_stats", "checked", checks_models.check_init_stats),
-    Family("q_sample", "checked", checks_process.check_q_sample),
+    Family("q_sample", "checked", checks_process.check_q_sample, places=_DEVICE),
     Family("gen_noise_scale", "checked", checks_process.check_noise_scale),
     Family("respacing", "checked", checks_process.check_respacing),
     Family("sampler_coefficients", "checked", checks_process.check_coefficients),
-    Family("sampler_pc_*", "checked", checks_process.check_sampler),
-    Family("sampler_ddim_*", "checked", checks_process.check_sampler, 'sampler "euler": Euler in angle'),
-    Family("train_*", "checked", checks_process.check_train),
-    Family("ema_update", "checked", checks_process.check_ema),
+    Family("sampler_pc_*", "checked", checks_process.check_sampler, places=_BF16),
+    Family("sampler_ddim_*", "checked", checks_process.check_sampler, 'sampler "euler": Euler in angle', places=_BF16),
+    Family("train_*", "checked", checks_process.check_train, places=_DEVICE),
+    Family("ema_update", "checked", checks_process.check_ema, places=_DEVICE),
     Family("fid_*", "checked", checks_metrics.check_fid),
     Family("mmd_*", "checked", checks_metrics.check_mmd),
-    Family("medicalnet_*", "checked", checks_metrics.check_medicalnet),
+    Family("medicalnet_*", "checked", checks_metrics.check_medicalnet, places=_DEVICE),
     Family("ms_ssim*", "oracle-only", checks_oracles.check_ms_ssim),
     Family("preproc_lidc", "checked", checks_oracles.check_lidc, "intensity; the store resamples in its own way"),
     Family("preproc_lidc_too_small", "oracle-only", checks_oracles.check_lidc, "the store pads with air"),
@@ -60,12 +70,12 @@ FAMILIES = (
     Family("preproc_rad_file", "documentation", note="layout of a published file; the store replaces it"),
     Family("config_numbers", "documentation", note="configuration is typed; numbers are not guessed from text"),
     Family("tf_state_dict_names", "documentation", note="the same names as state_dict_names"),
-    Family("fm_euler_*", "checked", checks_process.check_flow_sampler),
-    Family("fm_heun_*", "checked", checks_process.check_flow_sampler, "two evaluations a step"),
-    Family("fm_loss", "checked", checks_process.check_flow_loss),
-    Family("tf_full_*", "checked", checks_models.check_tf, 'ModelConfig(arithmetic="tf")'),
-    Family("tf_sampler_*", "checked", checks_process.check_tf_sampler, "noise std 1"),
-    Family("sr_forward*", "checked", checks_models.check_sr),
+    Family("fm_euler_*", "checked", checks_process.check_flow_sampler, places=_BF16),
+    Family("fm_heun_*", "checked", checks_process.check_flow_sampler, "two evaluations a step", places=_BF16),
+    Family("fm_loss", "checked", checks_process.check_flow_loss, places=_BF16),
+    Family("tf_full_*", "checked", checks_models.check_tf, 'ModelConfig(arithmetic="tf")', places=_BF16),
+    Family("tf_sampler_*", "checked", checks_process.check_tf_sampler, "noise std 1", places=_BF16),
+    Family("sr_forward*", "checked", checks_models.check_sr, places=_BF16),
 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prdit_models.config import ModelConfig, model_config
 from prdit_models.prdit import PRDiT
+from tests.parity.placement import placed
 
 Entry = dict[str, Any]
 _ONE_LIKE = re.compile(r"(^|\.)bn\d\.weight$|\.downsample\.1\.weight$")
@@ -40,7 +41,7 @@ def arrays(folder: Path, entry: Entry) -> dict[str, np.ndarray]:
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return placed(torch.from_numpy(np.ascontiguousarray(array)))
 
 
 def side_file(folder: Path, entry: Entry) -> Any:
@@ -83,6 +84,11 @@ def recipe_tensor(key: str, shape: tuple[int, ...], base_seed: str, gain: float)
     return torch.from_numpy(values.reshape(shape))
 
 
+@functools.lru_cache(maxsize=1)  # who compares an entry twice, in two precisions, makes its weights once
+def _recipe_state(names: tuple[tuple[str, tuple[int, ...]], ...], base_seed: str, gain: float) -> dict[str, Tensor]:
+    return {key: recipe_tensor(key, shape, base_seed, gain) for key, shape in names}
+
+
 def state_digest(state: dict[str, Tensor]) -> str:
     """SHA-256 over sorted keys, each followed by its little-endian bytes (manifest header, `check`)."""
     digest = hashlib.sha256()
@@ -98,7 +104,7 @@ def weights(folder: Path, entry: Entry, names: dict[str, tuple[int, ...]]) -> di
     if recipe["kind"] == "safetensors":
         state = load_file(folder / recipe["file"])
     elif recipe["kind"] == "recipe":
-        state = {key: recipe_tensor(key, shape, recipe["base_seed"], recipe["gain"]) for key, shape in names.items()}
+        state = dict(_recipe_state(tuple(names.items()), recipe["base_seed"], recipe["gain"]))
     else:
         raise AssertionError(f"{entry['id']}: unknown kind of weights {recipe['kind']!r}")
     assert state_digest(state) == recipe["sha256_state"], f"{entry['id']}: weights differ from the recorded ones"
@@ -134,4 +140,4 @@ def build(folder: Path, entry: Entry, attention: str = "auto") -> PRDiT:
     """The entry's network with its weights."""
     model = PRDiT(config_of(entry["args"]), attention=attention)
     model.load_state_dict(weights(folder, entry, shapes_of(model)))
-    return model.eval()
+    return placed(model.eval())

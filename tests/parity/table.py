@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from storage.files import write_text_atomic
-from tests.conftest import REPOSITORY
 from tests.parity import registry, sets
+from tests.parity.location import REPOSITORY, is_parity_set, parity_folder
 from tests.parity.measure import Measure
 from tests.parity.own.cases import CASES, Case
 from tests.parity.own.frozen import MACHINE, against_frozen
-from tests.parity.test_parity import _folder
 
 INTRODUCTION = Path(__file__).with_name("introduction.md")
 OWN = """
@@ -78,10 +77,10 @@ def _own() -> tuple[str, bool]:
 
 
 def main() -> int:
-    folder = _folder()
+    folder = parity_folder()
     started = time.monotonic()
     own, own_agrees = _own()
-    if not (folder / "manifest.json").is_file():
+    if not is_parity_set(folder):
         sys.stdout.write(own)
         sys.stderr.write(
             f"No parity set at {folder} (PRDIT_PARITY_DIR): our own set alone, docs/parity.md unchanged.\n"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tests.oracles import prdit_literal as literal
 from tests.parity import sets
+from tests.parity.location import is_parity_set, parity_folder
 from tests.parity.sets import Entry, tensor
-from tests.parity.test_parity import _folder
 
 SHARE = 0.25  # of the recorded tolerance, which is 8 x the published code's distance from float64
 MAX_PARAMETERS = 3e6  # in float64 on two cores
@@ -43,11 +43,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _ids() -> list[str]:
-    if not (_folder() / "manifest.json").is_file():
+    folder = parity_folder()
+    if not is_parity_set(folder):
         return ["(no parity set)"]
     return [
         name
-        for name, entry in sets.entries(_folder()).items()
+        for name, entry in sets.entries(folder).items()
         if name in OTHERS or (name.startswith(PATTERNS) and entry["weights"].get("n_params", 0) <= MAX_PARAMETERS)
     ]
 

@@ -1,28 +1,21 @@
 """Every entry of the parity set, by its family's row in the registry."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.parity import registry, sets
+from tests.parity.location import is_parity_set, parity_folder
 from tests.parity.measure import close, exact, relative
-
-
-def _folder() -> Path:
-    """The same folder as the fixture `parity_dir`, which collection cannot ask."""
-    return Path(os.environ.get("PRDIT_PARITY_DIR", REPOSITORY.parent / "shared" / "parity"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "entry_id" not in metafunc.fixturenames:
         return
-    if not (_folder() / "manifest.json").is_file():
-        metafunc.parametrize("entry_id", ["(no parity set)"])
-        return
-    metafunc.parametrize("entry_id", list(sets.entries(_folder())))
+    folder = parity_folder()  # the fixture `parity_dir`, which collection cannot ask
+    ids = list(sets.entries(folder)) if is_parity_set(folder) else ["(no parity set)"]
+    metafunc.parametrize("entry_id", ids)
 
 
 def test_entry(parity_dir: Path, entry_id: str, request: pytest.FixtureRequest) -> None:

@@ -17,6 +17,7 @@ from prdit_models.prdit import PRDiT, trainable_parameters
 from prdit_models.samplers import Sampler, sample
 from tests.oracles import prdit_literal as literal
 from tests.parity.measure import Measure, close
+from tests.parity.placement import device_in_force, placed
 from tests.parity.sets import recipe_tensor, shapes_of, uniform
 
 Values = dict[str, Tensor]
@@ -33,7 +34,7 @@ class Case:
     Attributes:
         name: unique.
         oracle: its results in float64, by name.
-        product: the same by the product, in the given dtype.
+        product: the same by the product, in the given dtype, on the device in force (`tests.parity.placement`).
         atol: allowed to the product in float32, in units of the largest reference value: about eight times what it measures.
         atol64: allowed to the product in float64; more than rounding only where the product forms numbers in float32, as published.
         in_float32: False where float32 has nothing to say: a first step of Adam is ±lr whatever the gradient's size.
@@ -48,9 +49,9 @@ class Case:
 
     def measures(self, reference: Values) -> list[Measure]:
         """The product in both precisions against the oracle's results."""
-        found = _compared(self.product(torch.float64), reference, "float64", self.atol64)
+        found = compared(self.product(torch.float64), reference, "float64", self.atol64)
         return found + (
-            _compared(self.product(torch.float32), reference, "float32", self.atol) if self.in_float32 else []
+            compared(self.product(torch.float32), reference, "float32", self.atol) if self.in_float32 else []
         )
 
 
@@ -59,7 +60,7 @@ def scale_of(reference: Tensor) -> float:
     return max(1e-3, float(reference.abs().max()))
 
 
-def _compared(found: Values, reference: Values, precision: str, atol: float) -> list[Measure]:
+def compared(found: Values, reference: Values, precision: str, atol: float) -> list[Measure]:
     assert found.keys() == reference.keys(), set(found) ^ set(reference)
     return [close(f"{key}, {precision}", found[key], value, atol * scale_of(value)) for key, value in reference.items()]
 
@@ -98,10 +99,10 @@ def forward(name: str, config: ModelConfig, *, low_variance: bool = False, times
 
     @torch.no_grad()
     def product(dtype: torch.dtype) -> Values:
-        model = network(config, name).to(dtype)
+        model = placed(network(config, name), dtype)
         assert isinstance(model, PRDiT)
-        coarse, fine = model.forward_with_intermediates(x.to(dtype), times)
-        parts = {"coarse": coarse, "y": model(x.to(dtype), times)}
+        coarse, fine = model.forward_with_intermediates(placed(x, dtype), times)
+        parts = {"coarse": coarse, "y": model(placed(x, dtype), times)}
         return parts if fine is None else parts | {"fine": fine}
 
     return Case(name, oracle, product)
@@ -113,11 +114,11 @@ def encode() -> Case:
 
     @torch.no_grad()
     def product(dtype: torch.dtype) -> Values:
-        model = network(config, "encode").to(dtype)
+        model = placed(network(config, "encode"), dtype)
         assert isinstance(model, PRDiT)
         return {
-            "block 5 at t = 50": model.encode(x.to(dtype)),
-            "block 7 at t = 3": model.encode(x.to(dtype), 3, block=7),
+            "block 5 at t = 50": model.encode(placed(x, dtype)),
+            "block 7 at t = 3": model.encode(placed(x, dtype), 3, block=7),
         }
 
     def oracle() -> Values:
@@ -140,7 +141,7 @@ def cascade() -> Case:
 
     @torch.no_grad()
     def product(dtype: torch.dtype) -> Values:
-        return {"y": network(config, "cascade").to(dtype)(x.to(dtype), TIMES)}
+        return {"y": placed(network(config, "cascade"), dtype)(placed(x, dtype), TIMES)}
 
     return Case("cascade", oracle, product)
 
@@ -156,7 +157,7 @@ def tables() -> Case:
         return {"time": time, "position": literal.position_table(4, 48).double()}
 
     def product(dtype: torch.dtype) -> Values:
-        return {"time": timestep_embedding(t).to(dtype), "position": position_table(4, 48).to(dtype)}
+        return {"time": timestep_embedding(placed(t)).to(dtype), "position": position_table(4, 48).to(dtype)}
 
     return Case("tables", oracle, product, atol=1e-6, atol64=1e-6)
 
@@ -167,8 +168,8 @@ def noising() -> Case:
     share = t[:, None, None, None, None].double()
 
     def product(dtype: torch.dtype) -> Values:
-        noisy = CosineProcess().q_sample(x0.to(dtype), steps, eps.to(dtype))
-        return {"cosine": noisy, "flow": FlowProcess().interpolate(x0.to(dtype), t, eps.to(dtype))}
+        noisy = CosineProcess().q_sample(placed(x0, dtype), steps, placed(eps, dtype))
+        return {"cosine": noisy, "flow": FlowProcess().interpolate(placed(x0, dtype), t, placed(eps, dtype))}
 
     return Case(
         "noising",
@@ -201,8 +202,8 @@ def gradients(name: str, config: ModelConfig) -> Case:
         return {"loss": loss.detach()} | dict(zip(trained, found, strict=True))
 
     def product(dtype: torch.dtype) -> Values:
-        model = network(config, name).to(dtype)
-        loss = CosineProcess().losses(model(x_t.to(dtype), TIMES), x0.to(dtype), eps.to(dtype))["loss"]
+        model = placed(network(config, name), dtype)
+        loss = CosineProcess().losses(model(placed(x_t, dtype), TIMES), placed(x0, dtype), placed(eps, dtype))["loss"]
         loss.backward()
         found = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
         return {"loss": loss.detach()} | found
@@ -224,10 +225,12 @@ def training_step(name: str, config: ModelConfig) -> Case:
         }
 
     def product(dtype: torch.dtype) -> Values:
-        model, average = network(config, name).to(dtype), network(config, name).to(dtype)
+        model, average = placed(network(config, name), dtype), placed(network(config, name), dtype)
         before = {key: p.detach().clone() for key, p in model.named_parameters()}
         optimizer = torch.optim.AdamW(trainable_parameters(model), lr=LEARNING_RATE, weight_decay=0.0)
-        CosineProcess().losses(model(x_t.to(dtype), TIMES), x0.to(dtype), eps.to(dtype))["loss"].backward()
+        CosineProcess().losses(model(placed(x_t, dtype), TIMES), placed(x0, dtype), placed(eps, dtype))[
+            "loss"
+        ].backward()
         torch.nn.utils.clip_grad_norm_(trainable_parameters(model), 1.0)
         optimizer.step()
         ema_update(average.parameters(), model.parameters(), ema_decay(0, EMA, warmup=False))
@@ -281,12 +284,13 @@ def _drawn(
     def product(dtype: torch.dtype) -> Values:
         draws = iter(noise)
         result = sample(
-            network(config, "sampler").to(dtype),
+            placed(network(config, "sampler"), dtype),
             process,
             sampler,
             volume_size=config.volume_size,
             generators=[torch.Generator()] * len(noise[0]),
-            noise_source=lambda _: next(draws).to(dtype),
+            device=device_in_force(),
+            noise_source=lambda _: placed(next(draws), dtype),
         )
         return {"x": result.x, "x0": result.x0}
 
@@ -303,9 +307,9 @@ def flow_loss() -> Case:
 
     @torch.no_grad()
     def product(dtype: torch.dtype) -> Values:
-        process, model = FlowProcess(), network(config, "flow").to(dtype)
-        x_t = process.interpolate(x0.to(dtype), t.to(dtype), eps.to(dtype))
-        return {"loss": process.sample_losses(model(x_t, process.model_time(t)), x0.to(dtype), eps.to(dtype))}
+        process, model = FlowProcess(), placed(network(config, "flow"), dtype)
+        x_t = process.interpolate(placed(x0, dtype), t.to(dtype), placed(eps, dtype))
+        return {"loss": process.sample_losses(model(x_t, process.model_time(t)), placed(x0, dtype), placed(eps, dtype))}
 
     return Case("flow loss", oracle, product)
 
