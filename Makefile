@@ -12,13 +12,17 @@ DICOM ?=
 KEEP ?=
 CONFIG ?= demo
 ROUNDS ?= 10
+ARGS ?=
 
 VENV := .venv
 STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 CODE := flows tasks prdit_models storage
 
-.PHONY: help setup demo up down test lint bench drills constraints third-party clean
+# gpu-check needs nothing of ours installed: the PYTHON that was named, else .venv's, else what is there.
+GPU_PYTHON = $(or $(if $(filter-out file,$(origin PYTHON)),$(PYTHON)),$(wildcard $(BIN)/python),$(PYTHON),python3)
+
+.PHONY: help setup demo up down test lint bench drills gpu-check constraints third-party clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +69,9 @@ bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.
 
 drills: $(STAMP) ## kill trainings and ingests at random, ROUNDS=10 times each; prints JSON
 	@$(BIN)/python -m tests.drills $(ROUNDS)
+
+gpu-check: ## what a machine with one NVIDIA GPU makes of it (PYTHON= with torch >= 2.10); ARGS=--tiny: on a CPU
+	@$(GPU_PYTHON) -m tests.gpu_check $(ARGS)
 
 constraints: $(STAMP) ## rewrite constraints.txt from what is installed in .venv
 	@$(BIN)/python -m tests.constraints > constraints.txt.new
