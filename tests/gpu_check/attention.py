@@ -32,7 +32,6 @@ KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 MUST_WORK = ("product auto", "product sdpa", "product plain")  # on any device; a kernel asked for by name may not exist
-_REASON = 90
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -107,10 +106,10 @@ def _row(setting: Setting, what: str, kernel: Attend, qkv: Tensor, exact: tuple[
             found = forward()
         gradient = forward_and_backward()
     except RuntimeError as error:  # NotImplementedError among them
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0].split('. ')[0]}"
         if what.startswith(MUST_WORK) or isinstance(error, torch.OutOfMemoryError):
             return Row(what, "failed", note=reason)
-        return skipped(what, f"no such kernel here: {reason[:_REASON]}")
+        return skipped(what, f"no such kernel here: {reason}")
     errors = {"forward": relative_error(found[:, :_ROWS], exact[0]), "gradients": relative_error(gradient, exact[1])}
     with torch.no_grad():
         forward_s = setting.seconds(forward)
@@ -121,5 +120,5 @@ def _row(setting: Setting, what: str, kernel: Attend, qkv: Tensor, exact: tuple[
         forward_error=errors["forward"],
         gradient_error=errors["gradients"],
         forward_ms=1e3 * forward_s,
-        both_ms=1e3 * setting.seconds(forward_and_backward),
+        forward_backward_ms=1e3 * setting.seconds(forward_and_backward),
     )

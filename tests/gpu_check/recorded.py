@@ -46,7 +46,7 @@ def _is_small(entry_id: str, entry: sets.Entry) -> bool:
 
 
 def _worst(entry_id: str, measures: list[Measure], precision: str, group: str) -> Row:
-    """The entry by the comparison that comes nearest to its limit, in units of the largest value it is compared with."""
+    """The entry by the comparison that comes nearest to its limit."""
 
     def limit(measure: Measure) -> float:
         if precision == "bf16":
@@ -62,7 +62,4 @@ def _worst(entry_id: str, measures: list[Measure], precision: str, group: str) -
         return measure.error / allowed if allowed else 0.0
 
     worst = max(measures, key=nearness)
-    scale = worst.scale or 1.0
-    return compared(
-        entry_id, worst.error / scale, limit(worst) / scale, note=worst.what, group=group, comparisons=len(measures)
-    )
+    return compared(entry_id, worst.error, limit(worst), note=worst.what, group=group, comparisons=len(measures))

@@ -15,8 +15,10 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
+from prdit_models.config import model_config
 from prdit_models.gemm import Linear
-from tests.gpu_check import memory, own, training
+from prdit_models.plan import Work, memory_of
+from tests.gpu_check import memory, own, steps, training
 from tests.gpu_check.__main__ import main, run_part
 from tests.gpu_check.cards import peak_tflops
 from tests.gpu_check.parity_limits import device_limit
@@ -334,6 +336,52 @@ def test_a_plan_that_is_a_quarter_off_is_found() -> None:
     assert memory.planned_tensors(plan) == 750
     assert memory.plan_error(plan, memory.Peak(tensors=1000)) == pytest.approx(0.25)
     assert memory.plan_error(plan, memory.Peak(tensors=1000)) > memory.PLAN_LIMIT
+
+
+# -- what only a GPU runs, with its memory pretended ------------------------------------------------------------------
+
+GIB = 2**30
+ON_CUDA = Setting(torch.device("cuda"), False, float("inf"))
+
+
+@pytest.mark.parametrize("what", ["train", "sample"])
+def test_the_batch_is_the_largest_power_of_two_the_plan_fits_into_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As counted by the plan of that batch and of the next: of a card that another process uses in part."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (6 * GIB, 80 * GIB))
+    work, config = Work("global", what, "bf16"), model_config("XS/12/4", 64)
+    batch = memory.largest_batch(ON_CUDA, work, config, 512)
+    assert 1 < batch < 512
+    assert batch & (batch - 1) == 0
+    assert memory_of(work, config, batch, "cuda").total <= 6 * GIB
+    assert memory_of(work, config, 2 * batch, "cuda").total > 6 * GIB
+    assert memory.largest_batch(ON_CUDA, work, config, 4) == 4
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (0, 80 * GIB))
+    with pytest.raises(RuntimeError, match="not even one volume of 64³"):
+        memory.largest_batch(ON_CUDA, work, config, 512)
+
+
+def test_memory_that_runs_out_is_a_difference_and_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "largest_batch", lambda *_: 16)
+    tried: list[int] = []
+
+    def pretended(_s: Any, what: str, _w: Any, _c: Any, batch: int, _r: float) -> Row:
+        tried.append(batch)
+        if batch > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compared(f"{what}, batch {batch}", 0.01, 0.15)
+
+    monkeypatch.setattr(steps, "_measured", pretended)
+    work = Work("global", "train", "bf16")
+    found = list(steps._rows_of(ON_CUDA, "cell", work, model_config("XS/12/4", 64), 1.0))
+    assert tried == [16, 8, 4]
+    assert [(row.what, row.verdict) for row in found] == [
+        ("cell, batch 16", "differs"),
+        ("cell, batch 8", "differs"),
+        ("cell, batch 4", "agrees"),
+    ]
+    assert "the plan says it fits" in found[0].note
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
