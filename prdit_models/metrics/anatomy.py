@@ -31,7 +31,7 @@ class Limit:
         title: what the figure is, for a table.
         low, high: both included.
         unit: empty for shares and correlations.
-        low_by_mm: True where `low` is for voxels of 1 mm and grows with their edge.
+        low_per_mm, high_per_mm: where not 0, limits that grow with the voxel edge: they are at least these times it.
         needed: whether a volume fails where the figure is not defined.
     """
 
@@ -39,18 +39,21 @@ class Limit:
     low: float
     high: float
     unit: str = ""
-    low_by_mm: bool = False
+    low_per_mm: float = 0.0
+    high_per_mm: float = 0.0
     needed: bool = True
 
     def allows(self, value: float | None, voxel_mm: float) -> bool:
         """Whether a figure of a volume with voxels of `voxel_mm` lies within."""
         if value is None:
             return not self.needed
-        return self.lowest(voxel_mm) <= value <= self.high
+        low, high = self.bounds(voxel_mm)
+        return low <= value <= high
 
-    def lowest(self, voxel_mm: float) -> float:
-        """The lower limit for voxels of `voxel_mm`."""
-        return self.low * voxel_mm if self.low_by_mm else self.low
+    def bounds(self, voxel_mm: float) -> tuple[float, float]:
+        """Lower and upper limit for voxels of `voxel_mm`."""
+        low = max(self.low, self.low_per_mm * voxel_mm) if self.low_per_mm else self.low
+        return low, max(self.high, self.high_per_mm * voxel_mm) if self.high_per_mm else self.high
 
 
 LIMITS = {
@@ -65,7 +68,7 @@ LIMITS = {
     "tissue_hu": Limit("median of the tissue", -80.0, 100.0, "HU"),
     "bone_share": Limit("bone, of the body", 0.02, 0.25),
     "outside_hu": Limit("mean of the air around the body", -1024.0, -820.0, "HU", needed=False),
-    "grain_hu": Limit("tissue voxel to its neighbours (median)", 1.5, 80.0, "HU", low_by_mm=True),
+    "grain_hu": Limit("tissue voxel to its neighbours (median)", 0.0, 80.0, "HU", low_per_mm=1.5, high_per_mm=10.0),
 }
 
 

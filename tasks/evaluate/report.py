@@ -170,7 +170,7 @@ def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     for name, limit in section.get("limits", {}).items():
         allowed = Limit(**limit)
         row: dict[str, Any] = {"title": limit["title"], "unit": limit["unit"]}
-        row["limits"] = (allowed.lowest(metrics["voxel_mm"]), limit["high"])
+        row["limits"] = allowed.bounds(metrics["voxel_mm"])
         for side in ("real", "generated"):
             values = [v for seen in section[side].values() if (v := seen["figures"][name]) is not None]
             row[side] = np.quantile(values, [0, 0.5, 1]).tolist() if values else None

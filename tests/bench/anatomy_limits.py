@@ -80,8 +80,13 @@ def table(results: dict[str, dict[str, dict[str, object]]]) -> str:
         lines.append(f"| {what} | " + " | ".join(cells) + f" | {names or '–'} |")
     limits = ["", "| figure | what it is | limits |", "|---|---|---|"]
     for name, limit in LIMITS.items():
-        low = f"{limit.low:g} per mm of voxel edge" if limit.low_by_mm else f"{limit.low:g}"
-        limits.append(f"| `{name}` | {limit.title} | {low} to {limit.high:g} {limit.unit}".rstrip() + " |")
+        low = f"{limit.low_per_mm:g} per mm of voxel edge" if limit.low_per_mm else f"{limit.low:g}"
+        high = (
+            f" (from {limit.high / limit.high_per_mm:g} mm voxels on {limit.high_per_mm:g} per mm)"
+            if limit.high_per_mm
+            else ""
+        )
+        limits.append(f"| `{name}` | {limit.title} | {low} to {limit.high:g} {limit.unit}".rstrip() + f"{high} |")
     return "\n".join([*lines, *limits]) + "\n"
 
 

@@ -75,6 +75,7 @@ def test_grain_is_the_median_distance_to_the_six_neighbours() -> None:
     noisy = np.random.default_rng(1).normal(40, 30, (64, 64, 64)).astype(np.float32)
     expected = 0.6745 * 30 * np.sqrt(1 + 1 / 6)  # median of |N(0, s²)| of a voxel minus the mean of six others
     assert anatomy(noisy, 8.0)["grain_hu"] == pytest.approx(expected, rel=0.02)
+    assert [LIMITS["grain_hu"].bounds(voxel_mm) for voxel_mm in (1.0, 8.0, 16.0)] == [(1.5, 80), (12, 80), (24, 160)]
 
 
 @pytest.mark.parametrize("value", [-1000.0, 40.0])
