@@ -310,12 +310,12 @@ def up(
 ) -> None:
     """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows."""
     with clear_errors():
-        from flows.services import deploy, start
+        from flows.services import deploy, mlflow_page, start
 
         services = start(state)
         deploy(services, Path(__file__).resolve().parents[1])
         value = services.model_dump(mode="json")
-        show_result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {services.mlflow_url}")
+        show_result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {mlflow_page(services)}")
 
 
 @app.command(epilog=example("prdit down"))

@@ -108,11 +108,18 @@ def find_ref(text: str) -> Any:
 
 def run_context(config: Any) -> Any:
     """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
+    from flows.parameters import run_parameters
     from tasks.stage import RunContext, code_version
 
     tags = {"prdit.code_version": code_version(), **config.tags()}
     uri = os.environ.get("MLFLOW_TRACKING_URI") or None
-    return RunContext(workdir=Path(config.workdir), tracking_uri=uri, experiment=config.experiment, tags=tags)
+    return RunContext(
+        workdir=Path(config.workdir),
+        tracking_uri=uri,
+        experiment=config.experiment,
+        tags=tags,
+        parameters=run_parameters(config),
+    )
 
 
 def show_outcome(outcome: Any, as_json: bool) -> None:

@@ -210,8 +210,8 @@ def _show_result(
 
 def _mlflow_page(services: local.Services, record: dict[str, Any] | None) -> str:
     if not record or not record.get("mlflow_run_id"):
-        return services.mlflow_url
-    return f"{services.mlflow_url}/#/experiments/{record['mlflow_experiment_id']}/runs/{record['mlflow_run_id']}"
+        return local.mlflow_page(services)
+    return local.mlflow_page(services, record["mlflow_experiment_id"], record["mlflow_run_id"])
 
 
 def _last_errors(services: local.Services, flow_run_id: str) -> str:

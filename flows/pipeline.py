@@ -12,16 +12,24 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.config import STAGES, ConfigError, PipelineConfig, config_names, from_parameters, merge
+from flows.parameters import public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
 from storage.artifacts import Ref
 from tasks.evaluate.task import evaluate_task
 from tasks.ingest.stage import store_ref
 from tasks.ingest.task import ingest_task
+from tasks.recording import COLUMNS, record_store
 from tasks.sample.task import sample_task
 from tasks.split.task import split_task
-from tasks.stage import RunContext, StageOutcome, code_version
+from tasks.stage import RunContext, StageOutcome, code_version, git_commit
 from tasks.train.gates import check_gates, refiner_figures
 from tasks.train.task import train_global_task, train_local_task, train_refiner_task
+
+NOTE = (
+    "One run of the pipeline. **Metrics**: final figures of every stage (`<stage>/<figure>`), gates, seconds. "
+    "**Child runs**: the stages, with their curves. **Artifacts**: `report.html`, `metrics.json`, `config.yaml`. "
+    "**Logged models**: the last checkpoint."
+)
 
 logger = logging.getLogger("prdit.pipeline")
 
@@ -52,6 +60,7 @@ class PipelineRun:
             if name == "ingest":
                 tags = {**self.context.tags, "prdit.store_fingerprint": self._store.digest}
                 self.context = self.context.model_copy(update={"tags": tags})
+                record_store(self.context, self.context.parent_run_id, self._store, "training")
 
     def _ingest(self) -> StageOutcome:
         config = self.config
@@ -133,21 +142,23 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
         check_labels(config)
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
-    tracker = Tracker(tracking_uri(workdir), config.experiment)
+    tracker = Tracker(tracking_uri(workdir), config.experiment, commit=git_commit(), columns=COLUMNS)
     tags = {"prdit.code_version": code_version(), **config.tags()}
     if flow_run.get_id():
         tags["prefect.flow_run_id"] = str(flow_run.get_id())
     run_name = flow_run.get_name() or directory.name
-    parent = tracker.start_run(
-        run_name, parent=None, tags=tags, params=config.model_dump(mode="json", exclude={"base"})
-    )
+    parameters = run_parameters(config)
+    source = "prdit/full-pipeline" if last == "evaluate" else f"prdit/{last}"
+    parent = tracker.start_run(run_name, parent=None, source=source, tags=tags, params=parameters, note=NOTE)
+    tracker.log_text(parent, public_yaml(config), "config.yaml")
     context = RunContext(
         workdir=workdir,
         tracking_uri=tracker.uri,
         experiment=config.experiment,
         parent_run_id=parent or None,
         tags=tags,
-        repeat_command=f"prdit run --config {directory / 'config.yaml'}",
+        parameters=parameters,
+        repeat_command=f"prdit run --config runs/{directory.name}/config.yaml",
     )
     run = PipelineRun(config, context)
     record = RunRecord(directory, tracker, parent)

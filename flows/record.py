@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from flows.config import PipelineConfig
-from storage.files import read_json, write_json_atomic, write_text_atomic
+from storage.files import write_json_atomic, write_text_atomic
 from storage.tracking import Tracker
 from tasks.evaluate.stage import METRICS, REPORT
+from tasks.recording import log_checkpoint
 from tasks.stage import StageOutcome
 
 
@@ -68,25 +69,27 @@ class RunRecord:
         }
         write_json_atomic(self.directory / "record.json", record)
         write_json_atomic(self.directory.parent / "latest.json", record)
-        self._close_parent(outcomes, tags, message, killed=stopped)
+        self._close_parent(outcomes, tags, error, killed=stopped)
         return record
 
     def _close_parent(
-        self, outcomes: dict[str, StageOutcome], tags: dict[str, str], message: str | None, *, killed: bool
+        self, outcomes: dict[str, StageOutcome], tags: dict[str, str], error: BaseException | None, *, killed: bool
     ) -> None:
-        """The parent run gets the store's fingerprint and the report's figures: these are what people compare."""
+        """The parent run shows every stage's final figures under their own names, the model and the report: what people compare."""
         tags = tags | {f"prdit.ref.{name}": outcome.ref.digest for name, outcome in outcomes.items()}
-        if message:
-            tags["prdit.error"] = message[:4000]
+        if error is not None:
+            tags["prdit.error"] = type(error).__name__  # its message may name files; record.json has it
         points: dict[str, Any] = {f"gate/{name}": value for name, value in self.gates.items()}
-        points |= {f"seconds/{name}": outcome.seconds for name, outcome in outcomes.items()}
+        seconds = {f"seconds/{name}": outcome.seconds for name, outcome in outcomes.items()}
+        for outcome in outcomes.values():
+            points = outcome.figures | points  # what came last stands first
+        trained = [outcome.ref for outcome in outcomes.values() if outcome.ref.kind.startswith("checkpoint-")]
+        if trained:
+            log_checkpoint(self._tracker, self._parent, trained[-1])
         if report := outcomes.get("evaluate"):
-            figures = read_json(report.ref.path / METRICS)["figures"]
-            points |= {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}
             for name in (METRICS, REPORT):
                 self._tracker.log_file(self._parent, report.ref.path / name)
-        self._tracker.log_points(self._parent, [{"step": 0} | points])
-        self._tracker.log_file(self._parent, self.directory / "config.yaml")
+        self._tracker.log_points(self._parent, [{"step": 0} | points | seconds])
         self._tracker.set_tags(self._parent, tags)
-        status = "KILLED" if killed else "FAILED" if message else "FINISHED"
+        status = "KILLED" if killed else "FAILED" if error else "FINISHED"
         self._tracker.end_run(self._parent, status)

@@ -97,6 +97,17 @@ class Services(BaseModel):
         return f"{self.prefect_ui_url}/api"
 
 
+def mlflow_page(services: Services, experiment_id: str | None = None, run_id: str | None = None) -> str:
+    """Address of an experiment's runs, of one run, or (by default) of the list of experiments.
+
+    MLflow 3.17 opens every page as "GenAI" until its reader has chosen "Model training" once, whatever the experiment's tags
+    say; the address says it for this page, and names the table that shows our metrics.
+    """
+    view = "&viewStateShareKey=prdit" if experiment_id and not run_id else ""
+    place = "experiments" + (f"/{experiment_id}/runs" if experiment_id else "") + (f"/{run_id}" if run_id else "")
+    return f"{services.mlflow_url}/#/{place}?workflowType=machine_learning{view}"
+
+
 def environment(services: Services) -> dict[str, str]:
     """Variables a client of the services needs (to lay over its own environment)."""
     return {

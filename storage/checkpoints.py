@@ -22,6 +22,7 @@ from storage.files import fsync_directory, read_json, replacing, sha256_file, wr
 Tensors = dict[str, npt.NDArray[Any]]
 
 CHECKPOINT_FORMAT = 1
+CHECKPOINT = "checkpoint.json"
 WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 _STATE = "state.json"
 
@@ -57,7 +58,7 @@ def load_checkpoint_info(ref: Ref) -> dict[str, Any]:
         MissingArtifactError: no checkpoint at the uri.
         DamagedArtifactError: written by a newer format.
     """
-    path = ref.path / "checkpoint.json"
+    path = ref.path / CHECKPOINT
     if not path.is_file():
         raise MissingArtifactError(f"No checkpoint at {ref.uri}: checkpoint.json is missing. Train the stage again.")
     info: dict[str, Any] = read_json(path)

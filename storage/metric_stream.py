@@ -20,13 +20,15 @@ class MetricStream:
         path: JSON-lines file that a training appends to; may not exist yet.
         tracker: where the points go, or None to only read.
         run_id: their run.
+        prefix: put before every metric's name.
     """
 
     _INTERVAL_S = 5.0  # a request costs the servers CPU that the training on the same machine wants
     _BACKOFF_S = 30.0
 
-    def __init__(self, path: Path, tracker: "Tracker | None", run_id: str) -> None:
+    def __init__(self, path: Path, tracker: "Tracker | None", run_id: str, *, prefix: str = "") -> None:
         self.path = path
+        self._prefix = prefix
         self._tracker = tracker
         self._run_id = run_id
         self._read = 0
@@ -39,7 +41,7 @@ class MetricStream:
         new = self._new_points()
         self._unsent += new
         if self._tracker and self._unsent and (final or time.monotonic() >= self._not_before):
-            if self._tracker.log_points(self._run_id, self._unsent):
+            if self._tracker.log_points(self._run_id, self._unsent, prefix=self._prefix):
                 self._unsent = []
                 self._not_before = time.monotonic() + self._INTERVAL_S
             else:

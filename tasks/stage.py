@@ -1,4 +1,4 @@
-"""The one way a stage runs: key, lock, verified hit or fresh work, commit, MLflow child run.
+"""The one way a stage runs: key, lock, verified hit or fresh work, commit, MLflow child run (`tasks/recording.py`).
 
 A stage's body is a plain function that writes into its directory. A hit is verified by hash before it is used: a missing or damaged
 artifact is computed again, and said so. A failed or killed stage leaves its `work/` folder, from which the next try goes on.
@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from storage.artifacts import (
 )
 from storage.errors import StorageError
 from storage.files import fsync_directory
+from tasks.recording import COLUMNS, StageRecording
 
 if TYPE_CHECKING:  # mlflow takes two seconds to import: only stages that are tracked pay for it
     from storage.tracking import Tracker
@@ -49,6 +50,7 @@ class RunContext(BaseModel):
         experiment: MLflow experiment.
         parent_run_id: MLflow run that the stages' runs are children of.
         tags: tags of every run.
+        parameters: the settings people compare runs by, by dotted key; a stage's run shows those of its stage.
         repeat_command: the command that repeats this run, for the report.
     """
 
@@ -59,6 +61,7 @@ class RunContext(BaseModel):
     experiment: str = "prdit"
     parent_run_id: str | None = None
     tags: dict[str, str] = {}
+    parameters: dict[str, Any] = {}
     repeat_command: str | None = None
 
     def tracker(self) -> "Tracker | None":
@@ -67,19 +70,34 @@ class RunContext(BaseModel):
             return None
         from storage.tracking import Tracker
 
-        return Tracker(self.tracking_uri, self.experiment)
+        return Tracker(self.tracking_uri, self.experiment, commit=git_commit(), columns=COLUMNS)
+
+
+Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Identity of a stage: its name, the kind of artifact it makes, and the version of its recipe.
+    """Identity of a stage, and what people are shown of its artifact.
 
-    The recipe version is raised whenever the same inputs and configuration would give other bytes.
+    Attributes:
+        name: as in the cache key and the directory.
+        kind: of the artifact it makes.
+        recipe: raised whenever the same inputs and configuration would give other bytes.
+        files: files of the artifact that are uploaded to the stage's MLflow run.
+        points: metric points (`{"step": n, name: value, …}`) read from the artifact's directory, so that a stage that is found
+            shows the numbers of the one that ran.
+        figures: names of the metrics whose last values stand for the stage; all where empty.
+        streams: whether the body sends its points itself while it runs.
     """
 
     name: str
     kind: Kind
     recipe: int
+    files: tuple[str, ...] = ()
+    points: Callable[[Path], list[Point]] = field(default=lambda directory: [], compare=False)
+    figures: tuple[str, ...] = ()
+    streams: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,7 @@ class StageOutcome(BaseModel):
         cached: True when a verified earlier artifact was used and nothing ran.
         seconds: wall time of the stage, verification included.
         mlflow_run_id: the stage's run, empty where untracked.
+        figures: what came out, in numbers, by MLflow's names for them (`evaluate/hu_std_ratio`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,6 +134,7 @@ class StageOutcome(BaseModel):
     cached: bool
     seconds: float
     mlflow_run_id: str
+    figures: dict[str, float] = {}
 
 
 Body = Callable[[StageRun], Ref | None]
@@ -128,7 +148,6 @@ def run_stage(
     context: RunContext,
     body: Body,
     still_valid: Callable[[Path], bool] | None = None,
-    logged: tuple[str, ...] = (),
 ) -> StageOutcome:
     """Run one stage, or find that it has run.
 
@@ -139,39 +158,27 @@ def run_stage(
         context: where the run works and reports.
         body: writes the artifact's files; may commit itself (a subprocess does) and return the reference.
         still_valid: extra condition on a hit beyond its hashes (a store that has not grown, say).
-        logged: files or folders of the artifact that are uploaded to the stage's MLflow run.
     """
     began = time.monotonic()
     directory = context.workdir.resolve() / stage.name / stage_key(stage.name, stage.recipe, inputs, config)
     directory.mkdir(parents=True, exist_ok=True)
-    tracker = context.tracker()
+    recording = StageRecording(stage, inputs, context, directory)
     with _directory_lock(directory):
-        hit = _verified_hit(stage, directory, still_valid)
-        tags = dict(context.tags) | {"prdit.stage": stage.name, "prdit.key": directory.name}
-        if hit:
-            tags["prdit.cached_from"] = str(load_provenance(hit).get("mlflow_run_id") or hit.uri)
-        run_id = (
-            tracker.start_run(stage.name, parent=context.parent_run_id, tags=tags, params=config) if tracker else ""
-        )
-        if hit:
-            logger.info("%s: cached, verified by hash (%s)", stage.name, directory)
-            if tracker:
-                tracker.set_tags(run_id, {"prdit.digest": hit.digest})
-                tracker.end_run(run_id, "FINISHED")
-            return StageOutcome(ref=hit, cached=True, seconds=time.monotonic() - began, mlflow_run_id=run_id)
+        ref = _verified_hit(stage, directory, still_valid)
+        cached = ref is not None
+        run_id = recording.start(cached_from=load_provenance(ref).get("mlflow_run_id") if ref else None, cached=cached)
         try:
-            ref = _compute(stage, inputs, config, StageRun(directory, tracker, run_id, {}), body, began)
+            if ref is None:
+                run = StageRun(directory, recording.tracker, run_id, {})
+                ref = _compute(stage, inputs, config, run, body, began)
+            else:
+                logger.info("%s: cached, verified by hash (%s)", stage.name, directory)
         except BaseException as error:
-            if tracker:
-                tracker.set_tags(run_id, {"prdit.error": f"{type(error).__name__}: {error}"[:4000]})
-                tracker.end_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            recording.fail(error)
             raise
-    if tracker:
-        for name in (*logged, PROVENANCE):
-            tracker.log_file(run_id, directory / name, name if (directory / name).is_dir() else None)
-        tracker.set_tags(run_id, {"prdit.digest": ref.digest})
-        tracker.end_run(run_id, "FINISHED")
-    return StageOutcome(ref=ref, cached=False, seconds=time.monotonic() - began, mlflow_run_id=run_id)
+    seconds = time.monotonic() - began
+    figures = recording.finish(ref, cached=cached, seconds=seconds)
+    return StageOutcome(ref=ref, cached=cached, seconds=seconds, mlflow_run_id=run_id, figures=figures)
 
 
 def _compute(
@@ -237,20 +244,25 @@ def _directory_lock(directory: Path) -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """The commit of the checkout this code runs from; None outside a checkout, or without git."""
+    return _git("rev-parse", "HEAD")
+
+
+@lru_cache(maxsize=1)
 def code_version() -> str:
     """Version of the code: package version, with the git commit (and `-dirty`) where it runs from a checkout."""
     package = version("prdit")
+    described = _git("describe", "--always", "--dirty", "--abbrev=12", "--match", "v[0-9]*")
+    return f"{package}+{described}" if described else package
+
+
+def _git(*arguments: str) -> str | None:
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / ".git").exists():
-        return package
+        return None
+    command = ["git", "-C", str(checkout), *arguments]
     try:
-        described = subprocess.run(
-            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--match", "v[0-9]*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return package
-    return f"{package}+{described.stdout.strip()}"
+        return None

@@ -72,7 +72,7 @@ def _node(ref: Ref) -> Node:
     try:
         return Node(title, ref, load_provenance(ref))
     except (StorageError, ValueError) as error:
-        return Node(title, ref, note=f"Its record cannot be read: {error}")
+        return Node(title, ref, note=f"Its record cannot be read ({type(error).__name__}).")
 
 
 def _other_store_note(nodes: list[Node], store: Ref) -> str:

@@ -1,5 +1,8 @@
 """Stage evaluate: samples, store and split -> metrics and report."""
 
+from pathlib import Path
+from typing import Any
+
 from storage.artifacts import Ref
 from storage.files import read_json
 from tasks.evaluate.config import EvaluateConfig
@@ -7,9 +10,16 @@ from tasks.evaluate.run import RECIPE, check, evaluate
 from tasks.progress import Advance
 from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
-EVALUATE = Stage("evaluate", "report", RECIPE)
 METRICS = "metrics.json"
 REPORT = "report.html"
+
+
+def _points(directory: Path) -> list[dict[str, Any]]:
+    figures = read_json(directory / METRICS)["figures"]
+    return [{"step": 0} | {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}]
+
+
+EVALUATE = Stage("evaluate", "report", RECIPE, files=(METRICS, REPORT), points=_points)
 
 
 def evaluate_stage(
@@ -23,12 +33,6 @@ def evaluate_stage(
 
     def body(run: StageRun) -> None:
         evaluate(samples, store, split, config, run.directory, progress, repeat_command=context.repeat_command)
-        if run.tracker:
-            figures = read_json(run.directory / METRICS)["figures"]
-            values = {
-                f"evaluate/{name}": figure["value"] for name, figure in figures.items() if figure["value"] is not None
-            }
-            run.tracker.log_points(run.run_id, [{"step": 0} | values])
 
     return run_stage(
         EVALUATE,
@@ -36,5 +40,4 @@ def evaluate_stage(
         config=config.key_fields(),
         context=context,
         body=body,
-        logged=(METRICS, REPORT),
     )

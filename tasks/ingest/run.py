@@ -55,9 +55,14 @@ class IngestReport(BaseModel):
     notes: list[str] = []
 
     def without_paths(self) -> "IngestReport":
-        """The report as it may be kept and sent: file names can tell who was scanned, so they become opaque ids."""
+        """The report as it may be kept and sent: names of files and folders can tell who was scanned, so they become opaque ids."""
         changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
-        return self.model_copy(update=changes)
+        return self.model_copy(update=changes | {"store": opaque_place(Path(self.store))})
+
+
+def opaque_place(store: Path) -> str:
+    """A store's path as an id that tells only whether another path is the same."""
+    return f"store-{sha256_bytes(str(store.resolve()).encode())[:12]}"
 
 
 def _without_path(entry: Entry) -> Entry:

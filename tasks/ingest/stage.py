@@ -1,18 +1,29 @@
 """Stage ingest: a folder of scans -> volume store, with its verdicts kept as an artifact."""
 
 from pathlib import Path
+from typing import Any
 
 from storage.artifacts import Ref
 from storage.errors import SourceError, StorageError
 from storage.files import read_json, write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import RECIPE, IngestReport, hash_cache, ingest, source_digest
+from tasks.ingest.run import RECIPE, IngestReport, hash_cache, ingest, opaque_place, source_digest
 from tasks.progress import Advance
+from tasks.recording import record_store
 from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
-INGEST = Stage("ingest", "verdicts", RECIPE)
 VERDICTS = "ingest.json"
+
+
+def _points(directory: Path) -> list[dict[str, Any]]:
+    """How many series have which verdict."""
+    report = read_json(directory / VERDICTS)
+    counts = {name: len(report[name]) for name in ("committed", "unchanged", "skipped", "quarantined")}
+    return [{"step": 0} | counts]
+
+
+INGEST = Stage("ingest", "verdicts", RECIPE, files=(VERDICTS,), points=_points)
 
 
 def ingest_stage(
@@ -32,23 +43,12 @@ def ingest_stage(
     def body(run: StageRun) -> None:
         report = ingest(source, store, config, progress=progress)
         write_text_atomic(run.directory / VERDICTS, report.without_paths().model_dump_json(indent=2) + "\n")
-        if run.tracker:
-            counts = {
-                verdict: len(getattr(report, verdict))
-                for verdict in ("committed", "unchanged", "skipped", "quarantined")
-            }
-            run.tracker.log_points(
-                run.run_id, [{"step": 0} | {f"ingest/{verdict}": n for verdict, n in counts.items()}]
-            )
 
     def still_valid(directory: Path) -> bool:
         """The verdicts hold while this very store still has the fingerprint they led to."""
         report = IngestReport.model_validate(read_json(directory / VERDICTS))
         try:
-            return (
-                Path(report.store).resolve() == store.resolve()
-                and store_ref(store, config).digest == report.fingerprint
-            )
+            return report.store == opaque_place(store) and store_ref(store, config).digest == report.fingerprint
         except StorageError:
             return False
 
@@ -59,9 +59,9 @@ def ingest_stage(
         context=context,
         body=body,
         still_valid=still_valid,
-        logged=(VERDICTS,),
     )
     ref = store_ref(store, config)
+    record_store(context, outcome.mlflow_run_id, ref, "ingest")
     if not VolumeStore.open(store).volume_ids():
         report = IngestReport.model_validate(read_json(outcome.ref.path / VERDICTS))
         reasons = sorted({entry.reason or "unknown" for entry in (*report.skipped, *report.quarantined)})

@@ -1,12 +1,26 @@
 """Stage sample: checkpoint -> sample store."""
 
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
 from storage.artifacts import Ref
+from storage.files import read_json
 from tasks.progress import Advance
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import RECIPE, check, sample
 from tasks.stage import RunContext, Stage, StageOutcome, run_stage
 
-SAMPLE = Stage("sample", "samples", RECIPE)
+RECORD = "samples.json"
+
+
+def _points(directory: Path) -> list[dict[str, Any]]:
+    """Mean shares of voxels that left int16, and the window."""
+    record = read_json(directory / RECORD)
+    return [{"step": 0} | {name: fmean(record[name]) for name in ("clipped_fraction", "outside_window_fraction")}]
+
+
+SAMPLE = Stage("sample", "samples", RECIPE, files=(RECORD,), points=_points)
 
 
 def sample_stage(checkpoint: Ref, config: SampleConfig, context: RunContext, progress: Advance) -> StageOutcome:
@@ -21,5 +35,4 @@ def sample_stage(checkpoint: Ref, config: SampleConfig, context: RunContext, pro
         config=config.key_fields(),
         context=context,
         body=lambda run: sample(checkpoint, config, run.directory, progress),
-        logged=("samples.json",),
     )

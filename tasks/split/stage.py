@@ -1,11 +1,26 @@
 """Stage split: volume store -> roles by patient."""
 
+from pathlib import Path
+from typing import Any
+
 from storage.artifacts import Ref
+from storage.files import read_json
 from tasks.split.config import SplitConfig
-from tasks.split.run import RECIPE, ledger_agrees, split
+from tasks.split.run import RECIPE, SPLIT_FILE, ledger_agrees, split
 from tasks.stage import RunContext, Stage, StageOutcome, run_stage
 
-SPLIT = Stage("split", "split", RECIPE)
+
+def _points(directory: Path) -> list[dict[str, Any]]:
+    """How many volumes and patients have which role."""
+    document = read_json(directory / SPLIT_FILE)
+    return [
+        {"step": 0}
+        | {f"{role}_volumes": len(names) for role, names in document["roles"].items()}
+        | {f"{role}_patients": len(keys) for role, keys in document["patients"].items()}
+    ]
+
+
+SPLIT = Stage("split", "split", RECIPE, files=(SPLIT_FILE,), points=_points)
 
 
 def split_stage(store: Ref, config: SplitConfig, context: RunContext) -> StageOutcome:
@@ -17,5 +32,4 @@ def split_stage(store: Ref, config: SplitConfig, context: RunContext) -> StageOu
         context=context,
         body=lambda run: split(store.path, config, run.directory),
         still_valid=lambda directory: ledger_agrees(store.path, directory, config),
-        logged=("split.json",),
     )

@@ -41,7 +41,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
     spec_path, log_path = scratch / "spec.json", scratch / "train.log"
     write_text_atomic(spec_path, spec.model_dump_json(indent=2))
     steps = spec.stage_config().steps
-    stream = MetricStream(scratch / METRICS, run.tracker, run.run_id)
+    stream = MetricStream(scratch / METRICS, run.tracker, run.run_id, prefix=f"{spec.stage}/")
     with log_path.open("ab") as log, _subprocess(spec_path, log) as child:
         while child.poll() is None:
             _advance(stream, progress, steps)

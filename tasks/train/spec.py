@@ -1,22 +1,45 @@
 """What crosses into the training subprocess: one JSON file in, one reference out."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.artifacts import Ref
+from storage.artifacts import SCRATCH, Kind, Ref
 from tasks.stage import Stage
 from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
-
-LOCAL = Stage("train-local", "checkpoint-local", recipe=1)
-GLOBAL = Stage("train-global", "checkpoint-global", recipe=1)
-REFINER = Stage("train-refiner", "checkpoint-refiner", recipe=1)
 
 METRICS = "metrics.jsonl"
 EXIT_BAD_INPUT = 3
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
+
+
+def _points(directory: Path) -> list[dict[str, Any]]:
+    """Every validation and the last training loss of a finished training: what a found stage shows of its curves."""
+    spool = directory / SCRATCH / METRICS  # with the times, where it is still there
+    lines = (spool if spool.is_file() else directory / METRICS).read_text(encoding="utf-8").splitlines()
+    points: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    last = max((index for index, point in enumerate(points) if "train/loss" in point), default=-1)
+    return [point for index, point in enumerate(points) if "val/loss" in point or index == last]
+
+
+def _stage(name: str, kind: Kind) -> Stage:
+    return Stage(
+        name,
+        kind,
+        recipe=1,
+        files=(METRICS,),
+        points=_points,
+        figures=("train/loss", "val/loss", "val/loss_ema"),
+        streams=True,
+    )
+
+
+LOCAL = _stage("train-local", "checkpoint-local")
+GLOBAL = _stage("train-global", "checkpoint-global")
+REFINER = _stage("train-refiner", "checkpoint-refiner")
 
 
 @dataclass(frozen=True)

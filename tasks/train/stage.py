@@ -6,7 +6,7 @@ from tasks.stage import RunContext, StageOutcome, StageRun, run_stage
 from tasks.train.check import check_training
 from tasks.train.config import TrainConfig
 from tasks.train.launch import launch
-from tasks.train.spec import METRICS, TrainSpec, training_of
+from tasks.train.spec import TrainSpec, training_of
 
 
 def train(
@@ -53,5 +53,4 @@ def train(
         config=config.key_fields(),
         context=context,
         body=body,
-        logged=(METRICS, "checkpoint.json"),
     )

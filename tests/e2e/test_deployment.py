@@ -101,12 +101,12 @@ def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
     assert parent.data.tags["prdit.config"] == "tiny"
     assert parent.data.tags["prdit.config_digest"] == record["config_digest"] == load_config("tiny").digest()
     assert parent.data.tags["prdit.store_fingerprint"] == record["stages"]["ingest"]["ref"]["digest"]
-    assert "fid" in {name.split("/")[-1] for name in parent.data.metrics}
+    assert "evaluate/fid_random_features" in parent.data.metrics
     assert "report.html" in {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     children = client.search_runs([record["mlflow_experiment_id"]], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
     assert {run.data.tags["prdit.stage"] for run in children} == set(record["stages"])
     local_run = next(run for run in children if run.data.tags["prdit.stage"] == "train-local")
-    assert [p.step for p in client.get_metric_history(local_run.info.run_id, "val/loss")] == [0, 10, 20]
+    assert [p.step for p in client.get_metric_history(local_run.info.run_id, "train-local/val/loss")] == [0, 10, 20]
 
 
 def test_the_form_submitted_untouched_runs_exactly_the_named_configuration(site: Site) -> None:

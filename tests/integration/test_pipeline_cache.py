@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.config import STAGES, load_config
@@ -77,6 +79,55 @@ def test_unchanged_runs_no_stage_in_under_a_minute(story: Story, first: dict[str
     assert time.monotonic() - began < 60
     assert story.ran(again) == set()
     assert refs(again) == refs(first)
+
+
+def test_runs_compare_in_mlflow_by_the_same_names(story: Story, first: dict[str, Any]) -> None:
+    """A run, the same again (all found), and one with another setting: what their MLflow runs have in common."""
+    again, changed = story.run(), story.run(sample={"seed": 7})
+    client = MlflowClient(first["mlflow_uri"])
+    parents = [client.get_run(record["mlflow_run_id"]) for record in (first, again, changed)]
+    metrics = [without_seconds(parent) for parent in parents]
+    assert metrics[0] == metrics[1]
+    assert metrics[0].keys() == metrics[2].keys()
+    assert {
+        "evaluate/fid_random_features",
+        "train-local/val/loss_ema",
+        "gate/local_loss_ratio",
+        "split/val_patients",
+    } < metrics[0].keys()
+    assert {f"seconds/{stage}" for stage in DEFAULT} < parents[0].data.metrics.keys()
+    differ = {key for key, value in parents[0].data.params.items() if parents[2].data.params[key] != value}
+    assert parents[0].data.params == parents[1].data.params
+    assert differ == {"sample.seed"}
+    for stage in DEFAULT:
+        runs = [client.get_run(record["stages"][stage]["mlflow_run_id"]) for record in (first, again)]
+        assert without_seconds(runs[0]) == without_seconds(runs[1])
+        shown = {name: value for name, value in metrics[0].items() if name.startswith(stage + "/")}
+        assert shown
+        assert shown.items() <= without_seconds(runs[0]).items()
+        assert runs[0].data.params.items() <= parents[0].data.params.items()
+        assert runs[1].data.tags["prdit.cached_from"] == runs[0].info.run_id
+    made = [[model.model_id for model in parent.outputs.model_outputs] for parent in parents]
+    assert made[0] == made[1] == made[2]
+    assert client.get_logged_model(made[0][0]).tags["prdit.digest"] == refs(first)["train-global"].digest
+    assert [parent.inputs.dataset_inputs[0].dataset.name for parent in parents] == ["CT at 4 mm"] * 3
+
+
+def without_seconds(run: Run) -> dict[str, float]:
+    return {name: value for name, value in run.data.metrics.items() if not name.startswith("seconds/")}
+
+
+def test_what_mlflow_has_names_no_place(story: Story, first: dict[str, Any]) -> None:
+    """Neither the database nor an uploaded file: paths may tell who was scanned."""
+    kept = [story.root / "work" / "mlflow.db", *(story.root / "work" / "mlflow-artifacts").rglob("*")]
+    names = {path.name for path in kept}
+    assert {"config.yaml", "report.html", "metrics.json", "ingest.json", "provenance.json", "samples.json"} <= names
+    for path in kept:
+        content = path.read_bytes() if path.is_file() else b""
+        for place in (story.source, story.root / "store"):
+            assert str(place).encode() not in content, (path, place)
+        if path.name != "mlflow.db":  # which says where its artifacts lie: below the working directory
+            assert str(story.root).encode() not in content, path
 
 
 def test_the_configuration_a_run_leaves_repeats_it(story: Story, first: dict[str, Any]) -> None:

@@ -60,6 +60,16 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
         stop(state_dir)
 
 
+def test_mlflow_addresses_open_on_runs_and_metrics(tmp_path: Path) -> None:
+    services = local.Services(
+        state_dir=tmp_path, prefect_ui_url="p", mlflow_url="http://h:1", token="", ready=True, processes=[]
+    )
+    kind = "?workflowType=machine_learning"
+    assert local.mlflow_page(services) == f"http://h:1/#/experiments{kind}"
+    assert local.mlflow_page(services, "3") == f"http://h:1/#/experiments/3/runs{kind}&viewStateShareKey=prdit"
+    assert local.mlflow_page(services, "3", "abc") == f"http://h:1/#/experiments/3/runs/abc{kind}"
+
+
 def test_start_twice_is_one_set_and_stop_leaves_nothing(stand_ins: Path) -> None:
     services = start(stand_ins)
     assert Services.model_validate_json((stand_ins / RECORD).read_text()) == services

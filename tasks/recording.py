@@ -1,0 +1,169 @@
+"""What MLflow shows of a stage: the settings people compare by, its figures, the volumes it read, the models it read and made.
+
+Nothing that is sent names a place: paths of sources, stores and working directories may tell who was scanned.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.artifacts import PROVENANCE, Ref, input_ref, load_provenance
+from storage.checkpoints import CHECKPOINT, WEIGHTS_FILES, load_checkpoint_info
+from storage.errors import StorageError
+from storage.volume_store import VolumeStore
+
+if TYPE_CHECKING:
+    from storage.tracking import Tracker  # mlflow takes two seconds to import: only stages that are tracked pay for it
+    from tasks.stage import RunContext, Stage
+
+COLUMNS = (  # what the table of runs shows
+    "evaluate/anatomy_pass_share",
+    "evaluate/nearest_training_distance",
+    "train-local/val/loss_ema",
+    "train-global/val/loss_ema",
+)
+logger = logging.getLogger("prdit.tracking")
+
+
+class StageRecording:
+    """The MLflow run of one stage; without a tracking server, its figures alone.
+
+    Args:
+        stage: which.
+        inputs: references it reads, by role.
+        context: where the run reports.
+        directory: the stage's directory.
+
+    Raises: TrackingUnavailableError: the tracking server does not answer (nothing has started yet).
+    """
+
+    def __init__(self, stage: "Stage", inputs: dict[str, Ref], context: "RunContext", directory: Path) -> None:
+        self.tracker = context.tracker()
+        self._stage, self._inputs, self._context, self._directory = stage, inputs, context, directory
+        self._run_id = ""
+
+    def start(self, *, cached: bool, cached_from: str | None) -> str:
+        """Begin the run; its id is empty without a tracking server.
+
+        Args:
+            cached: whether the stage's artifact was found.
+            cached_from: the run that made the artifact, where it had one.
+        """
+        if self.tracker is None:
+            return ""
+        stage, key = self._stage.name, self._directory.name
+        tags = self._context.tags | {"prdit.stage": stage, "prdit.key": key}
+        if cached:
+            tags["prdit.cached_from"] = cached_from or key
+        prefix = stage.replace("-", "_") + "."
+        params = {name: value for name, value in self._context.parameters.items() if name.startswith(prefix)}
+        self._run_id = self.tracker.start_run(
+            stage, parent=self._context.parent_run_id, source=f"prdit/{stage}", tags=tags, params=params
+        )
+        return self._run_id
+
+    def fail(self, error: BaseException) -> None:
+        """Close the run of a stage that did not end well; the message may name files, so only its kind is sent."""
+        if self.tracker:
+            self.tracker.set_tags(self._run_id, {"prdit.error": type(error).__name__})
+            self.tracker.end_run(self._run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+
+    def finish(self, ref: Ref, *, cached: bool, seconds: float) -> dict[str, float]:
+        """Close the run of an artifact that is made or found, and return its figures by MLflow's names."""
+        stage, prefix = self._stage, self._stage.name + "/"
+        points = stage.points(self._directory)
+        last = {name: float(value) for point in points for name, value in point.items()}
+        figures = {prefix + n: v for n, v in last.items() if n in (stage.figures or last.keys() - {"step", "time_ms"})}
+        if self.tracker is None:
+            return figures
+        self._log_data(self.tracker)
+        used = self._used_model(self.tracker)
+        if cached or not stage.streams:
+            self.tracker.log_points(
+                self._run_id, points, prefix=prefix, model_id=used if stage.kind == "report" and not cached else None
+            )
+        self.tracker.log_points(self._run_id, [{"step": 0, f"seconds/{stage.name}": seconds}])
+        if ref.kind.startswith("checkpoint-"):
+            log_checkpoint(self.tracker, self._run_id, ref)
+        if not cached:
+            for name in stage.files:
+                self.tracker.log_file(self._run_id, self._directory / name)
+            record = json.dumps(_without_places(load_provenance(ref)), indent=2)
+            self.tracker.log_text(self._run_id, record, PROVENANCE)
+        self.tracker.set_tags(self._run_id, {"prdit.digest": ref.digest})
+        self.tracker.end_run(self._run_id, "FINISHED")
+        return figures
+
+    def _log_data(self, tracker: "Tracker") -> None:
+        if "store" in self._inputs:
+            purpose = {"split": "split", "evaluate": "evaluation"}.get(self._stage.name, "training")
+            log_store(tracker, self._run_id, self._inputs["store"], purpose)
+
+    def _used_model(self, tracker: "Tracker") -> str | None:
+        """The model of the checkpoint that the stage read, or that its samples were drawn from, as input of the run."""
+        checkpoints = [ref for ref in self._inputs.values() if ref.kind.startswith("checkpoint-")]
+        checkpoint = checkpoints[-1] if checkpoints else None
+        if "samples" in self._inputs:
+            checkpoint = input_ref(self._inputs["samples"], "checkpoint")
+        found = tracker.find_model(checkpoint.digest) if checkpoint else None
+        if found:
+            tracker.log_model_input(self._run_id, found)
+        return found
+
+
+def record_store(context: "RunContext", run_id: str | None, store: Ref, purpose: str) -> None:
+    """`log_store` for a run whose tracker is not at hand; a server that went away is only named."""
+    try:
+        if run_id and (tracker := context.tracker()):
+            log_store(tracker, run_id, store, purpose)
+    except StorageError as error:
+        logger.warning("the store is not named as dataset in MLflow: %s", error)
+
+
+def log_store(tracker: "Tracker", run_id: str, store: Ref, purpose: str) -> None:
+    """Name a store, at the fingerprint of a reference, as dataset of a run.
+
+    Args:
+        tracker, run_id: the run.
+        store: reference of the store; counts are given only while it has that fingerprint.
+        purpose: what it was read for: `ingest`, `split`, `training` or `evaluation`.
+    """
+    try:
+        opened = VolumeStore.open(store.path)
+    except StorageError as error:
+        logger.warning("the store is not named as dataset in MLflow: %s", error)
+        return
+    facts: dict[str, Any] = {"spacing_mm": opened.spacing_mm, "interpolation": opened.interpolation}
+    if opened.fingerprint() == store.digest:
+        rows = opened.table()
+        patients = {row.get("patient_key", row["volume_id"]) for row in rows}
+        facts |= {"num_volumes": len(rows), "num_patients": len(patients)}
+    tracker.log_dataset(run_id, f"CT at {opened.spacing_mm:g} mm", store.digest, context=purpose, facts=facts)
+
+
+def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
+    """Name a checkpoint as model that a run made; its averaged weights are uploaded once per experiment.
+
+    The averaged weights are what sampling takes by default. The others stay in the working directory: a B/12/4 has 373 MB of
+    each, and nobody compares runs by them.
+    """
+    info = load_checkpoint_info(checkpoint)
+    model, view = info["model"], info["view"]
+    facts = {
+        "kind": checkpoint.kind,
+        "step": info["step"],
+        "volume_size": view["size"],
+        "voxel_mm": view["edge"] * info["spacing_mm"] / view["size"],
+        "network": json.dumps(model),
+        "val_loss_ema": (info.get("gates") or {}).get("val_loss_ema"),
+    }
+    facts = {name: value for name, value in facts.items() if value is not None}
+    files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / CHECKPOINT]
+    tracker.log_file(run_id, files[-1])
+    tracker.log_model(run_id, checkpoint.kind, files, digest=checkpoint.digest, step=int(info["step"]), facts=facts)
+
+
+def _without_places(provenance: dict[str, Any]) -> dict[str, Any]:
+    inputs = {role: {"kind": ref["kind"], "digest": ref["digest"]} for role, ref in provenance["inputs"].items()}
+    return provenance | {"inputs": inputs}
