@@ -13,6 +13,7 @@ KEEP ?=
 CONFIG ?= demo
 ROUNDS ?= 10
 ARGS ?=
+SHOTS ?= .prdit/shots
 
 VENV := .venv
 STAMP := $(VENV)/.stamp
@@ -67,8 +68,8 @@ test: lint ## lint, then every test (each drill once, at its smallest): what CI 
 bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-drills: $(STAMP) ## kill trainings and ingests at random, ROUNDS=10 times each; prints JSON
-	@$(BIN)/python -m tests.drills $(ROUNDS)
+drills: $(STAMP) ## kill trainings and ingests at random, ROUNDS=10 times each; look at every page (SHOTS=<folder>); prints JSON
+	@$(BIN)/python -m tests.drills $(ROUNDS) $(SHOTS)
 
 gpu-check: ## what a machine with one NVIDIA GPU makes of it (PYTHON= with torch >= 2.10); ARGS=--tiny: on a CPU
 	@$(GPU_PYTHON) -m tests.gpu_check $(ARGS)

@@ -35,3 +35,9 @@ def parity_dir() -> Path:
             pytest.fail(f"PRDIT_REQUIRE_PARITY=1 but {folder} has no manifest.json")
         pytest.skip(f"parity arrays are not at {folder}; set PRDIT_PARITY_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One SQLite file for every test that wants a real MLflow (its tables take seconds); each test has its own experiment."""
+    return tmp_path_factory.mktemp("tracking") / "mlflow.db"

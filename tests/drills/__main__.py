@@ -1,19 +1,27 @@
-"""Run every drill: `python -m tests.drills [ROUNDS]`; one JSON object on stdout."""
+"""Run every drill: `python -m tests.drills [ROUNDS] [SHOTS]`; one JSON object on stdout.
+
+SHOTS is the folder for the browser's screenshots.
+"""
 
 import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from tests.drills import kill_ingest, kill_training
-
-DRILLS = {"kill_ingest": kill_ingest.run, "kill_training": kill_training.run}
+from tests.drills import browser, kill_ingest, kill_training
 
 if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+    shots = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    drills = {
+        "kill_ingest": kill_ingest.run,
+        "kill_training": kill_training.run,
+        "browser": partial(browser.run, shots=shots),
+    }
     results = {}
-    for name, drill in DRILLS.items():
+    for name, drill in drills.items():
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             results[name] = drill(Path(folder), rounds) | {"seconds": round(time.monotonic() - began, 1)}

@@ -1,10 +1,11 @@
 """Each drill once, at its smallest size; `make drills` runs them longer."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.drills import kill_ingest, kill_training
+from tests.drills import browser, kill_ingest, kill_training
 
 pytestmark = pytest.mark.slow
 
@@ -15,3 +16,20 @@ def test_kill_ingest(tmp_path: Path) -> None:
 
 def test_kill_training(tmp_path: Path) -> None:
     assert kill_training.run(tmp_path, rounds=1)["rounds"] == 1
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_browser(tmp_path: Path) -> None:
+    if packages := browser.missing():
+        reason = f"not on PATH: {', '.join(packages)} (Debian packages)"
+        if os.environ.get("PRDIT_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"PRDIT_REQUIRE_BROWSER=1 but {reason}")
+        pytest.skip(reason)
+    seen = browser.run(tmp_path, rounds=1)
+    assert seen["runs"] == 2
+    assert seen["mlflow_compare"]["differing"] == [browser.CHANGED]
+    assert seen["report"]["pictures"] > 0
+    assert {"prefect-form-0.png", "prefect-run.png", "mlflow-runs.png", "mlflow-compare.png", "report.png"} <= set(
+        seen["shots"]
+    )
