@@ -202,10 +202,26 @@ def _show_result(
         reason = (record or {}).get("error") or _last_errors(services, flow_run_id)
         console.print(f"  [red]FAILED[/]: {escape(reason)}")
         console.print(f"  logs:     {escape(str(services.state_dir / 'logs'))} and the Prefect page below")
+    if record and (line := _samples_line(record)):
+        console.print(f"  samples:  {line}")
     if record and record.get("report"):
         console.print(f"  [bold]report:   {escape(record['report'])}[/]")
     console.print(f"  Prefect:  {services.prefect_ui_url}/runs/flow-run/{flow_run_id}")
     console.print(f"  MLflow:   {_mlflow_page(services, record)}")
+
+
+def _samples_line(record: dict[str, Any]) -> str:
+    """What the evaluation says of the samples without any feature network (docs/anatomy.md), or an empty text."""
+    figures = record["stages"].get("evaluate", {}).get("figures", {})
+    parts = []
+    if (share := figures.get("evaluate/anatomy_pass_share")) is not None:
+        real = figures["evaluate/anatomy_pass_share_real"]
+        parts.append(f"{share:.0%} could be a chest ({real:.0%} of the real volumes)")
+    if (distance := figures.get("evaluate/nearest_training_distance")) is not None:
+        held_out = figures.get("evaluate/nearest_training_distance_held_out")
+        beside = "" if held_out is None else f" (held-out volumes: {held_out:.0f})"
+        parts.append(f"{distance:.0f} HU from the nearest training volume{beside}")
+    return ", ".join(parts)
 
 
 def _mlflow_page(services: local.Services, record: dict[str, Any] | None) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows.config import from_parameters, load_config
-from flows.demo import _parameters
+from flows.demo import _parameters, _samples_line
 
 
 def test_the_phantom_has_paths_below_the_state_directory_and_the_plain_configuration(tmp_path: Path) -> None:
@@ -36,3 +36,19 @@ def test_a_file_keeps_its_settings_but_not_its_places(tmp_path: Path) -> None:
     assert (settings.base, settings.ingest.min_slices) == ("tiny", 4)
     assert settings.ingest.patient_key_file == str(tmp_path / "demo-data.patient-key")
     assert (settings.store, settings.workdir) == (str(tmp_path / "store"), str(tmp_path / "work"))
+
+
+def test_the_samples_line_says_what_the_evaluation_found() -> None:
+    figures = {
+        "evaluate/anatomy_pass_share": 0.875,
+        "evaluate/anatomy_pass_share_real": 1.0,
+        "evaluate/nearest_training_distance": 138.4,
+        "evaluate/nearest_training_distance_held_out": 155.2,
+    }
+    said = _samples_line({"stages": {"evaluate": {"figures": figures}}})
+    assert said == (
+        "88% could be a chest (100% of the real volumes), 138 HU from the nearest training volume (held-out volumes: 155)"
+    )
+    left_out = {name: value for name, value in figures.items() if "anatomy" not in name}
+    assert _samples_line({"stages": {"evaluate": {"figures": left_out}}}).startswith("138 HU from")
+    assert _samples_line({"stages": {"ingest": {"figures": {}}}}) == ""
