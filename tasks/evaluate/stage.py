@@ -15,8 +15,14 @@ REPORT = "report.html"
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
+    """The figures runs are compared by; how each figure of anatomy is distributed is for the report."""
     figures = read_json(directory / METRICS)["figures"]
-    return [{"step": 0} | {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}]
+    kept = {name: figure["value"] for name, figure in figures.items() if not _is_detail(name)}
+    return [{"step": 0} | {name: value for name, value in kept.items() if value is not None}]
+
+
+def _is_detail(name: str) -> bool:
+    return name.startswith("anatomy_") and name.endswith("_distance")
 
 
 EVALUATE = Stage("evaluate", "report", RECIPE, files=(METRICS, REPORT), points=_points)
