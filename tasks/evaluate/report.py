@@ -36,7 +36,13 @@ ANATOMY_CARDS = {
     "nearest_training_distance": "Generated to nearest training volume",
     "nearest_training_distance_held_out": "Held-out to nearest training volume",
 }
-CARDS = ("fid", "mmd", "hu_std_ratio", "hu_histogram_distance")
+CARDS = {
+    "fid": "FID",
+    "mmd": "MMD",
+    "hu_std_ratio": "HU spread, generated / real",
+    "hu_histogram_distance": "HU histogram distance",
+}
+RANDOM_WORDS = " (random features)"
 _LOSS_PREFIX = "val/loss_t"
 
 
@@ -117,7 +123,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         figures=figures,
         title=title,
         anatomy_cards={name: text for name, text in ANATOMY_CARDS.items() if name in figures},
-        cards=[name for name in figures if name.removesuffix(RANDOM_SUFFIX) in CARDS],
+        cards=cards(figures),
         distances=[name for name in figures if name.startswith(("fid", "mmd"))],
         anatomy=anatomy_table(metrics),
         hu=[name for name in figures if name.startswith("hu_")],
@@ -160,8 +166,17 @@ def title(name: str) -> str:
     if base == name and name in TITLES:
         return TITLES[name]
     side = "held-out volumes only" if base.endswith("_val") else "all real volumes"
-    kind = " (random features)" if name.endswith(RANDOM_SUFFIX) else ""
-    return f"{TITLES[base.removesuffix('_val')]}{kind}, {side}"
+    return f"{TITLES[base.removesuffix('_val')]}{RANDOM_WORDS * name.endswith(RANDOM_SUFFIX)}, {side}"
+
+
+def cards(figures: dict[str, Any]) -> dict[str, str]:
+    """The figures on cards, in the order of `CARDS`, with their titles."""
+    found = {name.removesuffix(RANDOM_SUFFIX): name for name in figures}
+    return {
+        found[base]: text + RANDOM_WORDS * found[base].endswith(RANDOM_SUFFIX)
+        for base, text in CARDS.items()
+        if base in found
+    }
 
 
 def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
