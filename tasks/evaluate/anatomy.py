@@ -16,6 +16,9 @@ from tasks.evaluate.measures import LEVEL, Figure
 Hu = NDArray[np.float32]
 
 SHIFT_MM = 16.0  # trainings move their boxes by this much in the shipped configurations: a copy may be as far off
+COPY_RATIO = (
+    0.5  # samples this much nearer to a training volume than held-out patients are: copies rather than new patients
+)
 MIN_REAL_SHARE = 0.5  # below it, the real volumes show no chest in this view, and generated ones need not
 
 
@@ -114,3 +117,15 @@ def nearest_figures(generated: Sequence[Nearest], held_out: Sequence[Nearest], n
         held = "Held-out volumes in place of generated ones: the scale the two figures above are read by."
         figures["nearest_training_distance_held_out"] = Figure(value, **counts, unit="HU", note=held)
     return figures
+
+
+def copies_warning(figures: dict[str, Figure]) -> str:
+    """A sentence where the samples are much nearer to training volumes than held-out patients are, else an empty text."""
+    generated = figures["nearest_training_distance"].value
+    held_out = figures.get("nearest_training_distance_held_out")
+    if generated is None or held_out is None or held_out.value is None or generated >= COPY_RATIO * held_out.value:
+        return ""
+    return (
+        f"Samples may be copies: they are {generated:.0f} HU from their nearest training volume, held-out volumes "
+        f"{held_out.value:.0f} HU. A share of plausible volumes says little then; train on more patients."
+    )

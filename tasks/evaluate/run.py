@@ -1,5 +1,6 @@
 """Evaluation: samples, store and split -> `metrics.json`, `report.html` and `figures/`."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +15,14 @@ from prdit_models.metrics.anatomy import LIMITS
 from storage.artifacts import SCRATCH, Ref, input_ref
 from storage.files import read_json, write_json_atomic, write_text_atomic
 from storage.volume_store import VolumeStore
-from tasks.evaluate.anatomy import Anatomy, anatomy_figures, nearest_figures, nearest_training, why_left_out
+from tasks.evaluate.anatomy import (
+    Anatomy,
+    anatomy_figures,
+    copies_warning,
+    nearest_figures,
+    nearest_training,
+    why_left_out,
+)
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import Extractor, load_extractor, volume_features
 from tasks.evaluate.measures import RANDOM_SUFFIX, Figure, HistogramSum, distance_figures, hu_figures
@@ -30,6 +38,7 @@ __all__ = ["RECIPE", "check", "evaluate"]
 RECIPE = 2
 FORMAT_VERSION = 2
 MIN_VOLUMES = 2
+logger = logging.getLogger("prdit.evaluate")
 Hu = NDArray[np.float32]
 PROTOCOL = (
     "Real side: every volume of the split, training and validation together (the published protocol); figures ending in "
@@ -132,6 +141,8 @@ def evaluate(
     metrics = _metrics(figures, extractor, config, record, info)
     metrics |= {"anatomy": anatomy} | _sizes(split, generated_ids)
     write_json_atomic(directory / "metrics.json", metrics)
+    for sentence in filter(None, (anatomy["left_out"], anatomy["copies"])):
+        logger.warning("%s", sentence)
     shown_real = _spread(_role(split, "val"), _role(split, "train"), config.num_shown)
     shown = generated_ids[: config.num_shown]
     beside = {name: anatomy["nearest_training"][name] for name in shown}
@@ -203,7 +214,7 @@ def _anatomy(real: Side, generated: Side, split: Ref, box_mm: float) -> tuple[di
     near = nearest_training(list(generated.anatomy.values()), training, box_mm)
     figures = nearest_figures(near, nearest_training(held_out, training, box_mm), len(training))
     left_out = why_left_out(list(real.anatomy.values()))
-    section: dict[str, Any] = {"left_out": left_out}
+    section: dict[str, Any] = {"left_out": left_out, "copies": copies_warning(figures)}
     sides = {"real": real.anatomy, "generated": generated.anatomy}
     if not left_out:
         figures = anatomy_figures(*(list(side.values()) for side in sides.values())) | figures

@@ -5,7 +5,15 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from prdit_models.metrics.anatomy import LIMITS
-from tasks.evaluate.anatomy import Anatomy, Nearest, anatomy_figures, nearest_figures, nearest_training, why_left_out
+from tasks.evaluate.anatomy import (
+    Anatomy,
+    Nearest,
+    anatomy_figures,
+    copies_warning,
+    nearest_figures,
+    nearest_training,
+    why_left_out,
+)
 from tasks.evaluate.report import anatomy_table
 
 MIDDLES = {name: (limit.low + limit.high) / 2 for name, limit in LIMITS.items()}
@@ -71,6 +79,15 @@ def test_nearest_training_volume_is_found_though_its_box_was_moved() -> None:
         "nearest_training_distance_min": 10.0,
         "nearest_training_distance_held_out": 50.0,
     }
+
+
+def test_samples_much_nearer_to_training_volumes_than_held_out_patients_are_called_copies() -> None:
+    held_out = [Nearest("v0", 200.0)]
+    sentence = copies_warning(nearest_figures([Nearest("v1", 90.0)], held_out, 3))
+    assert "Samples may be copies: they are 90 HU" in sentence
+    assert "held-out volumes 200 HU" in sentence
+    assert copies_warning(nearest_figures([Nearest("v1", 100.0)], held_out, 3)) == ""
+    assert copies_warning(nearest_figures([Nearest("v1", 0.0)], [], 3)) == ""  # nothing to compare with
 
 
 def test_the_reports_table_has_limits_ranges_and_counts() -> None:
