@@ -332,7 +332,9 @@ def down(
 
 @app.command(epilog=example("prdit demo --dicom /data/ct --keep"))
 def demo(
-    dicom: Annotated[Path | None, typer.Option(help="Folder with DICOM series; default: synthetic phantoms.")] = None,
+    dicom: Annotated[
+        Path | None, typer.Option(help="Folder with DICOM series; default: synthetic phantoms.", parser=given_path)
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up.")] = False,
     config: Config = "demo",
 ) -> None:

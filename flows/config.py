@@ -34,9 +34,9 @@ class PipelineConfig(BaseModel):
     source: str | None = Field(
         None, min_length=1, description="folder with DICOM series, opened read-only; default: use the store as it is"
     )
-    store: str = Field(".prdit/store", description="volume store")
-    workdir: str = Field(".prdit/work", description="folder of all stage directories")
-    experiment: str = Field("prdit", description="MLflow experiment")
+    store: str = Field(".prdit/store", min_length=1, description="volume store")
+    workdir: str = Field(".prdit/work", min_length=1, description="folder of all stage directories")
+    experiment: str = Field("prdit", min_length=1, description="MLflow experiment")
     ingest: IngestConfig = Field(default_factory=lambda: IngestConfig())
     split: SplitConfig = Field(default_factory=lambda: SplitConfig())
     train_local: TrainLocalConfig = Field(default_factory=lambda: TrainLocalConfig())
@@ -49,7 +49,7 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _start_from_base(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("base"):
+        if isinstance(values, dict) and values.get("base") is not None:
             return merge(load_named(values["base"]), values)
         return values
 
@@ -146,6 +146,8 @@ def from_parameters(
     Raises: ConfigError: as `load_config`, or `overrides` has a key that is a parameter of its own.
     """
     paths = {key: value.strip() for key, value in (("source", source), ("store", store)) if value and value.strip()}
+    if not isinstance(overrides or {}, dict):
+        raise ConfigError(f"overrides must be a mapping of settings, got {overrides!r}")
     doubled = sorted({"base", "source", "store"} & set(overrides or {}))
     if doubled:
         raise ConfigError(
@@ -162,6 +164,7 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
+        load_config(name_or_path)
         return name_or_path, {}
     try:
         values = _read_yaml(path)
@@ -214,7 +217,7 @@ def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> 
 
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:
     base = values.pop("base", None)
-    return merge(load_named(base), values) if base else values
+    return values if base is None else merge(load_named(base), values)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

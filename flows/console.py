@@ -10,22 +10,25 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
-Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
-]
-Store = Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).")]
-Workdir = Annotated[Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).")]
-_ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
-
 
 def given_path(text: str) -> Path:
     """A path argument; empty text (an unset shell variable) would silently mean the current directory."""
     if not text.strip():
         raise typer.BadParameter("the path is empty; is a shell variable unset? Use . for the current directory.")
     return Path(text)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
+]
+Store = Annotated[Path | None, typer.Option(help="Volume store (default: the configuration's).", parser=given_path)]
+Workdir = Annotated[
+    Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).", parser=given_path)
+]
+_ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
 
 
 def example(text: str) -> str:

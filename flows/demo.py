@@ -214,7 +214,11 @@ def _samples_line(record: dict[str, Any]) -> str:
     """What the evaluation says of the samples without any feature network (docs/anatomy.md), or an empty text."""
     figures = record["stages"].get("evaluate", {}).get("figures", {})
     parts = []
-    if (share := figures.get("evaluate/anatomy_pass_share")) is not None:
+    if not figures:
+        return ""
+    if (share := figures.get("evaluate/anatomy_pass_share")) is None:
+        parts.append("anatomy left out (the report says why)")
+    else:
         real = figures["evaluate/anatomy_pass_share_real"]
         parts.append(f"{share:.0%} could be a chest ({real:.0%} of the real volumes)")
     if (distance := figures.get("evaluate/nearest_training_distance")) is not None:

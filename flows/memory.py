@@ -122,6 +122,6 @@ def _command(process: psutil.Process) -> str:
         return str(process.name())
     if "-m" in words[:-1]:
         at = words.index("-m") + 1
-        return " ".join([words[at], *[word for word in words[at + 1 : at + 2] if not word.startswith("-")]])
+        return " ".join([words[at], *[word for word in words[at + 1 : at + 2] if word[0] not in "-/"]])
     scripts = [word for word in words[1:2] if not word.startswith("-")]
     return " ".join([Path(words[0]).name, *[Path(word).name for word in scripts]])

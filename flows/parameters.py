@@ -15,7 +15,7 @@ COMPARED = (
     "ingest.spacing_mm",
     *(f"train_local.{name}" for name in ("preset", "view.size", "steps", "batch_size", "lr", "lr_decay", "seed")),
     *(f"train_global.{name}" for name in ("preset", "steps", "batch_size", "lr", "lr_decay", "seed")),
-    *(f"train_refiner.{name}" for name in ("preset", "steps", "batch_size", "lr", "seed")),
+    *(f"train_refiner.{name}" for name in ("preset", "steps", "batch_size", "lr", "lr_decay", "seed")),
     *(f"sample.{name}" for name in ("num_volumes", "sampler", "num_steps", "parametrization", "output", "seed")),
 )
 # Paths, and the address of a scheduler: they differ between machines and stay on this one.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from prdit_models.metrics.anatomy import LIMITS, Figures, anatomy, failures, pooled
-from prdit_models.metrics.copies import nearest
+from prdit_models.metrics.copies import nearest, pairwise
 from tasks.evaluate.measures import LEVEL, Figure
 
 Hu = NDArray[np.float32]
@@ -52,7 +52,7 @@ def why_left_out(real: Sequence[Anatomy]) -> str:
     return (
         f"Anatomy figures are left out: {passed} of {len(real)} real volumes look like a chest in this view (most often outside "
         f"its limits: {LIMITS[worst].title}, in {count}), so generated ones are not judged by it. The figures are made for views "
-        "of a whole chest, edges of about 200 mm or more."
+        "of a whole chest (docs/anatomy.md)."
     )
 
 
@@ -94,8 +94,8 @@ def nearest_training(volumes: Sequence[Anatomy], training: dict[str, Anatomy], b
     references = np.stack([volume.coarse for volume in training.values()])
     shift = int(SHIFT_MM * references.shape[1] / box_mm)
     ids = list(training)
-    found = [nearest(volume.coarse, references, shift) for volume in volumes]
-    return [Nearest(ids[index], distance) for distance, index in found]
+    distances, indices = nearest(np.stack([volume.coarse for volume in volumes]), references, shift)
+    return [Nearest(ids[index], float(distance)) for distance, index in zip(distances, indices, strict=True)]
 
 
 def nearest_figures(generated: Sequence[Nearest], held_out: Sequence[Nearest], num_training: int) -> dict[str, Figure]:
@@ -119,13 +119,26 @@ def nearest_figures(generated: Sequence[Nearest], held_out: Sequence[Nearest], n
     return figures
 
 
+def spread_figures(real: Sequence[Anatomy], generated: Sequence[Anatomy]) -> dict[str, Figure]:
+    """Median distance between two volumes of a side: samples of a model that has collapsed are all alike."""
+    sizes: dict[str, Any] = {"n_real": len(real), "n_generated": len(generated), "unit": "HU"}
+    note = "Median over pairs, root mean square on a grid of about 8 mm. Far below the real volumes': the samples are all alike."
+    figures = {}
+    for name, side in (("pairwise_distance", generated), ("pairwise_distance_real", real)):
+        distances = pairwise(np.stack([volume.coarse for volume in side]))
+        figures[name] = Figure(float(np.median(distances)), **sizes, note=note)
+    return figures
+
+
 def copies_warning(figures: dict[str, Figure]) -> str:
     """A sentence where the samples are much nearer to training volumes than held-out patients are, else an empty text."""
-    generated = figures["nearest_training_distance"].value
-    held_out = figures.get("nearest_training_distance_held_out")
-    if generated is None or held_out is None or held_out.value is None or generated >= COPY_RATIO * held_out.value:
+    generated, held_out = (
+        figures[name].value if name in figures else None
+        for name in ("nearest_training_distance", "nearest_training_distance_held_out")
+    )
+    if generated is None or held_out is None or generated >= COPY_RATIO * held_out:
         return ""
     return (
         f"Samples may be copies: they are {generated:.0f} HU from their nearest training volume, held-out volumes "
-        f"{held_out.value:.0f} HU. A share of plausible volumes says little then; train on more patients."
+        f"{held_out:.0f} HU. A share of plausible volumes says little then; train on more patients."
     )

@@ -30,11 +30,10 @@ TITLES = {
     "hu_std_ratio": "Standard deviation, generated / real",
     "hu_histogram_distance": "Wasserstein distance of HU histograms",
 }
-ANATOMY_CARDS = {
-    "anatomy_pass_share": "Generated volumes that could be a chest",
-    "anatomy_pass_share_real": "Real volumes, judged alike",
-    "nearest_training_distance": "Generated to nearest training volume",
-    "nearest_training_distance_held_out": "Held-out to nearest training volume",
+ANATOMY_CARDS = {  # a figure and the one it is read beside
+    "anatomy_pass_share": ("Samples that could be a chest", "anatomy_pass_share_real"),
+    "nearest_training_distance": ("Samples to nearest training volume", "nearest_training_distance_held_out"),
+    "pairwise_distance": ("Between two samples", "pairwise_distance_real"),
 }
 CARDS = {
     "fid": "FID",
@@ -122,7 +121,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         metrics=metrics,
         figures=figures,
         title=title,
-        anatomy_cards={name: text for name, text in ANATOMY_CARDS.items() if name in figures},
+        anatomy_cards={name: card for name, card in ANATOMY_CARDS.items() if name in figures},
         cards=cards(figures),
         distances=[name for name in figures if name.startswith(("fid", "mmd"))],
         anatomy=anatomy_table(metrics),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from prdit_models.metrics.anatomy import LIMITS
-from storage.artifacts import SCRATCH, Ref, input_ref
+from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
 from storage.files import read_json, write_json_atomic, write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.evaluate.anatomy import (
@@ -21,6 +21,7 @@ from tasks.evaluate.anatomy import (
     copies_warning,
     nearest_figures,
     nearest_training,
+    spread_figures,
     why_left_out,
 )
 from tasks.evaluate.config import EvaluateConfig
@@ -135,7 +136,9 @@ def evaluate(
     measure = partial(_measure, extractor, info, batch_size=config.batch_size, device=device, done=done)
     real = measure(real_ids, read_real, cache / "real")
     generated = measure(generated_ids, read_generated, cache / "generated")
-    figures, anatomy = _anatomy(real, generated, split, info.voxel_mm * view.size)
+    checkpoint = load_provenance(input_ref(samples, "checkpoint"))
+    trained_on_split = checkpoint["inputs"].get("split", {}).get("digest") == split.digest
+    figures, anatomy = _anatomy(real, generated, split, info.voxel_mm * view.size, trained_on_split=trained_on_split)
     figures |= _distances(real, generated, _role(split, "val"), extractor, config)
     figures |= hu_figures(real.histogram, generated.histogram)
     metrics = _metrics(figures, extractor, config, record, info)
@@ -145,7 +148,7 @@ def evaluate(
         logger.warning("%s", sentence)
     shown_real = _spread(_role(split, "val"), _role(split, "train"), config.num_shown)
     shown = generated_ids[: config.num_shown]
-    beside = {name: anatomy["nearest_training"][name] for name in shown}
+    beside = {name: anatomy["nearest_training"][name] for name in shown if name in anatomy["nearest_training"]}
     report = ReportInput(
         metrics=metrics,
         info=info,
@@ -155,7 +158,9 @@ def evaluate(
         store=store,
         split=split,
         histograms=(real.histogram, generated.histogram),
-        real=[(f"{name} ({_role_of(split, name)})", read_real(name)) for name in shown_real],
+        real=[
+            (f"{name} ({_role_of(split, name)})" if trained_on_split else name, read_real(name)) for name in shown_real
+        ],
         generated=[(_caption(name, generated.anatomy[name], anatomy), read_generated(name)) for name in shown],
         nearest=[
             (f"nearest to {name}: {near['volume_id']}, {near['distance_hu']:.0f} HU away", read_real(near["volume_id"]))
@@ -207,23 +212,28 @@ def _measure(
     return Side(features, histogram, anatomy)
 
 
-def _anatomy(real: Side, generated: Side, split: Ref, box_mm: float) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Figures of anatomy and of nearest training volumes, and what stands behind them volume by volume."""
-    training = {name: real.anatomy[name] for name in _role(split, "train")}
-    held_out = [real.anatomy[name] for name in _role(split, "val")]
-    near = nearest_training(list(generated.anatomy.values()), training, box_mm)
-    figures = nearest_figures(near, nearest_training(held_out, training, box_mm), len(training))
-    left_out = why_left_out(list(real.anatomy.values()))
-    section: dict[str, Any] = {"left_out": left_out, "copies": copies_warning(figures)}
-    sides = {"real": real.anatomy, "generated": generated.anatomy}
+def _anatomy(
+    real: Side, generated: Side, split: Ref, box_mm: float, *, trained_on_split: bool
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Figures of anatomy, of nearest training volumes where the real side has them, and what stands behind them by volume."""
+    sides = {"real": list(real.anatomy.values()), "generated": list(generated.anatomy.values())}
+    left_out = why_left_out(sides["real"])
+    section: dict[str, Any] = {"left_out": left_out, "copies": "", "nearest_training": {}}
+    figures = {} if left_out else anatomy_figures(**sides)
+    if trained_on_split:
+        training = {name: real.anatomy[name] for name in _role(split, "train")}
+        held_out = [real.anatomy[name] for name in _role(split, "val")]
+        near = nearest_training(sides["generated"], training, box_mm)
+        figures |= nearest_figures(near, nearest_training(held_out, training, box_mm), len(training))
+        section["copies"] = copies_warning(figures)
+        section["nearest_training"] = {name: asdict(found) for name, found in zip(generated.anatomy, near, strict=True)}
+    figures |= spread_figures(**sides)
     if not left_out:
-        figures = anatomy_figures(*(list(side.values()) for side in sides.values())) | figures
         section["limits"] = {name: asdict(limit) for name, limit in LIMITS.items()}
         section |= {
             side: {name: {"figures": seen.figures, "failed": seen.failed} for name, seen in volumes.items()}
-            for side, volumes in sides.items()
+            for side, volumes in (("real", real.anatomy), ("generated", generated.anatomy))
         }
-    section["nearest_training"] = {name: asdict(found) for name, found in zip(generated.anatomy, near, strict=True)}
     return figures, section
 
 

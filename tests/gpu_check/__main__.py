@@ -1,6 +1,7 @@
 """`python -m tests.gpu_check`: the table goes to stderr as it is found, one JSON object to stdout.
 
-Exit code 0: all that ran agrees. 1: a part failed or differs. 2: cannot run here (no GPU but no `--tiny`, no torch, old Python).
+Exit code 0: all that ran agrees. 1: a part failed or differs, or none ran.
+2: cannot run here (no GPU but no `--tiny`, no torch, old Python).
 """
 
 import sys
@@ -123,8 +124,8 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
         "--tiny", action="store_true", help="shrunk to the CPU: the same code in a minute, no GPU needed"
     )
     parser.add_argument("--only", action="append", choices=list(parts), help="this part (can be given again)")
-    parser.add_argument("--json", type=Path, help="write the JSON object to this file, too")
-    parser.add_argument("--budget-s", type=float, default=BUDGET_S, help=f"seconds for all (default {BUDGET_S:.0f})")
+    parser.add_argument("--json", type=_new_file, help="write the JSON object to this file, too")
+    parser.add_argument("--budget-s", type=_seconds, default=BUDGET_S, help=f"seconds for all (default {BUDGET_S:.0f})")
     given = parser.parse_args(arguments)
     began = time.monotonic()
     machine = probe()
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
     if can_run:
         chosen = {name: part for name, part in parts.items() if not given.only or name in given.only}
         results = run_parts(chosen, tiny=given.tiny, deadline=began + given.budget_s)
-        code = int(any(result.verdict in BAD for result in results))
+        code = int(any(result.verdict in BAD for result in results) or not any(result.rows for result in results))
         sys.stderr.write(summary_line(results, time.monotonic() - began) + "\n")
     else:
         code = 2
@@ -150,10 +151,26 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
         "parts": {result.name: part_to_dict(result) for result in results},
     }
     text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
     if given.json:
         given.json.write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
     return code
+
+
+def _new_file(text: str) -> Path:
+    """A file to write, whose folder is there: found out before minutes are spent."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not LEAST_S <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected at least {LEAST_S:.0f} seconds, got {text}")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -236,8 +236,11 @@ def test_one_broken_part_alone_among_ours(broken: dict[str, Part], capsys: pytes
     assert main(["--tiny", "--only", "machine"], parts) == 0
 
 
-def test_what_no_longer_fits_the_budget_is_skipped(broken: dict[str, Part], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--tiny", "--budget-s", "1"], {"well": broken["well"]}) == 0
+def test_what_no_longer_fits_the_budget_is_skipped(
+    broken: dict[str, Part], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.gpu_check.__main__.LEAST_S", 30.0)
+    assert main(["--tiny", "--budget-s", "30"], {"well": broken["well"]}) == 1  # nothing ran: that is no agreement
     part = json.loads(capsys.readouterr().out)["parts"]["well"]
     assert part["verdict"] == "skipped"
     assert part["reason"] == "skipped: budget used up"
@@ -274,3 +277,20 @@ def test_make_runs_it_with_the_python_that_was_named(repository: Path, variables
     env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     done = subprocess.run(command, cwd=repository, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{chosen} -m tests.gpu_check --tiny"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--budget-s", "0"], "expected at least 10 seconds, got 0"),
+        (["--budget-s", "nan"], "expected at least 10 seconds, got nan"),
+        (["--json", "/nowhere/x.json"], "there is no folder /nowhere"),
+    ],
+)
+def test_options_that_would_lose_the_result_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--tiny", *options])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from flows.config import RUNTIME, ConfigError, PipelineConfig, config_names, load_config
+from flows.config import RUNTIME, ConfigError, PipelineConfig, config_names, from_parameters, load_config
 from tasks.config import StageConfig
 
 STAGE_FIELDS = ("ingest", "split", "train_local", "train_global", "train_refiner", "sample", "evaluate")
@@ -82,6 +82,13 @@ def test_unknown_configuration_lists_what_there_is() -> None:
         load_config("nothing")
 
 
+@pytest.mark.parametrize("given", [{"configuration": ""}, {"configuration": "demo", "overrides": {"workdir": ""}}])
+def test_empty_text_is_no_configuration(given: dict[str, Any]) -> None:
+    """An empty name must not mean the defaults of every field, which are the published training's."""
+    with pytest.raises(ConfigError, match=r"base '' is not a configuration|workdir: String should have at least 1"):
+        from_parameters(**given)
+
+
 def test_base_and_overrides_merge_key_by_key() -> None:
     config = PipelineConfig.model_validate({"base": "small", "train_local": {"steps": 7}})
     small = load_config("small")
@@ -118,7 +125,7 @@ def test_stage_3_counts_where_it_is_enabled() -> None:
 def test_tags_name_the_keys_that_differ_from_the_named_configuration() -> None:
     config = load_config(
         "demo",
-        {"store": "/x", "train_local": {"steps": 7, "view": {"size": 16}}, "gates": {"global_below_local": False}},
+        {"store": "/x", "train_local": {"steps": 7, "view": {"size": 16}}, "gates": {"global_below_local": True}},
     )
     assert config.tags() == {
         "prdit.config": "demo+overrides",

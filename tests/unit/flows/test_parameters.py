@@ -51,7 +51,7 @@ def test_stage_3_is_compared_where_it_is_on() -> None:
     found = run_parameters(load_config("tiny", {"train_refiner": {"enabled": True}}))
     assert set(found) - set(TINY) == {
         "train_refiner.enabled",
-        *(f"train_refiner.{name}" for name in ("preset", "steps", "batch_size", "lr", "seed")),
+        *(f"train_refiner.{name}" for name in ("preset", "steps", "batch_size", "lr", "lr_decay", "seed")),
     }
 
 

@@ -155,6 +155,18 @@ def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, R
     assert metrics["figures"]["nearest_training_distance_min"]["value"] == pytest.approx(min(distances))
 
 
+def test_volumes_the_model_never_saw_are_not_called_its_training_volumes(data: dict[str, Ref], tmp_path: Path) -> None:
+    other = make_split(tmp_path / "split", data["store"], ["v2", "v3", "v4"], ["v0", "v1"])
+    evaluate(data["samples"], data["store"], other, config(), tmp_path / "out", silent)
+    metrics = read_json(tmp_path / "out" / "metrics.json")
+    assert metrics["anatomy"]["nearest_training"] == {}
+    assert not [name for name in metrics["figures"] if name.startswith("nearest")]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "earest training" not in page
+    assert "(training)" not in page
+    assert "v2" in page
+
+
 def test_a_repeated_evaluation_computes_no_features_again(
     data: dict[str, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from tasks.evaluate.anatomy import (
     copies_warning,
     nearest_figures,
     nearest_training,
+    spread_figures,
     why_left_out,
 )
 from tasks.evaluate.report import anatomy_table
@@ -79,6 +80,13 @@ def test_nearest_training_volume_is_found_though_its_box_was_moved() -> None:
         "nearest_training_distance_min": 10.0,
         "nearest_training_distance_held_out": 50.0,
     }
+
+
+def test_spread_is_the_median_distance_of_two_volumes_of_a_side() -> None:
+    flat = [Anatomy({}, [], np.full((2, 2, 2), value, dtype=np.float32)) for value in (0.0, 10.0, 40.0)]
+    figures = spread_figures(flat, [flat[1]] * 3)
+    assert figures["pairwise_distance_real"].value == pytest.approx(30.0)  # of 10, 30, 40
+    assert figures["pairwise_distance"].value == pytest.approx(0.0, abs=1e-3)
 
 
 def test_samples_much_nearer_to_training_volumes_than_held_out_patients_are_called_copies() -> None:
