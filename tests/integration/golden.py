@@ -43,14 +43,13 @@ def compute(root: Path) -> dict[str, Any]:
     global_ = train(store, split, config.train_global, context, _silent, below=local).ref
     samples = sample_stage(global_, config.sample, context, _silent).ref
     report = evaluate_stage(samples, store, split, config.evaluate, context, _silent).ref
-    figures = read_json(report.path / "metrics.json")["figures"]
     values = {
         INGEST: _volumes(store.path),
         SPLIT: read_json(split.path / "split.json")["patients"],
         LOCAL: _losses(local),
         GLOBAL: _losses(global_),
         SAMPLE: _volumes(samples.path / "samples.zarr"),
-        EVALUATE: {name: figure["value"] for name, figure in figures.items()},
+        EVALUATE: EVALUATE.points(report.path)[0],
     }
     return {stage.name: {"recipe": stage.recipe, "values": value} for stage, value in values.items()}
 
