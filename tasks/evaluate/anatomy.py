@@ -16,9 +16,7 @@ from tasks.evaluate.measures import LEVEL, Figure
 Hu = NDArray[np.float32]
 
 SHIFT_MM = 16.0  # trainings move their boxes by this much in the shipped configurations: a copy may be as far off
-COPY_RATIO = (
-    0.5  # samples this much nearer to a training volume than held-out patients are: copies rather than new patients
-)
+COPY_RATIO = 0.5  # samples this much nearer to a training volume than held-out patients are may be copies
 MIN_REAL_SHARE = 0.5  # below it, the real volumes show no chest in this view, and generated ones need not
 
 
@@ -91,6 +89,8 @@ def nearest_training(volumes: Sequence[Anatomy], training: dict[str, Anatomy], b
         training: training volumes by id, at least one.
         box_mm: edge of the volumes.
     """
+    if not volumes:
+        return []
     references = np.stack([volume.coarse for volume in training.values()])
     shift = int(SHIFT_MM * references.shape[1] / box_mm)
     ids = list(training)
