@@ -52,7 +52,7 @@ def test_configuration_in_reference_out(data: tuple[Ref, Ref], tmp_path: Path) -
 
 
 def test_kill_minus_nine_then_again_gives_the_same_weights(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    config = local_config(preset="XS/4/0", steps=100, val_every=100, checkpoint_every=5)
+    config = local_config(preset="XS/4/0", steps=500, val_every=500, checkpoint_every=5)
     whole = start(train_spec(config, *data, tmp_path / "whole"))
     spec = train_spec(config, *data, tmp_path / "killed")
 
