@@ -1,6 +1,6 @@
 """The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class PipelineConfig(BaseModel):
         if self.base:
             refiner = self.train_refiner.enabled
             named = load_config(self.base)._identity(refiner=refiner)
-            changed = sorted(_differing(self._identity(refiner=refiner), named))
+            changed = sorted(differing(self._identity(refiner=refiner), named))
         tags = {"prdit.config": (self.base or "custom") + ("+overrides" if changed else "")}
         if changed:
             tags["prdit.config_overrides"] = ", ".join(changed)
@@ -205,14 +205,19 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys whose values differ."""
-    for key in one.keys() | other.keys():
-        here, there = one.get(key), other.get(key)
-        if isinstance(here, dict) and isinstance(there, dict):
-            yield from _differing(here, there, f"{prefix}{key}.")
-        elif here != there:
-            yield prefix + key
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted key, in order."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    """Dotted keys whose values differ, or that only one side has."""
+    here, there = dict(leaves(one)), dict(leaves(other))
+    return {key for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
 
 
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:

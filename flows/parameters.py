@@ -3,12 +3,12 @@
 The complete configuration is an artifact of the run, without the places it names: paths may tell who was scanned.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from flows.config import PipelineConfig
+from flows.config import PipelineConfig, differing, leaves
 
 # What a run is compared by, in the order of the pipeline.
 COMPARED = (
@@ -30,10 +30,10 @@ def run_parameters(config: PipelineConfig) -> dict[str, Any]:
 
     A stage that is switched off has none of the first kind.
     """
-    values = dict(_leaves(config.model_dump(mode="json")))
-    named = dict(_leaves(PipelineConfig(base=config.base).model_dump(mode="json")))
+    settings = config.model_dump(mode="json")
+    values = dict(leaves(settings))
     on = {key for key in COMPARED if config.train_refiner.enabled or not key.startswith("train_refiner.")}
-    changed = {key for key, value in values.items() if value != named[key]}
+    changed = differing(settings, PipelineConfig(base=config.base).model_dump(mode="json"))
     chosen = [key for key in values if key in (on | changed) - PLACES - _NAMED_ELSEWHERE]
     return {"configuration": config.base or "custom"} | {key: values[key] for key in chosen}
 
@@ -42,15 +42,6 @@ def public_yaml(config: PipelineConfig) -> str:
     """The resolved configuration without the places it names, as YAML."""
     values = _without(config.model_dump(mode="json"), "")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted key, in order."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _without(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

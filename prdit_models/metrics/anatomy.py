@@ -149,21 +149,24 @@ def _outside_air(air: Mask) -> Mask:
     return outside
 
 
+def _parts(mask: Mask) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Connected parts: their number from 1 at every voxel, and their sizes."""
+    labels, _ = ndimage.label(mask)
+    return labels, np.bincount(labels.ravel())[1:]
+
+
 def _largest_part(mask: Mask) -> tuple[Mask, float]:
     """The largest connected part, and its share of all voxels (0 where there are none)."""
-    labels, count = ndimage.label(mask)
-    if count == 0:
+    labels, sizes = _parts(mask)
+    if not len(sizes):
         return np.zeros_like(mask), 0.0
-    sizes = np.bincount(labels.ravel())[1:]
     return labels == 1 + int(sizes.argmax()), float(sizes.max() / sizes.sum())
 
 
 def _two_parts(mask: Mask) -> float | None:
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        return None
-    sizes = np.sort(np.bincount(labels.ravel())[1:])
-    return float(sizes[-2:].sum() / sizes.sum())
+    """Share of the two largest connected parts; None where there are none."""
+    _, sizes = _parts(mask)
+    return float(np.sort(sizes)[-2:].sum() / sizes.sum()) if len(sizes) else None
 
 
 def _filled(body: Mask) -> float:

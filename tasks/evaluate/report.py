@@ -162,10 +162,11 @@ def stage_rows(nodes: list[Node]) -> list[tuple[str, list[dict[str, Any]]]]:
 def title(name: str) -> str:
     """A figure's name for people; on random features, FID and MMD say so wherever they stand."""
     base = name.removesuffix(RANDOM_SUFFIX)
-    if base == name and name in TITLES:
+    distance = base.removesuffix("_val")
+    if distance not in ("fid", "mmd"):
         return TITLES[name]
-    side = "held-out volumes only" if base.endswith("_val") else "all real volumes"
-    return f"{TITLES[base.removesuffix('_val')]}{RANDOM_WORDS * name.endswith(RANDOM_SUFFIX)}, {side}"
+    side = "all real volumes" if distance == base else "held-out volumes only"
+    return f"{TITLES[distance]}{RANDOM_WORDS * (base != name)}, {side}"
 
 
 def cards(figures: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
 from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
-from tasks.evaluate.report import number, per_time_table
+from tasks.evaluate.report import number, per_time_table, title
 from tasks.evaluate.run import evaluate
 from tests.factories import make_split, make_store
 from tests.unit.tasks.checkpoints import commit_pair
@@ -164,3 +164,17 @@ def test_the_time_table_takes_each_times_last_value() -> None:
 def test_numbers_carry_four_digits(value: float | None, shown: str) -> None:
     assert number(value) == shown
     assert re.fullmatch(r"[−\d.e+-]+|–", number(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("fid", "FID, all real volumes"),
+        ("mmd_val", "MMD, held-out volumes only"),
+        ("fid_random_features", "FID (random features), all real volumes"),
+        ("fid_val_random_features", "FID (random features), held-out volumes only"),
+        ("hu_mean_real", "Mean, real"),
+    ],
+)
+def test_distances_say_their_side_and_random_features(name: str, shown: str) -> None:
+    assert title(name) == shown
