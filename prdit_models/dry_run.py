@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prdit_models.cascade import RefinedPRDiT, low_frequency_loss
-from prdit_models.config import NetworkConfig
-from prdit_models.diffusion import CosineProcess
-from prdit_models.gemm import MIN_ROWS_PACKED, FullPrecisionLinear, Linear, has_bfloat16_products
-from prdit_models.networks import Network, build_network
-from prdit_models.prdit import trainable_parameters
-from prdit_models.sampler import Sampler
-from prdit_models.samplers import sample
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.sampling import sample
+from prdit_models.networks.build import Network, build_network
+from prdit_models.networks.cascade import RefinedPRDiT, low_frequency_loss
+from prdit_models.networks.config import NetworkConfig
+from prdit_models.networks.gemm import MIN_ROWS_PACKED, FullPrecisionLinear, Linear, has_bfloat16_products
+from prdit_models.networks.prdit import trainable_parameters
 from prdit_models.tracing import MemoryTrace, PretendDevice
 
 PRECISIONS = ("fp32", "bf16")
@@ -239,7 +239,7 @@ def _watch_linear(module: Linear, mode: PretendDevice, packed: dict[int, Tensor]
 
 
 def _packed_dtype(x: Tensor, full_precision: bool) -> torch.dtype | None:
-    """In which precision a frozen layer's product of x packs its weights, if it does; see `prdit_models.gemm`."""
+    """In which precision a frozen layer's product of x packs its weights, if it does; see `prdit_models.networks.gemm`."""
     if x.device.type != "cpu":
         return None
     if full_precision or not torch.is_autocast_enabled("cpu"):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prdit_models.config import CascadeConfig, NetworkConfig, model_config
 from prdit_models.dry_run import (
     PRECISIONS,
     Memory,
@@ -15,6 +14,7 @@ from prdit_models.dry_run import (
     sample_memory,
     train_memory,
 )
+from prdit_models.networks.config import CascadeConfig, NetworkConfig, model_config
 
 GIB = 2**30
 GPU_SIZES_GIB = (8, 16, 24, 40, 80)

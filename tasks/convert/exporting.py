@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig, preset_names
-from prdit_models.config import model_config as preset_config
-from prdit_models.diffusion import CosineProcess
-from prdit_models.flow import FlowProcess
-from prdit_models.networks import build_network
-from prdit_models.weights import check_weights
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig, preset_names
+from prdit_models.networks.config import model_config as preset_config
+from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info
 from storage.files import replacing

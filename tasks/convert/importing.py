@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from prdit_models.config import CascadeConfig, NetworkConfig
-from prdit_models.diffusion import CosineProcess
-from prdit_models.flow import FlowProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.flow import FlowProcess
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.networks import build_network
-from prdit_models.weights import check_weights
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import CascadeConfig, NetworkConfig
+from prdit_models.networks.weights import check_weights
 from storage.artifacts import Kind, Ref, commit_artifact, committed_ref, verify_artifact
 from storage.checkpoints import CHECKPOINT_FORMAT, WEIGHTS_FILES, save_tensors
 from storage.files import fsync_directory, read_json, write_json_atomic

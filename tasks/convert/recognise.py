@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prdit_models.config import (
+from prdit_models.networks.config import (
     HIDDEN_SIZES,
     NUM_HEADS,
     CascadeConfig,

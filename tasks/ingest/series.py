@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.coverage import cut_shares
 from storage.dicom_attributes import allowed_attributes
 from storage.dicom_scan import SeriesFiles
 from storage.dicom_series import load_series
@@ -16,6 +15,7 @@ from storage.resample import resample_series, target_grid
 from storage.verdicts import sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.coverage import cut_shares
 
 RECIPE = 1  # version of the arithmetic from DICOM to stored HU; part of every volume id
 MAX_VOXELS = 2**30

@@ -5,12 +5,12 @@ from typing import Any, Literal, Self
 
 import torch
 
-from prdit_models.config import NetworkConfig, network_config
-from prdit_models.diffusion import CosineProcess, process_from_dict
-from prdit_models.flow import FlowProcess
+from prdit_models.diffusion.cosine import CosineProcess, process_from_dict
+from prdit_models.diffusion.flow import FlowProcess
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.networks import Network, build_network
-from prdit_models.weights import load_weights
+from prdit_models.networks.build import Network, build_network
+from prdit_models.networks.config import NetworkConfig, network_config
+from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info, load_tensors
 from tasks.train.config import ViewConfig
@@ -92,7 +92,7 @@ def load_model(
         checkpoint: a checkpoint artifact, already verified by hash.
         weights: which of its two sets.
         device: where the model runs.
-        attention: backend, see `prdit_models.attention.BACKENDS`.
+        attention: backend, see `prdit_models.networks.attention.BACKENDS`.
     Raises:
         StorageError: no checkpoint, or an unreadable file in it.
         ValueError: keys or shapes are not this network's, or values not finite; every one is listed.

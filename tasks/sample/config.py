@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from prdit_models.sampler import Sampler
+from prdit_models.diffusion.sampler import Sampler
 from tasks.config import Attention, ComputeConfig
 
 

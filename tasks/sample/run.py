@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prdit_models.guidance import Guided
-from prdit_models.networks import Network
-from prdit_models.prdit import PRDiT
-from prdit_models.samplers import Callback, Denoiser, evaluations
-from prdit_models.samplers import sample as draw
+from prdit_models.diffusion.guidance import Guided
+from prdit_models.diffusion.sampling import Callback, Denoiser, evaluations
+from prdit_models.diffusion.sampling import sample as draw
+from prdit_models.networks.build import Network
+from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import SCRATCH, Ref
 from storage.checkpoints import load_checkpoint_info
 from storage.files import write_json_atomic

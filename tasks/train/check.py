@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from prdit_models.config import PREDICTIONS, CascadeConfig, ModelConfig, NetworkConfig, model_config, network_config
+from prdit_models.networks.config import (
+    PREDICTIONS,
+    CascadeConfig,
+    ModelConfig,
+    NetworkConfig,
+    model_config,
+    network_config,
+)
 from storage.artifacts import Ref
 from storage.checkpoints import load_checkpoint_info
 from storage.files import read_json

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
-from prdit_models.compilation import CompiledNetwork
 from prdit_models.ema import ema_decay, ema_update
 from prdit_models.learning_rate import decay_factor
+from prdit_models.networks.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
+from prdit_models.networks.compilation import CompiledNetwork
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
 from tasks.train.averages import PowerAverages

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from prdit_models.cascade import RefinedPRDiT
-from prdit_models.config import NetworkConfig
-from prdit_models.diffusion import CosineProcess, process_from_dict
-from prdit_models.initialization import start_global
+from prdit_models.diffusion.cosine import CosineProcess, process_from_dict
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.networks import Network, build_network
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.build import Network, build_network
+from prdit_models.networks.cascade import RefinedPRDiT
+from prdit_models.networks.config import NetworkConfig
+from prdit_models.networks.initialization import start_global
+from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
 from storage.volume_store import VolumeStore

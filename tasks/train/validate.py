@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
 
 # Spread over the schedule; stage 2 must beat stage 1 at each of them (what the refiner is for).
 TIMES = (50, 200, 400, 600, 800, 950)

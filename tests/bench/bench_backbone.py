@@ -20,11 +20,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.diffusion import CosineProcess
-from prdit_models.gemm import chosen_gemm, has_bfloat16_products, measured_rates
-from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import Sampler, sample
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampling import Sampler, sample
+from prdit_models.networks.config import ModelConfig, model_config
+from prdit_models.networks.gemm import chosen_gemm, has_bfloat16_products, measured_rates
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.oracles import prdit_literal
 
 PRESET = "B/12/4"

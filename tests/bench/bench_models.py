@@ -9,11 +9,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampling import Sampler, sample
 from prdit_models.ema import ema_decay, ema_update
-from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import Sampler, sample
+from prdit_models.networks.config import ModelConfig, model_config
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 
 SIZE = 32
 BATCH = 8

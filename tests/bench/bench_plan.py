@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from prdit_models.cascade import RefinedPRDiT, low_frequency_loss
-from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.sampling import sample
 from prdit_models.ema import ema_update
-from prdit_models.networks import Network, build_network
+from prdit_models.networks.build import Network, build_network
+from prdit_models.networks.cascade import RefinedPRDiT, low_frequency_loss
+from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig
+from prdit_models.networks.prdit import trainable_parameters
 from prdit_models.plan import Work, memory_of, stage_networks
-from prdit_models.prdit import trainable_parameters
-from prdit_models.sampler import Sampler
-from prdit_models.samplers import sample
 
 MIB = 2**20
 TRAIN_STEPS = int(os.environ.get("PRDIT_BENCH_STEPS", "3"))

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
+from prdit_models.diffusion.sampling import Sampler
+from prdit_models.diffusion.sampling import sample as draw
 from prdit_models.metrics.fid import frechet_distance
-from prdit_models.samplers import Sampler
-from prdit_models.samplers import sample as draw
+from prdit_models.networks.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from storage.artifacts import committed_ref, input_ref
 from storage.files import read_json
 from storage.volume_store import VolumeStore

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prdit_models.diffusion import CosineProcess
-from prdit_models.parametrizations import Heads, from_velocity
-from prdit_models.samplers import Denoiser, Sampler
-from prdit_models.samplers import sample as draw
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.parametrization import Heads, from_velocity
+from prdit_models.diffusion.sampling import Denoiser, Sampler
+from prdit_models.diffusion.sampling import sample as draw
 from storage.artifacts import committed_ref
 from storage.volume_store import VolumeStore
 from tasks.evaluate.anatomy import Anatomy

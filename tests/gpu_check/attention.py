@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prdit_models.attention import attend
+from prdit_models.networks.attention import attend
 from tests.gpu_check.cards import DTYPES
 from tests.gpu_check.report import Row, compared, skipped
 from tests.gpu_check.setting import Setting, relative_error

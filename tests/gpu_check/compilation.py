@@ -8,8 +8,8 @@ from unittest import mock
 
 import torch
 
-from prdit_models.compilation import CompiledNetwork
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.compilation import CompiledNetwork
+from prdit_models.networks.prdit import PRDiT
 from tests.gpu_check.parity_limits import BF16, device_limit
 from tests.gpu_check.report import Row, compared
 from tests.gpu_check.setting import TINY_CONFIG, Setting, let_speak, relative_error

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig
 from prdit_models.dry_run import Memory
+from prdit_models.networks.config import ModelConfig
 from prdit_models.plan import GIB, GPU_CONTEXT_BYTES, Work, gpu_estimates, memory_of
 from prdit_models.tracing import MemoryTrace
 from tests.gpu_check.report import Fact

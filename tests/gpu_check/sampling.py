@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampling import Sampler, sample
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT
 from prdit_models.plan import Work
-from prdit_models.prdit import PRDiT
-from prdit_models.samplers import Sampler, sample
 from tests.gpu_check.memory import PLAN_LIMIT, Peak, largest_batch, memory_facts, peak, plan_error, planned
 from tests.gpu_check.parity_limits import BF16, device_limit
 from tests.gpu_check.report import Row, compared, skipped

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prdit_models.config import ModelConfig, model_config
+from prdit_models.networks.config import ModelConfig, model_config
 
 PRESET = "B/12/4"
 EDGES = (64, 128)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.config import model_config
 from prdit_models.dry_run import Memory
-from prdit_models.gemm import Linear
+from prdit_models.networks.config import model_config
+from prdit_models.networks.gemm import Linear
 from prdit_models.plan import Work, memory_of
 from tests.gpu_check import memory, own, steps, training
 from tests.gpu_check.__main__ import run_part

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig
-from prdit_models.diffusion import CosineProcess
-from prdit_models.prdit import PRDiT
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT
 from tests.gpu_check.report import Row, compared
 from tests.gpu_check.setting import Setting
 from tests.gpu_check.training_step import Batch, TrainingStep

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.ema import ema_decay, ema_update
-from prdit_models.prdit import PRDiT, trainable_parameters
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.gpu_check.setting import Setting
 
 PHASES = ("forward_s", "backward_s", "optimiser_s")

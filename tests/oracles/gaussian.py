@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion import CosineProcess
-from prdit_models.samplers import Sampler, sample
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampling import Sampler, sample
 
 MEAN, SPREAD, NOISE_STD = -0.4, 0.3, 0.5
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prdit_models.sampler import SAMPLERS, SCHEDULES, Sampler
+from prdit_models.diffusion.sampler import SAMPLERS, SCHEDULES, Sampler
 from tests.oracles.gaussian import moments
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "samplers.md"

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prdit_models.attention import Attention
-from prdit_models.cascade import RefinedPRDiT
-from prdit_models.config import CascadeConfig, ModelConfig, model_config, preset_names
-from prdit_models.embeddings import position_table, timestep_embedding
-from prdit_models.initialization import initialize
-from prdit_models.networks import build_network
-from prdit_models.patches import extract_patches, unpatchify
-from prdit_models.prdit import PRDiT, trainable_parameters
+from prdit_models.networks.attention import Attention
+from prdit_models.networks.build import build_network
+from prdit_models.networks.cascade import RefinedPRDiT
+from prdit_models.networks.config import CascadeConfig, ModelConfig, model_config, preset_names
+from prdit_models.networks.embeddings import position_table, timestep_embedding
+from prdit_models.networks.initialization import initialize
+from prdit_models.networks.patches import extract_patches, unpatchify
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.parity.measure import Measure, close, exact, relative
 from tests.parity.placement import placed
 from tests.parity.sets import Entry, arrays, build, config_of, shapes_of, side_file, tensor, weights

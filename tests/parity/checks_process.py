@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.sampling import Sampler, SampleResult, evaluations, sample
+from prdit_models.diffusion.schedule import plan, respaced_times
 from prdit_models.ema import ema_decay, ema_update
-from prdit_models.flow import FlowProcess
-from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import Sampler, SampleResult, evaluations, sample
-from prdit_models.schedules import plan, respaced_times
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.parity.measure import Measure, close, exact, relative, relative_l2
 from tests.parity.placement import device_in_force
 from tests.parity.sets import Entry, arrays, build, entries, side_file, tensor

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.config import ModelConfig, model_config
+from prdit_models.networks.prdit import PRDiT
 from tests.parity.placement import placed
 
 Entry = dict[str, Any]

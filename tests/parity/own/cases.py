@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.sampling import Sampler, sample
 from prdit_models.ema import ema_decay, ema_update
-from prdit_models.embeddings import position_table, timestep_embedding
-from prdit_models.flow import FlowProcess
-from prdit_models.networks import Network, build_network
-from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import Sampler, sample
+from prdit_models.networks.build import Network, build_network
+from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig
+from prdit_models.networks.embeddings import position_table, timestep_embedding
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.oracles import prdit_literal as literal
 from tests.parity.measure import Measure, close
 from tests.parity.placement import device_in_force, placed

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from flows.config import PipelineConfig, config_names, load_config
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampling import evaluations
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.networks import build_network
-from prdit_models.prdit import PRDiT, trainable_parameters
-from prdit_models.samplers import evaluations
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import ModelConfig, model_config
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tasks.train.check import network_of
 
 NAMES = ("published/lidc-128", "published/lidc-256", "published/rad-128")

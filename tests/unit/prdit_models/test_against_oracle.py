@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prdit_models.config import CascadeConfig, ModelConfig
-from prdit_models.initialization import initialize
-from prdit_models.networks import build_network
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import CascadeConfig, ModelConfig
+from prdit_models.networks.initialization import initialize
+from prdit_models.networks.prdit import PRDiT
 from tests.oracles import prdit_literal as literal
 from tests.parity.own.cases import CASES
 

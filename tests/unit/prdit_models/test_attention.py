@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prdit_models import attention
-from prdit_models.attention import attend
+from prdit_models.networks import attention
+from prdit_models.networks.attention import attend
 
 ALIGNMENT = {torch.float32: 4, torch.bfloat16: 8}  # of a head's width, in values: 16 bytes
 TRIAL = (1, 8, 1)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig
-from prdit_models.diffusion import CosineProcess
-from prdit_models.prdit import PRDiT, trainable_parameters
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.oracles import prdit_literal
 
 CONFIG = ModelConfig(20, 6, 4, 1, 48, 4, 2)  # 125 tokens: enough rows for packed products, and a remainder

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from prdit_models.attention import Attention
-from prdit_models.config import CascadeConfig, ModelConfig, model_config, network_config
-from prdit_models.embeddings import rotary_table, rotate
-from prdit_models.gemm import gelu_tanh
-from prdit_models.local import ROWS_AT_A_TIME, TokenDenoiser, rms_norm
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.attention import Attention
+from prdit_models.networks.config import CascadeConfig, ModelConfig, model_config, network_config
+from prdit_models.networks.embeddings import rotary_table, rotate
+from prdit_models.networks.gemm import gelu_tanh
+from prdit_models.networks.local import ROWS_AT_A_TIME, TokenDenoiser, rms_norm
+from prdit_models.networks.prdit import PRDiT
 
 
 def _tiny(size: int = 8, **options: object) -> ModelConfig:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from prdit_models.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
-from prdit_models.config import CascadeConfig, ModelConfig
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.networks.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
+from prdit_models.networks.config import CascadeConfig, ModelConfig
 
 BASE = ModelConfig(8, 4, 4, 0, 48, 4, 1)
 HEAD = ModelConfig(16, 6, 4, 1, 24, 1, 0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.compilation import CompiledNetwork
-from prdit_models.config import ModelConfig
-from prdit_models.prdit import PRDiT, trainable_parameters
+from prdit_models.networks.compilation import CompiledNetwork
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 
 LOGGER = "prdit.models.compilation"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from prdit_models.config import ModelConfig, model_config, preset_names
+from prdit_models.networks.config import ModelConfig, model_config, preset_names
 
 TINY = {"volume_size": 8, "patch_size": 4, "stride": 2, "padding": 1, "hidden_size": 48, "num_heads": 4, "depth": 1}
 

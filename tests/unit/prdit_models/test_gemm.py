@@ -7,8 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prdit_models import gemm
-from prdit_models.gemm import FullPrecisionLinear, Linear, chosen_gemm, has_bfloat16_products, measured_rates, use_gemm
+from prdit_models.networks import gemm
+from prdit_models.networks.gemm import (
+    FullPrecisionLinear,
+    Linear,
+    chosen_gemm,
+    has_bfloat16_products,
+    measured_rates,
+    use_gemm,
+)
 
 BACKENDS = ["mkl", "onednn"]
 

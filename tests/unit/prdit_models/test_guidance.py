@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from prdit_models.config import ModelConfig
-from prdit_models.guidance import Guided
-from prdit_models.prdit import PRDiT
+from prdit_models.diffusion.guidance import Guided
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT
 
 
 def _labelled() -> PRDiT:

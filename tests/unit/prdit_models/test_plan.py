@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from prdit_models.config import CascadeConfig, ModelConfig, model_config
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.dry_run import count_flops, count_parameters, meta_network, sample_memory, train_memory
-from prdit_models.gemm import Linear
-from prdit_models.networks import build_network
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import CascadeConfig, ModelConfig, model_config
+from prdit_models.networks.gemm import Linear
+from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from prdit_models.plan import GIB, Work, gpu_estimates, memory_of, plan, stage_networks
-from prdit_models.prdit import PRDiT, trainable_parameters
 from prdit_models.tracing import MemoryTrace
 
 TINY = ModelConfig(32, 8, 8, 0, 96, 4, 2)

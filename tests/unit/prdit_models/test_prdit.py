@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig
-from prdit_models.initialization import initialize, start_global
-from prdit_models.patches import extract_patches, unpatchify
-from prdit_models.prdit import LOCAL_PREFIXES, PRDiT, trainable_parameters
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.initialization import initialize, start_global
+from prdit_models.networks.patches import extract_patches, unpatchify
+from prdit_models.networks.prdit import LOCAL_PREFIXES, PRDiT, trainable_parameters
 
 
 def _config(depth: int, size: int = 8) -> ModelConfig:

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from prdit_models.diffusion import CosineProcess, process_from_dict
-from prdit_models.flow import FlowProcess
+from prdit_models.diffusion.cosine import CosineProcess, process_from_dict
+from prdit_models.diffusion.flow import FlowProcess
 
 
 def _generators(*seeds: int) -> list[torch.Generator]:

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.diffusion import CosineProcess
-from prdit_models.flow import FlowProcess
-from prdit_models.parametrizations import PARAMETRIZATION, Heads
-from prdit_models.prdit import PRDiT
-from prdit_models.sampler import PARAMETRIZATIONS, SAMPLERS, SCHEDULES
-from prdit_models.samplers import Sampler, evaluations, sample
-from prdit_models.schedules import even_times, plan, respaced_times
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.parametrization import PARAMETRIZATION, Heads
+from prdit_models.diffusion.sampler import PARAMETRIZATIONS, SAMPLERS, SCHEDULES
+from prdit_models.diffusion.sampling import Sampler, evaluations, sample
+from prdit_models.diffusion.schedule import even_times, plan, respaced_times
+from prdit_models.networks.config import ModelConfig, model_config
+from prdit_models.networks.prdit import PRDiT
 from tests.oracles import gaussian
 from tests.oracles.gaussian import Moments, moments
 from tests.oracles.gaussian_closed_form import final_moments

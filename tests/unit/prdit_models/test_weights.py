@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from prdit_models.weights import load_weights
+from prdit_models.networks.weights import load_weights
 
 
 def _good() -> dict[str, torch.Tensor]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from prdit_models.config import ModelConfig
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Kind, Ref, commit_artifact
 from storage.checkpoints import save_tensors
 from storage.files import write_json_atomic, write_text_atomic

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig
-from prdit_models.networks import build_network
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig
 
 TINY = ModelConfig(volume_size=8, patch_size=4, stride=2, padding=1, hidden_size=48, num_heads=4, depth=2)
 LOCAL = ModelConfig(volume_size=8, patch_size=4, stride=2, padding=1, hidden_size=48, num_heads=1, depth=0)

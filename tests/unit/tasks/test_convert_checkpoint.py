@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.config import CascadeConfig, ModelConfig, NetworkConfig, model_config
-from prdit_models.networks import build_network
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig, model_config
 from storage.artifacts import Ref, artifact_files, commit_artifact, load_provenance, verify_artifact
 from storage.errors import DamagedArtifactError
 from storage.files import read_json, write_json_atomic

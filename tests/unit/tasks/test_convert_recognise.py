@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from prdit_models.config import ModelConfig, model_config
-from prdit_models.networks import build_network
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import ModelConfig, model_config
 from tasks.convert.foreign import ForeignCheckpoint
 from tasks.convert.recognise import Recognised, recognise
 from tests.unit.tasks.foreign_files import FLOW, LOCAL, NETWORKS, REFINED, TF, TINY, weights

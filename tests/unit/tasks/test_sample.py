@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from prdit_models.diffusion import CosineProcess
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampling import sample as draw
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.samplers import sample as draw
 from storage.artifacts import Ref, artifact_files
 from storage.files import read_json
 from storage.volume_store import VolumeStore

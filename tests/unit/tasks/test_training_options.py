@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from prdit_models.cascade import CascadeParts
-from prdit_models.config import CascadeConfig
-from prdit_models.diffusion import CosineProcess
-from prdit_models.prdit import PRDiT
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.networks.cascade import CascadeParts
+from prdit_models.networks.config import CascadeConfig
+from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
 from storage.volume_store import VolumeStore
@@ -280,7 +280,7 @@ def test_checkpointing_recomputes_the_local_branch_too(
         calls.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr("prdit_models.local.checkpoint", counted)
+    monkeypatch.setattr("prdit_models.networks.local.checkpoint", counted)
     weights = []
     for checkpointing in (False, True):
         training = started(local_config(checkpointing=checkpointing), data, tmp_path / str(checkpointing))

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion import CosineProcess
-from prdit_models.flow import FlowProcess
-from prdit_models.parametrizations import PARAMETRIZATION, Estimates, Heads
-from prdit_models.sampler import Sampler
-from prdit_models.schedules import Step, num_evaluations, plan
-from prdit_models.steppers import STEPPERS
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, Heads
+from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.schedule import Step, num_evaluations, plan
+from prdit_models.diffusion.steppers import STEPPERS
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 NoiseSource = Callable[[tuple[int, ...]], Tensor]

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.prdit import PRDiT
 
 
 class Guided:

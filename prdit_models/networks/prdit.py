@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prdit_models.config import ModelConfig
-from prdit_models.embeddings import TimeEmbedder
-from prdit_models.initialization import initialize
-from prdit_models.local import LocalBranch
-from prdit_models.patches import extract_patches, unpatchify
-from prdit_models.refiner import Refiner
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.embeddings import TimeEmbedder
+from prdit_models.networks.initialization import initialize
+from prdit_models.networks.local import LocalBranch
+from prdit_models.networks.patches import extract_patches, unpatchify
+from prdit_models.networks.refiner import Refiner
 
 LOCAL_PREFIXES = ("t_embedder.mlp.", "t_embedder.coarse_head.", "coarse.")
 ENCODE_STEP = 50
@@ -33,7 +33,7 @@ class PRDiT(nn.Module):
 
     Args:
         config: shape of the network.
-        attention: backend, see `prdit_models.attention.BACKENDS`.
+        attention: backend, see `prdit_models.networks.attention.BACKENDS`.
         checkpointing: recompute each block in the backward pass: about a third more time, a fraction of the memory.
     Source: PRDiT (ICLR 2026); SPEC §1. The options of `config` name their own sources.
     """

@@ -3,11 +3,19 @@
 import torch
 from torch import Tensor, nn
 
-from prdit_models.attention import Attention
-from prdit_models.config import ModelConfig
-from prdit_models.embeddings import RotaryTable, position_table, rotary_table
-from prdit_models.gemm import FullPrecisionLinear, Linear
-from prdit_models.local import Norm, by_row_blocks, modulated_norm, modulation_norm, plain_norm, recomputed, rms_norm
+from prdit_models.networks.attention import Attention
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.embeddings import RotaryTable, position_table, rotary_table
+from prdit_models.networks.gemm import FullPrecisionLinear, Linear
+from prdit_models.networks.local import (
+    Norm,
+    by_row_blocks,
+    modulated_norm,
+    modulation_norm,
+    plain_norm,
+    recomputed,
+    rms_norm,
+)
 
 MLP_RATIO = 4  # of the transformer's feed-forward and of the token embedder
 
@@ -115,7 +123,7 @@ class Refiner(nn.Module):
 
     Args:
         config: shape of the network.
-        attention: backend, see `prdit_models.attention.BACKENDS`.
+        attention: backend, see `prdit_models.networks.attention.BACKENDS`.
         checkpointing: recompute each half of a block in the backward pass instead of keeping its activations.
     """
 

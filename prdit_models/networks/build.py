@@ -1,8 +1,8 @@
 """The one place where a stored configuration becomes a network."""
 
-from prdit_models.cascade import RefinedPRDiT
-from prdit_models.config import CascadeConfig, NetworkConfig
-from prdit_models.prdit import PRDiT
+from prdit_models.networks.cascade import RefinedPRDiT
+from prdit_models.networks.config import CascadeConfig, NetworkConfig
+from prdit_models.networks.prdit import PRDiT
 
 Network = PRDiT | RefinedPRDiT
 
@@ -11,7 +11,7 @@ def build_network(config: NetworkConfig, *, attention: str = "auto", checkpointi
     """A fresh network of a configuration.
 
     Args:
-        config: of one network or of a cascade, see `prdit_models.config.network_config`.
+        config: of one network or of a cascade, see `prdit_models.networks.config.network_config`.
         attention, checkpointing: see `PRDiT`.
     """
     if isinstance(config, CascadeConfig):

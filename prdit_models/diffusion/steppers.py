@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from prdit_models.parametrizations import Estimates
-from prdit_models.schedules import Step
+from prdit_models.diffusion.parametrization import Estimates
+from prdit_models.diffusion.schedule import Step
 
 SDE_ETA = 0.5  # share of fresh noise; 1 is the reverse SDE itself, whose 20-step spread is off by 4 % on Gaussian data
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prdit_models.weights import check_weights
+from prdit_models.networks.weights import check_weights
 
 if TYPE_CHECKING:  # prdit.py initialises itself at construction, so this module may not import it at run time
-    from prdit_models.prdit import PRDiT
+    from prdit_models.networks.prdit import PRDiT
 
 TIME_STD = 0.02
 SKIP_GAIN = 0.1

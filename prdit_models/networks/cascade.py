@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prdit_models.config import CascadeConfig
-from prdit_models.embeddings import TimeEmbedder
-from prdit_models.local import LocalBranch
-from prdit_models.patches import extract_patches, unpatchify
-from prdit_models.prdit import PRDiT, Time
-from prdit_models.weights import load_weights
+from prdit_models.networks.config import CascadeConfig
+from prdit_models.networks.embeddings import TimeEmbedder
+from prdit_models.networks.local import LocalBranch
+from prdit_models.networks.patches import extract_patches, unpatchify
+from prdit_models.networks.prdit import PRDiT, Time
+from prdit_models.networks.weights import load_weights
 
 
 class CascadeParts(NamedTuple):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prdit_models.embeddings import RotaryTable, rotate
-from prdit_models.gemm import Linear, has_bfloat16_products
+from prdit_models.networks.embeddings import RotaryTable, rotate
+from prdit_models.networks.gemm import Linear, has_bfloat16_products
 
 logger = logging.getLogger("prdit.models.attention")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from prdit_models.diffusion import CosineProcess
-from prdit_models.sampler import Sampler
+from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.sampler import Sampler
 
 
 @dataclass(frozen=True)

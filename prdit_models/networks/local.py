@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from prdit_models.config import ModelConfig
-from prdit_models.gemm import FullPrecisionLinear, Linear
+from prdit_models.networks.config import ModelConfig
+from prdit_models.networks.gemm import FullPrecisionLinear, Linear
 
 MODULATION_NORM_EPS = 1e-6
 GATED_NORM_EPS = 1e-5

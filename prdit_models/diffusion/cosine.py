@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prdit_models.config import PREDICTIONS
-from prdit_models.flow import FlowProcess
+from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.networks.config import PREDICTIONS
 
 SINE_FLOOR = (
     0.05  # below this sine, dividing by it would amplify errors of the image estimate (JiT clamps at the same value)

@@ -1,0 +1,1 @@
+"""Processes, and how volumes are drawn from noise: schedules, steppers, samplers, guidance."""

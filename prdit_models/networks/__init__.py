@@ -1,0 +1,1 @@
+"""The networks: modules, their shapes, their initial weights."""
