@@ -25,7 +25,7 @@ def ema(
         from storage.artifacts import verify_artifact
         from tasks.average.config import AverageConfig
         from tasks.average.run import average_stage
-        from tasks.progress import show_progress
+        from tasks.run.progress import show_progress
 
         ref = find_ref(checkpoint)
         verify_artifact(ref)

@@ -18,11 +18,11 @@ from flows.console import (
     Workdir,
     clear_errors,
     example,
-    find_ref,
+    found_artifact,
     given_path,
     load_settings,
     overrides,
-    run_context,
+    run_stages,
     show_outcome,
     show_result,
 )
@@ -36,8 +36,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
-app.add_typer(train_app, name="train")
 register_convert_commands(app)
 
 
@@ -52,7 +50,7 @@ def demo_data(
     """Write synthetic chest phantoms as real DICOM series, one of them deliberately broken."""
     with clear_errors():
         from storage.phantom import write_demo_data
-        from tasks.progress import show_progress
+        from tasks.run.progress import show_progress
 
         with show_progress("demo data") as progress:
             series = write_demo_data(directory, num_patients=patients, seed=seed, small=small, progress=progress)
@@ -69,6 +67,7 @@ def ingest(
     store: Store = None,
     config: Config = "small",
     settings: Set = None,
+    workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
     """Bring scans into a volume store: Hounsfield units, one grid, a verdict for every series.
@@ -76,12 +75,11 @@ def ingest(
     Exit code 0 when the store has usable volumes of the source, 1 when nothing is usable.
     """
     with clear_errors():
-        loaded = load_settings(config, settings, source=source, store=store)
-        from tasks.ingest.run import ingest as run_ingest
-        from tasks.progress import show_progress
+        loaded = load_settings(config, settings, source=source, store=store, workdir=workdir)
+        from tasks.ingest.run import last_report
 
-        with show_progress("ingest") as progress:
-            report = run_ingest(source, Path(loaded.store), loaded.ingest, progress=progress)
+        outcome = run_stages(loaded, "ingest", {})
+        report = last_report(source, Path(loaded.store), unchanged=outcome.cached)
         value = report.model_dump(mode="json")
         show_result(value, as_json, lambda: _verdict_text(value))
         if not (report.committed or report.unchanged):
@@ -100,42 +98,17 @@ def _verdict_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@train_app.command("local", epilog=example("prdit train local --config small --store .prdit/store"))
-def train_local(
+@app.command(epilog=example("prdit train global --config small --store .prdit/store"))
+def train(
+    name: Annotated[
+        str,
+        typer.Argument(help="Training of the configuration's recipe: local, global or refiner in the published one."),
+    ],
     store: Store = None,
-    config: Config = "small",
-    settings: Set = None,
-    workdir: Workdir = None,
-    as_json: Json = False,
-) -> None:
-    """Stage 1: the local denoiser. Splits the store by patient first."""
-    _train("local", config, settings, store, workdir, as_json)
-
-
-@train_app.command("global", epilog=example("prdit train global --config small --store .prdit/store"))
-def train_global(
-    store: Store = None,
-    local: Annotated[
-        str | None, typer.Option(help="Stage-1 checkpoint: directory or reference; default: train (or find) it first.")
-    ] = None,
-    config: Config = "small",
-    settings: Set = None,
-    workdir: Workdir = None,
-    as_json: Json = False,
-) -> None:
-    """Stage 2: the global refiner on a frozen local denoiser."""
-    _train("global", config, settings, store, workdir, as_json, local)
-
-
-@train_app.command(
-    "refiner", epilog=example("prdit train refiner --config small --base .prdit/work/train-global/<key>")
-)
-def train_refiner(
-    store: Store = None,
-    base: Annotated[
+    start: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint of stage 2, or of a refiner (chained), to refine: directory or reference; default: train (or find) it."
+            help="Checkpoint it starts from: directory or reference; default: the trainings before it are run (or found) first."
         ),
     ] = None,
     config: Config = "small",
@@ -143,47 +116,32 @@ def train_refiner(
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 3: a refining head one pyramid level above a frozen model (64 to 128, 128 to 256)."""
-    _train("refiner", config, settings, store, workdir, as_json, base)
-
-
-def _train(
-    last: str,
-    config: str,
-    settings: list[str] | None,
-    store: Path | None,
-    workdir: Path | None,
-    as_json: bool,
-    below: str | None = None,
-) -> None:
-    """Train up to a stage, each on what the one before it left, or the last one alone on a given checkpoint."""
+    """Train one training of a recipe, those it starts from included. Splits the store by patient first."""
     with clear_errors():
-        loaded = load_settings(config, settings, store=store, workdir=workdir)
-        from storage.artifacts import verify_artifact
-        from tasks.ingest.stage import store_ref
-        from tasks.progress import show_progress
-        from tasks.split.stage import split_stage
-        from tasks.train.stage import train
+        from flows.config import ConfigError
 
-        context = run_context(loaded)
-        volumes = store_ref(Path(loaded.store), loaded.ingest)
-        base = find_ref(below) if below else None
-        if base is not None:
-            verify_artifact(base)
-        split = split_stage(volumes, loaded.split, context).ref
-        stages = {"local": loaded.train_local, "global": loaded.train_global, "refiner": loaded.train_refiner}
-        chain = list(stages)[: list(stages).index(last) + 1]
-        for stage in chain if base is None else chain[-1:]:
-            with show_progress(f"train {stage}") as progress:
-                outcome = train(volumes, split, stages[stage], context, progress, below=base)
-            base = outcome.ref
-        show_outcome(outcome, as_json)
+        loaded = load_settings(config, settings, store=store, workdir=workdir)
+        if name not in loaded.recipe:
+            raise ConfigError(
+                f"{name!r} is no training of configuration {config!r}, which has {', '.join(loaded.recipe)}."
+            )
+        if not loaded.recipe[name].enabled:
+            switched_on = [*(settings or []), f"recipe.{name}.enabled=true"]
+            loaded = load_settings(config, switched_on, store=store, workdir=workdir)
+        below, given = loaded.recipe[name].start, {}
+        if start is not None:
+            if below is None:
+                raise ConfigError(
+                    f"--start was given, but training {name!r} starts from nothing (recipe.{name}.start)."
+                )
+            given[f"train-{below}"] = found_artifact(start)
+        show_outcome(run_stages(loaded, f"train-{name}", given), as_json)
 
 
 @app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
 def sample(
     checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint of stage 2 or 3: its directory, or a reference as JSON.")
+        str, typer.Argument(help="Checkpoint of a model of whole volumes: its directory, or a reference as JSON.")
     ],
     config: Config = "small",
     settings: Set = None,
@@ -193,14 +151,8 @@ def sample(
     """Draw CT volumes in Hounsfield units (and NIfTI) from a trained model."""
     with clear_errors():
         loaded = load_settings(config, settings, workdir=workdir)
-        from storage.artifacts import verify_artifact
-        from tasks.progress import show_progress
-        from tasks.sample.stage import sample_stage
-
-        ref = find_ref(checkpoint)
-        verify_artifact(ref)
-        with show_progress("sample") as progress:
-            show_outcome(sample_stage(ref, loaded.sample, run_context(loaded), progress), as_json)
+        last = f"train-{list(loaded.trainings)[-1]}"
+        show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint)}), as_json)
 
 
 app.command(epilog=example("prdit plan --preset B/12/4 --size 128 --batch 8"))(plan)
@@ -221,21 +173,17 @@ def evaluate(
     """Measure samples against the store they were trained on, or another one; writes metrics.json and report.html."""
     with clear_errors():
         loaded = load_settings(config, settings, store=store, workdir=workdir)
-        from storage.artifacts import input_ref, verify_artifact
-        from tasks.evaluate.stage import evaluate_stage
-        from tasks.progress import show_progress
+        from storage.artifacts import input_ref
 
-        ref = find_ref(samples)
+        ref = found_artifact(samples)
         if ref.kind != "samples":
             raise ValueError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
-        verify_artifact(ref)
-        volumes, split = _real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)
-        with show_progress("evaluate") as progress:
-            show_outcome(evaluate_stage(ref, volumes, split, loaded.evaluate, run_context(loaded), progress), as_json)
+        given = _real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)
+        show_outcome(run_stages(loaded, "evaluate", {"sample": ref, **given}), as_json)
 
 
-def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> tuple[Any, Any]:
-    """Store and split that samples of a checkpoint are compared with.
+def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
+    """Store and split that samples of a checkpoint are compared with, by the stage that gives them; none: the configuration's.
 
     Args:
         checkpoint: reference of the checkpoint the samples were drawn from.
@@ -244,18 +192,15 @@ def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> tuple[Any, Any]:
     Raises: ValueError: an imported checkpoint, which was trained on none of our stores, and no store given.
     """
     from storage.artifacts import input_ref, load_provenance
-    from tasks.ingest.stage import store_ref
-    from tasks.split.stage import split_stage
 
     if given:
-        volumes = store_ref(Path(loaded.store), loaded.ingest)
-        return volumes, split_stage(volumes, loaded.split, run_context(loaded)).ref
+        return {}
     if "store" not in load_provenance(checkpoint)["inputs"]:
         raise ValueError(
             f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
             "samples are compared with: --store .prdit/store."
         )
-    return input_ref(checkpoint, "store"), input_ref(checkpoint, "split")
+    return {"ingest": input_ref(checkpoint, "store"), "split": input_ref(checkpoint, "split")}
 
 
 @app.command(epilog=example("prdit run --config demo --source /data/ct"))
@@ -276,13 +221,13 @@ def run(
         loaded = from_parameters(config, **paths, overrides=overrides(settings))
         # The temporary server of a run without PREFECT_API_URL takes its time on a busy machine.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-        from flows.pipeline import full_pipeline
+        from flows.pipeline import pipeline
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the training saves, the server goes too
         what = loaded.source or "no new scans"
         typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
 
-        record = full_pipeline(config, **paths, overrides=overrides(settings))
+        record = pipeline(config, **paths, overrides=overrides(settings))
         show_result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
 
 

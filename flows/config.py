@@ -1,9 +1,11 @@
 """The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,19 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
+from tasks.model.checkpoint import CheckpointInfo
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
-from tasks.train.check import network_of
-from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
+from tasks.train.config import TrainingConfig
+from tasks.train.describe import describe
 from tasks.train.gates import GatesConfig
+from tasks.train.settings import SettingsError
 
-STAGES = ("ingest", "split", "train-local", "train-global", "train-refiner", "sample", "evaluate")
 # Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
 RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "gates"})
+_NAME = r"^[a-z0-9][a-z0-9-]*$"
 
 
 class PipelineConfig(BaseModel):
-    """Settings of a whole run: paths, then one sub-model a stage.
+    """Settings of a whole run: paths, ingest and split, the recipe of trainings, sampling and evaluation.
 
     `base` names a configuration of `flows/configs/`; every other key given beside it overrides that configuration's.
     """
@@ -39,9 +43,9 @@ class PipelineConfig(BaseModel):
     experiment: str = Field("prdit", min_length=1, description="MLflow experiment")
     ingest: IngestConfig = Field(default_factory=lambda: IngestConfig())
     split: SplitConfig = Field(default_factory=lambda: SplitConfig())
-    train_local: TrainLocalConfig = Field(default_factory=lambda: TrainLocalConfig())
-    train_global: TrainGlobalConfig = Field(default_factory=lambda: TrainGlobalConfig())
-    train_refiner: TrainRefinerConfig = Field(default_factory=lambda: TrainRefinerConfig())
+    recipe: dict[Annotated[str, Field(pattern=_NAME)], TrainingConfig] = Field(
+        ..., description="the trainings by name, in the order in which they run"
+    )
     sample: SampleConfig = Field(default_factory=lambda: SampleConfig())
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
     gates: GatesConfig = Field(default_factory=lambda: GatesConfig())
@@ -55,26 +59,44 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
-        """Presets that fit their volume and each other, before any scan is read."""
-        view = self.train_local.view
-        stages: dict[str, TrainConfig] = {"train_local": self.train_local, "train_global": self.train_global}
-        if self.train_refiner.enabled:
-            stages["train_refiner"] = self.train_refiner
-        below: dict[str, Any] = {"view": view.model_dump(), "spacing_mm": self.ingest.spacing_mm}
-        for stage in stages.values():
-            below["model"] = network_of(stage, below).to_dict()
-        if len({stage.noise_std for stage in stages.values()}) > 1:
-            raise ValueError(f"noise_std of {', '.join(stages)} must be equal: one process for all stages")
+        """Trainings that fit their volumes and each other, and gates on trainings that are there, before any scan is read."""
+        if not self.trainings:
+            raise ValueError("recipe has no training that is enabled; a run needs one")
+        self.checkpoints()
+        for gate, names in (("max_loss_ratio", self.gates.max_loss_ratio), ("below_start", self.gates.below_start)):
+            if unknown := sorted(set(names) - set(self.recipe)):
+                raise ValueError(f"gates.{gate} names {', '.join(unknown)}; the recipe has {', '.join(self.recipe)}")
         return self
 
-    def stages(self, last: str) -> tuple[str, ...]:
-        """Names of the stages of a run that ends with `last`: no ingest without a source, stage 3 only where enabled."""
-        left_out = {"ingest": self.source is None, "train-refiner": not self.train_refiner.enabled}
-        return tuple(name for name in STAGES[: STAGES.index(last) + 1] if not left_out.get(name, False))
+    @property
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """The trainings of a run, in order; those switched off are left out."""
+        return {name: training for name, training in self.recipe.items() if training.enabled}
+
+    def checkpoints(self) -> dict[str, CheckpointInfo]:
+        """What each training of a run will make, by its name; labels stand for those of a store that is not read yet.
+
+        Raises: ValueError: trainings that do not join: a start that is not there, or one that a training cannot start from.
+        """
+        found: dict[str, CheckpointInfo] = {}
+        for name, training in self.trainings.items():
+            if training.start is not None and training.start not in found:
+                off = " (which is there, but not enabled)" if training.start in self.recipe else ""
+                raise ValueError(
+                    f"recipe.{name}.start is {training.start!r}{off}; it must name an earlier training: "
+                    f"{', '.join(found) or 'there is none'}"
+                )
+            start = found[training.start] if training.start else None
+            labels = ("one", "another") if training.label_column else ()
+            try:
+                found[name] = describe(training, start, self.ingest.spacing_mm, labels)
+            except ValueError as error:
+                raise ValueError(f"recipe.{name}: {error}") from error
+        return found
 
     def digest(self) -> str:
         """`sha256:…` of what makes this the configuration it is: settings that change results, and gates; no path, no device."""
-        return "sha256:" + sha256_json(self._identity(refiner=self.train_refiner.enabled))
+        return "sha256:" + sha256_json(self._identity(self.trainings))
 
     def tags(self) -> dict[str, str]:
         """How a run says what it runs: the named configuration, which keys differ from it, and the digest.
@@ -83,19 +105,21 @@ class PipelineConfig(BaseModel):
         """
         changed: list[str] = []
         if self.base:
-            refiner = self.train_refiner.enabled
-            named = load_config(self.base)._identity(refiner=refiner)
-            changed = sorted(differing(self._identity(refiner=refiner), named))
+            named = load_config(self.base)._identity(self.trainings)
+            changed = sorted(differing(self._identity(self.trainings), named))
         tags = {"prdit.config": (self.base or "custom") + ("+overrides" if changed else "")}
         if changed:
             tags["prdit.config_overrides"] = ", ".join(changed)
         return tags | {"prdit.config_digest": self.digest()}
 
-    def _identity(self, *, refiner: bool) -> dict[str, Any]:
-        """Settings that change results, by part; those of stage 3, beyond whether it is enabled, only where asked for."""
-        names = [name for name in type(self).model_fields if name not in RUNTIME]
-        parts = {name: getattr(self, name).key_fields() for name in (*names, "gates")}
-        parts["train_refiner"] = {"enabled": self.train_refiner.enabled} | (parts["train_refiner"] if refiner else {})
+    def _identity(self, shown: Collection[str]) -> dict[str, Any]:
+        """Settings that change results, by part; of trainings that are not among `shown`, only whether they are enabled."""
+        names = ("ingest", "split", "sample", "evaluate", "gates")
+        parts: dict[str, Any] = {name: getattr(self, name).key_fields() for name in names}
+        parts["recipe"] = {
+            name: {"enabled": training.enabled} | (training.key_fields() if name in shown else {})
+            for name, training in self.recipe.items()
+        }
         return parts
 
 
@@ -103,18 +127,34 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what it got and what is allowed."""
 
 
+@cache
+def _named_files() -> dict[str, Path]:
+    """YAML files by name: ours, and those of packages that name a folder of theirs in the group `prdit.configurations`."""
+    folders = {"prdit": Path(str(files("flows.configs")))}
+    for point in entry_points(group="prdit.configurations"):
+        folders[point.dist.name if point.dist else point.name] = Path(str(files(point.value)))
+    found: dict[str, Path] = {}
+    for owner, folder in folders.items():
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in found and found[name] != path:
+                raise ConfigError(
+                    f"the configuration {name!r} is registered twice: {found[name]}, and {path} of {owner}. Rename one of them."
+                )
+            found[name] = path
+    return found
+
+
 def config_names() -> list[str]:
-    """Names of the configurations that come with prdit."""
-    folder = Path(str(files("flows.configs")))
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    """Names of the configurations that come with prdit and with packages that add some."""
+    return sorted(_named_files())
 
 
 def load_named(name: str) -> dict[str, Any]:
     """The keys of a named configuration, its own `base` resolved."""
-    path = Path(str(files("flows.configs"))) / f"{name}.yaml"
-    if name not in config_names():
+    if name not in _named_files():
         raise ValueError(f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}")
-    return _with_base(_read_yaml(path))
+    return _with_base(_read_yaml(_named_files()[name]))
 
 
 def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> PipelineConfig:
@@ -187,21 +227,30 @@ def explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             known = _known_keys(PipelineConfig, place[:-1])
             lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
+        elif isinstance(found := problem.get("ctx", {}).get("error"), SettingsError):
+            lines += [f"  {key}.{line}" for line in str(found).splitlines()]
         elif problem["type"] == "value_error":
-            lines.append(f"  {key + ': ' if key else ''}{problem['ctx']['error']}")
+            lines.append(f"  {key + ': ' if key else ''}{found}")
         else:
             lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
     return "\n".join(lines)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, nested keys one by one."""
+    """`above` over `below`, nested keys one by one; settings of a family or process that `above` replaces are dropped."""
     result = dict(below)
+    if above.get("family", below.get("family")) != below.get("family"):
+        result.pop("settings", None)
     for key, value in above.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merge(result[key], value)
-        else:
+        known = result.get(key)
+        if key == "process" and isinstance(known, str):
+            known = {"name": known}
+        if not (isinstance(value, dict) and isinstance(known, dict)) or (
+            key == "process" and value.get("name", known.get("name")) != known.get("name")
+        ):
             result[key] = value
+        else:
+            result[key] = merge(known, value)
     return result
 
 
@@ -233,9 +282,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    for part in place:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+    parts = list(place)
+    while parts:
+        annotation: Any = model.model_fields[str(parts.pop(0))].annotation
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+            parts = parts[1:]
+        options = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+        nested = [part for part in options if issubclass(part, BaseModel)]
+        if not nested:
             return []
-        model = annotation
+        model = nested[0]
     return sorted(model.model_fields)

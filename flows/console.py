@@ -71,7 +71,7 @@ def overrides(settings: list[str] | None) -> dict[str, Any]:
     for setting in settings or []:
         key, separator, text = setting.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--set {setting!r} must read KEY=VALUE, for example --set train_local.steps=100")
+            raise ConfigError(f"--set {setting!r} must read KEY=VALUE, for example --set recipe.local.steps=100")
         nested: Any = yaml.safe_load(text)
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -111,8 +111,8 @@ def find_ref(text: str) -> Any:
 
 def run_context(config: Any) -> Any:
     """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
-    from flows.parameters import run_parameters
-    from tasks.stage import RunContext, code_version
+    from flows.parameters import columns, run_parameters
+    from tasks.run.stage import RunContext, code_version
 
     tags = {"prdit.code_version": code_version(), **config.tags()}
     uri = os.environ.get("MLFLOW_TRACKING_URI") or None
@@ -122,7 +122,41 @@ def run_context(config: Any) -> Any:
         experiment=config.experiment,
         tags=tags,
         parameters=run_parameters(config),
+        columns=columns(config),
     )
+
+
+def found_artifact(text: str) -> Any:
+    """`find_ref` of an artifact that is whole. Raises: StorageError: it is missing or damaged."""
+    from storage.artifacts import verify_artifact
+
+    ref = find_ref(text)
+    verify_artifact(ref)
+    return ref
+
+
+def run_stages(config: Any, last: str, given: dict[str, Any]) -> Any:
+    """Run the stages that `last` needs, each with its progress, and return what the last gave.
+
+    Args:
+        config: of the run.
+        last: name of the stage.
+        given: references that are there, by the stage that gives them; the store as it is, where ingest is not asked for.
+    """
+    from flows.stages import needed, rows
+    from tasks.ingest.stage import store_ref
+    from tasks.run.progress import show_progress
+
+    table, refs = rows(config), dict(given)
+    if last != "ingest" and "ingest" not in refs and "ingest" in needed(table, last, refs):
+        refs["ingest"] = store_ref(Path(config.store), config.ingest)
+    context = run_context(config)
+    for name in needed(table, last, refs):
+        inputs = {role: refs[stage] for role, stage in table[name].inputs.items()}
+        with show_progress(name) as progress:
+            outcome = table[name].run(inputs, context, progress)
+        refs[name] = outcome.ref
+    return outcome
 
 
 def show_outcome(outcome: Any, as_json: bool) -> None:

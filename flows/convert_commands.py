@@ -73,7 +73,7 @@ def import_checkpoint(
         from storage.files import read_json
         from tasks.convert.importing import ImportSettings
         from tasks.convert.importing import import_checkpoint as run_import
-        from tasks.progress import show_progress
+        from tasks.run.progress import show_progress
 
         settings = ImportSettings(
             variant=variant,
@@ -121,7 +121,7 @@ def export_checkpoint(
     with clear_errors():
         from storage.files import sha256_file
         from tasks.convert.exporting import export_checkpoint as run_export
-        from tasks.progress import show_progress
+        from tasks.run.progress import show_progress
 
         ref = find_ref(checkpoint)
         with show_progress("export") as progress:

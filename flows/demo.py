@@ -24,10 +24,11 @@ from rich.markup import escape
 
 from flows import services as local
 from flows.config import as_parameters, from_parameters, merge
+from flows.stages import rows
 from flows.memory import MIB, PeakMemory
 from flows.watch import follow
 from storage.files import read_json, sha256_file, write_json_atomic, write_text_atomic
-from tasks.progress import show_progress
+from tasks.run.progress import show_progress
 
 DEPLOYMENT = "prdit/full-pipeline"
 _FLOW_RUN_ID = re.compile(r"UUID:\s*([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -69,7 +70,7 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
             local.deploy(services, _project_dir())
             _heading(console, f"Pipeline ({DEPLOYMENT}, configuration {config!r})")
             flow_run_id = _submit(services, parameters, console)
-            completed = _follow(services, flow_run_id, settings.stages("evaluate"), console)
+            completed = _follow(services, flow_run_id, tuple(rows(settings)), console)
         record = _record(Path(settings.workdir), flow_run_id)
         _heading(console, "Result")
         _show_result(console, services, record, flow_run_id, completed=completed)

@@ -8,16 +8,12 @@ from typing import Any
 
 import yaml
 
-from flows.config import PipelineConfig, differing, leaves
+from flows.config import PipelineConfig, differing, leaves, load_config
+from flows.stages import training_row
 
-# What a run is compared by, in the order of the pipeline.
-COMPARED = (
-    "ingest.spacing_mm",
-    *(f"train_local.{name}" for name in ("preset", "view.size", "steps", "batch_size", "lr", "lr_decay", "seed")),
-    *(f"train_global.{name}" for name in ("preset", "steps", "batch_size", "lr", "lr_decay", "seed")),
-    *(f"train_refiner.{name}" for name in ("preset", "steps", "batch_size", "lr", "lr_decay", "seed")),
-    *(f"sample.{name}" for name in ("num_volumes", "sampler", "num_steps", "parametrization", "output", "seed")),
-)
+# What a run is compared by, in the order of the pipeline; of every training and of a run.
+_OF_A_TRAINING = ("settings.preset", "view.size", "steps", "batch_size", "lr", "lr_decay", "seed")
+_OF_SAMPLING = ("num_volumes", "sampler", "num_steps", "parametrization", "output", "seed")
 # Paths, and the address of a scheduler: they differ between machines and stay on this one.
 PLACES = frozenset(
     {"source", "store", "workdir", "ingest.patient_key_file", "ingest.scheduler", "evaluate.feature_weights"}
@@ -25,17 +21,25 @@ PLACES = frozenset(
 _NAMED_ELSEWHERE = frozenset({"base", "experiment"})  # the parameter `configuration`, and the page itself
 
 
-def run_parameters(config: PipelineConfig) -> dict[str, Any]:
-    """`configuration`, its name, then settings by dotted key: those of `COMPARED`, and what was changed from the name's.
+def compared(config: PipelineConfig) -> tuple[str, ...]:
+    """Dotted keys of the settings a run is compared by, in order; trainings that are switched off have none."""
+    trainings = [f"recipe.{name}.{key}" for name in config.trainings for key in _OF_A_TRAINING]
+    return ("ingest.spacing_mm", *trainings, *(f"sample.{key}" for key in _OF_SAMPLING))
 
-    A stage that is switched off has none of the first kind.
-    """
+
+def columns(config: PipelineConfig) -> tuple[str, ...]:
+    """Metrics that MLflow's table of runs shows."""
+    losses = (f"{training_row(name)}/val/loss_ema" for name in config.trainings)
+    return ("evaluate/anatomy_pass_share", "evaluate/nearest_training_distance", *losses)
+
+
+def run_parameters(config: PipelineConfig) -> dict[str, Any]:
+    """`configuration`, its name, then settings by dotted key: those of `compared`, and what was changed from the name's."""
     settings = config.model_dump(mode="json")
     values = dict(leaves(settings))
-    on = {key for key in COMPARED if config.train_refiner.enabled or not key.startswith("train_refiner.")}
-    changed = differing(settings, PipelineConfig(base=config.base).model_dump(mode="json"))
-    chosen = [key for key in values if key in (on | changed) - PLACES - _NAMED_ELSEWHERE]
-    return {"configuration": config.base or "custom"} | {key: values[key] for key in chosen}
+    named = load_config(config.base).model_dump(mode="json") if config.base else settings
+    shown = {*compared(config), *differing(settings, named)} - PLACES - _NAMED_ELSEWHERE
+    return {"configuration": config.base or "custom"} | {key: values[key] for key in values if key in shown}
 
 
 def public_yaml(config: PipelineConfig) -> str:

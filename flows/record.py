@@ -11,8 +11,8 @@ from flows.config import PipelineConfig
 from storage.files import write_json_atomic, write_text_atomic
 from storage.tracking import Tracker
 from tasks.evaluate.stage import METRICS, REPORT
-from tasks.recording import log_checkpoint
-from tasks.stage import StageOutcome
+from tasks.run.recording import log_checkpoint
+from tasks.run.stage import StageOutcome
 
 
 def tracking_uri(workdir: Path) -> str:
@@ -83,7 +83,7 @@ class RunRecord:
         seconds = {f"seconds/{name}": outcome.seconds for name, outcome in outcomes.items()}
         for outcome in outcomes.values():
             points = outcome.figures | points  # what came last stands first
-        trained = [outcome.ref for outcome in outcomes.values() if outcome.ref.kind.startswith("checkpoint-")]
+        trained = [outcome.ref for outcome in outcomes.values() if outcome.ref.kind == "checkpoint"]
         if trained:
             log_checkpoint(self._tracker, self._parent, trained[-1])
         if report := outcomes.get("evaluate"):

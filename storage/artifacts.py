@@ -20,9 +20,7 @@ Kind = Literal[
     "verdicts",
     "store",
     "split",
-    "checkpoint-local",
-    "checkpoint-global",
-    "checkpoint-refiner",
+    "checkpoint",
     "samples",
     "report",
 ]

@@ -21,7 +21,7 @@ from storage.files import fsync_directory, read_json, replacing, sha256_file, wr
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 CHECKPOINT = "checkpoint.json"
 WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 _STATE = "state.json"
@@ -52,11 +52,11 @@ def load_tensors(path: Path) -> Tensors:
 
 
 def load_checkpoint_info(ref: Ref) -> dict[str, Any]:
-    """`checkpoint.json` of a checkpoint artifact: model, process, intensity, view, spacing, step, seed, gates.
+    """`checkpoint.json` of a checkpoint artifact: family, model, process, intensity, view, spacing, step, seed, gates.
 
     Raises:
         MissingArtifactError: no checkpoint at the uri.
-        DamagedArtifactError: written by a newer format.
+        DamagedArtifactError: written in another format.
     """
     path = ref.path / CHECKPOINT
     if not path.is_file():
@@ -64,7 +64,8 @@ def load_checkpoint_info(ref: Ref) -> dict[str, Any]:
     info: dict[str, Any] = read_json(path)
     if info.get("format_version") != CHECKPOINT_FORMAT:
         raise DamagedArtifactError(
-            f"{path} has format_version {info.get('format_version')}, this prdit reads {CHECKPOINT_FORMAT}. Update prdit."
+            f"{path} has format_version {info.get('format_version')}, this prdit reads {CHECKPOINT_FORMAT}. Use the "
+            "prdit that wrote it, or train the stage again."
         )
     return info
 

@@ -10,8 +10,8 @@ from storage.artifacts import Ref, commit_artifact
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.volume_store import VolumeStore
-from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
-from tasks.train.spec import TrainSpec, training_of
+from tasks.train.config import TrainingConfig
+from tasks.train.spec import TrainSpec, training_stage
 
 
 def make_store(path: Path, num_volumes: int = 3, edge: int = 16, spacing_mm: float = 8.0) -> Ref:
@@ -41,55 +41,64 @@ def make_data(root: Path, num_volumes: int = 3) -> tuple[Ref, Ref]:
     return store, make_split(root / "split", store, train, [held_out])
 
 
-def local_config(**changes: Any) -> TrainLocalConfig:
-    """A stage-1 configuration that takes seconds: 16³, 10-voxel patches."""
-    values: dict[str, Any] = {
-        "preset": "XS/10/0",
-        "view": {"size": 16, "edge": 16},
-        "steps": 6,
-        "batch_size": 2,
-        "lr": 1e-3,
-        "val_every": 3,
-        "checkpoint_every": 2,
-        "log_every": 1,
-        "num_threads": 1,
-        "device": "cpu",
-    }
-    return TrainLocalConfig.model_validate(values | changes)
+_SETTINGS = {
+    "local": ("preset", "arithmetic", "norm"),
+    "global": ("preset", "joint_local", "qk_norm", "position"),
+    "refiner": ("preset", "low_frequency_weight", "fine_tune_lr"),
+}
+_OF_ALL = ("time_distribution", "logit_mean", "logit_std")
+_SHORT: dict[str, Any] = {
+    "steps": 6,
+    "batch_size": 2,
+    "lr": 1e-3,
+    "val_every": 3,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "num_threads": 1,
+    "device": "cpu",
+}
 
 
-def global_config(**changes: Any) -> TrainGlobalConfig:
-    """A stage-2 configuration on top of `local_config`."""
-    values = local_config().model_dump(include=set(TrainGlobalConfig.model_fields) - {"preset"})
-    return TrainGlobalConfig.model_validate(values | {"preset": "XS/10/1"} | changes)
+def local_config(**changes: Any) -> TrainingConfig:
+    """A training of a local denoiser that takes seconds: 16³, 10-voxel patches. Settings of the family may be named directly."""
+    return _config("local", {"view": {"size": 16, "edge": 16}, "settings": {"preset": "XS/10/0"}}, changes)
 
 
-def refiner_config(**changes: Any) -> TrainRefinerConfig:
-    """A stage-3 configuration, one level above `global_config`."""
-    values = local_config().model_dump(
-        include=set(TrainRefinerConfig.model_fields) - {"preset", "low_frequency_weight"}
-    )
-    return TrainRefinerConfig.model_validate(values | {"preset": "XS/10/0"} | changes)
+def global_config(**changes: Any) -> TrainingConfig:
+    """A training of a global transformer on top of `local_config`."""
+    return _config("global", {"start": "local", "settings": {"preset": "XS/10/1"}}, changes)
 
 
-def train_spec(config: TrainConfig, store: Ref, split: Ref, directory: Path, below: Ref | None = None) -> TrainSpec:
-    """A complete job in a fresh directory."""
+def refiner_config(**changes: Any) -> TrainingConfig:
+    """A training of a refiner, one level above `global_config`."""
+    return _config("refiner", {"start": "global", "settings": {"preset": "XS/10/0"}}, changes)
+
+
+def _config(family: str, values: dict[str, Any], changes: dict[str, Any]) -> TrainingConfig:
+    of_family = {*_SETTINGS[family], *_OF_ALL}
+    settings = values["settings"] | {key: value for key, value in changes.items() if key in of_family}
+    rest = {key: value for key, value in changes.items() if key not in of_family}
+    return TrainingConfig.model_validate({"family": family, **_SHORT, **values, **rest, "settings": settings})
+
+
+def train_spec(config: TrainingConfig, store: Ref, split: Ref, directory: Path, start: Ref | None = None) -> TrainSpec:
+    """A complete job in a fresh directory; the training is named like its family."""
     directory.mkdir(parents=True, exist_ok=True)
-    training = training_of(config)
-    inputs = {"store": store, "split": split} | ({training.below: below} if below else {})
+    stage = training_stage(config.family)
+    inputs = {"store": store, "split": split} | ({config.start: start} if config.start and start else {})
     provenance = {
-        "stage": training.stage.name,
-        "recipe": training.stage.recipe,
+        "stage": stage.name,
+        "recipe": stage.recipe,
         "inputs": {role: ref.model_dump() for role, ref in inputs.items()},
         "config": config.key_fields(),
         "extra": {},
     }
     return TrainSpec(
-        stage=training.stage.name,
-        config=config.model_dump(mode="json"),
+        stage=stage.name,
+        config=config,
         store=store,
         split=split,
-        below=below,
+        start=start,
         directory=directory,
         provenance=provenance,
     )

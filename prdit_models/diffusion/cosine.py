@@ -1,16 +1,20 @@
 """The image-and-noise process: a quarter turn from the volume to noise, and the loss of a network that predicts both."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.flow import FlowProcess
-from prdit_models.networks.config import PREDICTIONS
+from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, Heads
+from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, prepared
+from prdit_models.diffusion.sampler import SAMPLERS, Sampler
+from prdit_models.diffusion.schedule import Step, num_evaluations, plan
+from prdit_models.diffusion.times import logit_normal
 
+PREDICTIONS = {"noise_image": 2, "image": 1}  # output channels for each channel of the volume
 SINE_FLOOR = (
     0.05  # below this sine, dividing by it would amplify errors of the image estimate (JiT clamps at the same value)
 )
@@ -29,6 +33,8 @@ class CosineProcess:
     Source: SPEC §2.
     """
 
+    name: ClassVar[str] = "cosine"
+
     noise_std: float = 0.5
     num_steps: int = 1000
     prediction: str = "noise_image"
@@ -41,6 +47,20 @@ class CosineProcess:
         if self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}; expected at least 1 (published: 1000).")
 
+    @property
+    def outputs(self) -> int:
+        """Output channels of a network for each channel of the volume."""
+        return PREDICTIONS[self.prediction]
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """The time the network sees: the step itself."""
+        return t
+
+    def validation_times(self) -> dict[str, Tensor]:
+        """Steps at which losses are validated, by name."""
+        steps = [round(share * self.num_steps) for share in VALIDATION_SHARES]
+        return {f"t{step:03d}": torch.tensor(step) for step in steps}
+
     def angle(self, t: Tensor) -> Tensor:
         """β of integer steps t, formed in float32 as published: (t / T)·(π / 2)."""
         return (t.to(torch.float32) / self.num_steps) * (math.pi / 2)
@@ -52,7 +72,7 @@ class CosineProcess:
         if t.numel() and (int(t.min()) < 0 or int(t.max()) >= self.num_steps):
             raise ValueError(f"t lies in [{int(t.min())}, {int(t.max())}]; expected steps in [0, {self.num_steps}).")
 
-    def draw_steps(
+    def draw_times(
         self,
         batch: int,
         generator: torch.Generator | None = None,
@@ -66,20 +86,15 @@ class CosineProcess:
         Args:
             batch: B.
             generator: source of the numbers.
-            distribution: `uniform` (published), or `logit-normal`: t/T = sigmoid(mean + std·N(0, 1)), which favours the middle of
-                the schedule (Stable Diffusion 3, Esser et al. 2024).
+            distribution: `uniform` (published), or `logit-normal`, see `prdit_models.diffusion.times`.
             mean, std: of the logit.
         Raises: ValueError: for an unknown distribution or a std that is not positive.
         """
-        device = generator.device if generator is not None else None
         if distribution == "uniform":
+            device = generator.device if generator is not None else None
             return torch.randint(0, self.num_steps, (batch,), generator=generator, device=device)
-        if distribution != "logit-normal" or not std > 0:
-            raise ValueError(
-                f"distribution {distribution!r} with std {std}; expected 'uniform', or 'logit-normal' with std > 0."
-            )
-        logit = mean + std * torch.randn((batch,), generator=generator, device=device)
-        return (torch.sigmoid(logit) * self.num_steps).long().clamp(max=self.num_steps - 1)
+        share = logit_normal(batch, generator, distribution, mean, std)
+        return (share * self.num_steps).long().clamp(max=self.num_steps - 1)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Gaussian noise of the process's std, float32, on the generator's device."""
@@ -162,9 +177,66 @@ class CosineProcess:
             return eps_hat, x0_hat
         return (x - cos * model_output) / max(sin, SINE_FLOOR), model_output
 
+    def evaluations(self, sampler: Sampler) -> int:
+        """Evaluations of the network a sampler makes.
+
+        Raises: ValueError: there is no such sampler of this process, or no such schedule.
+        """
+        SAMPLERS[sampler.name].stepper(self.name)
+        return num_evaluations(sampler, self.num_steps)
+
+    def integrate(
+        self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
+    ) -> SampleResult:
+        """From noise to volumes along a schedule of angles (SPEC §3).
+
+        Args:
+            model: maps (x (B, C, S, S, S), 0-d t) to (B, O, S, S, S).
+            sampler: stepper, schedule, parametrisation and number of evaluations.
+            fresh_noise: noise of the process's std, of the state's shape; first the initial state.
+            report: called with (evaluations done, image estimate).
+        """
+        steps = plan(sampler, self.num_steps)
+        times = torch.tensor(sorted({time for step in steps for time in _visited(step)}))
+        with prepared(model, times):
+            return self._walk(model, sampler, steps, fresh_noise, report)
+
+    def _walk(
+        self,
+        model: Denoiser,
+        sampler: Sampler,
+        steps: list[Step],
+        fresh_noise: Callable[[], Tensor],
+        report: Report,
+    ) -> SampleResult:
+        x, done = fresh_noise(), 0
+        previous: tuple[Step, Tensor] | None = None
+        heads = Heads(x, x)
+        parametrize, stepper = PARAMETRIZATION[sampler.parametrization], SAMPLERS[sampler.name].stepper(self.name)
+
+        def evaluate(state: Tensor, t: float, sin: float, cos: float) -> Heads:
+            nonlocal done, heads
+            output = model(state, torch.tensor(t, device=state.device)).to(state.dtype)
+            heads = Heads(*self.estimates(output, state, sin, cos))
+            done += 1
+            report(done, heads.x0)
+            return heads
+
+        def estimate(state: Tensor, t: float, sin: float, cos: float) -> Estimates:
+            return parametrize(state, evaluate(state, t, sin, cos), sin, cos)
+
+        for step in steps:
+            if step.t == 0.0:  # the published schedule looks once more at t = 0 and moves no more
+                evaluate(x, step.t, step.sin, step.cos)
+                break
+            found = estimate(x, step.t, step.sin, step.cos)
+            x = stepper(x, found, step, previous, estimate, fresh_noise)
+            previous = (step, found.x0)
+        return SampleResult(x=x, x0=heads.x0.clone())
+
     def to_dict(self) -> dict[str, Any]:
         """The process as a checkpoint stores it."""
-        return {"name": "cosine", **asdict(self)}
+        return {"name": self.name, **asdict(self)}
 
     def _check_output(self, model_output: Tensor, x0: Tensor, eps: Tensor) -> None:
         channels = PREDICTIONS[self.prediction]
@@ -176,15 +248,5 @@ class CosineProcess:
             )
 
 
-def process_from_dict(values: Mapping[str, Any]) -> CosineProcess | FlowProcess:
-    """The process a checkpoint stores; one without a name is the cosine process.
-
-    Raises: ValueError: for a process this version does not know.
-    """
-    settings = dict(values)
-    name = settings.pop("name", "cosine")
-    if name == "flow":
-        return FlowProcess(**settings)
-    if name != "cosine":
-        raise ValueError(f"The checkpoint's process is {name!r}; this version knows 'cosine' and 'flow'.")
-    return CosineProcess(**settings)
+def _visited(step: Step) -> tuple[float, ...]:
+    return (step.t, step.target) if step.evaluations == 2 else (step.t,)

@@ -1,25 +1,26 @@
 """Sampling towards a label: classifier-free guidance."""
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prdit_models.networks.prdit import PRDiT
+from prdit_models.diffusion.process import prepared
 
 
 class Guided:
     """A labelled model as the samplers call one: uncond + w·(cond - uncond).
 
     Args:
-        model: a network with classes.
+        model: a network with classes: `model(x, t, labels)`, with `config.num_classes`.
         labels: one a volume, shape (B,).
         scale: w; 1 is the conditional model itself (one evaluation), above 1 the label is exaggerated (both in one doubled batch).
     Raises: ValueError: if the scale is not a positive number or the model has no classes.
     Source: Ho & Salimans (2022).
     """
 
-    def __init__(self, model: PRDiT, labels: Tensor, scale: float = 1.0) -> None:
+    def __init__(self, model: Any, labels: Tensor, scale: float = 1.0) -> None:
         if not scale > 0:
             raise ValueError(f"guidance scale is {scale}; expected above 0 (1: the label as it was trained).")
         if not model.config.num_classes:
@@ -30,7 +31,7 @@ class Guided:
 
     def prepared(self, times: Tensor) -> AbstractContextManager[None]:
         """See `PRDiT.prepared`; labelled steps are computed all the same."""
-        return self.model.prepared(times)
+        return prepared(self.model, times)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict for x (B, C, S, S, S) at a common step t."""

@@ -1,8 +1,25 @@
 """Which sampler: a name, a schedule, a number of evaluations. Imports no PyTorch, so that configurations can use it."""
 
 from dataclasses import dataclass
+from typing import Any
 
-SAMPLERS = ("euler", "predictor-corrector", "rotation", "heun", "dpmpp-2m", "dpmpp-2m-sde")
+from prdit_models.registry import Registry
+
+_STEPPERS = "prdit_models.diffusion.steppers"
+# Of `Solver`s: how each makes a step, for every process it works with.
+SAMPLERS: Registry[Any] = Registry(
+    "sampler",
+    "prdit.samplers",
+    {
+        "euler": f"{_STEPPERS}:EULER",
+        "predictor-corrector": f"{_STEPPERS}:PREDICTOR_CORRECTOR",
+        "rotation": f"{_STEPPERS}:ROTATION",
+        "heun": f"{_STEPPERS}:HEUN",
+        "dpmpp-2m": f"{_STEPPERS}:DPMPP_2M",
+        "dpmpp-2m-sde": f"{_STEPPERS}:DPMPP_2M_SDE",
+    },
+    needs=("steppers", "both_ends"),
+)
 SCHEDULES = ("even", "published")
 PARAMETRIZATIONS = ("velocity", "image", "heads")
 DEFAULT_PREDICTOR_STEP = 2
@@ -14,7 +31,7 @@ class Sampler:
 
     Attributes:
         name: one of `SAMPLERS`.
-        num_steps: evaluations of the network (`heun` makes two a step). The published schedule makes them a divisor's worth, see
+        num_steps: evaluations of the network (`heun` makes two per step). The published schedule makes them a divisor's worth, see
             `respaced_times`; `heun` on it evaluates at both ends of every step.
         schedule: `even`: exactly num_steps evaluations from t = T(1 - 1/T) down, evenly spaced in the square root of time, none at
             t = 0. `published`: multiples of ⌊T/n⌋, the last evaluation at t = 0.
@@ -34,7 +51,7 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
-            raise ValueError(f"Unknown sampler {self.name!r}; expected one of {list(SAMPLERS)}.")
+            raise ValueError(f"Unknown sampler {self.name!r}; expected one of {list(SAMPLERS.names())}.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"Unknown schedule {self.schedule!r}; expected one of {list(SCHEDULES)}.")
         if self.parametrization not in PARAMETRIZATIONS:

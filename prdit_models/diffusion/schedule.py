@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prdit_models.diffusion.cosine import CosineProcess
-from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.sampler import SAMPLERS, Sampler
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def even_times(num_intervals: int, num_train_steps: int = 1000) -> list[float]:
     return [(num_train_steps - 1) * (1 - index / num_intervals) ** 2 for index in range(num_intervals)]
 
 
-def plan(sampler: Sampler, process: CosineProcess) -> list[Step]:
+def plan(sampler: Sampler, num_train_steps: int = 1000) -> list[Step]:
     """Every step of a sampler, in order.
 
     Published coefficients are formed in float32 in the published order of operations: near t = 0, `1 - a·a` cancels and
@@ -73,15 +72,15 @@ def plan(sampler: Sampler, process: CosineProcess) -> list[Step]:
     is_published = sampler.schedule == "published"
     k = sampler.predictor_step if sampler.name == "predictor-corrector" else 1
     if is_published:
-        visited: list[float] = [float(t) for t in respaced_times(sampler.num_steps, process.num_steps)]
+        visited: list[float] = [float(t) for t in respaced_times(sampler.num_steps, num_train_steps)]
     else:
-        visited = even_times(_even_intervals(sampler), process.num_steps)
+        visited = even_times(_even_intervals(sampler), num_train_steps)
     dtype = torch.float32 if is_published else torch.float64
     times, targets = torch.tensor(visited, dtype=dtype), torch.tensor([*visited[1:], 0.0], dtype=dtype)
     landing = times - k * (times - targets)
     corrects = (landing > 0) & (k > 1)
     angle, target_angle, landing_angle = (
-        part / process.num_steps * (math.pi / 2) for part in (times, targets, landing.clamp(min=0))
+        part / num_train_steps * (math.pi / 2) for part in (times, targets, landing.clamp(min=0))
     )
     ratio = torch.cos(target_angle) / torch.cos(landing_angle)
     alpha = torch.where(corrects, ratio, torch.ones_like(ratio))
@@ -98,19 +97,19 @@ def plan(sampler: Sampler, process: CosineProcess) -> list[Step]:
     return [Step(*row) for row in zip(*columns, strict=True)]
 
 
-def num_evaluations(sampler: Sampler, process: CosineProcess) -> int:
+def num_evaluations(sampler: Sampler, num_train_steps: int = 1000) -> int:
     """Evaluations of the network a sampler makes."""
-    return sum(step.evaluations for step in plan(sampler, process))
+    return sum(step.evaluations for step in plan(sampler, num_train_steps))
 
 
 def _even_intervals(sampler: Sampler) -> int:
-    return sampler.num_steps // 2 + 1 if sampler.name == "heun" else sampler.num_steps
+    return sampler.num_steps // 2 + 1 if SAMPLERS[sampler.name].both_ends else sampler.num_steps
 
 
 def _evaluations(sampler: Sampler, visited: list[float]) -> list[int]:
-    """Evaluations of each step: Heun's method looks at both ends of a step that does not end at t = 0."""
+    """Evaluations of each step: a sampler that looks at both ends does so where a step does not end at t = 0."""
     single = [1] * len(visited)
-    if sampler.name != "heun":
+    if not SAMPLERS[sampler.name].both_ends:
         return single
     double = [1 if target == 0.0 else 2 for target in [*visited[1:], 0.0]]
     if sampler.schedule == "even" and sampler.num_steps % 2 == 0:

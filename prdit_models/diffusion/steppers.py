@@ -6,11 +6,13 @@ are is the parametrisation's affair.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from prdit_models.diffusion.parametrization import Estimates
+from prdit_models.diffusion.sampler import SAMPLERS
 from prdit_models.diffusion.schedule import Step
 
 SDE_ETA = 0.5  # share of fresh noise; 1 is the reverse SDE itself, whose 20-step spread is off by 4 % on Gaussian data
@@ -18,6 +20,8 @@ SDE_ETA = 0.5  # share of fresh noise; 1 is the reverse SDE itself, whose 20-ste
 
 Evaluate = Callable[[Tensor, float, float, float], Estimates]
 Previous = tuple[Step, Tensor] | None
+Velocity = Callable[[Tensor, float], Tensor]
+FlowStepper = Callable[[Tensor, Velocity, float, float], Tensor]  # (x, velocity at (x, t), t, length) -> x
 Stepper = Callable[[Tensor, Estimates, Step, Previous, Evaluate, Callable[[], Tensor]], Tensor]
 
 
@@ -85,11 +89,46 @@ def _log_cot_step(step: Step) -> float:
     return math.log(math.tan(step.angle) / math.tan(step.target_angle))
 
 
-STEPPERS: dict[str, Stepper] = {
-    "euler": predictor_corrector,
-    "predictor-corrector": predictor_corrector,
-    "rotation": rotation,
-    "heun": heun,
-    "dpmpp-2m": dpmpp_2m,
-    "dpmpp-2m-sde": dpmpp_2m_sde,
-}
+def euler_in_time(x: Tensor, velocity: Velocity, t: float, length: float) -> Tensor:
+    """x + length·v(x, t) (SPEC §3.1)."""
+    return x + length * velocity(x, t)
+
+
+def heun_in_time(x: Tensor, velocity: Velocity, t: float, length: float) -> Tensor:
+    """The velocity's mean over both ends of the step (SPEC §3.1)."""
+    v = velocity(x, t)
+    return x + length * (v + velocity(x + length * v, min(t + length, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How a sampler makes one step, for each process it works with.
+
+    Attributes:
+        steppers: by the process's name: a `Stepper` for `cosine`, a `FlowStepper` for `flow`.
+        both_ends: whether it evaluates the network at both ends of a step.
+    """
+
+    steppers: Mapping[str, Callable[..., Tensor]]
+    both_ends: bool = False
+
+    def stepper(self, process: str) -> Callable[..., Tensor]:
+        """The stepper for a process.
+
+        Raises: ValueError: there is none; the message names the samplers of that process.
+        """
+        if process not in self.steppers:
+            known = [name for name in SAMPLERS.names() if process in SAMPLERS[name].steppers]
+            raise ValueError(
+                f"This sampler has no step for the process {process!r}; it works with {', '.join(self.steppers)}. Samplers of "
+                f"{process!r} (sample.sampler): {', '.join(known)}."
+            )
+        return self.steppers[process]
+
+
+EULER = Solver({"cosine": predictor_corrector, "flow": euler_in_time})
+PREDICTOR_CORRECTOR = Solver({"cosine": predictor_corrector})
+ROTATION = Solver({"cosine": rotation})
+HEUN = Solver({"cosine": heun, "flow": heun_in_time}, both_ends=True)
+DPMPP_2M = Solver({"cosine": dpmpp_2m})
+DPMPP_2M_SDE = Solver({"cosine": dpmpp_2m_sde})

@@ -1,19 +1,18 @@
 """The one place where a stored configuration becomes a network."""
 
-from prdit_models.networks.cascade import RefinedPRDiT
-from prdit_models.networks.config import CascadeConfig, NetworkConfig
-from prdit_models.networks.prdit import PRDiT
+from pkgutil import resolve_name
+from typing import Any
 
-Network = PRDiT | RefinedPRDiT
+from prdit_models.networks.config import NetworkConfig
+
+Network = Any  # a PRDiT or a RefinedPRDiT: modules with `config`, `prepared` and the published keys
 
 
 def build_network(config: NetworkConfig, *, attention: str = "auto", checkpointing: bool = False) -> Network:
-    """A fresh network of a configuration.
+    """A fresh network of a configuration: a `PRDiT`, or a `RefinedPRDiT` of a cascade.
 
     Args:
         config: of one network or of a cascade, see `prdit_models.networks.config.network_config`.
         attention, checkpointing: see `PRDiT`.
     """
-    if isinstance(config, CascadeConfig):
-        return RefinedPRDiT(config, attention=attention, checkpointing=checkpointing)
-    return PRDiT(config, attention=attention, checkpointing=checkpointing)
+    return resolve_name(config.network)(config, attention=attention, checkpointing=checkpointing)

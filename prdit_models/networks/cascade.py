@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prdit_models.networks.build import build_network
 from prdit_models.networks.config import CascadeConfig
 from prdit_models.networks.embeddings import TimeEmbedder
 from prdit_models.networks.local import LocalBranch
@@ -63,12 +64,7 @@ class RefinedPRDiT(nn.Module):
         super().__init__()
         head = config.head
         self.config = config
-        if isinstance(config.base, CascadeConfig):
-            self.base: PRDiT | RefinedPRDiT = RefinedPRDiT(
-                config.base, attention=attention, checkpointing=checkpointing
-            )
-        else:
-            self.base = PRDiT(config.base, attention=attention, checkpointing=checkpointing)
+        self.base: PRDiT | RefinedPRDiT = build_network(config.base, attention=attention, checkpointing=checkpointing)
         self.t_embedder_sr = TimeEmbedder(head.hidden_size, head.token_width, has_refiner=False)
         self.sr = LocalBranch(head, checkpointing=checkpointing)
         for name, parameter in self.sr.named_parameters():

@@ -33,6 +33,12 @@ class CompiledNetwork:
         call = self.network if self._compiled is None else self._compiled
         return call(*inputs, **options)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the module has (of one with several networks, their names); not compiled."""
+        if name.startswith("_") or name == "network":
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
     def _compile(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Compile with the inputs of a first call; a backward pass that fails must fail here, not in the loss of a training."""
         try:

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 HIDDEN_SIZES = {"XS": 192, "S": 384, "B": 768, "L": 1024, "XL": 1152}
 NUM_HEADS = {"XS": 6, "S": 6, "B": 12, "L": 16, "XL": 16}
 PATCH_SIZES = (10, 12, 14, 16)
 DEPTHS = (0, 1, 2, 3, 4, 8, 10, 12)
 PRESET_STRIDE = 8
-PREDICTIONS = {"noise_image": 2, "image": 1}  # of the cosine process: output channels per input channel
+TILING_SUFFIX = (
+    "-s16"  # of patch 16: stride 16, patches that tile the volume without overlap (PRDiT-FM at 256³, SPEC §3.4)
+)
 CHOICES = {"arithmetic": ("prdit", "tf"), "norm": ("layer", "rms"), "position": ("table", "rotary")}
 _MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair an axis
 
@@ -40,6 +42,8 @@ class ModelConfig:
     Raises: ValueError: at construction, for any combination the network cannot be built from.
     Source: SPEC §1.
     """
+
+    network: ClassVar[str] = "prdit_models.networks.prdit:PRDiT"  # what is built of it, see `build_network`
 
     volume_size: int
     patch_size: int
@@ -135,6 +139,11 @@ class ModelConfig:
             )
 
     @property
+    def chain(self) -> "tuple[ModelConfig, ...]":
+        """The networks whose outputs are added, the finest first: this one alone."""
+        return (self,)
+
+    @property
     def grid_size(self) -> int:
         """Tokens along one axis, G = S / s."""
         return self.volume_size // self.stride
@@ -180,25 +189,32 @@ def preset_names() -> tuple[str, ...]:
     return ("XS/4/0", "XS/4/1", *regular)
 
 
+def tiling_preset_names() -> tuple[str, ...]:
+    """Preset names of patch 16 at stride 16; B/16/0-s16 and B/16/12-s16 are published (SPEC §3.4)."""
+    return tuple(name + TILING_SUFFIX for name in preset_names() if "/16/" in name)
+
+
 def model_config(preset: str, volume_size: int, **options: Any) -> ModelConfig:
     """The configuration a preset name stands for, at one volume size.
 
     Args:
-        preset: `size/patch/depth`, such as "XS/12/4"; a leading "PRDiT-" is allowed.
+        preset: `size/patch/depth`, such as "XS/12/4", of patch 16 also with "-s16" (stride 16); a leading "PRDiT-" is allowed.
         volume_size: cubic volume edge in voxels.
         options: further fields of `ModelConfig`, such as out_channels=1 or position="rotary", voxel_mm=2.0.
     Raises: ValueError: for an unknown preset or an impossible preset/size pair.
-    Source: SPEC §1.
+    Source: SPEC §1, §3.4.
     """
     name = preset.removeprefix("PRDiT-")
-    if name not in preset_names():
+    if name not in (*preset_names(), *tiling_preset_names()):
         raise ValueError(
             f"Unknown preset {preset!r}; expected size/patch/depth with size in {list(HIDDEN_SIZES)}, patch in "
-            f"{list(PATCH_SIZES)}, depth in {list(DEPTHS)} (such as 'XS/12/4'), or 'XS/4/0'."
+            f"{list(PATCH_SIZES)}, depth in {list(DEPTHS)} (such as 'XS/12/4'; of patch 16 also 'XS/16/4-s16'), or 'XS/4/0'."
         )
-    size, patch, depth = name.split("/")
+    size, patch, depth = name.removesuffix(TILING_SUFFIX).split("/")
     patch_size = int(patch)
     stride, padding = PRESET_STRIDE, (patch_size - PRESET_STRIDE) // 2
+    if name.endswith(TILING_SUFFIX):
+        stride, padding = patch_size, 0
     if patch_size == 4:  # the two published oddities: no overlap at depth 0, no padding at depth 1
         stride, padding = (4, 0) if depth == "0" else (2, 0)
     try:
@@ -228,6 +244,8 @@ class CascadeConfig:
     Source: SPEC §3.3.
     """
 
+    network: ClassVar[str] = "prdit_models.networks.cascade:RefinedPRDiT"
+
     head: ModelConfig
     base: "NetworkConfig"
 
@@ -245,6 +263,11 @@ class CascadeConfig:
                 f"The head has {head.in_channels} channels in and {head.out_channels} out, its base {base.in_channels} and "
                 f"{base.out_channels}; their outputs are added, so both must agree."
             )
+
+    @property
+    def chain(self) -> tuple[ModelConfig, ...]:
+        """The networks whose outputs are added, the finest first."""
+        return (self.head, *self.base.chain)
 
     @property
     def volume_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from tasks.config import StageConfig
+from tasks.run.config import StageConfig
 
 
 class AverageConfig(StageConfig):

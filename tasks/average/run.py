@@ -13,8 +13,8 @@ from storage.checkpoints import WEIGHTS_FILES, Tensors, load_checkpoint_info, lo
 from storage.errors import MissingArtifactError
 from storage.files import read_json, write_json_atomic
 from tasks.average.config import AverageConfig
-from tasks.progress import Advance
-from tasks.stage import RunContext, Stage, StageOutcome, run_stage
+from tasks.run.progress import Advance
+from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
 from tasks.train.averages import FOLDER, INDEX
 from tasks.train.spec import METRICS
 
@@ -29,7 +29,7 @@ def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, p
         MissingArtifactError: the training kept no snapshots.
         ValueError: an average they cannot give, or no checkpoint.
     """
-    if not checkpoint.kind.startswith("checkpoint"):
+    if checkpoint.kind != "checkpoint":
         raise ValueError(f"ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     shares = _shares(checkpoint, config)
     inherited = {role: Ref.model_validate(ref) for role, ref in load_provenance(checkpoint)["inputs"].items()}
@@ -69,7 +69,7 @@ def _shares(checkpoint: Ref, config: AverageConfig) -> dict[str, float]:
     if not index.is_file():
         raise MissingArtifactError(
             f"The checkpoint at {checkpoint.uri} kept no snapshots of its averages. Train it with ema_snapshots above 0 (such as "
-            "--set train_global.ema_snapshots=500)."
+            "--set recipe.global.ema_snapshots=500)."
         )
     entries = read_json(index)["snapshots"]
     kept = [Profile(entry["updates"], gamma_of(entry["sigma_rel"])) for entry in entries]

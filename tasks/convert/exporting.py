@@ -9,17 +9,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prdit_models.diffusion.cosine import CosineProcess
-from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.process import Process
 from prdit_models.networks.build import build_network
-from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig, preset_names
+from prdit_models.networks.config import ModelConfig, NetworkConfig, network_config, preset_names, tiling_preset_names
 from prdit_models.networks.config import model_config as preset_config
 from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info
 from storage.files import replacing
 from tasks.convert.importing import NOISE_STD, OURS, Progress
-from tasks.sample.checkpoint import CheckpointInfo, load_info
+from tasks.model.checkpoint import CheckpointInfo, load_info
 
 _PUBLISHED_STEPS = 1000
 logger = logging.getLogger("prdit.convert")
@@ -39,7 +38,7 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
     """
     total = 4
     progress(0, total)
-    if not checkpoint.kind.startswith("checkpoint"):
+    if checkpoint.kind != "checkpoint":
         raise ValueError(
             f"export-checkpoint needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}. Give the folder of a training "
             "or of an import."
@@ -49,21 +48,22 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
     verify_artifact(checkpoint)
     progress(1, total)
     info = load_info(checkpoint)
-    variant = _variant(info)
-    if info.process.noise_std != NOISE_STD[variant]:
+    network, process = _published(info)
+    variant = _variant(network, process)
+    if process.noise_std != NOISE_STD[variant]:
         logger.warning(
             "the published code draws noise of std %s, this model needs %s: change it there",
             NOISE_STD[variant],
-            info.process.noise_std,
+            process.noise_std,
         )
     with torch.device("meta"):
-        expected = build_network(info.model).state_dict()
+        expected = build_network(network).state_dict()
     content: dict[str, Any] = {}
     for number, (name, kind) in enumerate((("model", "raw"), ("ema", "ema"))):
         content[name] = _weights(checkpoint.path / WEIGHTS_FILES[kind], expected)
         progress(2 + number, total)
     content |= {
-        "config": _configuration(info),
+        "config": _configuration(info, network, process),
         "epoch": load_checkpoint_info(checkpoint).get("imported", {}).get("epoch", 0),
         "train_steps": info.step,
     }
@@ -83,40 +83,54 @@ def _weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: state[key] for key in expected}
 
 
-def _variant(info: CheckpointInfo) -> str:
+def _published(info: CheckpointInfo) -> tuple[NetworkConfig, Process]:
+    """Network and process of a checkpoint, if its family's networks are PRDiT's.
+
+    Raises: ValueError: they are not.
+    """
+    try:
+        network = network_config(info.model)
+    except ValueError:
+        network = None
+    if network is None or info.process is None:
+        raise ValueError(
+            f"export-checkpoint writes what the published PRDiT code reads; a {info.of_family.title} (family {info.family!r}) "
+            "is none of its models. It stays in our format."
+        )
+    return network, info.process
+
+
+def _variant(network: NetworkConfig, process: Process) -> str:
     """Which published model this is.
 
     Raises: ValueError: something about it has no published counterpart; all of that is named.
     """
-    network, process = info.model, info.process
     ours = _ours_only(network, process)
     if ours:
         raise ValueError(
             f"The published code cannot compute this model: it has no {', '.join(ours)}. It stays in our format."
         )
-    if isinstance(process, FlowProcess):
+    if process.prediction == "velocity":
         return "fm"
-    if isinstance(network, CascadeConfig):
+    if len(network.chain) > 1:
         return "sr"
-    return "tf" if network.arithmetic == "tf" else "prdit"
+    return "tf" if network.chain[-1].arithmetic == "tf" else "prdit"
 
 
-def _ours_only(network: NetworkConfig, process: CosineProcess | FlowProcess) -> list[str]:
+def _ours_only(network: NetworkConfig, process: Process) -> list[str]:
     ours: list[str] = []
-    part: NetworkConfig = network
-    if isinstance(part, CascadeConfig):
-        ours += _options_of(part.head)
-        if isinstance(process, FlowProcess):
+    *heads, inner = network.chain
+    is_flow = process.prediction == "velocity"
+    if heads:
+        ours += _options_of(heads[0])
+        if is_flow:
             ours.append("refinement of a flow-matching model")
-        part = part.base
-        if isinstance(part, CascadeConfig):
+        if len(heads) > 1:
             ours.append("chained refinements")
-        elif part.arithmetic == "tf":
+        elif inner.arithmetic == "tf":
             ours.append("refinement of a model with arithmetic 'tf'")
-    while isinstance(part, CascadeConfig):
-        part = part.base
-    ours += _options_of(part)
-    if part.arithmetic == "tf" and isinstance(process, FlowProcess):
+    ours += _options_of(inner)
+    if inner.arithmetic == "tf" and is_flow:
         ours.append("flow matching with arithmetic 'tf'")
     if process.prediction == "image":
         ours.append("prediction 'image'")
@@ -133,23 +147,20 @@ def _options_of(part: ModelConfig) -> list[str]:
     return found + ([f"in_channels {part.in_channels}"] if part.in_channels != 1 else [])
 
 
-def _configuration(info: CheckpointInfo) -> dict[str, Any]:
+def _configuration(info: CheckpointInfo, network: NetworkConfig, process: Process) -> dict[str, Any]:
     """`config` of the file: what the published code calls things, and under `prdit` what it does not record."""
-    network = info.model
-    inner = network.base if isinstance(network, CascadeConfig) else network
-    if isinstance(inner, CascadeConfig):  # `_ours_only` has refused it
-        raise ValueError("The published code has no chained refinements.")
+    inner = network.chain[-1]
     return {
         "model": _published_name(inner),
         "input_size": inner.volume_size,
-        **({"target_size": network.volume_size} if isinstance(network, CascadeConfig) else {}),
+        **({"target_size": network.volume_size} if len(network.chain) > 1 else {}),
         "in_channels": inner.in_channels,
         "out_channels": inner.out_channels,
         "num_heads": inner.num_heads,
         OURS: {
             "axes": info.axes,
             "spacing_mm": info.spacing_mm,
-            "noise_std": info.process.noise_std,
+            "noise_std": process.noise_std,
             "intensity": asdict(info.window),
             "edge": info.view.edge,
             "centre": list(info.view.centre) if info.view.centre else None,
@@ -161,7 +172,7 @@ def _published_name(network: ModelConfig) -> str:
     """`PRDiT-B/12/4` for a registered shape, `PRDiT-custom` for another; `DiT-` marks TF-PRDiT's arithmetic."""
     prefix = "DiT-" if network.arithmetic == "tf" else "PRDiT-"
     options = {"out_channels": network.out_channels, "arithmetic": network.arithmetic}
-    for preset in preset_names():
+    for preset in (*preset_names(), *tiling_preset_names()):
         try:
             if preset_config(preset, network.volume_size, **options) == network:
                 return prefix + preset

@@ -13,16 +13,17 @@ import torch
 
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.process import Process
+from prdit_models.families.family import family_of
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks.build import build_network
-from prdit_models.networks.config import CascadeConfig, NetworkConfig
 from prdit_models.networks.weights import check_weights
-from storage.artifacts import Kind, Ref, commit_artifact, committed_ref, verify_artifact
+from storage.artifacts import Ref, commit_artifact, committed_ref, verify_artifact
 from storage.checkpoints import CHECKPOINT_FORMAT, WEIGHTS_FILES, save_tensors
 from storage.files import fsync_directory, read_json, write_json_atomic
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
-from tasks.train.config import ViewConfig
+from tasks.model.view import ViewConfig
 
 STAGE = "import-checkpoint"
 RECIPE = 1
@@ -126,7 +127,7 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
             progress(4, total)
         write_json_atomic(temporary / "checkpoint.json", info)
         kept = {"imported": info["imported"]}
-        commit_artifact(temporary, info["kind"], stage=STAGE, recipe=RECIPE, inputs={}, config=kept)
+        commit_artifact(temporary, "checkpoint", stage=STAGE, recipe=RECIPE, inputs={}, config=kept)
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -171,7 +172,7 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
     view = ViewConfig(size=size, edge=edge, centre=centre)
     return {
         "format_version": CHECKPOINT_FORMAT,
-        "kind": _kind(network),
+        "family": family_of(network.to_dict()),
         "model": network.to_dict(),
         "process": _process(variant, settings.noise_std or ours.get("noise_std")).to_dict(),
         "intensity": asdict(window),
@@ -193,13 +194,7 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
     }
 
 
-def _kind(network: NetworkConfig) -> Kind:
-    if isinstance(network, CascadeConfig):
-        return "checkpoint-refiner"
-    return "checkpoint-global" if network.depth else "checkpoint-local"
-
-
-def _process(variant: str, noise_std: float | None) -> CosineProcess | FlowProcess:
+def _process(variant: str, noise_std: float | None) -> Process:
     std = NOISE_STD[variant] if noise_std is None else noise_std
     return FlowProcess(std) if variant == "fm" else CosineProcess(std)
 

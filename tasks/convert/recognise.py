@@ -15,6 +15,7 @@ from prdit_models.networks.config import (
     NetworkConfig,
     model_config,
     preset_names,
+    tiling_preset_names,
 )
 from tasks.convert.foreign import ForeignCheckpoint
 
@@ -205,7 +206,11 @@ def _model(
     depth = len({key.split(".")[2] for key in keys if key.startswith("fine.blocks.")})
     options = {"out_channels": sizes.out_channels, "arithmetic": arithmetic}
     presets = {name: name[match.start(3) :] for name in names if (match := _NAME.match(name))}
-    named = {name: model_config(p, volume_size, **options) for name, p in presets.items() if p in preset_names()}
+    named = {
+        name: model_config(p, volume_size, **options)
+        for name, p in presets.items()
+        if p in (*preset_names(), *tiling_preset_names())
+    }
     heads = {*stored_heads, *([given_heads] if given_heads else []), *(c.num_heads for c in named.values())}
     if len(heads) > 1 and depth:
         raise ValueError(

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from tasks.config import ComputeConfig
+from tasks.model.compute import ComputeConfig
 
 
 class EvaluateConfig(ComputeConfig):

@@ -1,4 +1,4 @@
-"""Curves of the report: losses of both stages and HU histograms, drawn without matplotlib's global state."""
+"""Curves of the report: losses of the trainings and HU histograms, drawn without matplotlib's global state."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def smooth(values: NDArray[np.float64], share: float = 0.04) -> NDArray[np.float
 
 
 def draw_losses(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> bytes:
-    """Loss curves, one panel a stage on a common log axis: train (raw and smoothed), validation (raw weights and EMA).
+    """Loss curves, one panel per training on a common log axis: train (raw and smoothed), validation (raw weights and EMA).
 
     Args:
         stages: (title, rows of metrics.jsonl) in order.
@@ -76,7 +76,7 @@ def draw_losses(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> bytes
         if panel.has_data():
             panel.set_yscale("log")
             panel.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("loss (noise + image)", fontsize=9)
+    panels[0].set_ylabel("loss", fontsize=9)
     return _png(figure)
 
 

@@ -9,15 +9,11 @@ from storage.artifacts import Ref, load_provenance
 from storage.errors import StorageError
 from storage.files import read_json
 from storage.volume_store import VolumeStore
+from tasks.model.checkpoint import load_info
 
 PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
 LUNG_LIMIT = 0.01  # share of the lung a view may cut before the report marks it
-_ROLES = {
-    "samples": "checkpoint",
-    "checkpoint-refiner": "base",
-    "checkpoint-global": "local",
-    "checkpoint-local": None,
-}
+_AVERAGED = "averaged"  # role of the checkpoint that `prdit ema` averages; it keeps that one's other inputs
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,7 @@ class Node:
         return {role: ref["digest"] for role, ref in self.record.get("inputs", {}).items()}
 
 
-_TITLES = {
-    "samples": "Samples",
-    "checkpoint-refiner": "Checkpoint, stage 3 (refiner one level up)",
-    "checkpoint-global": "Checkpoint, stage 2 (global refiner)",
-    "checkpoint-local": "Checkpoint, stage 1 (local denoiser)",
-    "split": "Split",
-    "store": "Volume store",
-}
+_TITLES = {"samples": "Samples", "split": "Split", "store": "Volume store"}
 
 
 def trace(samples: Ref, split: Ref, store: Ref) -> list[Node]:
@@ -57,21 +46,26 @@ def trace(samples: Ref, split: Ref, store: Ref) -> list[Node]:
     nodes: list[Node] = []
     ref: Ref | None = samples
     while ref is not None:
-        node = _node(ref)
-        nodes.append(node)
-        role = _ROLES.get(ref.kind)
-        found = node.record.get("inputs", {}).get(role) if role else None
-        ref = Ref.model_validate(found) if found else None
+        nodes.append(_node(ref))
+        ref = _checkpoint_below(nodes[-1])
     nodes.append(_node(split))
     nodes.append(Node(_TITLES["store"], store, note=_other_store_note(nodes, store)))
     return nodes
 
 
+def _checkpoint_below(node: Node) -> Ref | None:
+    inputs = node.record.get("inputs", {})
+    found = [ref for role, ref in inputs.items() if ref["kind"] == "checkpoint" and role != _AVERAGED]
+    return Ref.model_validate(found[0]) if found else None
+
+
 def _node(ref: Ref) -> Node:
     title = _TITLES.get(ref.kind, ref.kind)
     try:
+        if ref.kind == "checkpoint":
+            title = f"Checkpoint: {load_info(ref).of_family.title}"
         return Node(title, ref, load_provenance(ref))
-    except (StorageError, ValueError) as error:
+    except (StorageError, ValueError, KeyError) as error:
         return Node(title, ref, note=f"Its record cannot be read ({type(error).__name__}).")
 
 

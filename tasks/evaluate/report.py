@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from prdit_models.metrics.anatomy import Limit
 from storage.artifacts import Ref
+from storage.errors import StorageError
 from storage.files import write_bytes_atomic
 from storage.geometry import Volume
 from tasks.evaluate.curves import draw_histograms, draw_losses, read_metrics
 from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_facts, trace
 from tasks.evaluate.measures import RANDOM_SUFFIX, HistogramSum
 from tasks.evaluate.slices import WINDOWS, draw_volume, png_bytes
-from tasks.sample.checkpoint import CheckpointInfo
+from tasks.model.checkpoint import CheckpointInfo, load_info
 
 TITLES = {
     "fid": "FID",
@@ -42,7 +43,7 @@ CARDS = {
     "hu_histogram_distance": "HU histogram distance",
 }
 RANDOM_WORDS = " (random features)"
-_LOSS_PREFIX = "val/loss_t"
+_LOSS_PREFIX = "val/loss_"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def write_pictures(report: ReportInput, folder: Path) -> dict[str, bytes]:
 
     Returns: PNG bytes by name: `losses`, `histogram`, `real-<i>`, `generated-<i>`, `nearest-<i>`.
     """
-    rows = stage_rows(trace(report.samples, report.split, report.store))
+    rows = training_rows(trace(report.samples, report.split, report.store))
     pictures = {"losses": draw_losses(rows), "histogram": draw_histograms(*report.histograms)}
     for side, volumes in report.shown.items():
         for place, (_, hu) in enumerate(volumes):
@@ -128,7 +129,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         hu=[name for name in figures if name.startswith("hu_")],
         windows=WINDOWS,
         info=report.info,
-        stage=3 if report.info.kind == "checkpoint-refiner" else 2,
+        family=report.info.of_family.title,
         config=report.config,
         recipe=report.recipe,
         lung_limit=LUNG_LIMIT,
@@ -139,7 +140,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         },
         losses=pictures["losses"],
         histogram=pictures["histogram"],
-        per_time=per_time_table(stage_rows(nodes)),
+        per_time=loss_table(comparable(nodes)),
         facts=store_facts(report.store, report.split),
         nodes=nodes,
         versions=package_versions(),
@@ -147,16 +148,30 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
     )
 
 
-def stage_rows(nodes: list[Node]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(title, rows of metrics.jsonl) of stages 1 and 2, then of every refinement; rows are empty where the file is gone."""
-    titles = {"checkpoint-local": "Stage 1, local denoiser", "checkpoint-global": "Stage 2, global refiner"}
-    found: dict[str, list[dict[str, Any]]] = {
-        node.ref.kind: read_metrics(node.ref.path / "metrics.jsonl") for node in nodes if node.ref.kind in titles
-    }
-    refinements = [node.ref for node in reversed(nodes) if node.ref.kind == "checkpoint-refiner"]
-    return [(title, found.get(kind, [])) for kind, title in titles.items()] + [
-        ("Stage 3, one level up", read_metrics(ref.path / "metrics.jsonl")) for ref in refinements
-    ]
+Rows = list[dict[str, Any]]
+
+
+def training_rows(nodes: list[Node]) -> list[tuple[str, Rows]]:
+    """(title, rows of metrics.jsonl) of the trainings, the first of them first; rows are empty where the file is gone."""
+    checkpoints = [node for node in reversed(nodes) if node.ref.kind == "checkpoint"]
+    return [(_training_title(node), read_metrics(node.ref.path / "metrics.jsonl")) for node in checkpoints]
+
+
+def comparable(nodes: list[Node]) -> list[tuple[str, Rows]]:
+    """Those of `training_rows` whose losses are of the same volumes: of the size of the first."""
+    checkpoints = [node for node in nodes if node.ref.kind == "checkpoint"]
+    try:
+        sizes = {_training_title(node): load_info(node.ref).view.size for node in checkpoints}
+    except (StorageError, ValueError, KeyError):
+        return []
+    found = training_rows(nodes)
+    return [(name, rows) for name, rows in found if sizes[name] == sizes[found[0][0]]]
+
+
+def _training_title(node: Node) -> str:
+    stage = str(node.record.get("stage", "")).removeprefix("train-")
+    words = node.title.removeprefix("Checkpoint: ")
+    return f"{words} ({stage})" if stage and stage not in words else words
 
 
 def title(name: str) -> str:
@@ -195,28 +210,27 @@ def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def per_time_table(stages: list[tuple[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Last validation loss (EMA) of stages 1 and 2 by diffusion step: rows `{t, local, global, better}`."""
-    last: list[dict[int, float]] = []
-    for _, rows in stages[:2]:
-        losses: dict[int, float] = {}
+def loss_table(trainings: list[tuple[str, Rows]]) -> dict[str, Any]:
+    """Last validation losses (EMA) of trainings by time: `{titles, rows: [{part, losses, better}]}`.
+
+    `better` says whether the last training's loss is below the first's; there is a table only where two can be compared.
+    """
+    last: list[dict[str, float]] = []
+    for _, rows in trainings:
+        losses: dict[str, float] = {}
         for row in rows:
             losses |= {
-                int(key.removeprefix(_LOSS_PREFIX)): float(value)
+                key.removeprefix(_LOSS_PREFIX): float(value)
                 for key, value in row.items()
-                if key.startswith(_LOSS_PREFIX) and value is not None
+                if key.startswith(_LOSS_PREFIX) and key != "val/loss_ema" and value is not None
             }
         last.append(losses)
-    local, global_ = last
-    return [
-        {
-            "t": t,
-            "local": local.get(t),
-            "global": global_.get(t),
-            "better": t in local and t in global_ and global_[t] < local[t],
-        }
-        for t in sorted({*local, *global_})
+    shared = sorted(set.intersection(*map(set, last))) if len(last) > 1 else []
+    table = [
+        {"part": part, "losses": [losses[part] for losses in last], "better": last[-1][part] < last[0][part]}
+        for part in shared
     ]
+    return {"titles": [name for name, _ in trainings], "rows": table}
 
 
 def _volume(hu: NDArray[np.float32], voxel_mm: float) -> Volume:

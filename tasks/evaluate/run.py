@@ -28,11 +28,11 @@ from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import Extractor, load_extractor, volume_features
 from tasks.evaluate.measures import RANDOM_SUFFIX, Figure, HistogramSum, distance_figures, hu_figures
 from tasks.evaluate.report import ReportInput, render, write_pictures
-from tasks.progress import Advance
-from tasks.sample.checkpoint import CheckpointInfo, load_info
+from tasks.model.checkpoint import CheckpointInfo, load_info
+from tasks.model.compute import pick_device
+from tasks.model.view import read_as_seen
+from tasks.run.progress import Advance
 from tasks.sample.run import STORE_NAME
-from tasks.train.data import read_as_seen
-from tasks.train.setup import pick_device
 
 __all__ = ["RECIPE", "check", "evaluate"]
 

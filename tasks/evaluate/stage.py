@@ -7,8 +7,8 @@ from storage.artifacts import Ref
 from storage.files import read_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.run import RECIPE, check, evaluate
-from tasks.progress import Advance
-from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.progress import Advance
+from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
 METRICS = "metrics.json"
 REPORT = "report.html"

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.config import StageConfig
+from tasks.run.config import StageConfig
 
 
 class IngestConfig(StageConfig):

@@ -14,9 +14,9 @@ from storage.files import read_json, sha256_bytes, sha256_json, write_json_atomi
 from storage.source_files import content_hashes, list_source, listing_digest
 from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
-from tasks.fanout import Lost, fan_out
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, make_job
+from tasks.run.fanout import Lost, fan_out
 
 __all__ = ["RECIPE", "Entry", "IngestReport", "hash_cache", "ingest", "source_digest"]
 
@@ -119,8 +119,7 @@ def ingest(
     hashes = content_hashes(source, listing.files, hash_cache(store_path))
     digest = listing_digest(listing, hashes)
     mark = {"source_digest": digest, "recipe": RECIPE, "config": config.key_fields()}
-    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    record_path = store_path.with_name(store_path.name + ".ingests") / name  # with paths: beside the store, not in it
+    record_path = _record_path(source, store_path)
     known = _unchanged_report(store, record_path, mark)
     if known is not None:
         if progress:
@@ -132,12 +131,36 @@ def ingest(
     entries += [_other(other) for other in listing.others]
     lists = {name: _entries(entries, name) for name in _LISTS}
     report = IngestReport(fingerprint=store.fingerprint(), store=str(store_path.resolve()), notes=notes, **lists)
-    for path, kept in ((record_path, report), (store_path / "exclusions" / name, report.without_paths())):
+    for path, kept in ((record_path, report), (store_path / "exclusions" / record_path.name, report.without_paths())):
         write_json_atomic(path, {**mark, **kept.model_dump(exclude={"store", "fingerprint"}, exclude_none=True)})
     for note in notes:
         logger.warning(note)
     _refuse_without_ct(source, scan, report)
     return report
+
+
+def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestReport:
+    """The report of the last ingest of a source into a store, with real paths.
+
+    Args:
+        source, store_path: as given to `ingest`.
+        unchanged: whether nothing had to be done since: what was committed then counts as unchanged.
+    Raises: StorageError: the store or its record is not readable.
+    """
+    store = VolumeStore.open(store_path)
+    record = read_json(_record_path(source, store_path))
+    lists = {name: record.get(name, []) for name in _LISTS}
+    if unchanged:
+        lists |= {"committed": [], "unchanged": [*lists["committed"], *lists["unchanged"]]}
+    return IngestReport(
+        fingerprint=store.fingerprint(), store=str(store.path.resolve()), notes=record.get("notes", []), **lists
+    )
+
+
+def _record_path(source: Path, store_path: Path) -> Path:
+    """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
+    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
+    return store_path.with_name(store_path.name + ".ingests") / name
 
 
 def _unchanged_report(store: VolumeStore, record_path: Path, mark: dict[str, Any]) -> IngestReport | None:

@@ -9,9 +9,9 @@ from storage.files import read_json, write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import RECIPE, IngestReport, hash_cache, ingest, opaque_place, source_digest
-from tasks.progress import Advance
-from tasks.recording import record_store
-from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.progress import Advance
+from tasks.run.recording import record_store
+from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
 VERDICTS = "ingest.json"
 

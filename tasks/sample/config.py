@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from prdit_models.diffusion.sampler import Sampler
-from tasks.config import Attention, ComputeConfig
+from tasks.model.compute import Attention, ComputeConfig
 
 
 class SampleConfig(ComputeConfig):
@@ -14,14 +14,14 @@ class SampleConfig(ComputeConfig):
     RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {"batch_size"}
 
     num_volumes: int = Field(8, ge=1, description="volumes to draw")
-    sampler: Literal["euler", "predictor-corrector", "rotation", "heun", "dpmpp-2m", "dpmpp-2m-sde"] = Field(
+    sampler: str = Field(
         "predictor-corrector", description="how a step is made (docs/samplers.md); published: predictor-corrector"
     )
     schedule: Literal["even", "published"] = Field(
         "even",
         description="even: exactly num_steps evaluations; published: multiples of 1000/num_steps, the last at t = 0",
     )
-    num_steps: int = Field(50, ge=1, le=1000, description="evaluations of the model a volume")
+    num_steps: int = Field(50, ge=1, le=1000, description="evaluations of the model per volume")
     predictor_step: int = Field(
         2, ge=1, description="steps the predictor of predictor-corrector jumps; 1 is plain Euler (no corrector)"
     )

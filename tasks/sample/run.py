@@ -11,27 +11,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prdit_models.diffusion.guidance import Guided
-from prdit_models.diffusion.sampling import Callback, Denoiser, evaluations
-from prdit_models.diffusion.sampling import sample as draw
-from prdit_models.networks.build import Network
-from prdit_models.networks.prdit import PRDiT
+from prdit_models.families.family import Callback, Request
 from storage.artifacts import SCRATCH, Ref
-from storage.checkpoints import load_checkpoint_info
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.nifti import write_nifti
 from storage.volume_store import VolumeStore
-from tasks.progress import Advance
-from tasks.sample.checkpoint import CheckpointInfo, load_info, load_model
+from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
+from tasks.model.compute import autocast, pick_device
+from tasks.run.progress import Advance
 from tasks.sample.config import SampleConfig
-from tasks.train.setup import autocast, pick_device
 
 __all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
 
 RECIPE = 3
 STORE_NAME = "samples.zarr"
-SAMPLED = ("checkpoint-global", "checkpoint-refiner")
 _INT16 = np.iinfo(np.int16)
 logger = logging.getLogger("prdit.sample")
 
@@ -40,25 +34,26 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
     """Refuse a checkpoint that cannot be sampled from, or not in this way, before any work.
 
     Raises:
-        ValueError: it is neither a global nor a refiner's checkpoint, or sampler, parametrisation or label do not fit its model.
+        ValueError: it is no checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
-    kind = load_checkpoint_info(checkpoint)["kind"] if checkpoint.kind.startswith("checkpoint") else checkpoint.kind
-    if kind not in SAMPLED or checkpoint.kind != kind:
-        what = "a local-only checkpoint (stage 1)" if "checkpoint-local" in (kind, checkpoint.kind) else f"a {kind}"
-        raise ValueError(
-            f"Sampling needs a checkpoint-global or checkpoint-refiner, got {what} at {checkpoint.uri}: patches denoised "
-            "without the refiner do not join into an anatomy. Train stage 2 on it (`prdit train global`) and sample the result."
-        )
+    if checkpoint.kind != "checkpoint":
+        raise ValueError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     info = load_info(checkpoint)
-    evaluations(config.as_sampler(), info.process)
+    info.of_family.check(info.model, info.process, request(info, config))
+
+
+def request(info: CheckpointInfo, config: SampleConfig) -> Request:
+    """What is asked of a checkpoint's model.
+
+    Raises: ValueError: the model does not know the label.
+    """
+    label = None
     if config.label is not None:
-        if kind == "checkpoint-refiner":
-            raise ValueError(
-                f"sample.label {config.label!r} with a refined model, which knows no labels: they act in stage 2 only. Sample "
-                "the stage-2 checkpoint below it, or leave the label out."
-            )
-        info.label_index(config.label)
+        label = (
+            info.label_index(config.label) if info.label_values else 0
+        )  # of a model without labels, its family says why not
+    return Request(config.as_sampler(), config.output, label, config.guidance_scale)
 
 
 def volume_seed(seed: int, index: int) -> int:
@@ -78,7 +73,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     CPU, so a seed means the same volume in any batch and on any device, up to rounding of the arithmetic.
 
     Args:
-        checkpoint: a global checkpoint, verified by the stage.
+        checkpoint: verified by the stage.
         config: what to draw.
         directory: of the artifact.
         progress: called with (model evaluations done, of all).
@@ -94,7 +89,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]
     if len(missing) < config.num_volumes:
         logger.info("sample: %d of %d volumes are committed already", len(committed), config.num_volumes)
-    each = evaluations(config.as_sampler(), info.process)
+    each = info.of_family.evaluations(info.process, request(info, config))
     total, finished, seconds = each * config.num_volumes, config.num_volumes - len(missing), 0.0
     progress(finished * each, total)
     for start in range(0, len(missing), config.batch_size):
@@ -120,7 +115,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
 
 
 def _draw_batch(
-    model: Network,
+    model: torch.nn.Module,
     info: CheckpointInfo,
     config: SampleConfig,
     indices: list[int],
@@ -131,17 +126,13 @@ def _draw_batch(
     """Volumes of some indices in model range, shape (B, S, S, S), not clipped."""
     seeds = [volume_seed(config.seed, index) for index in indices]
     with autocast(device, config.precision):
-        result = draw(
-            _denoiser(model, info, config, len(indices), device),
+        drawn = info.of_family.generate(
+            model,
             info.process,
-            config.as_sampler(),
-            volume_size=info.model.volume_size,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-            in_channels=info.model.in_channels,
-            device=device,
+            request(info, config),
+            [torch.Generator().manual_seed(seed) for seed in seeds],
             callback=advance,
         )
-    drawn = result.x0 if config.output == "image" else result.x
     volumes: NDArray[np.float32] = drawn[:, 0].float().cpu().numpy()
     for index, seed, x in zip(indices, seeds, volumes, strict=True):
         if not np.isfinite(x).all():
@@ -151,14 +142,6 @@ def _draw_batch(
                 "the training's losses (metrics.jsonl), or sample with the other weights (sample.weights)."
             )
     return volumes
-
-
-def _denoiser(model: Network, info: CheckpointInfo, config: SampleConfig, batch: int, device: torch.device) -> Denoiser:
-    """The model, or the model told which label to draw."""
-    if config.label is None or not isinstance(model, PRDiT):  # `check` has refused a label for any other model
-        return model
-    label = info.label_index(config.label)
-    return Guided(model, torch.full((batch,), label, device=device), config.guidance_scale)
 
 
 def _commit(store: VolumeStore, index: int, x: NDArray[np.float32], info: CheckpointInfo, config: SampleConfig) -> None:
@@ -197,13 +180,13 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
             "name": config.sampler,
             "schedule": config.schedule,
             "num_steps": config.num_steps,
-            "evaluations": evaluations(config.as_sampler(), info.process),
+            "evaluations": info.of_family.evaluations(info.process, request(info, config)),
             "predictor_step": config.predictor_step if config.sampler == "predictor-corrector" else None,
             "parametrization": config.parametrization,
             "output": config.output,
             "label": config.label,
             "guidance_scale": config.guidance_scale,
-            "noise_std": info.process.noise_std,
+            "process": None if info.process is None else info.process.to_dict(),
             "seed": config.seed,
             "weights": config.weights,
             "precision": config.precision,

@@ -6,10 +6,10 @@ from typing import Any
 
 from storage.artifacts import Ref
 from storage.files import read_json
-from tasks.progress import Advance
+from tasks.run.progress import Advance
+from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import RECIPE, check, sample
-from tasks.stage import RunContext, Stage, StageOutcome, run_stage
 
 RECORD = "samples.json"
 
@@ -24,7 +24,7 @@ SAMPLE = Stage("sample", "samples", RECIPE, files=(RECORD,), points=_points)
 
 
 def sample_stage(checkpoint: Ref, config: SampleConfig, context: RunContext, progress: Advance) -> StageOutcome:
-    """Draw volumes from a global checkpoint.
+    """Draw volumes from a checkpoint.
 
     Raises: ValueError: a checkpoint that cannot be sampled from, before any work starts.
     """

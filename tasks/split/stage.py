@@ -5,9 +5,9 @@ from typing import Any
 
 from storage.artifacts import Ref
 from storage.files import read_json
+from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
 from tasks.split.config import SplitConfig
 from tasks.split.run import RECIPE, SPLIT_FILE, ledger_agrees, split
-from tasks.stage import RunContext, Stage, StageOutcome, run_stage
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:

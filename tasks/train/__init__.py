@@ -1,1 +1,1 @@
-"""Stages train-local and train-global: store and split -> checkpoint, in a subprocess."""
+"""Stages train-<name>: store, split and the checkpoint it starts from -> checkpoint, in a subprocess."""

@@ -57,7 +57,7 @@ def main(spec_path: Path) -> int:
 def _commit(spec: TrainSpec) -> Ref:
     provenance = dict(spec.provenance)
     inputs = {role: Ref.model_validate(value) for role, value in provenance.pop("inputs").items()}
-    return commit_artifact(spec.directory, spec.training.stage.kind, inputs=inputs, **provenance)
+    return commit_artifact(spec.directory, "checkpoint", inputs=inputs, **provenance)
 
 
 def _watch_parent(stop: threading.Event) -> None:

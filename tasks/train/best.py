@@ -7,11 +7,11 @@ from storage.checkpoints import Tensors, load_tensors, save_tensors
 from storage.errors import DamagedArtifactError
 from storage.files import sha256_file
 
-Losses = dict[int, float]
+Losses = dict[str, float]
 
 
 class BestWeights:
-    """Trained weights and their EMA at the validation with the lowest mean EMA loss so far.
+    """Trained weights and their EMA at the validation with the lowest EMA loss so far.
 
     The record travels in the resume state. A training resumed from before the file's step comes to that step again with the
     same numbers and writes the same file again, so file and record agree at the end.
@@ -25,8 +25,8 @@ class BestWeights:
         self.record: dict[str, Any] | None = None
 
     def offer(self, step: int, raw: Losses, ema: Losses, weights: Tensors, averaged: Tensors) -> None:
-        """Keep these weights if their mean EMA loss is below the best so far."""
-        loss = sum(ema.values()) / len(ema)
+        """Keep these weights if their EMA loss is below the best so far."""
+        loss = ema["loss"]
         if self.record is not None and not loss < self.record["loss"]:
             return
         hashes = {}
@@ -34,8 +34,7 @@ class BestWeights:
             path = self.directory / f"{name}.safetensors"
             save_tensors(path, tensors)
             hashes[name] = sha256_file(path)
-        by_t = {"raw": {str(t): value for t, value in raw.items()}, "ema": {str(t): value for t, value in ema.items()}}
-        self.record = {"step": step, "loss": loss, "by_t": by_t, "files": hashes}
+        self.record = {"step": step, "loss": loss, "raw": raw, "ema": ema, "files": hashes}
 
     def take(self) -> tuple[int, Losses, Losses, Tensors, Tensors]:
         """(step, raw losses, EMA losses, weights, EMA weights) of the best validation.
@@ -50,6 +49,5 @@ class BestWeights:
                 raise DamagedArtifactError(
                     f"{path} is not what was kept at step {self.record['step']}; remove its stage folder."
                 )
-        raw, ema = ({int(t): value for t, value in self.record["by_t"][kind].items()} for kind in ("raw", "ema"))
         weights, averaged = (load_tensors(self.directory / f"{name}.safetensors") for name in ("model", "ema"))
-        return self.record["step"], raw, ema, weights, averaged
+        return self.record["step"], self.record["raw"], self.record["ema"], weights, averaged

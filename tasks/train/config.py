@@ -1,65 +1,59 @@
-"""Configuration of the training stages."""
+"""Configuration of one training of a recipe."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from tasks.config import Attention, ComputeConfig, StageConfig
-
-
-class ViewConfig(StageConfig):
-    """What part of a stored volume the model sees: a cubic box of level 0, pooled to `size`³ voxels."""
-
-    size: int = Field(64, ge=4, description="edge of the model's volume in voxels")
-    edge: int = Field(256, ge=8, description="edge of the box in level-0 voxels")
-    centre: tuple[int, int, int] | None = Field(
-        None, description="box centre (z, y, x) in level-0 voxels; default: the middle"
-    )
-
-    @model_validator(mode="after")
-    def _whole_pooling(self) -> "ViewConfig":
-        if self.edge % self.size:
-            raise ValueError(
-                f"view.size {self.size} does not divide view.edge {self.edge}: each model voxel must be the mean of a "
-                "whole block. Choose sizes such as 256, 128, 64 or 32 for an edge of 256."
-            )
-        return self
-
-    def voxel_mm(self, spacing_mm: float) -> float:
-        """Voxel distance of what the model sees, for a store of `spacing_mm`."""
-        return self.edge * spacing_mm / self.size
+from prdit_models.diffusion.process import PROCESSES, Process
+from prdit_models.families.family import FAMILIES
+from tasks.model.compute import Attention, ComputeConfig
+from tasks.model.view import IntensityConfig, ViewConfig
+from tasks.train.settings import settings_of
 
 
-class IntensityConfig(StageConfig):
-    """How Hounsfield units become what a model sees."""
+class TrainingConfig(ComputeConfig):
+    """One training: a family, its settings, the process, what it starts from, what it sees, and how the loop runs.
 
-    lower_hu: float = -1000.0
-    upper_hu: float = 1000.0
-    mapping: Literal["window", "published-lidc", "published-rad"] = Field(
-        "window",
-        description="window: [lower_hu, upper_hu] to [-1, 1], the same for every scan, values outside saturate; published-lidc and "
-        "published-rad: scaled by each scan's own quantile and minimum as published, so that HU of samples are nominal",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "IntensityConfig":
-        if not self.lower_hu < self.upper_hu:
-            raise ValueError(f"intensity.lower_hu {self.lower_hu} must lie below intensity.upper_hu {self.upper_hu}")
-        return self
-
-
-class OptimizationConfig(ComputeConfig):
-    """What the training stages have in common (SPEC §4; defaults are the published values unless named otherwise)."""
+    Defaults are the published values unless named otherwise (SPEC §4).
+    """
 
     RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {
+        "enabled",
         "log_every",
         "checkpoint_every",
         "cache_mb",
         "checkpointing",
     }
 
+    enabled: bool = Field(True, description="whether a run has this training")
+    family: str = Field(..., description="model family: local, global, refiner, or another package's")
+    start: str | None = Field(
+        None, description="earlier training whose checkpoint it starts from; default: from nothing"
+    )
+    start_weights: Literal["ema", "raw"] = Field("ema", description="which weights of that checkpoint (published: raw)")
+    settings: Any = Field(None, description="settings of the family", validate_default=False)
+    process: Any = Field(
+        None,
+        description="name (cosine, flow) and settings of the process; default: that of the training it starts from, or cosine",
+    )
+    view: ViewConfig | None = Field(None, description="of a training from nothing; others see what their start saw")
+    intensity: IntensityConfig | None = Field(None, description="of a training from nothing, as view")
+    label_column: str | None = Field(
+        None, description="column of the store's volume table that conditions the model (sample.label); default: none"
+    )
+    label_dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of training volumes shown without their label, for guidance (Ho & Salimans 2022)",
+    )
+    attention: Attention = Field(
+        "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
+    )
     steps: int = Field(..., ge=1, description="optimiser steps")
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="volumes computed together")
+    accumulation: int = Field(1, ge=1, description="batches whose gradients make one optimiser step")
     lr: float = Field(..., gt=0, description="AdamW learning rate")
     lr_decay: float = Field(
         0.0,
@@ -73,18 +67,14 @@ class OptimizationConfig(ComputeConfig):
     ema_warmup: bool = Field(
         True, description="decay at step n is min(ema_decay, (1+n)/(10+n)); false: constant (published)"
     )
-    noise_std: float = Field(0.5, gt=0, description="std of the process's noise")
-    time_distribution: Literal["uniform", "logit-normal"] = Field(
-        "uniform",
-        description="of the diffusion step; logit-normal favours the middle of the schedule (Esser et al. 2024)",
-    )
-    logit_mean: float = Field(0.0, description="of logit-normal steps")
-    logit_std: float = Field(1.0, gt=0, description="of logit-normal steps")
     ema_snapshots: int = Field(
         0,
         ge=0,
         description="steps between snapshots of two power-function averages (EDM2, Karras et al. 2024), from which `prdit ema` "
         "makes an average of another length afterwards; 0: none",
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast of the forward pass")
     compile: bool = Field(False, description="torch.compile; where it fails, training goes on without and says why")
@@ -104,75 +94,43 @@ class OptimizationConfig(ComputeConfig):
     checkpoint_every: int = Field(500, ge=1, description="steps between resumable checkpoints")
     cache_mb: int = Field(2048, ge=0, description="memory for training views kept in RAM")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _typed(cls, values: Any) -> Any:
+        """Settings and process become what the family and the process define."""
+        if not isinstance(values, dict) or not isinstance(values.get("family"), str):
+            return values
+        family = FAMILIES[values["family"]]
+        typed = dict(values)
+        typed["settings"] = settings_of(family.settings, values.get("settings") or {}, "settings")
+        if isinstance(process := values.get("process"), str):
+            process = {"name": process}
+        if isinstance(process, Mapping):
+            chosen = dict(process)
+            typed["process"] = settings_of(PROCESSES[str(chosen.pop("name", "cosine"))], chosen, "process")
+        return typed
 
-class TrainLocalConfig(OptimizationConfig):
-    """Stage 1: the local denoiser, alone."""
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainingConfig":
+        family = FAMILIES[self.family]
+        if self.process is not None and self.process.name not in family.processes:
+            known = ", ".join(family.processes) or "none"
+            raise ValueError(
+                f"process {self.process.name!r} does not fit family {self.family!r}, which works with: {known}."
+            )
+        if family.needs and self.start is None:
+            raise ValueError(
+                f"start is not set; family {self.family!r} starts from a {family.needs}: name the earlier training that makes it."
+            )
+        if self.start is not None and not family.needs:
+            raise ValueError(f"start is {self.start!r}, but family {self.family!r} starts from nothing. Leave it out.")
+        if self.start is not None and (self.view or self.intensity):
+            given = " and ".join(name for name in ("view", "intensity") if getattr(self, name))
+            raise ValueError(
+                f"{given} cannot be set here: this training sees what {self.start!r} saw, which it starts from. Set it there."
+            )
+        return self
 
-    preset: str = Field("XS/12/0", description="size/patch/depth; depth 0 is the local denoiser")
-    arithmetic: Literal["prdit", "tf"] = Field("prdit", description="tf: TF-PRDiT's norms; same weights, other results")
-    norm: Literal["layer", "rms"] = Field(
-        "layer", description="before modulations; rms: RMSNorm (Zhang & Sennrich 2019)"
-    )
-    prediction: Literal["noise_image", "image"] = Field(
-        "noise_image", description="what the network puts out; image: x0 alone, trained with the velocity's loss (JiT)"
-    )
-    view: ViewConfig = Field(default_factory=lambda: ViewConfig())
-    intensity: IntensityConfig = Field(default_factory=lambda: IntensityConfig())
-    steps: int = Field(104_000, ge=1, description="optimiser steps")
-    lr: float = Field(1e-4, gt=0, description="AdamW learning rate")
-
-
-class TrainGlobalConfig(OptimizationConfig):
-    """Stage 2: the global refiner on a frozen local denoiser. View, intensity, noise, norms and prediction come from stage 1."""
-
-    preset: str = Field("XS/12/4", description="size/patch/depth with the local stage's patch and a depth above 0")
-    local_weights: Literal["ema", "raw"] = Field(
-        "ema", description="which stage-1 weights are frozen in (published: raw)"
-    )
-    joint_local: bool = Field(False, description="train the local branch along instead of freezing it")
-    attention: Attention = Field(
-        "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
-    )
-    qk_norm: bool = Field(False, description="RMS norm of queries and keys (ViT-22B, Dehghani et al. 2023)")
-    position: Literal["table", "rotary"] = Field(
-        "table", description="rotary: rotary embedding in mm (RoFormer, Su et al. 2021); size L needs it"
-    )
-    label_column: str | None = Field(
-        None, description="column of the store's volume table that conditions the model (sample.label); default: none"
-    )
-    label_dropout: float = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="share of training volumes shown without their label, for guidance (Ho & Salimans 2022)",
-    )
-    select: Literal["last", "best"] = Field(
-        "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
-    )
-    steps: int = Field(130_000, ge=1, description="optimiser steps")
-    lr: float = Field(8e-5, gt=0, description="AdamW learning rate")
-
-
-class TrainRefinerConfig(OptimizationConfig):
-    """Stage 3: a local denoiser one pyramid level above a frozen model. View, intensity and noise come from that model."""
-
-    RUNTIME: ClassVar[frozenset[str]] = OptimizationConfig.RUNTIME | {"enabled"}
-
-    enabled: bool = Field(False, description="whether the flow has this stage: sampling is then from the refined model")
-    preset: str = Field("XS/12/0", description="size/patch/0 of the refining head")
-    base_weights: Literal["ema", "raw"] = Field("ema", description="which weights of the model below")
-    low_frequency_weight: float = Field(
-        1.0, ge=0, description="weight of the refined image's pooled distance to the image of the model below"
-    )
-    fine_tune_lr: float | None = Field(
-        None, gt=0, description="learning rate of the model below, trained along; default: frozen"
-    )
-    select: Literal["last", "best"] = Field(
-        "last", description="weights that become the checkpoint: the last, or those of the lowest validation loss (EMA)"
-    )
-    batch_size: int = Field(4, ge=1)
-    steps: int = Field(20_000, ge=1, description="optimiser steps")
-    lr: float = Field(1e-4, gt=0, description="AdamW learning rate of the head")
-
-
-TrainConfig = TrainLocalConfig | TrainGlobalConfig | TrainRefinerConfig
+    @field_serializer("process")
+    def _process_as_stored(self, process: Process | None) -> dict[str, Any] | None:
+        return None if process is None else process.to_dict()

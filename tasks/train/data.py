@@ -11,9 +11,7 @@ import torch
 from prdit_models.intensity import HounsfieldWindow
 from storage.geometry import VIEW_ALIGNMENT
 from storage.volume_store import VolumeStore
-from tasks.train.config import ViewConfig
-
-Shift = tuple[int, int, int]
+from tasks.model.view import Shift, ViewConfig, read_as_seen
 
 
 class ViewDataset:
@@ -75,37 +73,15 @@ class ViewDataset:
         )
 
 
-def read_as_seen(
-    store: VolumeStore, volume_id: str, view: ViewConfig, window: HounsfieldWindow, centre: Shift | None = None
-) -> torch.Tensor:
-    """A stored volume as a model sees it, in model range, shape (S, S, S), axes (z, y, x).
-
-    A window is applied after pooling, where the store has coarse levels ready; mappings that follow the scan need it in full
-    resolution, as their quantiles were taken there.
-
-    Args:
-        store: opened store.
-        volume_id: which volume.
-        view: box and size.
-        window: how HU become the model's range.
-        centre: level-0 voxel (z, y, x) in the middle of the box; default: the view's.
-    Raises: ValueError, MissingArtifactError, DamagedArtifactError: see `VolumeStore.read_view`.
-    """
-    middle = centre or view.centre
-    if window.follows_scan:
-        return window.of_scan(torch.from_numpy(store.read_view(volume_id, view.edge, view.edge, middle)), view.size)
-    return window.to_model(torch.from_numpy(store.read_view(volume_id, view.size, view.edge, middle)))
-
-
-def batch_shifts(batch_size: int, max_shift: int, seed: int, step: int) -> list[Shift]:
-    """Random shifts of a step's boxes: multiples of 4 level-0 voxels up to `max_shift` on every axis, by (seed, step)."""
+def batch_shifts(batch_size: int, max_shift: int, seed: int, place: int) -> list[Shift]:
+    """Random shifts of a batch's boxes: multiples of 4 level-0 voxels up to `max_shift` on every axis, by (seed, place)."""
     reach = max_shift // VIEW_ALIGNMENT
-    draws = np.random.default_rng([seed, step, 1]).integers(-reach, reach, size=(batch_size, 3), endpoint=True)
+    draws = np.random.default_rng([seed, place, 1]).integers(-reach, reach, size=(batch_size, 3), endpoint=True)
     return [(int(z), int(y), int(x)) for z, y, x in draws * VIEW_ALIGNMENT]
 
 
-def batch_indices(num_volumes: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Which volumes make the batch of a step: consecutive places of an endless row of shuffled epochs.
+def batch_indices(num_volumes: int, batch_size: int, seed: int, place: int) -> list[int]:
+    """Which volumes make a batch: consecutive places of an endless row of shuffled epochs.
 
     No volume comes a second time before all have come once, a store smaller than the batch is no special case, and a
     resumed training needs no data position beyond its step.
@@ -114,12 +90,12 @@ def batch_indices(num_volumes: int, batch_size: int, seed: int, step: int) -> li
         num_volumes: volumes in the training role.
         batch_size: B.
         seed: of the training.
-        step: 0-based.
+        place: of the batch in the row of batches, from 0.
     """
     orders: dict[int, npt.NDArray[np.int64]] = {}
     indices = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        epoch, position = divmod(place, num_volumes)
+    for number in range(place * batch_size, (place + 1) * batch_size):
+        epoch, position = divmod(number, num_volumes)
         if epoch not in orders:
             orders[epoch] = np.random.default_rng([seed, epoch]).permutation(num_volumes)
         indices.append(int(orders[epoch][position]))

@@ -12,8 +12,8 @@ from typing import IO
 from storage.artifacts import Ref
 from storage.files import write_text_atomic
 from storage.metric_stream import MetricStream
-from tasks.progress import Advance
-from tasks.stage import StageRun
+from tasks.run.progress import Advance
+from tasks.run.stage import StageRun
 from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec
 
 _POLL_S = 0.5
@@ -40,7 +40,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
     scratch = spec.directory / "work"
     spec_path, log_path = scratch / "spec.json", scratch / "train.log"
     write_text_atomic(spec_path, spec.model_dump_json(indent=2))
-    steps = spec.stage_config().steps
+    steps = spec.config.steps
     stream = MetricStream(scratch / METRICS, run.tracker, run.run_id, prefix=f"{spec.stage}/")
     with log_path.open("ab") as log, _subprocess(spec_path, log) as child:
         while child.poll() is None:

@@ -1,7 +1,7 @@
-"""The training loop of all stages: one visible loop over one resumable state.
+"""The training loop of all families: one visible loop over one resumable state.
 
-Every random choice (batch, t, noise) is a pure function of (seed, step), so a training stopped after step n and resumed
-computes what an uninterrupted one computes; on one CPU with the same threads the weights are equal bit by bit.
+Every random choice (batch, times, noise) is a pure function of the seed and the batch's place, so a training stopped after step n
+and resumed computes what an uninterrupted one computes; on one CPU with the same threads the weights are equal bit by bit.
 """
 
 import json
@@ -18,22 +18,23 @@ import torch
 from torch import Tensor
 
 from prdit_models.ema import ema_decay, ema_update
+from prdit_models.families.family import Batch, Losses
 from prdit_models.learning_rate import decay_factor
-from prdit_models.networks.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from prdit_models.networks.compilation import CompiledNetwork
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.files import write_json_atomic, write_text_atomic
+from tasks.model.compute import autocast
 from tasks.train.averages import PowerAverages
 from tasks.train.best import BestWeights
-from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainRefinerConfig
 from tasks.train.data import batch_indices, batch_shifts
-from tasks.train.setup import Assembly, autocast, checkpoint_info
+from tasks.train.setup import Assembly
 from tasks.train.spec import METRICS, TrainSpec
 
 _MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
 _MAX_SKIPPED_IN_A_ROW = 50
 _TIMES = ("time_ms", "train/steps_per_s")
 _RECENT = 50  # steps whose mean is "the last loss"
+_TURN_SEEDS = 2**40  # between the random numbers of the optimisers of one step
 logger = logging.getLogger("prdit.train")
 
 
@@ -42,36 +43,34 @@ class Stopped(Exception):
 
 
 class Training:
-    """One training: model, EMA, optimiser and position.
+    """One training: module, EMA, optimisers and position.
 
     Args:
         assembly: what is trained on what.
         spec: the job.
-        stop: called before every step; True saves the state and raises `Stopped`.
     """
 
     def __init__(self, assembly: Assembly, spec: TrainSpec) -> None:
         self.assembly = assembly
         self.spec = spec
-        self.config = spec.stage_config()
+        self.config = spec.config
         self.step = 0
         self.updates = 0  # optimiser steps taken: skipped ones do not count (SPEC §4)
         self.first_loss: float | None = None
         self.recent: deque[float] = deque(maxlen=_RECENT)
-        self.parameters = {name: p for name, p in assembly.model.named_parameters() if p.requires_grad}
+        module = assembly.module
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.network: Any = CompiledNetwork(assembly.model) if self.config.compile else assembly.model
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.parameters, self.config),
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
+        self.network: Any = CompiledNetwork(module) if self.config.compile else module
+        made = assembly.family.optimizers(module, assembly.training)
+        self.optimizers = {turn: made[turn] for turn in assembly.family.turns}
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
         scratch = spec.directory / "work"
         self.resume_states = ResumeStates(scratch / "checkpoints")
         self.metrics_path = scratch / METRICS
-        self.best = BestWeights(scratch / "best") if getattr(self.config, "select", "last") == "best" else None
+        self.best = BestWeights(scratch / "best") if self.config.select == "best" else None
         every = self.config.ema_snapshots
         self.power = PowerAverages(spec.directory, self.parameters, every) if every else None
         self._skipped_in_a_row = 0
@@ -82,8 +81,8 @@ class Training:
     def run(self, should_stop: Any) -> None:
         """Train from the newest good state to the configured step and write the checkpoint's files."""
         self.restore()
-        assembly, config = self.assembly, self.config
-        assembly.model.train()
+        config = self.config
+        self.assembly.module.train()
         if self.step == 0:
             self._log_validation()
         window: list[dict[str, float]] = []
@@ -106,69 +105,76 @@ class Training:
         self._write_artifact()
 
     def _train_step(self) -> dict[str, float]:
-        """One optimiser step (SPEC §4): draw, loss, skip if not finite, backward, clip, step, EMA."""
-        assembly, config = self.assembly, self.config
-        indices = batch_indices(len(assembly.train), config.batch_size, config.seed, self.step)
-        shifts = batch_shifts(config.batch_size, config.max_shift, config.seed, self.step)
-        x0 = assembly.train.batch(indices, shifts).to(assembly.device)
-        self._generator.manual_seed(config.seed * 1_000_003 + self.step)
-        t = assembly.process.draw_steps(
-            len(x0),
-            self._generator,
-            distribution=config.time_distribution,
-            mean=config.logit_mean,
-            std=config.logit_std,
-        )
-        eps = assembly.process.noise(tuple(x0.shape), self._generator)
-        losses = self._losses(x0, t, eps, indices)
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        """One step of every optimiser in turn, then the averages (SPEC §4)."""
         self.step += 1
-        if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
-            return self._skip(values["loss"])
-        if self.first_loss is None:
-            self.first_loss = values["loss"]
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip_norm)
-        if not torch.isfinite(norm):  # clipping by a non-finite norm would write NaN into every weight
-            return self._skip(float(norm))
-        factor = decay_factor(self.step - 1, config.steps, config.lr_decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["initial_lr"]
-        self.optimizer.step()
+        values: dict[str, float] = {}
+        stepped = False
+        for number, (turn, optimizer) in enumerate(self.optimizers.items()):
+            found = self._turn(number, turn, optimizer)
+            if found is None:  # skipped: not a finite loss or gradient
+                return {"loss": math.nan, "grad_norm": math.nan}
+            stepped = stepped or bool(found)
+            values |= found if number == 0 else {f"{turn}_{name}": value for name, value in found.items()}
+        if not stepped:
+            return values
         self.updates += 1
         self._skipped_in_a_row = 0
-        decay = ema_decay(self.updates, config.ema_decay, warmup=config.ema_warmup)
+        decay = ema_decay(self.updates, self.config.ema_decay, warmup=self.config.ema_warmup)
         ema_update(list(self.ema.values()), list(self.parameters.values()), decay)
         if self.power:
             self.power.update(self.updates, self.parameters.values())
-        self.recent.append(values["loss"])
-        return values | {"grad_norm": float(norm)}
+        if "loss" in values:
+            self.first_loss = values["loss"] if self.first_loss is None else self.first_loss
+            self.recent.append(values["loss"])
+        return values
 
-    def _losses(self, x0: Tensor, t: Tensor, eps: Tensor, indices: list[int]) -> dict[str, Tensor]:
-        """What this step minimises, `loss`, and its parts."""
-        assembly, config = self.assembly, self.config
-        x_t = assembly.process.q_sample(x0, t, eps)
-        with autocast(assembly.device, config.precision):
-            if isinstance(config, TrainRefinerConfig) and isinstance(assembly.model, RefinedPRDiT):
-                parts = CascadeParts(*(part.float() for part in self.network(x_t, t, parts=True)))
-                losses = assembly.process.losses(parts.upsampled + parts.head, x0, eps, t)
-                low = low_frequency_loss(parts, assembly.network.in_channels).mean()
-                return losses | {"loss": losses["loss"] + config.low_frequency_weight * low, "loss_low_frequency": low}
-            labels = self._labels(indices)
-            output = self.network(x_t, t, labels) if labels is not None else self.network(x_t, t)
-        return assembly.process.losses(output.float(), x0, eps, t)
+    def _turn(self, number: int, turn: str, optimizer: torch.optim.Optimizer) -> dict[str, float] | None:
+        """One step of one optimiser: losses of its batches, backward, clip, step.
 
-    def _labels(self, indices: list[int]) -> Tensor | None:
-        """Labels of a batch, some of them dropped for guidance."""
-        labels, config = self.assembly.labels, self.config
-        if labels is None or not isinstance(config, TrainGlobalConfig):
+        Returns: means of the losses and the gradient's norm; empty where the family makes no step; None where it was skipped.
+        """
+        config = self.config
+        self.assembly.module.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for part in range(config.accumulation):
+            losses = self._losses(number, turn, (self.step - 1) * config.accumulation + part)
+            if losses is None:
+                return {}
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
+                self._skip(values["loss"])
+                return None
+            (losses["loss"] / config.accumulation).backward()
+            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        if not torch.isfinite(norm):  # clipping by a non-finite norm would write NaN into every weight
+            self._skip(float(norm))
             return None
-        chosen = labels[indices].to(self.assembly.device)
-        draws = torch.rand(len(indices), generator=self._generator, device=self.assembly.device)
-        return torch.where(draws < config.label_dropout, len(self.assembly.label_values), chosen)
+        factor = decay_factor(self.step - 1, config.steps, config.lr_decay)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
+        optimizer.step()
+        return {name: total / config.accumulation for name, total in sums.items()} | {"grad_norm": float(norm)}
 
-    def _skip(self, value: float) -> dict[str, float]:
+    def _losses(self, number: int, turn: str, place: int) -> Losses | None:
+        """Losses of one optimiser on the batch at a place in the row of batches."""
+        assembly, config = self.assembly, self.config
+        indices = batch_indices(len(assembly.data), config.batch_size, config.seed, place)
+        shifts = batch_shifts(config.batch_size, config.max_shift, config.seed, place)
+        batch = Batch(
+            assembly.data.batch(indices, shifts).to(assembly.device),
+            None if assembly.labels is None else assembly.labels[indices].to(assembly.device),
+            no_label=len(assembly.info.label_values),
+            label_dropout=config.label_dropout,
+        )
+        seed = config.seed * 1_000_003 + place + number * _TURN_SEEDS
+        self._generator.manual_seed(seed)
+        torch.manual_seed(seed)  # of a family with dropout
+        with autocast(assembly.device, config.precision):
+            return assembly.family.losses(turn, self.network, batch, assembly.training, self._generator)
+
+    def _skip(self, value: float) -> None:
         self._skipped_in_a_row += 1
         logger.warning("step %d skipped: loss or gradient norm is %s", self.step, value)
         if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
@@ -176,22 +182,29 @@ class Training:
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
                 f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
             )
-        return {"loss": math.nan, "grad_norm": math.nan}
 
     # -- validation and metrics ---------------------------------------------------------------------------------------
 
     def _log_validation(self) -> None:
         raw, ema = self._validate(), self._validate_ema()
-        point = {"val/loss": _mean(raw), "val/loss_ema": _mean(ema)}
-        self._log(point | {f"val/loss_t{t:03d}": value for t, value in ema.items()})
+        parts = {f"val/loss_{name}": value for name, value in ema.items() if name != "loss"}
+        self._log({"val/loss": raw["loss"], "val/loss_ema": ema["loss"]} | parts)
         self._last_validation = (raw, ema)
         if self.best:
             self.best.offer(self.step, raw, ema, _arrays(self.parameters), _arrays(self.ema))
 
-    def _validate(self) -> dict[int, float]:
-        return self.assembly.validation.losses(self.assembly.model, self.assembly.device, self.config.batch_size)
+    def _validate(self) -> dict[str, float]:
+        assembly = self.assembly
+        module, held_out = assembly.module, assembly.validation
+        module.eval()
+        with torch.no_grad():
+            found = assembly.family.validate(
+                module, held_out.volumes, held_out.labels, assembly.training, self.config.batch_size
+            )
+        module.train()
+        return found
 
-    def _validate_ema(self) -> dict[int, float]:
+    def _validate_ema(self) -> dict[str, float]:
         with self._ema_weights():
             return self._validate()
 
@@ -220,13 +233,16 @@ class Training:
 
     def save(self) -> None:
         """Write a resumable state: trained weights, EMA, optimiser moments, position."""
+        names: dict[Any, str] = {parameter: name for name, parameter in self.parameters.items()}
         moments: Tensors = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                moments[f"{key}:{name}"] = value.detach().cpu().numpy()
+        for turn, optimizer in self.optimizers.items():
+            for parameter, slots in optimizer.state.items():
+                values = {slot: torch.as_tensor(value) for slot, value in slots.items() if value is not None}
+                moments |= {f"{turn}:{slot}:{names[parameter]}": v.detach().cpu().numpy() for slot, v in values.items()}
         self.resume_states.save(
             self.step,
             {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments}
+            | {"buffers": _arrays(self._buffers())}
             | (self.power.groups() if self.power else {}),
             {
                 "updates": self.updates,
@@ -248,10 +264,12 @@ class Training:
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(groups["model"][name]))
                 self.ema[name].copy_(torch.from_numpy(groups["ema"][name]))
+        for name, buffer in self._buffers().items():
+            buffer.copy_(torch.from_numpy(groups["buffers"][name]))
         for key, value in groups["optimizer"].items():
-            slot, name = key.split(":", 1)
+            turn, slot, name = key.split(":", 2)
             tensor = torch.from_numpy(value).clone()
-            self.optimizer.state[self.parameters[name]][slot] = tensor.to(self.assembly.device)
+            self.optimizers[turn].state[self.parameters[name]][slot] = tensor.to(self.assembly.device)
         self.step, self.updates = state["step"], state["updates"]
         self.first_loss, self.recent = state["first_loss"], deque(state["recent"], maxlen=_RECENT)
         if self.best:
@@ -260,6 +278,12 @@ class Training:
             self.power.restore(groups, state["snapshots"])
         self._cut_metrics(self.step)
         logger.info("going on from step %d", self.step)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What of the state dict is no parameter: running statistics, say."""
+        module = self.assembly.module
+        parameters = dict(module.named_parameters())
+        return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
     def _cut_metrics(self, step: int) -> None:
         if not self.metrics_path.is_file():
@@ -275,7 +299,7 @@ class Training:
 
     def _write_artifact(self) -> None:
         directory: Path = self.spec.directory
-        weights = _arrays(self.assembly.model.state_dict())
+        weights = _arrays(self.assembly.module.state_dict())
         model, averaged, step = weights, weights | _arrays(self.ema), self.step
         raw, ema = self._last_validation
         if self.best:
@@ -289,25 +313,16 @@ class Training:
         gates = {
             "first_loss": self.first_loss,
             "last_loss": sum(self.recent) / len(self.recent) if self.recent else None,
-            "val_loss": _mean(raw),
-            "val_loss_ema": _mean(ema),
-            "val_loss_ema_by_t": {str(t): value for t, value in ema.items()},
+            "val_loss": raw["loss"],
+            "val_loss_ema": ema["loss"],
+            "val_loss_ema_parts": {name: value for name, value in ema.items() if name != "loss"},
         }
-        write_json_atomic(directory / "checkpoint.json", checkpoint_info(self.assembly, self.spec, step, gates))
+        info = self.assembly.info.to_json(step=step, seed=self.config.seed, gates=gates)
+        write_json_atomic(directory / "checkpoint.json", info)
         # The spool's times stay in scratch: a training repeated must give the same artifact, or all that follows runs again.
         points = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps({key: value for key, value in point.items() if key not in _TIMES}) for point in points]
         write_text_atomic(directory / METRICS, "".join(line + "\n" for line in lines))
-
-
-def parameter_groups(parameters: dict[str, torch.nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    """What the optimiser trains at which learning rate: one rate, but for a stage-3 base that is trained along."""
-    rates = {"base.": config.fine_tune_lr} if isinstance(config, TrainRefinerConfig) and config.fine_tune_lr else {}
-    groups: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        rate = next((rate for prefix, rate in rates.items() if name.startswith(prefix)), config.lr)
-        groups.setdefault(rate, []).append(parameter)
-    return [{"params": group, "lr": rate, "initial_lr": rate} for rate, group in groups.items()]
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:
@@ -319,7 +334,3 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
 
 def _arrays(tensors: dict[str, Any]) -> Tensors:
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
-
-
-def _mean(losses: dict[int, float]) -> float:
-    return sum(losses.values()) / len(losses)

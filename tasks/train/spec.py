@@ -1,17 +1,17 @@
 """What crosses into the training subprocess: one JSON file in, one reference out."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.artifacts import SCRATCH, Kind, Ref
-from tasks.stage import Stage
-from tasks.train.config import TrainConfig, TrainGlobalConfig, TrainLocalConfig, TrainRefinerConfig
+from storage.artifacts import SCRATCH, Ref
+from tasks.run.stage import Stage
+from tasks.train.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
+RECIPE = 1
 EXIT_BAD_INPUT = 3
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 
@@ -25,82 +25,38 @@ def _points(directory: Path) -> list[dict[str, Any]]:
     return [point for index, point in enumerate(points) if "val/loss" in point or index == last]
 
 
-def _stage(name: str, kind: Kind) -> Stage:
+def training_stage(name: str) -> Stage:
+    """The stage of a training of a recipe, by the training's name."""
     return Stage(
-        name,
-        kind,
-        recipe=1,
+        f"train-{name}",
+        "checkpoint",
+        RECIPE,
         files=(METRICS,),
         points=_points,
         figures=("train/loss", "val/loss", "val/loss_ema"),
         streams=True,
+        section=f"recipe.{name}",
     )
-
-
-LOCAL = _stage("train-local", "checkpoint-local")
-GLOBAL = _stage("train-global", "checkpoint-global")
-REFINER = _stage("train-refiner", "checkpoint-refiner")
-
-
-@dataclass(frozen=True)
-class Training:
-    """What tells the training stages apart.
-
-    Attributes:
-        stage: identity.
-        config: type of its settings.
-        below: role of the checkpoint it starts from in its inputs, empty for stage 1.
-        below_kinds: kinds that checkpoint may have.
-    """
-
-    stage: Stage
-    config: type[TrainConfig]
-    below: str
-    below_kinds: tuple[str, ...]
-
-
-TRAININGS = {
-    training.stage.name: training
-    for training in (
-        Training(LOCAL, TrainLocalConfig, "", ()),
-        Training(GLOBAL, TrainGlobalConfig, "local", ("checkpoint-local",)),
-        Training(REFINER, TrainRefinerConfig, "base", ("checkpoint-global", "checkpoint-refiner")),
-    )
-}
-
-
-def training_of(config: TrainConfig) -> Training:
-    """The training whose settings these are."""
-    return next(training for training in TRAININGS.values() if type(config) is training.config)
 
 
 class TrainSpec(BaseModel):
     """One training, complete.
 
     Attributes:
-        stage: name of the training.
-        config: its settings, as JSON (parsed again by `stage_config`).
+        stage: name of its stage.
+        config: its settings.
         store, split: what it trains on.
-        below: the checkpoint it starts from: stage 1's for stage 2, the model to refine for stage 3.
+        start: the checkpoint it starts from.
         directory: the stage's directory.
         provenance: what the artifact is committed with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["train-local", "train-global", "train-refiner"]
-    config: dict[str, Any]
+    stage: str
+    config: TrainingConfig
     store: Ref
     split: Ref
-    below: Ref | None = None
+    start: Ref | None = None
     directory: Path
     provenance: dict[str, Any]
-
-    @property
-    def training(self) -> Training:
-        """What this training is."""
-        return TRAININGS[self.stage]
-
-    def stage_config(self) -> TrainConfig:
-        """The typed configuration."""
-        return self.training.config.model_validate(self.config)

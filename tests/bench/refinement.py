@@ -28,7 +28,7 @@ from storage.files import read_json
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import load_extractor
-from tasks.sample.checkpoint import CheckpointInfo, load_model
+from tasks.model.checkpoint import CheckpointInfo, load_model
 from tasks.sample.run import volume_seed
 
 mpl.use("Agg")

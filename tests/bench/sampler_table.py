@@ -27,7 +27,7 @@ from prdit_models.diffusion.sampling import sample as draw
 from storage.artifacts import committed_ref
 from storage.volume_store import VolumeStore
 from tasks.evaluate.anatomy import Anatomy
-from tasks.sample.checkpoint import load_model
+from tasks.model.checkpoint import load_model
 from tasks.sample.run import volume_seed
 
 mpl.use("Agg")

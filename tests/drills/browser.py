@@ -23,7 +23,7 @@ from selenium.webdriver.support.ui import Select
 from flows import services as local
 from storage.files import read_json
 from storage.phantom import write_demo_data
-from tasks.recording import COLUMNS
+from tasks.run.recording import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = ("ingest", "split", "train-local", "train-global", "sample", "evaluate")

@@ -10,7 +10,7 @@ import psutil
 
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
-from tasks.stage import StageRun
+from tasks.run.stage import StageRun
 from tasks.train.launch import TrainingFailedError, launch
 from tests.factories import local_config, make_split, make_store, train_spec
 

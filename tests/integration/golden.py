@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from flows.config import load_config
+from flows.stages import needed, rows
 from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
 from storage.phantom import write_demo_data
 from storage.volume_store import VolumeStore
-from tasks.evaluate.stage import EVALUATE, evaluate_stage
-from tasks.ingest.stage import INGEST, ingest_stage
-from tasks.sample.stage import SAMPLE, sample_stage
-from tasks.split.stage import SPLIT, split_stage
-from tasks.stage import RunContext
-from tasks.train.spec import GLOBAL, LOCAL, METRICS
-from tasks.train.stage import train
+from tasks.evaluate.stage import EVALUATE
+from tasks.ingest.stage import INGEST
+from tasks.run.stage import RunContext
+from tasks.sample.stage import SAMPLE
+from tasks.split.stage import SPLIT
+from tasks.train.spec import METRICS, training_stage
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -34,22 +34,23 @@ def compute(root: Path) -> dict[str, Any]:
     write_demo_data(root / "source", num_patients=3, small=True)
     (root / "key").write_text("00" * 32)
     short = {"steps": 5, "val_every": 5, "log_every": 1}
-    overrides = {"train_local": short, "train_global": short, "ingest": {"patient_key_file": str(root / "key")}}
+    overrides = {"recipe": {"local": short, "global": short}, "ingest": {"patient_key_file": str(root / "key")}}
     config = load_config("tiny", overrides)
     context = RunContext(workdir=root / "work")
-    store = ingest_stage(root / "source", root / "store", config.ingest, context, _silent).ref
-    split = split_stage(store, config.split, context).ref
-    local = train(store, split, config.train_local, context, _silent).ref
-    global_ = train(store, split, config.train_global, context, _silent, below=local).ref
-    samples = sample_stage(global_, config.sample, context, _silent).ref
-    report = evaluate_stage(samples, store, split, config.evaluate, context, _silent).ref
+    config = config.model_copy(update={"source": str(root / "source"), "store": str(root / "store")})
+    table = rows(config)
+    refs: dict[str, Ref] = {}
+    for name in needed(table, "evaluate", {}):
+        inputs = {role: refs[stage] for role, stage in table[name].inputs.items()}
+        refs[name] = table[name].run(inputs, context, _silent).ref
+    local, global_ = training_stage("local"), training_stage("global")
     values = {
-        INGEST: _volumes(store.path),
-        SPLIT: read_json(split.path / "split.json")["patients"],
-        LOCAL: _losses(local),
-        GLOBAL: _losses(global_),
-        SAMPLE: _volumes(samples.path / "samples.zarr"),
-        EVALUATE: EVALUATE.points(report.path)[0],
+        INGEST: _volumes(refs["ingest"].path),
+        SPLIT: read_json(refs["split"].path / "split.json")["patients"],
+        local: _losses(refs[local.name]),
+        global_: _losses(refs[global_.name]),
+        SAMPLE: _volumes(refs["sample"].path / "samples.zarr"),
+        EVALUATE: EVALUATE.points(refs["evaluate"].path)[0],
     }
     return {stage.name: {"recipe": stage.recipe, "values": value} for stage, value in values.items()}
 

@@ -18,7 +18,7 @@ from storage.geometry import Volume
 from storage.volume_store import VolumeStore
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
-from tasks.train.config import ViewConfig
+from tasks.model.view import ViewConfig
 from tests.bench import trained_features as judge
 from tests.bench.chest_resnet import PACKAGE, ChestResNet, load_network, network_input
 from tests.factories import make_split, make_store

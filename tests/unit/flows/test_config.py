@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from flows.config import RUNTIME, ConfigError, PipelineConfig, config_names, from_parameters, load_config
-from tasks.config import StageConfig
+from tasks.run.config import StageConfig
 
 STAGE_FIELDS = ("ingest", "split", "train_local", "train_global", "train_refiner", "sample", "evaluate")
 

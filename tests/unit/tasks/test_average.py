@@ -15,8 +15,8 @@ from storage.errors import MissingArtifactError
 from storage.files import read_json
 from tasks.average.config import AverageConfig
 from tasks.average.run import average_stage
-from tasks.sample.checkpoint import load_model
-from tasks.stage import RunContext
+from tasks.model.checkpoint import load_model
+from tasks.run.stage import RunContext
 from tasks.train.__main__ import _commit
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble

@@ -20,7 +20,7 @@ from storage.volume_store import VolumeStore
 from tasks.convert.exporting import export_checkpoint
 from tasks.convert.importing import ImportSettings, import_checkpoint
 from tasks.sample import run as sampling
-from tasks.sample.checkpoint import load_model
+from tasks.model.checkpoint import load_model
 from tasks.sample.config import SampleConfig
 from tests.parity import sets
 from tests.unit.tasks.checkpoints import commit_checkpoint

@@ -10,7 +10,7 @@ import torch
 from prdit_models.intensity import HounsfieldWindow
 from storage.geometry import AIR_HU, Volume
 from storage.volume_store import VolumeStore
-from tasks.train.config import IntensityConfig, ViewConfig
+from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.train.data import ViewDataset
 from tests.oracles import published_preprocessing
 from tests.oracles.int_volume import int_volume

@@ -15,7 +15,7 @@ import pytest
 
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import load_tensors
-from tasks.stage import StageRun
+from tasks.run.stage import StageRun
 from tasks.train.launch import TrainingFailedError, launch
 from tasks.train.spec import TrainSpec
 from tests.factories import global_config, local_config, make_data, train_spec
@@ -83,7 +83,7 @@ def test_bad_input_comes_back_as_its_own_message(data: tuple[Ref, Ref], tmp_path
 PARENT = """
     import logging, sys
     from pathlib import Path
-    from tasks.stage import StageRun
+    from tasks.run.stage import StageRun
     from tasks.train.launch import launch
     from tasks.train.spec import TrainSpec
     spec = TrainSpec.model_validate_json(Path(sys.argv[1]).read_text())

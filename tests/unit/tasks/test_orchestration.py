@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks import orchestration
+from tasks.run import task as orchestration
 
 
 class Server:

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import load_tensors
 from storage.files import write_text_atomic
-from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 from tasks.train.spec import LOCAL, METRICS
 from tests.factories import make_data
 from tests.unit.tasks.checkpoints import commit_checkpoint

@@ -14,7 +14,7 @@ from storage.artifacts import Ref, artifact_files
 from storage.files import read_json
 from storage.volume_store import VolumeStore
 from tasks.sample import run as stage
-from tasks.sample.checkpoint import load_model
+from tasks.model.checkpoint import load_model
 from tasks.sample.config import SampleConfig
 from tests.factories import make_split, make_store
 from tests.unit.tasks.checkpoints import TINY, commit_checkpoint, commit_pair, tiny_model

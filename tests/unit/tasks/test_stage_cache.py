@@ -8,7 +8,7 @@ import pytest
 
 from storage.artifacts import PROVENANCE, Ref, input_ref, load_provenance, stage_key, verify_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError
-from tasks.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
 STAGE = Stage("split", "split", recipe=1)
 SOURCE = Ref(kind="store", uri="/nowhere", digest="sha256:1")

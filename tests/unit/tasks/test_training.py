@@ -12,7 +12,7 @@ from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
 from tasks.train.__main__ import _commit
 from tasks.train.check import check_training
-from tasks.train.config import ViewConfig
+from tasks.model.view import ViewConfig
 from tasks.train.data import ViewDataset, batch_indices, batch_shifts
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble

@@ -15,7 +15,7 @@ from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
 from storage.volume_store import VolumeStore
-from tasks.sample.checkpoint import load_info, load_model
+from tasks.model.checkpoint import load_info, load_model
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
 from tasks.train.__main__ import _commit

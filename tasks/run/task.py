@@ -1,17 +1,19 @@
-"""What every `task.py` shares with Prefect: a progress artifact, and a state that says when a stage was cached."""
+"""A stage as a Prefect task: its progress artifact, and a state that says when the stage was cached."""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from prefect import task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
-from tasks.progress import Advance, show_progress
-from tasks.stage import StageOutcome
+from tasks.run.progress import Advance, show_progress
+from tasks.run.stage import StageOutcome
 
 _UPDATE_S = 2.0  # each update is a request to the server of about 10 ms
 logger = logging.getLogger("prdit.progress")
@@ -52,3 +54,20 @@ def as_state(outcome: StageOutcome) -> Any:
     return Completed(
         name=name, message=f"{outcome.ref.kind} {outcome.ref.digest[:19]} in {outcome.seconds:.1f} s", data=outcome
     )
+
+
+def run_as_task(name: str, work: Callable[[Advance], StageOutcome]) -> StageOutcome:
+    """Run a stage as a task run of its name, which shows its progress; what it raises is raised here.
+
+    Args:
+        name: of the stage.
+        work: the stage, given where to report progress.
+    """
+
+    @task(name=name, persist_result=False, cache_policy=NO_CACHE)  # the stage has a cache of its own
+    def stage() -> Any:
+        with task_progress(name) as progress:
+            return as_state(work(progress))
+
+    outcome: StageOutcome = stage(return_state=True).result()
+    return outcome

@@ -15,14 +15,8 @@ from storage.volume_store import VolumeStore
 
 if TYPE_CHECKING:
     from storage.tracking import Tracker  # mlflow takes two seconds to import: only stages that are tracked pay for it
-    from tasks.stage import RunContext, Stage
+    from tasks.run.stage import RunContext, Stage
 
-COLUMNS = (  # what the table of runs shows
-    "evaluate/anatomy_pass_share",
-    "evaluate/nearest_training_distance",
-    "train-local/val/loss_ema",
-    "train-global/val/loss_ema",
-)
 logger = logging.getLogger("prdit.tracking")
 
 
@@ -56,7 +50,7 @@ class StageRecording:
         tags = self._context.tags | {"prdit.stage": stage, "prdit.key": key}
         if cached:
             tags["prdit.cached_from"] = cached_from or key
-        prefix = stage.replace("-", "_") + "."
+        prefix = (self._stage.section or stage) + "."
         params = {name: value for name, value in self._context.parameters.items() if name.startswith(prefix)}
         self._run_id = self.tracker.start_run(
             stage, parent=self._context.parent_run_id, source=f"prdit/{stage}", tags=tags, params=params
@@ -84,7 +78,7 @@ class StageRecording:
                 self._run_id, points, prefix=prefix, model_id=used if stage.kind == "report" and not cached else None
             )
         self.tracker.log_points(self._run_id, [{"step": 0, f"seconds/{stage.name}": seconds}])
-        if ref.kind.startswith("checkpoint-"):
+        if ref.kind == "checkpoint":
             log_checkpoint(self.tracker, self._run_id, ref)
         if not cached:
             for name in stage.files:
@@ -102,7 +96,7 @@ class StageRecording:
 
     def _used_model(self, tracker: "Tracker") -> str | None:
         """The model of the checkpoint that the stage read, or that its samples were drawn from, as input of the run."""
-        checkpoints = [ref for ref in self._inputs.values() if ref.kind.startswith("checkpoint-")]
+        checkpoints = [ref for ref in self._inputs.values() if ref.kind == "checkpoint"]
         checkpoint = checkpoints[-1] if checkpoints else None
         if "samples" in self._inputs:
             checkpoint = input_ref(self._inputs["samples"], "checkpoint")
@@ -151,7 +145,7 @@ def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
     info = load_checkpoint_info(checkpoint)
     model, view = info["model"], info["view"]
     facts = {
-        "kind": checkpoint.kind,
+        "family": info["family"],
         "step": info["step"],
         "volume_size": view["size"],
         "voxel_mm": view["edge"] * info["spacing_mm"] / view["size"],
@@ -161,7 +155,9 @@ def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
     facts = {name: value for name, value in facts.items() if value is not None}
     files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / CHECKPOINT]
     tracker.log_file(run_id, files[-1])
-    tracker.log_model(run_id, checkpoint.kind, files, digest=checkpoint.digest, step=int(info["step"]), facts=facts)
+    tracker.log_model(
+        run_id, f"checkpoint-{info['family']}", files, digest=checkpoint.digest, step=int(info["step"]), facts=facts
+    )
 
 
 def _without_places(provenance: dict[str, Any]) -> dict[str, Any]:

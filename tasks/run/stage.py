@@ -1,4 +1,4 @@
-"""The one way a stage runs: key, lock, verified hit or fresh work, commit, MLflow child run (`tasks/recording.py`).
+"""The one way a stage runs: key, lock, verified hit or fresh work, commit, MLflow child run (`tasks/run/recording.py`).
 
 A stage's body is a plain function that writes into its directory. A hit is verified by hash before it is used: a missing or damaged
 artifact is computed again, and said so. A failed or killed stage leaves its `work/` folder, from which the next try goes on.
@@ -33,7 +33,7 @@ from storage.artifacts import (
 )
 from storage.errors import StorageError
 from storage.files import fsync_directory
-from tasks.recording import COLUMNS, StageRecording
+from tasks.run.recording import StageRecording
 
 if TYPE_CHECKING:  # mlflow takes two seconds to import: only stages that are tracked pay for it
     from storage.tracking import Tracker
@@ -51,6 +51,7 @@ class RunContext(BaseModel):
         parent_run_id: MLflow run that the stages' runs are children of.
         tags: tags of every run.
         parameters: the settings people compare runs by, by dotted key; a stage's run shows those of its stage.
+        columns: metrics that the table of runs shows.
         repeat_command: the command that repeats this run, for the report.
     """
 
@@ -62,6 +63,7 @@ class RunContext(BaseModel):
     parent_run_id: str | None = None
     tags: dict[str, str] = {}
     parameters: dict[str, Any] = {}
+    columns: tuple[str, ...] = ()
     repeat_command: str | None = None
 
     def tracker(self) -> "Tracker | None":
@@ -70,7 +72,7 @@ class RunContext(BaseModel):
             return None
         from storage.tracking import Tracker
 
-        return Tracker(self.tracking_uri, self.experiment, commit=git_commit(), columns=COLUMNS)
+        return Tracker(self.tracking_uri, self.experiment, commit=git_commit(), columns=self.columns)
 
 
 Point = dict[str, Any]
@@ -89,6 +91,7 @@ class Stage:
             shows the numbers of the one that ran.
         figures: names of the metrics whose last values stand for the stage; all where empty.
         streams: whether the body sends its points itself while it runs.
+        section: dotted key of its settings in a configuration; its name where empty.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Stage:
     points: Callable[[Path], list[Point]] = field(default=lambda directory: [], compare=False)
     figures: tuple[str, ...] = ()
     streams: bool = False
+    section: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
-"""A trained model from a checkpoint artifact: safetensors and JSON in, a network ready to run out."""
+"""A trained model from a checkpoint artifact: safetensors and JSON in, a module ready to run out."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import torch
 
-from prdit_models.diffusion.cosine import CosineProcess, process_from_dict
-from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.process import Process, process_from_dict
+from prdit_models.families.family import FAMILIES, Family
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.networks.build import Network, build_network
-from prdit_models.networks.config import NetworkConfig, network_config
 from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
-from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info, load_tensors
-from tasks.train.config import ViewConfig
+from storage.checkpoints import CHECKPOINT_FORMAT, WEIGHTS_FILES, load_checkpoint_info, load_tensors
+from tasks.model.view import ViewConfig
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,9 @@ class CheckpointInfo:
     """What `checkpoint.json` says, typed.
 
     Attributes:
-        kind: `checkpoint-local`, `checkpoint-global` or `checkpoint-refiner`.
-        model: shape of the network, or of the cascade.
-        process: the process it was trained with.
+        family: name of the model family.
+        model: description of the model, by its family.
+        process: the process it was trained with; None for a family without one.
         window: Hounsfield window mapped to the model's range.
         view: box and size of the volumes it was trained on.
         spacing_mm: voxel distance of the training store's level 0.
@@ -32,13 +30,13 @@ class CheckpointInfo:
         label_column, label_values: what the model's integer labels mean; empty without labels.
     """
 
-    kind: str
-    model: NetworkConfig
-    process: CosineProcess | FlowProcess
+    family: str
+    model: dict[str, Any]
+    process: Process | None
     window: HounsfieldWindow
     view: ViewConfig
     spacing_mm: float
-    step: int
+    step: int = 0
     axes: str = "zyx"
     label_column: str = ""
     label_values: tuple[str, ...] = ()
@@ -47,9 +45,9 @@ class CheckpointInfo:
     def from_json(cls, info: dict[str, Any]) -> Self:
         """From the content of `checkpoint.json`."""
         return cls(
-            kind=info["kind"],
-            model=network_config(info["model"]),
-            process=process_from_dict(info["process"]),
+            family=info["family"],
+            model=info["model"],
+            process=None if info["process"] is None else process_from_dict(info["process"]),
             window=HounsfieldWindow(**info["intensity"]),
             view=ViewConfig.model_validate(info["view"]),
             spacing_mm=float(info["spacing_mm"]),
@@ -58,6 +56,30 @@ class CheckpointInfo:
             label_column=info.get("labels", {}).get("column", ""),
             label_values=tuple(info.get("labels", {}).get("values", ())),
         )
+
+    def to_json(self, *, step: int, seed: int, gates: dict[str, Any]) -> dict[str, Any]:
+        """Content of `checkpoint.json` (docs/architecture.md).
+
+        Args:
+            step: optimiser steps of the weights.
+            seed: of the training.
+            gates: its losses.
+        """
+        labels = {"labels": {"column": self.label_column, "values": list(self.label_values)}}
+        return {
+            "format_version": CHECKPOINT_FORMAT,
+            "family": self.family,
+            "model": self.model,
+            "process": None if self.process is None else self.process.to_dict(),
+            "intensity": asdict(self.window),
+            "view": self.view.model_dump(mode="json"),
+            "axes": self.axes,
+            "spacing_mm": self.spacing_mm,
+            "step": step,
+            "seed": seed,
+            "gates": gates,
+            **(labels if self.label_column else {}),
+        }
 
     def label_index(self, value: str) -> int:
         """The integer of a label.
@@ -70,22 +92,36 @@ class CheckpointInfo:
         return self.label_values.index(value)
 
     @property
+    def of_family(self) -> Family:
+        """The family itself. Raises: ValueError: it is not installed."""
+        return FAMILIES[self.family]
+
+    @property
     def voxel_mm(self) -> float:
         """Voxel distance of what the model sees and makes, mm."""
         return self.view.voxel_mm(self.spacing_mm)
 
 
 def load_info(checkpoint: Ref) -> CheckpointInfo:
-    """Shape, process, window and view of a checkpoint, without its weights.
+    """Family, model, process, window and view of a checkpoint, without its weights.
 
     Raises: StorageError: there is no readable checkpoint at the reference.
     """
     return CheckpointInfo.from_json(load_checkpoint_info(checkpoint))
 
 
+def load_state(checkpoint: Ref, weights: Literal["ema", "raw"]) -> dict[str, torch.Tensor]:
+    """One of a checkpoint's two sets of weights.
+
+    Raises: StorageError: the file is missing or unreadable.
+    """
+    arrays = load_tensors(checkpoint.path / WEIGHTS_FILES[weights])
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}
+
+
 def load_model(
     checkpoint: Ref, weights: Literal["ema", "raw"], device: torch.device, *, attention: str = "auto"
-) -> tuple[Network, CheckpointInfo]:
+) -> tuple[torch.nn.Module, CheckpointInfo]:
     """The model of a checkpoint in evaluation mode, without gradients.
 
     Args:
@@ -98,8 +134,7 @@ def load_model(
         ValueError: keys or shapes are not this network's, or values not finite; every one is listed.
     """
     info = load_info(checkpoint)
-    path = checkpoint.path / WEIGHTS_FILES[weights]
-    state = {key: torch.from_numpy(value) for key, value in load_tensors(path).items()}
-    model = build_network(info.model, attention=attention)
-    load_weights(model, state, f"They come from {path}; the model is described in checkpoint.json beside it.")
+    model = info.of_family.build(info.model, attention=attention)
+    remedy = f"They come from {checkpoint.path / WEIGHTS_FILES[weights]}; the model is described in checkpoint.json beside it."
+    load_weights(model, load_state(checkpoint, weights), remedy)
     return model.to(device).eval().requires_grad_(False), info

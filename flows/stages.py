@@ -1,0 +1,118 @@
+"""The table of stages: what runs after what. The flow, the deployments, the command line and the cache read it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from flows.config import PipelineConfig, config_names, load_config
+from storage.artifacts import Ref
+from tasks.evaluate.stage import evaluate_stage
+from tasks.ingest.stage import ingest_stage
+from tasks.run.config import StageConfig
+from tasks.run.progress import Advance
+from tasks.run.stage import RunContext, StageOutcome
+from tasks.sample.stage import sample_stage
+from tasks.split.stage import split_stage
+from tasks.train.stage import train
+
+Inputs = Mapping[str, Ref]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage of a configuration.
+
+    Attributes:
+        name: of the stage.
+        what: what a run up to it gives, in a few words.
+        inputs: stage that gives an input, by the input's role.
+        config: its settings.
+        run: (inputs by role, context, progress) -> outcome.
+    """
+
+    name: str
+    what: str
+    inputs: dict[str, str]
+    config: StageConfig
+    run: Callable[[Inputs, RunContext, Advance], StageOutcome]
+
+
+def rows(config: PipelineConfig) -> dict[str, Row]:
+    """The stages of a configuration by name, in order."""
+    trainings = list(config.trainings)
+    real = {"store": "ingest", "split": "split"}
+    found = [
+        Row("ingest", "volume store: a verdict for every series", {}, config.ingest, partial(_ingest, config)),
+        Row("split", "split: a role for every patient", {"store": "ingest"}, config.split, partial(_split, config)),
+    ]
+    for name, training in config.trainings.items():
+        start = {training.start: training_row(training.start)} if training.start else {}
+        what = f"checkpoint of training {name!r}"
+        found.append(Row(training_row(name), what, real | start, training, partial(_train, config, name)))
+    found += [
+        Row(
+            "sample",
+            "sampled volumes",
+            {"checkpoint": training_row(trainings[-1])},
+            config.sample,
+            partial(_sample, config),
+        ),
+        Row(
+            "evaluate",
+            "metrics and report",
+            {"samples": "sample", **real},
+            config.evaluate,
+            partial(_evaluate, config),
+        ),
+    ]
+    return {row.name: row for row in found}
+
+
+def training_row(name: str) -> str:
+    """Name of the stage of a training."""
+    return f"train-{name}"
+
+
+def stage_names() -> tuple[str, ...]:
+    """Every stage that some named configuration has, its trainings enabled; in the order of the pipeline."""
+    trainings = dict.fromkeys(training_row(name) for each in config_names() for name in load_config(each).recipe)
+    return ("ingest", "split", *trainings, "sample", "evaluate")
+
+
+def needed(table: Mapping[str, Row], last: str, given: Mapping[str, Ref]) -> tuple[str, ...]:
+    """Names of the stages that must run for `last`, in order; what is given needs none.
+
+    Raises: ValueError: there is no such stage.
+    """
+    if last not in table:
+        raise ValueError(f"stage {last!r} is none of this configuration, which has {', '.join(table)}")
+    wanted, open_ = set(), [last]
+    while open_:
+        name = open_.pop()
+        if name not in wanted and name not in given:
+            wanted.add(name)
+            open_ += table[name].inputs.values()
+    return tuple(name for name in table if name in wanted)
+
+
+def _ingest(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
+    if config.source is None:
+        raise ValueError("source is not given: name the folder with the DICOM series that ingest is to read")
+    return ingest_stage(Path(config.source), Path(config.store), config.ingest, context, progress)
+
+
+def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
+    return split_stage(inputs["store"], config.split, context)
+
+
+def _train(config: PipelineConfig, name: str, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
+    return train(name, dict(inputs), config.recipe[name], context, progress)
+
+
+def _sample(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
+    return sample_stage(inputs["checkpoint"], config.sample, context, progress)
+
+
+def _evaluate(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
+    return evaluate_stage(inputs["samples"], inputs["store"], inputs["split"], config.evaluate, context, progress)

@@ -1,0 +1,183 @@
+"""What families have in common whose one network undoes the noise of a process: losses, validation, sampling."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prdit_models.diffusion.guidance import Guided
+from prdit_models.diffusion.process import Process
+from prdit_models.diffusion.sampling import sample
+from prdit_models.families.family import Batch, Callback, Losses, Request, Training
+from prdit_models.networks.prdit import trainable_parameters
+
+_VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds compare
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """Settings of every denoiser.
+
+    Attributes:
+        preset: published preset, `size/patch/depth`.
+        time_distribution: of the times of training batches; `logit-normal` favours the middle of the schedule (Esser et al. 2024).
+        logit_mean, logit_std: of logit-normal times.
+
+    Raises: ValueError: at construction, for a value out of range.
+    """
+
+    preset: str
+    time_distribution: Literal["uniform", "logit-normal"] = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.logit_std > 0:
+            raise ValueError(f"logit_std is {self.logit_std}; expected above 0.")
+
+
+class Denoiser:
+    """A family of one network that predicts what its process asks for; see `Family` for the methods.
+
+    The module is called as `module(x, t)` or, with classes, `module(x, t, labels)`, and has `config` with `volume_size`,
+    `in_channels` and `num_classes`.
+    """
+
+    title = "denoiser"
+    processes: tuple[str, ...] = ("cosine", "flow")
+    scale = 1
+    turns: tuple[str, ...] = ("main",)
+
+    def optimizers(self, module: nn.Module, training: Training) -> dict[str, torch.optim.Optimizer]:
+        """AdamW over all trained parameters (SPEC §4)."""
+        return {"main": adamw([({"lr": training.lr}, trainable_parameters(module))], training.weight_decay)}
+
+    def losses(
+        self, turn: str, network: Callable[..., Any], batch: Batch, training: Training, generator: torch.Generator
+    ) -> Losses | None:
+        """Losses of the process at random times (SPEC §2, §3.1)."""
+        process, (x_t, t, eps) = _process(training), self.noised(batch, training, generator)
+        labels = () if batch.labels is None else (_dropped(batch, generator),)
+        output = network(x_t, process.model_time(t), *labels)
+        return process.losses(output.float(), batch.volumes, eps, t)
+
+    def noised(self, batch: Batch, training: Training, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch at random times: (x_t, t, eps)."""
+        process, settings, x0 = _process(training), training.settings, batch.volumes
+        t = process.draw_times(
+            len(x0),
+            generator,
+            distribution=settings.time_distribution,
+            mean=settings.logit_mean,
+            std=settings.logit_std,
+        )
+        eps = process.noise(tuple(x0.shape), generator)
+        return process.q_sample(x0, t, eps), t, eps
+
+    @torch.no_grad()
+    def validate(
+        self, module: nn.Module, volumes: Tensor, labels: Tensor | None, training: Training, batch_size: int
+    ) -> dict[str, float]:
+        """Mean loss at each of the process's validation times, and their mean as `loss`; float64 means over volumes."""
+        process, device = _process(training), next(module.parameters()).device
+        found = {}
+        for name, time in process.validation_times().items():
+            seed = _VALIDATION_SEED + int(name.removeprefix("t"))
+            total = 0.0
+            for start in range(0, len(volumes), batch_size):
+                x0 = volumes[start : start + batch_size]
+                places = range(start, start + len(x0))
+                eps = torch.stack([_noise(process, tuple(x0.shape[1:]), seed + 1000 * place) for place in places])
+                x0, eps = x0.to(device), eps.to(device)
+                t = time.to(device).expand(len(x0))
+                shown = () if labels is None else (labels[start : start + batch_size].to(device),)
+                output = module(process.q_sample(x0, t, eps), process.model_time(t), *shown)
+                total += float(process.losses(output.float(), x0, eps, t)["loss"]) * len(x0)
+            found[name] = total / len(volumes)
+        return {"loss": sum(found.values()) / len(found)} | found
+
+    def evaluations(self, process: Process | None, request: Request) -> int:
+        """Evaluations of the network."""
+        return _known(process).evaluations(request.sampler)
+
+    def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
+        """Refuse a sampler the process does not have, and a label the model does not know.
+
+        Raises: ValueError: see above.
+        """
+        self.evaluations(process, request)
+        if request.label is not None and not description.get("num_classes", 0):
+            raise ValueError(
+                f"A label was asked for (sample.label) of a {self.title} that was trained without labels. Leave it out, or name "
+                "the column of labels in the training (label_column)."
+            )
+
+    def generate(
+        self,
+        module: nn.Module,
+        process: Process | None,
+        request: Request,
+        generators: Sequence[torch.Generator],
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Volumes by the process's sampler (SPEC §3); see `Family.generate`."""
+        config: Any = module.config
+        device = next(module.parameters()).device
+        denoiser: Any = module
+        if request.label is not None:
+            labels = torch.full((len(generators),), request.label, device=device)
+            denoiser = Guided(module, labels, request.guidance_scale)
+        result = sample(
+            denoiser,
+            _known(process),
+            request.sampler,
+            volume_size=config.volume_size,
+            generators=generators,
+            in_channels=config.in_channels,
+            device=device,
+            callback=callback,
+        )
+        return result.x0 if request.output == "image" else result.x
+
+
+def adamw(
+    groups: Sequence[tuple[dict[str, float], Sequence[nn.Parameter]]], weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW as published (SPEC §4): betas 0.9 and 0.999, eps 1e-8.
+
+    Args:
+        groups: (options such as `{"lr": 1e-4}`, parameters), empty ones are left out.
+        weight_decay: of all groups.
+    """
+    return torch.optim.AdamW(
+        [{"params": list(parameters), **options} for options, parameters in groups if parameters],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=weight_decay,
+        fused=True,
+    )
+
+
+def _known(process: Process | None) -> Process:
+    if process is None:
+        raise ValueError("A denoiser needs a process; the training or checkpoint names none.")
+    return process
+
+
+def _process(training: Training) -> Process:
+    return _known(training.process)
+
+
+def _noise(process: Process, shape: tuple[int, ...], seed: int) -> Tensor:
+    return process.noise(shape, torch.Generator().manual_seed(seed))
+
+
+def _dropped(batch: Batch, generator: torch.Generator) -> Tensor:
+    """Labels of a batch, some of them left out for guidance (Ho & Salimans 2022)."""
+    labels = batch.labels
+    if labels is None:
+        raise ValueError("The batch has no labels.")
+    draws = torch.rand(len(labels), generator=generator, device=generator.device)
+    return torch.where(draws < batch.label_dropout, batch.no_label, labels)

@@ -1,0 +1,217 @@
+"""What a model family is, and the table of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prdit_models.diffusion.process import Process
+from prdit_models.diffusion.sampler import Sampler
+from prdit_models.registry import Registry
+
+Description = dict[str, Any]
+Losses = dict[str, Tensor]
+Callback = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a family shapes its model by.
+
+    Attributes:
+        size: edge of its volumes in voxels.
+        voxel_mm: their voxel distance.
+        process: the process it is trained with; None for a family without one.
+        num_classes: integer labels of the training volumes; 0: none.
+        start: description of the model it starts from; None for a family that starts from nothing.
+    """
+
+    size: int
+    voxel_mm: float
+    process: Process | None
+    num_classes: int = 0
+    start: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one evaluation of the losses works on.
+
+    Attributes:
+        volumes: model range, shape (B, C, D, H, W), on the training's device.
+        labels: integers, shape (B,); None without labels.
+        no_label: the integer that stands for "no label".
+        label_dropout: share of volumes to be shown without their label.
+    """
+
+    volumes: Tensor
+    labels: Tensor | None = None
+    no_label: int = 0
+    label_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a family is trained: what stays the same from step to step.
+
+    Attributes:
+        settings: of the family's own type.
+        process: the process; None for a family without one.
+        lr, weight_decay: of the configuration, for the optimisers.
+    """
+
+    settings: Any
+    process: Process | None
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a trained model.
+
+    Attributes:
+        sampler: how volumes are drawn, for families with a process.
+        output: `image`: the model's own image estimate at the last evaluation; `state`: where the sampler ends.
+        label: integer label; None: without.
+        guidance_scale: classifier-free guidance towards the label; 1: none.
+    """
+
+    sampler: Sampler
+    output: str = "image"
+    label: int | None = None
+    guidance_scale: float = 1.0
+
+
+class Family(Protocol):
+    """What can be trained and sampled. One object per family; what differs between trainings comes in by arguments.
+
+    Attributes:
+        title: in words, for reports: `local denoiser`.
+        settings: frozen dataclass of its settings; its `__post_init__` refuses what no training can have.
+        processes: names of the processes it works with, its default first; empty for a family without one.
+        offers: what its checkpoint is to a training that starts from it, empty for nothing.
+        needs: what it starts from, one of the others' `offers`; empty for a family that starts from nothing.
+        scale: edge of its volumes relative to those of the model it starts from.
+        turns: names of its optimisers in the order in which they step.
+    """
+
+    title: str
+    settings: type[Any]
+    processes: tuple[str, ...]
+    offers: str
+    needs: str
+    scale: int
+    turns: tuple[str, ...]
+
+    def describe(self, settings: Any, given: Given) -> Description:
+        """Everything `build` needs, as JSON values: what a checkpoint stores of the model.
+
+        Raises: ValueError: settings that do not fit each other, the volume size, the process or the model below.
+        """
+
+    def build(
+        self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
+    ) -> nn.Module:
+        """A fresh module of a description; its parameters and buffers are what a checkpoint stores.
+
+        Args:
+            description: as `describe` gave it.
+            attention: backend, see `prdit_models.networks.attention.BACKENDS`; only for families with attention.
+            checkpointing: recompute activations in the backward pass instead of keeping them.
+        """
+
+    def begin(self, module: nn.Module, settings: Any, start: Mapping[str, Tensor] | None) -> None:
+        """Turn a fresh module into the start of a training: initial weights, those of the model below, and what is frozen.
+
+        Args:
+            module: from `build`, on the CPU.
+            settings: of the family's type.
+            start: weights of the model below; None for a family that starts from nothing.
+        Raises: ValueError: weights that do not fit.
+        """
+
+    def optimizers(self, module: nn.Module, training: Training) -> dict[str, torch.optim.Optimizer]:
+        """One optimiser per turn, over parameters that are trained; no parameter in two of them."""
+
+    def losses(
+        self, turn: str, network: Callable[..., Any], batch: Batch, training: Training, generator: torch.Generator
+    ) -> Losses | None:
+        """What one optimiser minimises on a batch, under `loss`, and its parts: 0-d tensors.
+
+        Args:
+            turn: which optimiser steps.
+            network: the module, or compiled code of it.
+            batch: volumes and labels.
+            training: settings and process.
+            generator: the only source of random numbers, on the volumes' device.
+        Returns: None where this optimiser makes no step this time.
+        """
+
+    def validate(
+        self, module: nn.Module, volumes: Tensor, labels: Tensor | None, training: Training, batch_size: int
+    ) -> dict[str, float]:
+        """Losses on fixed volumes with fixed noise, `loss` and its parts; the same numbers whenever weights are the same.
+
+        Args:
+            module: where it was put.
+            volumes: (V, C, D, H, W), on the CPU.
+            labels: (V,) or None.
+            training: settings and process.
+            batch_size: volumes computed together at most.
+        """
+
+    def evaluations(self, process: Process | None, request: Request) -> int:
+        """Evaluations of the network that drawing takes, for progress."""
+
+    def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
+        """Refuse what cannot be drawn. Raises: ValueError: why, and what to do instead."""
+
+    def generate(
+        self,
+        module: nn.Module,
+        process: Process | None,
+        request: Request,
+        generators: Sequence[torch.Generator],
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One volume per generator, model range, not clipped, shape (B, C, D, H, W).
+
+        Volume i depends on generator i alone, not on the batch.
+
+        Args:
+            module: in evaluation mode, where it runs.
+            process: the process it was trained with.
+            request: how to draw.
+            generators: on the CPU, one for each volume.
+            callback: called as (evaluations done, of all, image estimate).
+        """
+
+
+FAMILIES: Registry[Family] = Registry(
+    "family",
+    "prdit.families",
+    {
+        "local": "prdit_models.families.local:FAMILY",
+        "global": "prdit_models.families.global_:FAMILY",
+        "refiner": "prdit_models.families.refiner:FAMILY",
+    },
+    needs=(
+        *("title", "settings", "processes", "offers", "needs", "scale", "turns"),
+        *("describe", "build", "begin", "optimizers", "losses", "validate", "evaluations", "check", "generate"),
+    ),
+)
+
+
+def family_of(description: Mapping[str, Any]) -> str:
+    """Name of the family whose networks a description is of, for models that come from elsewhere.
+
+    Raises: ValueError: of none that recognises its own (by a method `fits(description)`).
+    """
+    for name in FAMILIES.names():
+        fits = getattr(FAMILIES[name], "fits", None)
+        if fits and fits(description):
+            return name
+    raise ValueError(f"No family recognises a model of {sorted(description)}.")

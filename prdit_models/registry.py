@@ -1,0 +1,89 @@
+"""Tables of named things to which an installed package can add a row."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import resolve_name
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named things: our rows, and those of other installed packages.
+
+    A row says where the thing is, `package.module:NAME`; it is imported when it is asked for by name. Another package adds one as
+    an entry point of the table's group (docs/extending.md):
+
+        [project.entry-points."prdit.families"]
+        toy = "toy_package:TOY"
+
+    Args:
+        what: one of the things in words, for messages.
+        group: entry-point group.
+        rows: our own.
+        needs: attributes that a thing must have.
+    """
+
+    def __init__(self, what: str, group: str, rows: Mapping[str, str], needs: Sequence[str] = ()) -> None:
+        self.what = what
+        self.group = group
+        self._rows = dict(rows)
+        self._needs = tuple(needs)
+        self._found: dict[str, T] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """Every name, ours first.
+
+        Raises: ValueError: a name is registered twice.
+        """
+        return tuple(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __getitem__(self, name: str) -> T:
+        """The thing of a name.
+
+        Raises: ValueError: no such name, a row that cannot be imported, or a thing that lacks something.
+        """
+        if name in self._found:
+            return self._found[name]
+        if name not in self._places:
+            raise ValueError(f"Unknown {self.what} {name!r}; there are {', '.join(self._places)}.")
+        place, owner = self._places[name]
+        try:
+            found: T = resolve_name(place)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"The {self.what} {name!r} of {owner} cannot be imported from {place!r} ({type(error).__name__}: {error}). "
+                f"Mend or uninstall {owner}."
+            ) from error
+        if missing := [need for need in self._needs if not hasattr(found, need)]:
+            raise ValueError(
+                f"The {self.what} {name!r} of {owner} ({place}) lacks {', '.join(missing)}; a {self.what} has "
+                f"{', '.join(self._needs)}."
+            )
+        self._found[name] = found
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, str]]:
+        """(where, whose) by name."""
+        places = {name: (place, "prdit") for name, place in self._rows.items()}
+        for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+            owner = _owner(point)
+            if point.name in places:
+                place, first = places[point.name]
+                if (place, first) == (point.value, owner):  # one distribution found twice on the path
+                    continue
+                raise ValueError(
+                    f"The {self.what} {point.name!r} is registered twice: by {first} ({place}) and by {owner} ({point.value}). "
+                    "Rename one of them or uninstall its package."
+                )
+            places[point.name] = (point.value, owner)
+        return places
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an installed package"

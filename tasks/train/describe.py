@@ -1,0 +1,88 @@
+"""What a training will make, before it is made: the checkpoint's description from its configuration and the one below."""
+
+from prdit_models.diffusion.process import PROCESSES, Process
+from prdit_models.families.family import FAMILIES, Given
+from prdit_models.intensity import HounsfieldWindow
+from tasks.model.checkpoint import CheckpointInfo
+from tasks.model.view import IntensityConfig, ViewConfig
+from tasks.train.config import TrainingConfig
+
+
+def describe(
+    config: TrainingConfig, start: CheckpointInfo | None, spacing_mm: float, label_values: tuple[str, ...] = ()
+) -> CheckpointInfo:
+    """Family, model, process, window and view of the checkpoint a training makes.
+
+    Args:
+        config: of the training.
+        start: the checkpoint it starts from; None for a training from nothing.
+        spacing_mm: voxel distance of the store's level 0.
+        label_values: values of its label column; empty without labels.
+    Raises: ValueError: settings, process, view or start that do not go together.
+    """
+    family = FAMILIES[config.family]
+    if start is None:
+        intensity = config.intensity or IntensityConfig()
+        view, window, axes = config.view or ViewConfig(), HounsfieldWindow.of_mapping(**intensity.model_dump()), "zyx"
+    else:
+        _check_offer(config, start)
+        view, window, axes = _view_above(start.view, family.scale), start.window, start.axes
+    process = _process(config, start)
+    given = Given(
+        size=view.size,
+        voxel_mm=view.voxel_mm(spacing_mm),
+        process=process,
+        num_classes=len(label_values),
+        start=None if start is None else start.model,
+    )
+    return CheckpointInfo(
+        family=config.family,
+        model=family.describe(config.settings, given),
+        process=process,
+        window=window,
+        view=view,
+        spacing_mm=spacing_mm,
+        axes=axes,
+        label_column=config.label_column or "",
+        label_values=label_values,
+    )
+
+
+def _check_offer(config: TrainingConfig, start: CheckpointInfo) -> None:
+    family, offered = FAMILIES[config.family], start.of_family.offers
+    if offered != family.needs:
+        raise ValueError(
+            f"family {config.family!r} starts from a {family.needs}, got a {start.of_family.title} (family {start.family!r}, "
+            f"which is {'a ' + offered if offered else 'nothing to start from'})."
+        )
+
+
+def _view_above(below: ViewConfig, scale: int) -> ViewConfig:
+    size = scale * below.size
+    if below.edge % size:
+        raise ValueError(
+            f"The model below sees {below.edge} voxels as {below.size}; one level up is {size}, which does not divide "
+            f"{below.edge}. There is no finer level to refine to."
+        )
+    return below.model_copy(update={"size": size})
+
+
+def _process(config: TrainingConfig, start: CheckpointInfo | None) -> Process | None:
+    """Its own, else that of the training it starts from, else the family's default; None for a family without one."""
+    processes = FAMILIES[config.family].processes
+    inherited = start.process if start else None
+    own: Process | None = config.process
+    if own is not None and inherited is not None and own != inherited:
+        raise ValueError(
+            f"process {own.to_dict()} differs from that of the training it starts from, {inherited.to_dict()}; leave it out "
+            "here, or use the same."
+        )
+    if not processes:
+        return None
+    process = own or inherited or PROCESSES[processes[0]]()
+    if process.name not in processes:
+        raise ValueError(
+            f"family {config.family!r} works with the process {' or '.join(processes)}, not with {process.name!r} of the "
+            "training it starts from."
+        )
+    return process
