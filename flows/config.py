@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -24,6 +24,7 @@ from tasks.train.settings import SettingsError
 # Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
 RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "gates"})
 _NAME = r"^[a-z0-9][a-z0-9-]*$"
+_GROUP = "prdit.configurations"
 
 
 class PipelineConfig(BaseModel):
@@ -66,6 +67,8 @@ class PipelineConfig(BaseModel):
         for gate, names in (("max_loss_ratio", self.gates.max_loss_ratio), ("below_start", self.gates.below_start)):
             if unknown := sorted(set(names) - set(self.recipe)):
                 raise ValueError(f"gates.{gate} names {', '.join(unknown)}; the recipe has {', '.join(self.recipe)}")
+        if first := [name for name in self.gates.below_start if self.recipe[name].start is None]:
+            raise ValueError(f"gates.below_start names {', '.join(first)}, which starts from no other training")
         return self
 
     @property
@@ -81,9 +84,10 @@ class PipelineConfig(BaseModel):
         found: dict[str, CheckpointInfo] = {}
         for name, training in self.trainings.items():
             if training.start is not None and training.start not in found:
-                off = " (which is there, but not enabled)" if training.start in self.recipe else ""
+                later = "comes later" if training.start in self.trainings else "is not enabled"
+                why = f", which {later}" if training.start in self.recipe else ""
                 raise ValueError(
-                    f"recipe.{name}.start is {training.start!r}{off}; it must name an earlier training: "
+                    f"recipe.{name}.start is {training.start!r}{why}; it must name an earlier training: "
                     f"{', '.join(found) or 'there is none'}"
                 )
             start = found[training.start] if training.start else None
@@ -96,7 +100,8 @@ class PipelineConfig(BaseModel):
 
     def digest(self) -> str:
         """`sha256:…` of what makes this the configuration it is: settings that change results, and gates; no path, no device."""
-        return "sha256:" + sha256_json(self._identity(self.trainings))
+        order = list(self.trainings)  # the last is sampled
+        return "sha256:" + sha256_json(self._identity(order) | {"order": order})
 
     def tags(self) -> dict[str, str]:
         """How a run says what it runs: the named configuration, which keys differ from it, and the digest.
@@ -130,19 +135,30 @@ class ConfigError(ValueError):
 @cache
 def _named_files() -> dict[str, Path]:
     """YAML files by name: ours, and those of packages that name a folder of theirs in the group `prdit.configurations`."""
-    folders = {"prdit": Path(str(files("flows.configs")))}
-    for point in entry_points(group="prdit.configurations"):
-        folders[point.dist.name if point.dist else point.name] = Path(str(files(point.value)))
+    places = [(point.dist.name if point.dist else point.name, point.value) for point in entry_points(group=_GROUP)]
     found: dict[str, Path] = {}
-    for owner, folder in folders.items():
-        for path in sorted(folder.rglob("*.yaml")):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found and found[name] != path:
-                raise ConfigError(
-                    f"the configuration {name!r} is registered twice: {found[name]}, and {path} of {owner}. Rename one of them."
-                )
-            found[name] = path
+    for owner, package in (("prdit", "flows.configs"), *places):
+        for folder in _folders(owner, package):
+            for path in sorted(folder.rglob("*.yaml")):
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                if name in found and found[name] != path:
+                    raise ConfigError(
+                        f"the configuration {name!r} is registered twice: {found[name]}, and {path} of {owner}. "
+                        "Rename one of them."
+                    )
+                found[name] = path
     return found
+
+
+def _folders(owner: str, package: str) -> list[Path]:
+    """Where a package lies; one without `__init__.py` may lie in several folders."""
+    try:
+        return [Path(path) for path in import_module(package).__path__]
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the configurations of {owner} cannot be read: {package!r}, which it names in the entry-point group {_GROUP}, is "
+            f"no package that can be imported ({type(error).__name__}: {error}). Mend or uninstall {owner}."
+        ) from error
 
 
 def config_names() -> list[str]:
@@ -231,27 +247,44 @@ def explain(error: ValidationError) -> str:
             lines += [f"  {key}.{line}" for line in str(found).splitlines()]
         elif problem["type"] == "value_error":
             lines.append(f"  {key + ': ' if key else ''}{found}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: not given, and it has no default")
         else:
             lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
     return "\n".join(lines)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, nested keys one by one; settings of a family or process that `above` replaces are dropped."""
+    """`above` over `below`, nested keys one by one.
+
+    Where both name a family, or a process, and not the same one, what `below` set for its own is dropped.
+    """
     result = dict(below)
-    if above.get("family", below.get("family")) != below.get("family"):
+    if _differ("family", below, above):
         result.pop("settings", None)
     for key, value in above.items():
         known = result.get(key)
-        if key == "process" and isinstance(known, str):
-            known = {"name": known}
-        if not (isinstance(value, dict) and isinstance(known, dict)) or (
-            key == "process" and value.get("name", known.get("name")) != known.get("name")
+        if key == "process":
+            known, value = _by_name(known), _by_name(value)
+        if (
+            isinstance(value, dict)
+            and isinstance(known, dict)
+            and not (key == "process" and _differ("name", known, value))
         ):
-            result[key] = value
-        else:
             result[key] = merge(known, value)
+        else:
+            result[key] = value
     return result
+
+
+def _differ(key: str, below: dict[str, Any], above: dict[str, Any]) -> bool:
+    """Whether both have a key, with another value each."""
+    return key in below and key in above and below[key] != above[key]
+
+
+def _by_name(process: Any) -> Any:
+    """A process given by name alone, as a mapping."""
+    return {"name": process} if isinstance(process, str) else process
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,11 +34,14 @@ def columns(config: PipelineConfig) -> tuple[str, ...]:
 
 
 def run_parameters(config: PipelineConfig) -> dict[str, Any]:
-    """`configuration`, its name, then settings by dotted key: those of `compared`, and what was changed from the name's."""
+    """`configuration`, its name, then settings by dotted key: those of `compared`, and what was changed from the name's.
+
+    A configuration without a base shows what is not a default, of its trainings what they are compared by.
+    """
     settings = config.model_dump(mode="json")
     values = dict(leaves(settings))
-    named = load_config(config.base).model_dump(mode="json") if config.base else settings
-    shown = {*compared(config), *differing(settings, named)} - PLACES - _NAMED_ELSEWHERE
+    named = load_config(config.base) if config.base else PipelineConfig(recipe=config.recipe)
+    shown = {*compared(config), *differing(settings, named.model_dump(mode="json"))} - PLACES - _NAMED_ELSEWHERE
     return {"configuration": config.base or "custom"} | {key: values[key] for key in values if key in shown}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, Heads
 from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, prepared
-from prdit_models.diffusion.sampler import SAMPLERS, Sampler
+from prdit_models.diffusion.sampler import Sampler, stepper_of
 from prdit_models.diffusion.schedule import Step, num_evaluations, plan
 from prdit_models.diffusion.times import logit_normal
 
@@ -182,7 +182,7 @@ class CosineProcess:
 
         Raises: ValueError: there is no such sampler of this process, or no such schedule.
         """
-        SAMPLERS[sampler.name].stepper(self.name)
+        stepper_of(sampler.name, self.name)
         return num_evaluations(sampler, self.num_steps)
 
     def integrate(
@@ -212,7 +212,7 @@ class CosineProcess:
         x, done = fresh_noise(), 0
         previous: tuple[Step, Tensor] | None = None
         heads = Heads(x, x)
-        parametrize, stepper = PARAMETRIZATION[sampler.parametrization], SAMPLERS[sampler.name].stepper(self.name)
+        parametrize, stepper = PARAMETRIZATION[sampler.parametrization], stepper_of(sampler.name, self.name)
 
         def evaluate(state: Tensor, t: float, sin: float, cos: float) -> Heads:
             nonlocal done, heads

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, prepared
-from prdit_models.diffusion.sampler import SAMPLERS, Sampler
+from prdit_models.diffusion.sampler import SAMPLERS, Sampler, stepper_of
 from prdit_models.diffusion.times import logit_normal
 
 
@@ -94,17 +94,21 @@ class FlowProcess:
         share = t.view(-1, *[1] * (x0.dim() - 1)).to(x0.device)
         return (1.0 - share) * eps + share * x0
 
-    def losses(self, model_output: Tensor, x0: Tensor, eps: Tensor, t: Tensor | None = None) -> dict[str, Tensor]:
-        """Mean squared error of the velocity (B, C, D, H, W), as 0-d batch mean; it does not depend on the times.
+    def sample_losses(self, velocity: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+        """Mean squared error of the velocity (B, C, D, H, W) for each volume, shape (B,).
 
         Raises: ValueError: if shapes do not fit.
         Source: SPEC §3.1.
         """
-        self._check_output(model_output, x0)
-        return {"loss": (model_output - (x0 - eps)).square().flatten(1).mean(1).mean()}
+        self._check_output(velocity, x0)
+        return (velocity - (x0 - eps)).square().flatten(1).mean(1)
+
+    def losses(self, model_output: Tensor, x0: Tensor, eps: Tensor, t: Tensor | None = None) -> dict[str, Tensor]:
+        """What a training minimises, `loss`: the mean of `sample_losses`; it does not depend on the times."""
+        return {"loss": self.sample_losses(model_output, x0, eps).mean()}
 
     def reconstruct(self, x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-        """The volume a velocity (B, C, D, H, W) points to from x_t at times t (B,): x_t + (1-t)·v."""
+        """The volume a velocity (B, C, D, H, W) points to from x_t at times t, (B,) or 0-d: x_t + (1-t)·v."""
         return x_t + (1.0 - t.view(-1, *[1] * (x_t.dim() - 1))) * velocity
 
     def evaluations(self, sampler: Sampler) -> int:
@@ -113,7 +117,7 @@ class FlowProcess:
         Raises: ValueError: there is no such sampler of this process, or it cannot make that number of evaluations.
         """
         solver = SAMPLERS[sampler.name]
-        solver.stepper(self.name)
+        stepper_of(sampler.name, self.name)
         if sampler.parametrization != "velocity":
             raise ValueError(
                 f"Flow matching predicts its velocity, got parametrization {sampler.parametrization!r}; use 'velocity'."
@@ -138,7 +142,7 @@ class FlowProcess:
         """
         solver, done = SAMPLERS[sampler.name], 0
         num_intervals = self.evaluations(sampler) // (2 if solver.both_ends else 1)
-        stepper = solver.stepper(self.name)
+        stepper = stepper_of(sampler.name, self.name)
         grid = [step / num_intervals for step in range(num_intervals + 1)]
         x = fresh_noise()
         x0 = x
@@ -148,7 +152,7 @@ class FlowProcess:
             found = model(state, self.model_time(torch.tensor(t, device=state.device))).to(state.dtype)
             self._check_output(found, state)
             done += 1
-            x0 = state + (1.0 - t) * found
+            x0 = self.reconstruct(state, found, torch.tensor(t, device=state.device))
             report(done, x0)
             return found
 

@@ -78,3 +78,18 @@ class Sampler:
                 f"predictor_step {self.predictor_step} with sampler {self.name!r}, which has none; leave it out or use "
                 "'predictor-corrector'."
             )
+
+
+def stepper_of(name: str, process: str) -> Any:
+    """How a sampler makes a step on a process.
+
+    Raises: ValueError: there is no such sampler, or it does not work with the process.
+    """
+    found = SAMPLERS[name].steppers
+    if process not in found:
+        known = ", ".join(other for other in SAMPLERS.names() if process in SAMPLERS[other].steppers)
+        raise ValueError(
+            f"Sampler {name!r} works with {', '.join(found)}, not with the process {process!r}, which is sampled by: {known} "
+            "(sample.sampler)."
+        )
+    return found[process]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from prdit_models.diffusion.parametrization import Estimates
-from prdit_models.diffusion.sampler import SAMPLERS
 from prdit_models.diffusion.schedule import Step
 
 SDE_ETA = 0.5  # share of fresh noise; 1 is the reverse SDE itself, whose 20-step spread is off by 4 % on Gaussian data
@@ -111,19 +110,6 @@ class Solver:
 
     steppers: Mapping[str, Callable[..., Tensor]]
     both_ends: bool = False
-
-    def stepper(self, process: str) -> Callable[..., Tensor]:
-        """The stepper for a process.
-
-        Raises: ValueError: there is none; the message names the samplers of that process.
-        """
-        if process not in self.steppers:
-            known = [name for name in SAMPLERS.names() if process in SAMPLERS[name].steppers]
-            raise ValueError(
-                f"This sampler has no step for the process {process!r}; it works with {', '.join(self.steppers)}. Samplers of "
-                f"{process!r} (sample.sampler): {', '.join(known)}."
-            )
-        return self.steppers[process]
 
 
 EULER = Solver({"cosine": predictor_corrector, "flow": euler_in_time})

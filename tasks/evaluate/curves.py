@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from prdit_models.metrics.histogram import HistogramSum
 from storage.errors import DamagedArtifactError
-from tasks.evaluate.measures import HistogramSum
 
 INK, PALE, ACCENT, SECOND = "#1f2933", "#b8c2cc", "#0b6e6e", "#c2571a"
 DPI = 170

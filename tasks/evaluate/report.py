@@ -11,26 +11,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from prdit_models.metrics.anatomy import Limit
+from prdit_models.metrics.distances import RANDOM_SUFFIX
+from prdit_models.metrics.histogram import HistogramSum
+from prdit_models.metrics.metric import METRICS
 from storage.artifacts import Ref
 from storage.errors import StorageError
 from storage.files import write_bytes_atomic
 from storage.geometry import Volume
 from tasks.evaluate.curves import draw_histograms, draw_losses, read_metrics
 from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_facts, trace
-from tasks.evaluate.measures import RANDOM_SUFFIX, HistogramSum
 from tasks.evaluate.slices import WINDOWS, draw_volume, png_bytes
 from tasks.model.checkpoint import CheckpointInfo, load_info
 
-TITLES = {
-    "fid": "FID",
-    "mmd": "MMD",
-    "hu_mean_real": "Mean, real",
-    "hu_mean_generated": "Mean, generated",
-    "hu_std_real": "Standard deviation, real",
-    "hu_std_generated": "Standard deviation, generated",
-    "hu_std_ratio": "Standard deviation, generated / real",
-    "hu_histogram_distance": "Wasserstein distance of HU histograms",
-}
 ANATOMY_CARDS = {  # a figure and the one it is read beside
     "anatomy_pass_share": ("Samples that could be a chest", "anatomy_pass_share_real"),
     "nearest_training_distance": ("Samples to nearest training volume", "nearest_training_distance_held_out"),
@@ -43,6 +35,7 @@ CARDS = {
     "hu_histogram_distance": "HU histogram distance",
 }
 RANDOM_WORDS = " (random features)"
+OWN_METRICS = ("anatomy", "copies", "distances", "hu")  # whose figures have sections of the page
 _LOSS_PREFIX = "val/loss_"
 
 
@@ -124,9 +117,10 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         title=title,
         anatomy_cards={name: card for name, card in ANATOMY_CARDS.items() if name in figures},
         cards=cards(figures),
-        distances=[name for name in figures if name.startswith(("fid", "mmd"))],
+        distances=[name for name in figures if name in METRICS["distances"].titles],
         anatomy=anatomy_table(metrics),
-        hu=[name for name in figures if name.startswith("hu_")],
+        hu=[name for name in figures if name in METRICS["hu"].titles],
+        others=other_figures(figures),
         windows=WINDOWS,
         info=report.info,
         family=report.info.of_family.title,
@@ -175,13 +169,15 @@ def _training_title(node: Node) -> str:
 
 
 def title(name: str) -> str:
-    """A figure's name for people; on random features, FID and MMD say so wherever they stand."""
-    base = name.removesuffix(RANDOM_SUFFIX)
-    distance = base.removesuffix("_val")
-    if distance not in ("fid", "mmd"):
-        return TITLES[name]
-    side = "all real volumes" if distance == base else "held-out volumes only"
-    return f"{TITLES[distance]}{RANDOM_WORDS * (base != name)}, {side}"
+    """A figure's name for people: as its metric gives it, else the name itself."""
+    titles = {figure: text for metric in METRICS.names() for figure, text in METRICS[metric].titles.items()}
+    return titles.get(name, name)
+
+
+def other_figures(figures: dict[str, Any]) -> list[str]:
+    """Figures that have no place of their own on the page: those of other packages' metrics."""
+    ours = {figure for metric in OWN_METRICS for figure in METRICS[metric].titles}
+    return [name for name in figures if name not in ours and not name.startswith("anatomy_")]
 
 
 def cards(figures: dict[str, Any]) -> dict[str, str]:
@@ -196,7 +192,7 @@ def cards(figures: dict[str, Any]) -> dict[str, str]:
 
 def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a figure: title, unit, limits, (low, median, high) of both sides, how many generated are outside, distance."""
-    section, rows = metrics["anatomy"], []
+    section, rows = metrics["details"]["anatomy"], []
     for name, limit in section.get("limits", {}).items():
         allowed = Limit(**limit)
         row: dict[str, Any] = {"title": limit["title"], "unit": limit["unit"]}

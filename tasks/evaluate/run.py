@@ -2,31 +2,22 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from prdit_models.metrics.anatomy import LIMITS
+from prdit_models.metrics.distances import MIN_VOLUMES
+from prdit_models.metrics.histogram import histogram_of
+from prdit_models.metrics.metric import METRICS, Comparison, Figure, Hu, Setting, Side
 from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
 from storage.files import read_json, write_json_atomic, write_text_atomic
 from storage.volume_store import VolumeStore
-from tasks.evaluate.anatomy import (
-    Anatomy,
-    anatomy_figures,
-    copies_warning,
-    nearest_figures,
-    nearest_training,
-    spread_figures,
-    why_left_out,
-)
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import Extractor, load_extractor, volume_features
-from tasks.evaluate.measures import RANDOM_SUFFIX, Figure, HistogramSum, distance_figures, hu_figures
 from tasks.evaluate.report import ReportInput, render, write_pictures
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.compute import pick_device
@@ -36,11 +27,9 @@ from tasks.sample.run import STORE_NAME
 
 __all__ = ["RECIPE", "check", "evaluate"]
 
-RECIPE = 2
-FORMAT_VERSION = 2
-MIN_VOLUMES = 2
+RECIPE = 3
+FORMAT_VERSION = 3
 logger = logging.getLogger("prdit.evaluate")
-Hu = NDArray[np.float32]
 PROTOCOL = (
     "Real side: every volume of the split, training and validation together (the published protocol); figures ending in "
     "_val use held-out volumes only. Both sides are saturated to the checkpoint's Hounsfield window and mapped to the model's "
@@ -133,22 +122,30 @@ def evaluate(
         progress(finished, total)
 
     cache = directory / SCRATCH / "features" / extractor.digest.removeprefix("sha256:")[:16]
-    measure = partial(_measure, extractor, info, batch_size=config.batch_size, device=device, done=done)
-    real = measure(real_ids, read_real, cache / "real")
-    generated = measure(generated_ids, read_generated, cache / "generated")
     checkpoint = load_provenance(input_ref(samples, "checkpoint"))
-    trained_on_split = checkpoint["inputs"].get("split", {}).get("digest") == split.digest
-    figures, anatomy = _anatomy(real, generated, split, info.voxel_mm * view.size, trained_on_split=trained_on_split)
-    figures |= _distances(real, generated, _role(split, "val"), extractor, config)
-    figures |= hu_figures(real.histogram, generated.histogram)
-    metrics = _metrics(figures, extractor, config, record, info)
-    metrics |= {"anatomy": anatomy} | _sizes(split, generated_ids)
+    setting = Setting(
+        window=info.window,
+        voxel_mm=info.voxel_mm,
+        size=view.size,
+        trained_on_split=checkpoint["inputs"].get("split", {}).get("digest") == split.digest,
+        features=extractor.digest,
+        random_features=extractor.kind == "random",
+        num_bootstrap=config.num_bootstrap,
+        seed=config.bootstrap_seed,
+    )
+    measure = partial(_measure, extractor, setting, batch_size=config.batch_size, device=device, done=done)
+    roles = tuple("train" if name in _role(split, "train") else "val" for name in real_ids)
+    real = measure(real_ids, read_real, cache / "real", roles)
+    generated = measure(generated_ids, read_generated, cache / "generated", ())
+    compared = {name: METRICS[name].compare(real, generated, setting) for name in METRICS.names()}
+    metrics = _metrics(compared, extractor, config, record, info) | _sizes(split, generated_ids)
     write_json_atomic(directory / "metrics.json", metrics)
-    for sentence in filter(None, (anatomy["left_out"], anatomy["copies"])):
+    for sentence in metrics["warnings"]:
         logger.warning("%s", sentence)
+    anatomy, nearest = metrics["details"]["anatomy"], metrics["details"]["copies"]["nearest_training"]
     shown_real = _spread(_role(split, "val"), _role(split, "train"), config.num_shown)
     shown = generated_ids[: config.num_shown]
-    beside = {name: anatomy["nearest_training"][name] for name in shown if name in anatomy["nearest_training"]}
+    beside = {name: nearest[name] for name in shown if name in nearest}
     report = ReportInput(
         metrics=metrics,
         info=info,
@@ -157,11 +154,12 @@ def evaluate(
         samples=samples,
         store=store,
         split=split,
-        histograms=(real.histogram, generated.histogram),
+        histograms=(histogram_of(real, info.window), histogram_of(generated, info.window)),
         real=[
-            (f"{name} ({_role_of(split, name)})" if trained_on_split else name, read_real(name)) for name in shown_real
+            (f"{name} ({_role_of(split, name)})" if setting.trained_on_split else name, read_real(name))
+            for name in shown_real
         ],
-        generated=[(_caption(name, generated.anatomy[name], anatomy), read_generated(name)) for name in shown],
+        generated=[(_caption(name, anatomy), read_generated(name)) for name in shown],
         nearest=[
             (f"nearest to {name}: {near['volume_id']}, {near['distance_hu']:.0f} HU away", read_real(near["volume_id"]))
             for name, near in beside.items()
@@ -172,28 +170,20 @@ def evaluate(
     write_text_atomic(directory / "report.html", render(report, pictures))
 
 
-@dataclass(frozen=True)
-class Side:
-    """What is measured of one side: features (n, 2048) in the order of its ids, its HU histogram, anatomy by id."""
-
-    features: NDArray[np.float32]
-    histogram: HistogramSum
-    anatomy: dict[str, Anatomy]
-
-
 def _measure(
     extractor: Extractor,
-    info: CheckpointInfo,
+    setting: Setting,
     ids: Sequence[str],
     read: Callable[[str], Hu],
     cache: Path,
+    roles: tuple[str, ...],
     *,
     batch_size: int,
     device: torch.device,
     done: Callable[[int], None],
 ) -> Side:
-    """Features, HU histogram and anatomy of the volumes of one side, all of them saturated to the window."""
-    window = info.window
+    """Features of the volumes of one side, and what every metric keeps of them, all of them saturated to the window."""
+    window = setting.window
     features = volume_features(
         extractor,
         ids,
@@ -203,65 +193,38 @@ def _measure(
         device=device,
         done=done,
     )
-    histogram, anatomy = HistogramSum(window), {}
+    seen: dict[str, list[Any]] = {name: [] for name in METRICS.names()}
     for name in ids:
         hu = np.clip(read(name), window.lower_hu, window.upper_hu)
-        histogram.add(hu)
-        anatomy[name] = Anatomy.of(hu, info.voxel_mm)
+        for metric, kept in seen.items():
+            kept.append(METRICS[metric].of_volume(hu, setting))
         done(1)
-    return Side(features, histogram, anatomy)
-
-
-def _anatomy(
-    real: Side, generated: Side, split: Ref, box_mm: float, *, trained_on_split: bool
-) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Figures of anatomy, of nearest training volumes where the real side has them, and what stands behind them by volume."""
-    sides = {"real": list(real.anatomy.values()), "generated": list(generated.anatomy.values())}
-    left_out = why_left_out(sides["real"])
-    section: dict[str, Any] = {"left_out": left_out, "copies": "", "nearest_training": {}}
-    figures = {} if left_out else anatomy_figures(**sides)
-    if trained_on_split:
-        training = {name: real.anatomy[name] for name in _role(split, "train")}
-        held_out = [real.anatomy[name] for name in _role(split, "val")]
-        near = nearest_training(sides["generated"], training, box_mm)
-        figures |= nearest_figures(near, nearest_training(held_out, training, box_mm), len(training))
-        section["copies"] = copies_warning(figures)
-        section["nearest_training"] = {name: asdict(found) for name, found in zip(generated.anatomy, near, strict=True)}
-    figures |= spread_figures(**sides)
-    if not left_out:
-        section["limits"] = {name: asdict(limit) for name, limit in LIMITS.items()}
-        section |= {
-            side: {name: {"figures": seen.figures, "failed": seen.failed} for name, seen in volumes.items()}
-            for side, volumes in (("real", real.anatomy), ("generated", generated.anatomy))
-        }
-    return figures, section
-
-
-def _distances(
-    real: Side, generated: Side, val_ids: list[str], extractor: Extractor, config: EvaluateConfig
-) -> dict[str, Figure]:
-    """FID and MMD, held-out volumes by themselves too where there are enough; on random features their names say so."""
-    options: dict[str, int] = {"num_bootstrap": config.num_bootstrap, "seed": config.bootstrap_seed}
-    figures = distance_figures(real.features, generated.features, extractor.digest, **options)
-    held_out = [list(real.anatomy).index(name) for name in val_ids]
-    if len(held_out) >= MIN_VOLUMES:
-        beside = distance_figures(real.features[held_out], generated.features, extractor.digest, **options)
-        figures |= {f"{name}_val": figure for name, figure in beside.items()}
-    suffix = RANDOM_SUFFIX if extractor.kind == "random" else ""
-    return {name + suffix: figure for name, figure in figures.items()}
+    return Side(tuple(ids), features, seen, roles)
 
 
 def _metrics(
-    figures: dict[str, Figure],
+    compared: dict[str, Comparison],
     extractor: Extractor,
     config: EvaluateConfig,
     record: dict[str, Any],
     info: CheckpointInfo,
 ) -> dict[str, Any]:
-    """Content of `metrics.json`, but for what `_anatomy` and `_sizes` add."""
+    """Content of `metrics.json`, but for what `_sizes` adds.
+
+    Raises: ValueError: two metrics give a figure of the same name.
+    """
+    figures: dict[str, Figure] = {}
+    for name, comparison in compared.items():
+        if doubled := sorted(figures.keys() & comparison.figures.keys()):
+            raise ValueError(
+                f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives, too. Rename them."
+            )
+        figures |= comparison.figures
     return {
         "format_version": FORMAT_VERSION,
         "figures": {name: figure.to_json() for name, figure in figures.items()},
+        "warnings": [sentence for comparison in compared.values() for sentence in comparison.warnings],
+        "details": {name: comparison.details for name, comparison in compared.items()},
         "features": {
             "network": "MedicalNet 3D ResNet-50",
             "weights": extractor.kind,
@@ -306,11 +269,11 @@ def _role_of(split: Ref, name: str) -> str:
     return "held out" if name in _role(split, "val") else "training"
 
 
-def _caption(name: str, seen: Anatomy, section: dict[str, Any]) -> str:
+def _caption(name: str, anatomy: dict[str, Any]) -> str:
     """A generated volume's name and, where anatomy is judged, how it fares."""
-    if section["left_out"]:
+    if anatomy["left_out"]:
         return name
-    outside = ", ".join(LIMITS[figure].title for figure in seen.failed)
+    outside = ", ".join(LIMITS[figure].title for figure in anatomy["generated"][name]["failed"])
     return f"{name}: outside the limits of {outside}" if outside else f"{name}: inside all limits"
 
 

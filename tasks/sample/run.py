@@ -24,7 +24,7 @@ from tasks.sample.config import SampleConfig
 
 __all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
 
-RECIPE = 3
+RECIPE = 4
 STORE_NAME = "samples.zarr"
 _INT16 = np.iinfo(np.int16)
 logger = logging.getLogger("prdit.sample")

@@ -326,9 +326,9 @@ class Training:
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:
-    """Means of the steps of an interval, by name; of a skipped step only its loss is known."""
+    """Means over an interval by name, each over the steps that have it; a skipped step has a loss that is not a number."""
     names = dict.fromkeys(name for point in window for name in point)
-    values = {name: [point.get(name, math.nan) for point in window] for name in names}
+    values = {name: [point[name] for point in window if name in point] for name in names}
     return {f"train/{name}": sum(column) / len(column) for name, column in values.items()}
 
 

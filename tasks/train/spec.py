@@ -11,7 +11,7 @@ from tasks.run.stage import Stage
 from tasks.train.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
-RECIPE = 1
+RECIPE = 2
 EXIT_BAD_INPUT = 3
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 

@@ -37,7 +37,7 @@ def _training_step(model: PRDiT, process: CosineProcess) -> Callable[[], object]
     x0 = torch.rand(BATCH, 1, SIZE, SIZE, SIZE, generator=generator) * 2 - 1
 
     def step() -> None:
-        t, eps = process.draw_steps(BATCH, generator), process.noise(tuple(x0.shape), generator)
+        t, eps = process.draw_times(BATCH, generator), process.noise(tuple(x0.shape), generator)
         optimizer.zero_grad(set_to_none=True)
         process.losses(model(process.q_sample(x0, t, eps), t), x0, eps)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -102,7 +102,7 @@ def _train(network: Network, batch: int, precision: str) -> None:
     process, generator = CosineProcess(), torch.Generator().manual_seed(0)
     for _ in range(TRAIN_STEPS):
         x0 = torch.rand(batch, 1, *(network.config.volume_size,) * 3, generator=generator) * 2 - 1
-        t, eps = process.draw_steps(batch, generator), process.noise(tuple(x0.shape), generator)
+        t, eps = process.draw_times(batch, generator), process.noise(tuple(x0.shape), generator)
         x_t = process.q_sample(x0, t, eps)
         with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
             if isinstance(network, RefinedPRDiT):

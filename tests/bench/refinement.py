@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import Sampler
 from prdit_models.diffusion.sampling import sample as draw
 from prdit_models.metrics.fid import frechet_distance
@@ -28,7 +29,7 @@ from storage.files import read_json
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import load_extractor
-from tasks.model.checkpoint import CheckpointInfo, load_model
+from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.sample.run import volume_seed
 
 mpl.use("Agg")
@@ -40,13 +41,14 @@ SAMPLER = Sampler("predictor-corrector", 50)
 SHOWN_T = 300
 
 
-def open_refiner(path: Path) -> tuple[RefinedPRDiT, CheckpointInfo]:
+def open_refiner(path: Path) -> tuple[RefinedPRDiT, CheckpointInfo, Process]:
     ref = committed_ref(path)
-    if ref is None or ref.kind != "checkpoint-refiner":
+    if ref is None or ref.kind != "checkpoint" or load_info(ref).family != "refiner":
         raise ValueError(f"{path} is not the directory of a refiner's checkpoint")
     model, info = load_model(ref, "ema", torch.device("cpu"))
     assert isinstance(model, RefinedPRDiT)
-    return model, info
+    assert info.process is not None
+    return model, info, info.process
 
 
 def scan(store: VolumeStore, name: str, info: CheckpointInfo) -> Tensor:
@@ -61,26 +63,26 @@ def features(network: torch.nn.Module, volumes: Tensor) -> NDArray[np.float32]:
 
 @torch.no_grad()
 def compare(store: VolumeStore, path: Path, num_volumes: int) -> dict[str, object]:
-    model, info = open_refiner(path)
+    model, info, process = open_refiner(path)
     scans = torch.cat([scan(store, name, info) for name in store.volume_ids()])
     half_range_hu = (info.window.upper_hu - info.window.lower_hu) / 2
     distances = {}
     for t in TIMES:
-        eps = info.process.noise(tuple(scans.shape), torch.Generator().manual_seed(t))
+        eps = process.noise(tuple(scans.shape), torch.Generator().manual_seed(t))
         times = torch.full((len(scans),), t)
-        parts = model.forward_parts(info.process.q_sample(scans, times, eps), times)
+        parts = model.forward_parts(process.q_sample(scans, times, eps), times)
         distances[str(t)] = round(half_range_hu * float(low_frequency_loss(parts, 1).mean().sqrt()), 1)
     generators = [torch.Generator().manual_seed(volume_seed(42, index)) for index in range(num_volumes)]
-    size = info.model.volume_size
+    size = info.view.size
     drawn = torch.cat(
         [
-            draw(model, info.process, SAMPLER, volume_size=size, generators=generators[start : start + 2]).x
+            draw(model, process, SAMPLER, volume_size=size, generators=generators[start : start + 2]).x
             for start in range(0, num_volumes, 2)
         ]
     )
     network = load_extractor(EvaluateConfig()).network
     return {
-        "low_frequency_weight": read_json(path / "provenance.json")["config"]["low_frequency_weight"],
+        "low_frequency_weight": read_json(path / "provenance.json")["config"]["settings"]["low_frequency_weight"],
         "step": info.step,
         "fid": round(frechet_distance(features(network, scans), features(network, drawn)), 1),
         "mean_hu_minus_real": round(half_range_hu * float(drawn.mean() - scans.mean()), 1),
@@ -91,14 +93,14 @@ def compare(store: VolumeStore, path: Path, num_volumes: int) -> dict[str, objec
 
 @torch.no_grad()
 def pictures(store: VolumeStore, path: Path) -> None:
-    model, info = open_refiner(path)
+    model, info, process = open_refiner(path)
     ref = committed_ref(path)
     assert ref is not None
     held_out = read_json(input_ref(ref, "split").path / "split.json")["roles"]["val"][0]
     x0 = scan(store, held_out, info)
-    eps = info.process.noise(tuple(x0.shape), torch.Generator().manual_seed(0))
+    eps = process.noise(tuple(x0.shape), torch.Generator().manual_seed(0))
     time = torch.tensor([SHOWN_T])
-    estimate = model.forward_parts(info.process.q_sample(x0, time, eps), time)
+    estimate = model.forward_parts(process.q_sample(x0, time, eps), time)
     last: list[CascadeParts] = []
 
     class Recorded(torch.nn.Module):
@@ -109,7 +111,7 @@ def pictures(store: VolumeStore, path: Path) -> None:
             return last[0].upsampled + last[0].head
 
     generators = [torch.Generator().manual_seed(volume_seed(42, 0))]
-    drawn = draw(Recorded(), info.process, SAMPLER, volume_size=info.model.volume_size, generators=generators).x
+    drawn = draw(Recorded(), process, SAMPLER, volume_size=info.view.size, generators=generators).x
     rows = [
         {
             f"noised scan (t = {SHOWN_T}): model below": estimate.upsampled[:, -1:],

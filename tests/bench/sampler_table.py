@@ -24,9 +24,9 @@ from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.parametrization import Heads, from_velocity
 from prdit_models.diffusion.sampling import Denoiser, Sampler
 from prdit_models.diffusion.sampling import sample as draw
+from prdit_models.metrics.chest import Anatomy
 from storage.artifacts import committed_ref
 from storage.volume_store import VolumeStore
-from tasks.evaluate.anatomy import Anatomy
 from tasks.model.checkpoint import load_model
 from tasks.sample.run import volume_seed
 
@@ -70,7 +70,7 @@ def main() -> None:
                 model,
                 info.process,
                 sampler,
-                volume_size=info.model.volume_size,
+                volume_size=info.view.size,
                 generators=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + BATCH]],
             )
             for start in range(0, len(seeds), BATCH)

@@ -28,9 +28,8 @@ from storage.checkpoints import load_tensors, save_tensors
 from storage.errors import StorageError
 from storage.files import read_json, sha256_json
 from storage.volume_store import VolumeStore
+from tasks.model.view import ViewConfig, read_as_seen
 from tasks.sample.run import STORE_NAME
-from tasks.model.view import ViewConfig
-from tasks.model.view import read_as_seen
 from tests.bench.chest_resnet import WEIGHTS_SHA256, Size, load_network, network_input
 
 SAMPLES_FILE = "samples.json"

@@ -21,12 +21,15 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
 from flows import services as local
+from flows.config import load_config
+from flows.parameters import columns
+from flows.stages import rows
 from storage.files import read_json
 from storage.phantom import write_demo_data
-from tasks.run.recording import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STAGES = ("ingest", "split", "train-local", "train-global", "sample", "evaluate")
+TINY = load_config("tiny")
+STAGES = tuple(rows(TINY))
 CHANGED = "sample.seed"
 _FLAGS = (
     "--headless=new",
@@ -179,7 +182,8 @@ def _run_from_form(page: Page, services: local.Services, root: Path, seed: int) 
     page.click_text("Run")
     page.click_text("Custom run")
     page.wait(
-        lambda: _labels(page) == ["configuration", "source", "store", "overrides"], "the form with its four fields"
+        lambda: _labels(page) == ["configuration", "source", "store", "overrides", "stage"],
+        "the form with its five fields",
     )
     overrides = {"workdir": str(root / "work"), "sample": {"seed": seed}}
     _fill(page, "configuration", "tiny")
@@ -259,17 +263,18 @@ def _mlflow_runs(page: Page, services: local.Services, records: list[dict[str, A
     page.wait(lambda: len(_table(page).get("Run Name", [])) == len(records), "a row for every run")
     _close_assistant(page)
     assert [heading.text for heading in page.elements("h1, h2")] == ["Runs"], page.text
-    filled = {"Source", "Dataset", "Models", *COLUMNS}
-    columns = page.wait(lambda: not _empty(_table(page), filled) and _table(page), f"a value in every cell of {filled}")
+    figures = columns(TINY)
+    filled = {"Source", "Dataset", "Models", *figures}
+    table = page.wait(lambda: not _empty(_table(page), filled) and _table(page), f"a value in every cell of {filled}")
     page.shot("mlflow-runs")
-    assert set(columns["Source"]) == {"full-pipeline"}, columns
-    assert all(cell.startswith("CT at 4 mm (") for cell in columns["Dataset"]), columns
-    assert set(columns["Models"]) == {"checkpoint-global"}, columns
-    for name in COLUMNS:
-        shown = sorted(round(float(cell), 9) for cell in columns[name])
+    assert set(table["Source"]) == {"full-pipeline"}, table
+    assert all(cell.startswith("CT at 4 mm (") for cell in table["Dataset"]), table
+    assert set(table["Models"]) == {"checkpoint-global"}, table
+    for name in figures:
+        shown = sorted(round(float(cell), 9) for cell in table[name])
         stage = name.split("/")[0]
         assert shown == sorted(round(record["stages"][stage]["figures"][name], 9) for record in records), (name, shown)
-    return {name: columns[name] for name in sorted(filled)}
+    return {name: table[name] for name in sorted(filled)}
 
 
 def _empty(columns: dict[str, list[str]], names: set[str]) -> set[str]:

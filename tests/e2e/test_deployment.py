@@ -45,9 +45,12 @@ class Site:
         )
 
     def submit(self, deployment: str, **fields: Any) -> dict[str, Any]:
-        """Submit a deployment's form as the page does, with some fields filled in, and wait for the run's end."""
+        """Submit a deployment's form as the page does, with some fields filled in, and wait for the run's end.
+
+        The page shows a deployment's own parameters in place of the flow's defaults.
+        """
         found = local.call_api(self.services, "GET", f"/deployments/name/prdit/{deployment}")
-        parameters = page_submits(found["parameter_openapi_schema"]) | fields
+        parameters = page_submits(found["parameter_openapi_schema"]) | found["parameters"] | fields
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "enforce_parameter_schema": True}
         created = local.call_api(self.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)
 
@@ -115,7 +118,8 @@ def test_the_form_submitted_untouched_runs_exactly_the_named_configuration(site:
     ingest(site.root / "source", work / "store", demo.ingest)
     run = site.submit("split")
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
-    assert run["parameters"] == {"configuration": "demo", "source": "", "store": "", "overrides": {}}
+    untouched = {"configuration": "demo", "source": "", "store": "", "overrides": {}}
+    assert run["parameters"] == untouched | {"stage": "split"}
     record = read_json(work / "work" / "runs" / "latest.json")
     assert record["prefect_flow_run_id"] == run["id"]
     assert record["config_digest"] == demo.digest()
@@ -126,12 +130,13 @@ def test_the_form_submitted_untouched_runs_exactly_the_named_configuration(site:
 
 
 def test_an_unknown_setting_in_the_form_is_named_on_the_runs_page(site: Site) -> None:
-    text = json.dumps({"train_local": {"learning_rate": 0.1}})
+    text = json.dumps({"recipe": {"local": {"learning_rate": 0.1}}})
     run = site.submit("full-pipeline", overrides={"__prefect_kind": "json", "value": text})
     assert run["state_type"] == "FAILED"
-    assert "train_local.learning_rate: unknown key. Known here: arithmetic, " in run["state"]["message"]
-    with pytest.raises(local.ServiceError):
-        site.submit("full-pipeline", configuration="nothing")
+    assert "recipe.local.learning_rate: unknown key. Known here: accumulation, " in run["state"]["message"]
+    for wrong in ({"configuration": "nothing"}, {"stage": "train"}):
+        with pytest.raises(local.ServiceError):
+            site.submit("full-pipeline", **wrong)
 
 
 def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
@@ -148,7 +153,7 @@ def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
 
 def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
     long = {"steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
-    site.run("prdit/train-local", train_local=long)
+    site.run("prdit/train-local", recipe={"local": long})
     run_id = site.flow_runs()[0]["id"]
 
     def trainers() -> list[psutil.Process]:

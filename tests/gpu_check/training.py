@@ -66,7 +66,7 @@ def losses(setting: Setting, network: PRDiT, volumes: Tensor, precision: str, nu
         generator = torch.Generator().manual_seed(index)  # on the CPU: the same draws on every device
         chosen = torch.randint(0, len(volumes), (BATCH,), generator=generator)
         process = CosineProcess()
-        t, eps = process.draw_steps(BATCH, generator), process.noise((BATCH, *volumes.shape[1:]), generator)
+        t, eps = process.draw_times(BATCH, generator), process.noise((BATCH, *volumes.shape[1:]), generator)
         batch = Batch(volumes[chosen].to(setting.device), eps.to(setting.device, dtype), t.to(setting.device))
         found.append(step(batch)[0])
     return found

@@ -106,4 +106,4 @@ def random_batch(setting: Setting, config: ModelConfig, batch: int) -> Batch:
     shape = (batch, config.in_channels, *(config.volume_size,) * 3)
     process = CosineProcess()
     x0 = torch.rand(shape, generator=generator, device=setting.device) * 2 - 1
-    return Batch(x0, process.noise(shape, generator), process.draw_steps(batch, generator))
+    return Batch(x0, process.noise(shape, generator), process.draw_times(batch, generator))

@@ -14,8 +14,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.config import STAGES, load_config
-from flows.pipeline import full_pipeline
+from flows.config import load_config
+from flows.pipeline import pipeline
+from flows.stages import rows
 from storage.artifacts import Ref, load_provenance
 from storage.files import read_json
 from storage.phantom import write_demo_data
@@ -23,7 +24,7 @@ from storage.volume_store import VolumeStore
 
 pytestmark = pytest.mark.slow
 
-DEFAULT = set(STAGES) - {"train-refiner"}  # stage 3 is off unless asked for
+DEFAULT = set(rows(load_config("tiny")))  # stage 3 is off unless asked for
 DOWNSTREAM = {"train-global", "sample", "evaluate"}
 
 
@@ -34,9 +35,9 @@ class Story:
         self.root = root
         self.source = root / "source"
 
-    def run(self, **overrides: Any) -> dict[str, Any]:
+    def run(self, stage: str = "evaluate", **overrides: Any) -> dict[str, Any]:
         overrides = {"workdir": str(self.root / "work"), **overrides}
-        return full_pipeline("tiny", source=str(self.source), store=str(self.root / "store"), overrides=overrides)
+        return pipeline("tiny", str(self.source), str(self.root / "store"), overrides, stage)
 
     def ran(self, record: dict[str, Any]) -> set[str]:
         """The stages that did work in a run."""
@@ -132,16 +133,16 @@ def test_what_mlflow_has_names_no_place(story: Story, first: dict[str, Any]) -> 
 
 def test_the_configuration_a_run_leaves_repeats_it(story: Story, first: dict[str, Any]) -> None:
     left = sorted((story.root / "work" / "runs").glob("*/config.yaml"))[0]
-    again = full_pipeline(str(left))
+    again = pipeline(str(left))
     assert refs(again) == refs(first)
     assert again["config_digest"] == first["config_digest"] == load_config("tiny").digest()
 
 
 def test_another_learning_rate_trains_and_what_follows(story: Story, first: dict[str, Any]) -> None:
-    changed = story.run(train_global={"lr": 5e-4})
+    changed = story.run(recipe={"global": {"lr": 5e-4}})
     assert story.ran(changed) == DOWNSTREAM
     assert refs(changed)["train-global"].digest != refs(first)["train-global"].digest
-    everything = story.run(train_local={"lr": 5e-4})
+    everything = story.run(recipe={"local": {"lr": 5e-4}})
     assert story.ran(everything) == {"train-local", *DOWNSTREAM}
 
 
@@ -162,23 +163,47 @@ def test_a_flipped_byte_or_a_lost_checkpoint_trains_again(
 
 
 def test_runtime_settings_do_not_run_anything(story: Story, first: dict[str, Any]) -> None:
-    assert (
-        story.ran(story.run(ingest={"num_workers": 1}, sample={"batch_size": 1}, train_local={"log_every": 1})) == set()
-    )
+    recipe = {"local": {"log_every": 1}, "global": {"cache_mb": 0}}
+    assert story.ran(story.run(ingest={"num_workers": 1}, sample={"batch_size": 1}, recipe=recipe)) == set()
+
+
+def test_a_run_up_to_a_stage_finds_what_has_run(story: Story, first: dict[str, Any]) -> None:
+    record = story.run("train-local")
+    assert list(record["stages"]) == ["ingest", "split", "train-local"]
+    assert story.ran(record) == set()
+    assert {name: refs(first)[name] for name in record["stages"]} == refs(record)
+    assert (record["report"], record["config_digest"]) == (None, first["config_digest"])
+    assert set(record["gates"]) == {"local_loss_ratio", "local_val_loss_ema"}
+    run = MlflowClient(record["mlflow_uri"]).get_run(record["mlflow_run_id"])
+    assert run.data.tags["mlflow.source.name"] == "prdit/train-local"
 
 
 def test_the_refiner_is_a_switch_away(story: Story, first: dict[str, Any]) -> None:
-    refined = story.run(train_refiner={"enabled": True})
-    assert story.ran(refined) == {"train-refiner", "sample", "evaluate"}
+    """By its setting, or by naming its stage."""
+    trained = story.run("train-refiner")
+    assert story.ran(trained) == {"train-refiner"}
+    refined = story.run(recipe={"refiner": {"enabled": True}})
+    assert story.ran(refined) == {"sample", "evaluate"}
+    assert refs(refined)["train-refiner"] == refs(trained)["train-refiner"]
     assert (
-        load_provenance(refs(refined)["train-refiner"])["inputs"]["base"]["digest"]
+        load_provenance(refs(refined)["train-refiner"])["inputs"]["global"]["digest"]
         == refs(first)["train-global"].digest
     )
     sizes = [read_json(Path(record["metrics"]))["volume_size"] for record in (first, refined)]
     assert sizes == [16, 32]
     page = Path(refined["report"]).read_text()
-    assert "steps of stage 3" in page
-    assert "Checkpoint, stage 3" in page
+    assert "weights of a refiner after 10 steps" in page
+    assert "Checkpoint: refiner" in page
+
+
+def test_flow_matching_is_a_process_away(story: Story, first: dict[str, Any]) -> None:
+    """Another process of the first training is that of the second, and samples are drawn by it."""
+    record = story.run(recipe={"local": {"process": "flow"}}, sample={"sampler": "euler"})
+    assert story.ran(record) == {"train-local", *DOWNSTREAM}
+    processes = [
+        read_json(refs(record)[name].path / "checkpoint.json")["process"] for name in ("train-local", "train-global")
+    ]
+    assert processes == [{"name": "flow", "noise_std": 1.0, "num_steps": 1000, "prediction": "velocity"}] * 2
 
 
 def test_a_series_added_is_the_only_one_ingested(story: Story, first: dict[str, Any]) -> None:

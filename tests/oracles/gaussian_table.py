@@ -16,7 +16,7 @@ def table() -> str:
         "| sampler | schedule | " + " | ".join(f"n = {n}" for n in STEPS) + " |",
         "|---|---|" + "---|" * len(STEPS),
     ]
-    for name in SAMPLERS:
+    for name in SAMPLERS.names():
         for schedule in SCHEDULES:
             cells = []
             for steps in STEPS:

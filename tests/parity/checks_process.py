@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
-from prdit_models.diffusion.sampling import Sampler, SampleResult, evaluations, sample
+from prdit_models.diffusion.sampling import Sampler, SampleResult, sample
 from prdit_models.diffusion.schedule import plan, respaced_times
 from prdit_models.ema import ema_decay, ema_update
 from prdit_models.networks.prdit import PRDiT, trainable_parameters
@@ -59,7 +59,7 @@ def check_coefficients(folder: Path, entry: Entry) -> list[Measure]:
     stored, atol = arrays(folder, entry), entry["tolerance"]["atol_same_float32_order"]
     measures = []
     for label in sorted({match.group(1) for name in stored if (match := re.match(r"(n\d+)_t$", name))}):
-        steps = plan(Sampler("predictor-corrector", int(label[1:]), "published"), PUBLISHED)
+        steps = plan(Sampler("predictor-corrector", int(label[1:]), "published"))
         measures.append(exact(f"{label} times", np.array([int(step.t) for step in steps]), stored[f"{label}_t"]))
         for name in ("sin", "cos", "alpha", "noise"):
             found = np.array([getattr(step, name) for step in steps])
@@ -106,7 +106,7 @@ def check_sampler(folder: Path, entry: Entry) -> list[Measure]:
     last, image = tolerance["xs_last"], tolerance["x0"]
     return [
         exact("visited times", [int(t) for t in times], stored["t_visited"].tolist()),
-        exact("evaluations announced", evaluations(sampler, PUBLISHED), len(times)),
+        exact("evaluations announced", PUBLISHED.evaluations(sampler), len(times)),
         exact("noise draws left over", unused, 0),
         exact("states", len(trajectory), entry["len_xs"]),
         # intermediate states are larger than the last, so relative rounding is taken on the trajectory's own scale
@@ -138,7 +138,7 @@ def check_flow_sampler(folder: Path, entry: Entry) -> list[Measure]:
     states = torch.cat([trajectory[:-1:each], trajectory[-1:]])  # Heun's second evaluations are not states
     return [
         exact("evaluations", len(times), entry["nfe"]),
-        exact("evaluations announced", evaluations(sampler, FlowProcess()), entry["nfe"]),
+        exact("evaluations announced", FlowProcess().evaluations(sampler), entry["nfe"]),
         close(
             "states", states, stored["trajectory"], _state_atol(stored["trajectory"], {"suggested_atol": atol}), rtol
         ),
@@ -154,9 +154,9 @@ def check_flow_loss(folder: Path, entry: Entry) -> list[Measure]:
     }
     model, process = build(folder, siblings[entry["weights"]["base_seed"]]), FlowProcess()
     x0, eps, t = (tensor(stored[name]) for name in ("x_data", "x_noise", "t"))
-    x_t = process.interpolate(x0, t, eps)
+    x_t = process.q_sample(x0, t, eps)
     half = torch.full_like(t, entry["args"]["t_value"])
-    x_half = process.interpolate(x0, half, eps)
+    x_half = process.q_sample(x0, half, eps)
     found = {
         "x_t": x_t,
         "velocity": x0 - eps,

@@ -96,29 +96,31 @@ def test_third_party_table_is_complete() -> None:
     assert [name for name in missing if not name.startswith(platform_only)] == [], "run make third-party"
 
 
-def test_deployments_point_to_flows_and_the_pool(repository: Path) -> None:
+def test_deployments_are_the_flow_with_another_stage(repository: Path) -> None:
+    """`full-pipeline`, and one of every stage; the flow's own defaults are what the form shows but for the stage."""
     from flows.services import WORK_POOL
+    from flows.stages import stage_names
 
     content = yaml.safe_load((repository / "prefect.yaml").read_text())
     names = [item["name"] for item in content["deployments"]]
-    assert names == [
-        "full-pipeline",
-        "ingest",
-        "split",
-        "train-local",
-        "train-global",
-        "train-refiner",
-        "sample",
-        "evaluate",
-    ]
+    assert names == ["full-pipeline", *stage_names()]
     for item in content["deployments"]:
-        path, _, function = item["entrypoint"].partition(":")
-        expected = "full_pipeline" if item["name"] == "full-pipeline" else "through_" + item["name"].replace("-", "_")
-        assert function == expected
-        assert re.search(rf"^{function} = _entry_point\(", (repository / path).read_text(), re.M)
+        assert item["entrypoint"] == "flows/pipeline.py:pipeline"
+        assert item.get("parameters", {}) == ({} if item["name"] == "full-pipeline" else {"stage": item["name"]})
         assert item["work_pool"]["name"] == WORK_POOL
-        assert "parameters" not in item, "the flow's own defaults are what the form shows"
     assert content["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PRDIT_HOME }}"}}]
+
+
+def test_every_package_is_listed(repository: Path) -> None:
+    """A package that is not named in pyproject.toml would be missing from what `pip install` brings."""
+    setuptools = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = ("flows", "prdit_models", "storage", "tasks")
+    found = {
+        path.parent.relative_to(repository).as_posix().replace("/", ".")
+        for room in rooms
+        for path in (repository / room).rglob("__init__.py")
+    }
+    assert sorted(setuptools["packages"]) == sorted(found)
 
 
 def make(repository: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

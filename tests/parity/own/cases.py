@@ -169,7 +169,7 @@ def noising() -> Case:
 
     def product(dtype: torch.dtype) -> Values:
         noisy = CosineProcess().q_sample(placed(x0, dtype), steps, placed(eps, dtype))
-        return {"cosine": noisy, "flow": FlowProcess().interpolate(placed(x0, dtype), t, placed(eps, dtype))}
+        return {"cosine": noisy, "flow": FlowProcess().q_sample(placed(x0, dtype), t, placed(eps, dtype))}
 
     return Case(
         "noising",
@@ -308,7 +308,7 @@ def flow_loss() -> Case:
     @torch.no_grad()
     def product(dtype: torch.dtype) -> Values:
         process, model = FlowProcess(), placed(network(config, "flow"), dtype)
-        x_t = process.interpolate(placed(x0, dtype), t.to(dtype), placed(eps, dtype))
+        x_t = process.q_sample(placed(x0, dtype), t.to(dtype), placed(eps, dtype))
         return {"loss": process.sample_losses(model(x_t, process.model_time(t)), placed(x0, dtype), placed(eps, dtype))}
 
     return Case("flow loss", oracle, product)

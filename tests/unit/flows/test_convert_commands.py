@@ -51,7 +51,8 @@ def test_from_the_recorded_weights_to_samples_and_back(parity_dir: Path, tmp_pat
     save(tmp_path / "a.pt", content)
     imported = result("import-checkpoint", "a.pt")
     folder = tmp_path / ".prdit" / "imported" / sha256_file(tmp_path / "a.pt")[:12]
-    assert imported["ref"] == {"kind": "checkpoint-global", "uri": str(folder), "digest": imported["ref"]["digest"]}
+    assert imported["ref"] == {"kind": "checkpoint", "uri": str(folder), "digest": imported["ref"]["digest"]}
+    assert imported["checkpoint"]["family"] == "global"
     assert imported["checkpoint"] == read_json(folder / "checkpoint.json")
     assert (imported["checkpoint"]["step"], imported["checkpoint"]["process"]["noise_std"]) == (9, 0.5)
 
@@ -85,7 +86,7 @@ def test_text_says_what_was_recognised_and_assumed(tmp_path: Path) -> None:
     assert lines[2] == "axes zyx, 1.0 mm, the range stands for [-900, 500] HU"
     assert lines[3].endswith("HU of samples are nominal")
     assert "no weights under 'model'" in lines[4]
-    assert lines[5] == f"checkpoint-global: {tmp_path / 'here'}"
+    assert lines[5] == f"checkpoint: {tmp_path / 'here'}"
     assert json.loads(lines[6])["uri"] == str(tmp_path / "here")
 
 
@@ -139,7 +140,7 @@ def test_samples_of_an_import_are_compared_with_a_named_store(tmp_path: Path, mo
         asked.extend((ref, store, split))
         raise ValueError("measured")
 
-    monkeypatch.setattr("tasks.evaluate.stage.evaluate_stage", stand_in)
+    monkeypatch.setattr("flows.stages.evaluate_stage", stand_in)
     store = make_store(tmp_path / "store")
     grid = ("spacing_mm=8", "num_levels=1", "interpolation=linear")
     settings = [part for setting in grid for part in ("--set", f"ingest.{setting}")]

@@ -1,4 +1,4 @@
-"""The flows' parameters as Prefect's page shows and submits them: untouched, they are exactly the named configuration."""
+"""The flow's parameters as Prefect's page shows and submits them: untouched, they are exactly the named configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,20 @@ from prefect.utilities.schema_tools.hydration import HydrationContext, hydrate
 
 from flows import pipeline
 from flows.config import ConfigError, PipelineConfig, as_parameters, config_names, from_parameters, load_config
+from flows.stages import needed, rows, stage_names
+from storage.artifacts import Ref
 from tests.factories import page_submits
 
 # Custom run, submitted untouched, as recorded from the page (Prefect 3.8.8). The page's second design sends `overrides` as
 # {}, and Quick run sends no parameters at all.
-RECORDED = {"configuration": "demo", "source": "", "store": "", "overrides": {"__prefect_kind": "json", "value": "{}"}}
+RECORDED = {
+    "configuration": "demo",
+    "source": "",
+    "store": "",
+    "overrides": {"__prefect_kind": "json", "value": "{}"},
+    "stage": "evaluate",
+}
+STORE = {"ingest": Ref(kind="store", uri="/store", digest="sha256:0")}
 
 
 def deployments() -> list[dict[str, Any]]:
@@ -24,7 +33,7 @@ def deployments() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PipelineConfig, str]]:
-    """What the flows hand on, instead of running it."""
+    """What the flow hands on, instead of running it."""
     calls: list[tuple[PipelineConfig, str]] = []
     monkeypatch.setattr(pipeline, "run_through", lambda config, last: calls.append((config, last)))
     return calls
@@ -38,6 +47,8 @@ def test_the_form_of_every_deployment(deployment: dict[str, Any], repository: Pa
     assert page_submits(schema) == RECORDED
     fields = schema["properties"]
     assert fields["configuration"]["enum"] == config_names()
+    assert fields["stage"]["enum"] == list(stage_names())
+    assert set(deployment.get("parameters", {})) <= set(fields)
     assert all(len(field["description"]) > 40 for field in fields.values())
     assert "required" not in schema
 
@@ -48,7 +59,7 @@ def test_a_choice_and_nothing_else_is_that_configuration(
     name: str, overrides: Any, ran: list[tuple[PipelineConfig, str]]
 ) -> None:
     submitted = hydrate(RECORDED | {"configuration": name, "overrides": overrides}, HydrationContext())
-    pipeline.full_pipeline.fn(**submitted)
+    pipeline.pipeline.fn(**submitted)
     [(config, last)] = ran
     assert last == "evaluate"
     assert config == load_config(name)
@@ -59,25 +70,39 @@ def test_a_choice_and_nothing_else_is_that_configuration(
 
 def test_what_is_filled_in_lies_on_top(ran: list[tuple[PipelineConfig, str]]) -> None:
     given = {"configuration": "small", "source": " /data/ct\n", "store": "/data/store"}
-    pipeline.through_sample.fn(**given, overrides={"sample": {"num_volumes": 3}})
+    pipeline.pipeline.fn(**given, overrides={"sample": {"num_volumes": 3}}, stage="sample")
     expected = {"source": "/data/ct", "store": "/data/store", "sample": {"num_volumes": 3}}
     assert ran == [(load_config("small", expected), "sample")]
 
 
-def test_the_refiners_deployment_enables_it_and_says_so(ran: list[tuple[PipelineConfig, str]]) -> None:
-    pipeline.through_train_refiner.fn(configuration="tiny")
+@pytest.mark.parametrize("overrides", [{}, {"recipe": {"refiner": {"steps": 7}}}])
+def test_naming_the_refiners_stage_enables_it_and_says_so(
+    overrides: dict[str, Any], ran: list[tuple[PipelineConfig, str]]
+) -> None:
+    pipeline.pipeline.fn(configuration="tiny", store="/store", overrides=overrides, stage="train-refiner")
     [(config, last)] = ran
-    assert (config.train_refiner.enabled, last) == (True, "train-refiner")
-    assert config.stages(last) == ("split", "train-local", "train-global", "train-refiner")
+    assert (config.recipe["refiner"].enabled, last, config.store) == (True, "train-refiner", "/store")
+    assert config.recipe["refiner"].steps == (7 if overrides else 10)
+    assert needed(rows(config), last, STORE) == ("split", "train-local", "train-global", "train-refiner")
     assert config.tags()["prdit.config"] == "tiny+overrides"
+
+
+@pytest.mark.parametrize("stage", [name for name in stage_names() if name != "train-refiner"])
+def test_another_stage_leaves_the_refiner_off(stage: str, ran: list[tuple[PipelineConfig, str]]) -> None:
+    pipeline.pipeline.fn(configuration="tiny", stage=stage)
+    assert ran == [(load_config("tiny"), stage)]
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         (
-            {"configuration": "tiny", "overrides": {"train_local": {"rate": 1}}},
-            r"train_local\.rate: unknown key.*\blr\b",
+            {"configuration": "tiny", "overrides": {"recipe": {"local": {"rate": 1}}}},
+            r"recipe\.local\.rate: unknown key.*\blr\b",
+        ),
+        (
+            {"configuration": "tiny", "overrides": {"recipe": {"local": {"settings": {"rate": 1}}}}},
+            r"recipe\.local\.settings\.rate: unknown key.*\bpreset\b",
         ),
         ({"configuration": "nothing"}, "'nothing' is not a configuration of prdit; there are demo, "),
         ({"configuration": "tiny", "overrides": {"base": "small", "store": "x"}}, "base, store cannot be set here"),
@@ -85,12 +110,28 @@ def test_the_refiners_deployment_enables_it_and_says_so(ran: list[tuple[Pipeline
 )
 def test_what_cannot_run_is_refused_by_name(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        pipeline.full_pipeline.fn(**parameters)
+        pipeline.pipeline.fn(**parameters)
+
+
+def test_a_stage_that_the_configuration_lacks_is_refused(tmp_path: Path) -> None:
+    overrides = {"workdir": str(tmp_path / "work")}
+    with pytest.raises(
+        ValueError, match=r"stage 'train-other' is none of this configuration, which has ingest, split, "
+    ):
+        pipeline.pipeline.fn(configuration="tiny", overrides=overrides, stage="train-other")
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_cannot_be_sampled_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    overrides = {"workdir": str(tmp_path / "work"), "sample": {"label": "B"}}
+    with pytest.raises(ValueError, match="trained without labels"):
+        pipeline.pipeline.fn(configuration="tiny", overrides=overrides)
+    assert not (tmp_path / "work").exists()
 
 
 def test_ingest_without_a_source_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match="source is not given"):
-        pipeline.through_ingest.fn(configuration="tiny")
+        pipeline.pipeline.fn(configuration="tiny", stage="ingest")
 
 
 def test_a_file_is_its_base_with_the_rest_as_overrides(tmp_path: Path) -> None:

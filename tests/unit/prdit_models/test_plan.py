@@ -92,7 +92,7 @@ def _real_training_peak(config: ModelConfig, precision: str, checkpointing: bool
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
         for _ in range(2):
             x0, eps = (torch.randn(BATCH, 1, 32, 32, 32, generator=generator) for _ in range(2))
-            t = process.draw_steps(BATCH, generator)
+            t = process.draw_times(BATCH, generator)
             x_t = process.q_sample(x0, t, eps)
             with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
                 output = model(x_t, t)

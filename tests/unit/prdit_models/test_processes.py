@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from prdit_models.diffusion.cosine import CosineProcess, process_from_dict
+from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
+from prdit_models.diffusion.process import process_from_dict
 
 
 def _generators(*seeds: int) -> list[torch.Generator]:
@@ -82,17 +83,17 @@ def test_image_prediction_is_trained_by_the_velocity_it_implies() -> None:
 
 def test_logit_normal_steps_have_the_distribution_they_are_named_for() -> None:
     process = CosineProcess()
-    t = process.draw_steps(200_000, *_generators(0), distribution="logit-normal", mean=-0.8, std=0.8)
+    t = process.draw_times(200_000, *_generators(0), distribution="logit-normal", mean=-0.8, std=0.8)
     logit = torch.logit((t.double() + 0.5) / 1000)
     assert float(logit.mean()) == pytest.approx(-0.8, abs=0.01)
     assert float(logit.std()) == pytest.approx(0.8, abs=0.01)
     assert int(t.min()) >= 0
     assert int(t.max()) < 1000
-    uniform = process.draw_steps(100_000, *_generators(0)).double()
+    uniform = process.draw_times(100_000, *_generators(0)).double()
     assert float(uniform.mean()) == pytest.approx(499.5, abs=3)
     for settings in ({"distribution": "normal"}, {"distribution": "logit-normal", "std": 0.0}):
         with pytest.raises(ValueError, match="logit-normal' with std > 0"):
-            process.draw_steps(1, **settings)  # type: ignore[arg-type]
+            process.draw_times(1, **settings)  # type: ignore[arg-type]
 
 
 def test_processes_survive_a_checkpoint() -> None:
@@ -110,11 +111,11 @@ def test_processes_survive_a_checkpoint() -> None:
 def test_flow_is_a_straight_line_and_its_velocity_leads_to_the_end() -> None:
     process = FlowProcess()
     x0, eps, t = torch.full((2, 1, 1, 1, 1), 3.0), torch.full((2, 1, 1, 1, 1), -1.0), torch.tensor([0.25, 1.0])
-    x_t = process.interpolate(x0, t, eps)
+    x_t = process.q_sample(x0, t, eps)
     assert x_t.flatten().tolist() == [0.0, 3.0]
     assert process.reconstruct(x_t, x0 - eps, t).flatten().tolist() == [3.0, 3.0]
     assert process.sample_losses(torch.zeros_like(x0), x0, eps).tolist() == [16.0, 16.0]
     with pytest.raises(ValueError, match=r"times in \[0, 1\]"):
-        process.interpolate(x0, torch.tensor([0.0, 1.1]), eps)
+        process.q_sample(x0, torch.tensor([0.0, 1.1]), eps)
     with pytest.raises(ValueError, match="out_channels 1"):
         process.sample_losses(torch.zeros(2, 2, 1, 1, 1), x0, eps)

@@ -6,7 +6,7 @@ import torch
 
 from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.prdit import PRDiT
-from storage.artifacts import Kind, Ref, commit_artifact
+from storage.artifacts import Ref, commit_artifact
 from storage.checkpoints import save_tensors
 from storage.files import write_json_atomic, write_text_atomic
 
@@ -25,7 +25,7 @@ def tiny_model(seed: int = 0) -> PRDiT:
 
 def commit_checkpoint(
     directory: Path,
-    kind: Kind,
+    family: str,
     inputs: dict[str, Ref],
     *,
     model: PRDiT | None = None,
@@ -39,8 +39,8 @@ def commit_checkpoint(
     save_tensors(directory / "ema.safetensors", tensors)
     save_tensors(directory / "model.safetensors", {name: 0.5 * value for name, value in tensors.items()})
     info = {
-        "format_version": 1,
-        "kind": kind,
+        "format_version": 2,
+        "family": family,
         "model": TINY.to_dict(),
         "process": process or {"noise_std": 0.5, "num_steps": 1000},
         "intensity": {"lower_hu": -1000.0, "upper_hu": 1000.0},
@@ -52,8 +52,10 @@ def commit_checkpoint(
     }
     write_json_atomic(directory / "checkpoint.json", info)
     write_text_atomic(directory / "metrics.jsonl", metrics)
-    stage = kind.replace("checkpoint", "train")
-    return commit_artifact(directory, kind, stage=stage, recipe=1, inputs=inputs, config={"lr": 0.001, "stage": stage})
+    stage = f"train-{family}"
+    return commit_artifact(
+        directory, "checkpoint", stage=stage, recipe=1, inputs=inputs, config={"lr": 0.001, "stage": stage}
+    )
 
 
 def commit_pair(root: Path, store: Ref, split: Ref) -> tuple[Ref, Ref]:
@@ -63,6 +65,6 @@ def commit_pair(root: Path, store: Ref, split: Ref) -> tuple[Ref, Ref]:
     texts = [
         rows + ", ".join(f'"val/loss_t{t:03d}": {base + t / 10000}' for t in times) + "}\n" for base in (0.5, 0.25)
     ]
-    local = commit_checkpoint(root / "local", "checkpoint-local", {"store": store, "split": split}, metrics=texts[0])
+    local = commit_checkpoint(root / "local", "local", {"store": store, "split": split}, metrics=texts[0])
     inputs = {"store": store, "split": split, "local": local}
-    return local, commit_checkpoint(root / "global", "checkpoint-global", inputs, metrics=texts[1])
+    return local, commit_checkpoint(root / "global", "global", inputs, metrics=texts[1])

@@ -74,7 +74,7 @@ def test_the_checkpoint_made_of_them(trained: tuple[Ref, np.ndarray], tmp_path: 
     outcome = average_stage(ref, AverageConfig(sigma_rel=0.15), RunContext(workdir=tmp_path), lambda done, total: None)
     made = outcome.ref
     verify_artifact(made)
-    assert (made.kind, made.digest != ref.digest) == ("checkpoint-local", True)
+    assert (made.kind, made.digest != ref.digest) == ("checkpoint", True)
     expected = literal(weights, 0.15)
     model, _ = load_model(made, "ema", torch.device("cpu"))
     found = model.state_dict()[KEY].numpy()
@@ -93,7 +93,7 @@ def test_command(trained: tuple[Ref, np.ndarray], tmp_path: Path) -> None:
         app, ["ema", trained[0].uri, "--sigma-rel", "0.1", "--updates", "12", "--workdir", str(tmp_path), "--json"]
     )
     assert done.exit_code == 0, done.output
-    assert '"kind": "checkpoint-local"' in done.output
+    assert '"kind": "checkpoint"' in done.output
     refused = run(app, ["ema", trained[0].uri, "--sigma-rel", "0.9", "--workdir", str(tmp_path)])
     assert refused.exit_code == 1
     assert "expected a width" in refused.output

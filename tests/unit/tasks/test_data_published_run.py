@@ -35,14 +35,14 @@ def test_from_training_to_report(mapping: str, lower: float, tmp_path: Path) -> 
         local_config(**changes, intensity=intensity),
         global_config(steps=2, val_every=2),
     ):
-        spec = train_spec(config, store, split, tmp_path / type(config).__name__, below)
+        spec = train_spec(config, store, split, tmp_path / config.family, below)
         training = Training(assemble(spec), spec)
         training.run(lambda: False)
         below = _commit(spec)
         recorded = read_json(below.path / "checkpoint.json")["intensity"]
         assert recorded["mapping"] == mapping
         assert (recorded["model_lower"], recorded["model_upper"], recorded["upper_hu"]) == (lower, 1.0, 1200.0)
-        seen = training.assembly.train.batch([0, 1])
+        seen = training.assembly.data.batch([0, 1])
         assert float(seen.min()) == lower
         assert lower < float(seen.mean()) < 1.0
     assert below is not None

@@ -13,7 +13,9 @@ import scipy.stats
 import torch
 
 from prdit_models.intensity import HounsfieldWindow
+from prdit_models.metrics.distances import bootstrap_interval, distance_figures
 from prdit_models.metrics.fid import frechet_distance
+from prdit_models.metrics.histogram import HistogramSum, histogram_distance, hu_figures
 from prdit_models.metrics.medicalnet import random_medicalnet
 from storage.artifacts import Ref, commit_artifact
 from storage.files import read_json, sha256_file
@@ -21,7 +23,6 @@ from storage.volume_store import VolumeStore
 from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import load_extractor
-from tasks.evaluate.measures import HistogramSum, bootstrap_interval, distance_figures, histogram_distance, hu_figures
 from tasks.evaluate.run import check, evaluate
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
@@ -137,7 +138,7 @@ def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, R
     """The store's volumes are blobs of 128 mm: no chests, so generated ones are not judged as chests."""
     evaluate(data["samples"], data["store"], data["split"], config(), tmp_path, silent)
     metrics = read_json(tmp_path / "metrics.json")
-    reason = metrics["anatomy"]["left_out"]
+    reason = metrics["details"]["anatomy"]["left_out"]
     assert reason.startswith(
         "Anatomy figures are left out: 0 of 5 real volumes look like a chest in this view (most often outside"
     )
@@ -145,12 +146,12 @@ def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, R
     assert reason in html.unescape((tmp_path / "report.html").read_text())
     store, generated = VolumeStore.open(data["store"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
     training = {f"v{k}": np.clip(store.read_view(f"v{k}", 8, 16), -1000, 1000) for k in range(3)}
-    for name, found in metrics["anatomy"]["nearest_training"].items():
+    for name, found in metrics["details"]["copies"]["nearest_training"].items():
         volume = np.clip(generated.read_level(name).hu.astype(np.float32), -1000, 1000)
         unmoved = min(float(np.sqrt(np.square(volume - other).mean())) for other in training.values())
         assert 0 < found["distance_hu"] <= unmoved * (1 + 1e-6)
     figure = metrics["figures"]["nearest_training_distance"]
-    distances = [found["distance_hu"] for found in metrics["anatomy"]["nearest_training"].values()]
+    distances = [found["distance_hu"] for found in metrics["details"]["copies"]["nearest_training"].values()]
     assert (figure["value"], figure["n_real"], figure["n_generated"]) == (pytest.approx(np.median(distances)), 3, 3)
     assert metrics["figures"]["nearest_training_distance_min"]["value"] == pytest.approx(min(distances))
 
@@ -159,7 +160,7 @@ def test_volumes_the_model_never_saw_are_not_called_its_training_volumes(data: d
     other = make_split(tmp_path / "split", data["store"], ["v2", "v3", "v4"], ["v0", "v1"])
     evaluate(data["samples"], data["store"], other, config(), tmp_path / "out", silent)
     metrics = read_json(tmp_path / "out" / "metrics.json")
-    assert metrics["anatomy"]["nearest_training"] == {}
+    assert metrics["details"]["copies"]["nearest_training"] == {}
     assert not [name for name in metrics["figures"] if name.startswith("nearest")]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "earest training" not in page

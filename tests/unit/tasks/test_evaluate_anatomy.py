@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from prdit_models.metrics.anatomy import LIMITS
-from tasks.evaluate.anatomy import (
+from prdit_models.metrics.chest import (
     Anatomy,
     Nearest,
     anatomy_figures,
@@ -106,7 +106,7 @@ def test_the_reports_table_has_limits_ranges_and_counts() -> None:
     }
     limits = {name: vars(limit) for name, limit in LIMITS.items()}
     figures = {name: {"value": figure.value} for name, figure in anatomy_figures(*sides.values()).items()}
-    rows = anatomy_table({"anatomy": section | {"limits": limits}, "voxel_mm": 8.0, "figures": figures})
+    rows = anatomy_table({"details": {"anatomy": section | {"limits": limits}}, "voxel_mm": 8.0, "figures": figures})
     row = rows[-1]
     assert row["limits"] == (12.0, 80.0)  # 1.5 HU per mm
     assert row["generated"] == [20.0, 60.0, 100.0]

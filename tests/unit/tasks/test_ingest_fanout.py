@@ -7,9 +7,9 @@ from pathlib import Path
 from distributed import Client, LocalCluster
 
 from storage.volume_store import VolumeStore
-from tasks.run.fanout import Lost, fan_out
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.fanout import Lost, fan_out
 from tests.unit.storage.dicom_files import write_series
 
 

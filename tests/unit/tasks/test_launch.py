@@ -46,7 +46,7 @@ def test_configuration_in_reference_out(data: tuple[Ref, Ref], tmp_path: Path) -
     seen: list[tuple[int, int]] = []
     ref = start(spec, lambda done, total: seen.append((done, total)))
     verify_artifact(ref)
-    assert ref.kind == "checkpoint-local"
+    assert ref.kind == "checkpoint"
     assert seen[-1] == (6, 6)
     assert not resume_steps(spec.directory)  # the artifact is whole; resumable states are not kept beside it
 
@@ -75,8 +75,8 @@ def test_kill_minus_nine_then_again_gives_the_same_weights(data: tuple[Ref, Ref]
 def test_bad_input_comes_back_as_its_own_message(data: tuple[Ref, Ref], tmp_path: Path) -> None:
     first = train_spec(local_config(), *data, tmp_path / "local")
     local = start(first)
-    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "global", below=local)
-    with pytest.raises(ValueError, match=r"^noise_std 1.0 differs"):
+    spec = train_spec(global_config(process={"noise_std": 1.0}), *data, tmp_path / "global", start=local)
+    with pytest.raises(ValueError, match=r"^process .*'noise_std': 1\.0.* differs"):
         start(spec)
 
 

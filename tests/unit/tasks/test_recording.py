@@ -13,7 +13,7 @@ from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import load_tensors
 from storage.files import write_text_atomic
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
-from tasks.train.spec import LOCAL, METRICS
+from tasks.train.spec import METRICS, training_stage
 from tests.factories import make_data
 from tests.unit.tasks.checkpoints import commit_checkpoint
 
@@ -29,7 +29,8 @@ LAST = {
     "train-local/val/loss_t050": 0.4,
     "train-local/train/loss": 0.6,
 }
-PARAMETERS = {"configuration": "tiny", "train_local.lr": 0.1, "train_global.lr": 0.2}
+PARAMETERS = {"configuration": "tiny", "recipe.local.lr": 0.1, "recipe.global.lr": 0.2}
+LOCAL = training_stage("local")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ class Site:
             if run.tracker:
                 run.tracker.log_points(run.run_id, POINTS, prefix=f"{stage.name}/")
             inputs = {"store": self.store, "split": self.split}
-            return commit_checkpoint(run.directory, "checkpoint-local", inputs, metrics=lines)
+            return commit_checkpoint(run.directory, "local", inputs, metrics=lines)
 
         inputs = {"store": self.store, "split": self.split}
         return run_stage(stage, inputs=inputs, config={"lr": 0.1}, context=self.context, body=body)
@@ -88,7 +89,7 @@ def test_a_found_training_shows_what_the_one_that_ran_shows(site: Site) -> None:
         assert run.info.status == "FINISHED"
         assert without_seconds(run.data.metrics) == LAST
         assert run.data.metrics["seconds/train-local"] == outcome.seconds
-        assert run.data.params == {"train_local.lr": "0.1"}
+        assert run.data.params == {"recipe.local.lr": "0.1"}
         assert run.data.tags["mlflow.source.name"] == "prdit/train-local"
         (data,) = run.inputs.dataset_inputs
         assert (data.dataset.name, [tag.value for tag in data.tags]) == ("CT at 8 mm", ["training"])

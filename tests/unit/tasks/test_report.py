@@ -13,7 +13,7 @@ from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
 from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
-from tasks.evaluate.report import number, per_time_table, title
+from tasks.evaluate.report import loss_table, number, title
 from tasks.evaluate.run import evaluate
 from tests.factories import make_split, make_store
 from tests.unit.tasks.checkpoints import commit_pair
@@ -141,12 +141,14 @@ def test_figures_are_files_too_and_a_repeat_gives_the_same_bytes(
 
 def test_the_time_table_takes_each_times_last_value() -> None:
     local = [{"step": 1, "val/loss_t050": 9.0}, {"step": 2, "val/loss_t050": 2.0, "val/loss_t950": 1.0}]
-    rows = per_time_table([("1", local), ("2", [{"step": 5, "val/loss_t050": 1.0, "val/loss_t200": 3.0}])])
-    assert rows == [
-        {"t": 50, "local": 2.0, "global": 1.0, "better": True},
-        {"t": 200, "local": None, "global": 3.0, "better": False},
-        {"t": 950, "local": 1.0, "global": None, "better": False},
-    ]
+    other = [{"step": 5, "val/loss_t050": 1.0, "val/loss_t200": 3.0, "val/loss_t950": 4.0}]
+    table = loss_table([("one", local), ("two", other)])
+    assert table["titles"] == ["one", "two"]
+    assert table["rows"] == [
+        {"part": "t050", "losses": [2.0, 1.0], "better": True},
+        {"part": "t950", "losses": [1.0, 4.0], "better": False},
+    ]  # t200 has no value to compare with
+    assert loss_table([("one", local)])["rows"] == []
 
 
 @pytest.mark.parametrize(

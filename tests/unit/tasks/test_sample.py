@@ -9,12 +9,13 @@ import torch
 
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.sampling import sample as draw
+from prdit_models.families.denoiser import Denoiser
 from prdit_models.intensity import HounsfieldWindow
 from storage.artifacts import Ref, artifact_files
 from storage.files import read_json
 from storage.volume_store import VolumeStore
-from tasks.sample import run as stage
 from tasks.model.checkpoint import load_model
+from tasks.sample import run as stage
 from tasks.sample.config import SampleConfig
 from tests.factories import make_split, make_store
 from tests.unit.tasks.checkpoints import TINY, commit_checkpoint, commit_pair, tiny_model
@@ -44,12 +45,12 @@ def hu_of(directory: Path) -> dict[str, np.ndarray]:
 def test_a_local_only_checkpoint_is_refused_before_any_work(checkpoints: tuple[Ref, Ref], tmp_path: Path) -> None:
     local, _ = checkpoints
     with pytest.raises(
-        ValueError, match=r"checkpoint-global or checkpoint-refiner, got a local-only checkpoint.*prdit train global"
+        ValueError, match=r"needs a model of the whole volume, got a local denoiser.*prdit train global"
     ):
         stage.check(local, config())
-    with pytest.raises(ValueError, match="local-only"):
-        stage.check(local.model_copy(update={"kind": "checkpoint-global"}), config())
-    with pytest.raises(ValueError, match="local-only"):
+    with pytest.raises(ValueError, match="needs a checkpoint, got a split"):
+        stage.check(local.model_copy(update={"kind": "split"}), config())
+    with pytest.raises(ValueError, match="local denoiser"):
         stage.sample(local, config(), tmp_path / "out", silent)
     assert not (tmp_path / "out").exists()
 
@@ -95,7 +96,7 @@ def test_a_killed_run_keeps_its_finished_volumes(
     checkpoints: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.sample(checkpoints[1], config(batch_size=1), tmp_path / "whole", silent)
-    real_draw, calls = stage.draw, []
+    real_draw, calls = Denoiser.generate, []
 
     def dies_at_the_third(*arguments: object, **named: object) -> object:
         calls.append(1)
@@ -103,7 +104,7 @@ def test_a_killed_run_keeps_its_finished_volumes(
             raise KeyboardInterrupt
         return real_draw(*arguments, **named)
 
-    monkeypatch.setattr(stage, "draw", dies_at_the_third)
+    monkeypatch.setattr(Denoiser, "generate", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         stage.sample(checkpoints[1], config(batch_size=1), tmp_path / "killed", silent)
     assert sorted(hu_of(tmp_path / "killed")) == ["generated-00000", "generated-00001"]
@@ -118,11 +119,11 @@ def test_a_killed_run_keeps_its_finished_volumes(
 def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     model, store = tiny_model(), make_store(tmp_path / "store")
     model.fine.final_layer.linear.weight.fill_(3e38)  # finite itself; what comes of it is not
-    broken = commit_checkpoint(tmp_path / "global", "checkpoint-global", {"store": store}, model=model)
+    broken = commit_checkpoint(tmp_path / "global", "global", {"store": store}, model=model)
     with pytest.raises(RuntimeError, match=r"Volume 0 \(seed \d+\).*not finite"):
         stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)
     model.fine.final_layer.linear.bias[0] = float("nan")
-    broken = commit_checkpoint(tmp_path / "nan", "checkpoint-global", {"store": store}, model=model)
+    broken = commit_checkpoint(tmp_path / "nan", "global", {"store": store}, model=model)
     with pytest.raises(ValueError, match=r"not finite in \['fine.final_layer.linear.bias'\].*ema.safetensors"):
         stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)
     assert hu_of(tmp_path / "out") == {}
@@ -149,15 +150,15 @@ def test_raw_and_ema_weights_are_told_apart_and_keys_are_strict(checkpoints: tup
     raw, _ = load_model(checkpoints[1], "raw", torch.device("cpu"))
     for first, second in zip(ema.parameters(), raw.parameters(), strict=True):
         torch.testing.assert_close(second, 0.5 * first)
-    assert (info.model, info.window, info.voxel_mm) == (TINY, HounsfieldWindow(), 16.0)
+    assert (info.model, info.window, info.voxel_mm) == (TINY.to_dict(), HounsfieldWindow(), 16.0)
     from storage.checkpoints import load_tensors, save_tensors
 
-    path = commit_checkpoint(tmp_path / "c", "checkpoint-global", {}).path / "ema.safetensors"
+    path = commit_checkpoint(tmp_path / "c", "global", {}).path / "ema.safetensors"
     tensors = load_tensors(path)
     tensors["surplus"] = tensors.pop("fine.final_layer.linear.bias")
     save_tensors(path, tensors)
     with pytest.raises(ValueError, match=r"(?s)fine\.final_layer\.linear\.bias.*surplus"):
-        load_model(Ref(kind="checkpoint-global", uri=str(tmp_path / "c"), digest=""), "ema", torch.device("cpu"))
+        load_model(Ref(kind="checkpoint", uri=str(tmp_path / "c"), digest=""), "ema", torch.device("cpu"))
 
 
 def test_only_settings_that_change_results_enter_the_key() -> None:
@@ -179,12 +180,17 @@ def test_a_sampler_that_does_not_fit_the_models_process_is_refused_before_any_wo
 ) -> None:
     directory = tmp_path / "flow"
     inputs = {"local": checkpoints[0]}
-    flow = commit_checkpoint(directory, "checkpoint-global", inputs, process={"name": "flow"})
-    with pytest.raises(ValueError, match=r"Flow matching is sampled by 'euler' or 'heun'.*got 'predictor-corrector'"):
+    flow = commit_checkpoint(directory, "global", inputs, process={"name": "flow"})
+    with pytest.raises(
+        ValueError, match=r"'predictor-corrector' works with cosine, not .* 'flow', which is sampled by: euler, heun"
+    ):
         stage.sample(flow, config(), tmp_path / "out", silent)
     with pytest.raises(ValueError, match=r"got parametrization 'image'; use 'velocity'"):
         stage.check(flow, config(sampler="euler", parametrization="image"))
     stage.check(flow, config(sampler="euler"))
-    with pytest.raises(ValueError, match=r"sample\.label 'B' is not a label of this checkpoint; it knows none"):
+    with pytest.raises(
+        ValueError,
+        match=r"sample\.label\) of a global transformer that was trained without labels",
+    ):
         stage.check(checkpoints[1], config(label="B"))
     assert not (tmp_path / "out").exists()

@@ -10,12 +10,12 @@ import torch
 from prdit_models.intensity import HounsfieldWindow
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
+from tasks.model.view import ViewConfig
 from tasks.train.__main__ import _commit
 from tasks.train.check import check_training
-from tasks.model.view import ViewConfig
 from tasks.train.data import ViewDataset, batch_indices, batch_shifts
 from tasks.train.loop import Stopped, Training
-from tasks.train.setup import assemble
+from tasks.train.setup import Assembly, assemble
 from tasks.train.spec import TrainSpec
 from tests.factories import global_config, local_config, make_data, make_split, make_store, train_spec
 
@@ -24,6 +24,10 @@ def run(spec: TrainSpec, stop_after: int | None = None) -> Training:
     training = Training(assemble(spec), spec)
     training.run(lambda: stop_after is not None and training.step >= stop_after)
     return training
+
+
+def validated(assembly: Assembly) -> dict[str, float]:
+    return assembly.family.validate(assembly.module, assembly.validation.volumes, None, assembly.training, 2)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +60,8 @@ def test_a_decaying_rate_reaches_the_optimiser_and_survives_a_resume(data: tuple
     whole = train_spec(config, *data, tmp_path / "whole")
     training = Training(assemble(whole), whole)
     rates = []
-    training.run(lambda: rates.append(training.optimizer.param_groups[0]["lr"]))  # of the step before
-    rates.append(training.optimizer.param_groups[0]["lr"])
+    training.run(lambda: rates.append(training.optimizers["main"].param_groups[0]["lr"]))  # of the step before
+    rates.append(training.optimizers["main"].param_groups[0]["lr"])
     assert rates[1:] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
     resumed = train_spec(config, *data, tmp_path / "resumed")
     with pytest.raises(Stopped):
@@ -86,8 +90,8 @@ def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref
 def test_stage_two_trains_only_the_refiner_and_starts_from_the_ema(
     data: tuple[Ref, Ref], local: Ref, tmp_path: Path
 ) -> None:
-    spec = train_spec(global_config(), *data, tmp_path / "global", below=local)
-    before = assemble(spec).model.state_dict()
+    spec = train_spec(global_config(), *data, tmp_path / "global", start=local)
+    before = assemble(spec).module.state_dict()
     base = load_tensors(local.path / "ema.safetensors")
     run(spec)
     after = load_tensors(spec.directory / "model.safetensors")
@@ -106,9 +110,10 @@ def test_loss_at_initialisation_is_the_closed_form(data: tuple[Ref, Ref], tmp_pa
     """A fresh model outputs 0, so its loss is mean(eps²) + mean(x0²)."""
     spec = train_spec(local_config(), *data, tmp_path / "closed")
     assembly = assemble(spec)
-    losses = assembly.validation.losses(assembly.model, assembly.device, 2)
+    losses = validated(assembly)
     x0 = assembly.validation.volumes[0]
-    for t, loss in losses.items():
+    assert losses.pop("loss") == pytest.approx(sum(losses.values()) / 6)
+    for t, loss in ((int(name[1:]), loss) for name, loss in losses.items()):
         eps = 0.5 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(20_260 + t))
         assert loss == pytest.approx(float((eps.double() ** 2).mean() + (x0.double() ** 2).mean()), rel=1e-5)
 
@@ -136,13 +141,13 @@ def test_a_step_without_finite_loss_changes_nothing(
     spec = train_spec(local_config(steps=1), *data, tmp_path / "nan")
     assembly = assemble(spec)
     training = Training(assembly, spec)
-    before = {key: value.clone() for key, value in assembly.model.state_dict().items()}
+    before = {key: value.clone() for key, value in assembly.module.state_dict().items()}
     poison = torch.full((2, 1, 16, 16, 16), float("nan"))
-    monkeypatch.setattr(assembly.train, "batch", lambda *_: poison)
+    monkeypatch.setattr(assembly.data, "batch", lambda *_: poison)
     training._train_step()
     assert training.updates == 0
-    assert all(torch.equal(before[key], value) for key, value in assembly.model.state_dict().items())
-    assert not training.optimizer.state
+    assert all(torch.equal(before[key], value) for key, value in assembly.module.state_dict().items())
+    assert not training.optimizers["main"].state
 
 
 def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
@@ -150,17 +155,17 @@ def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
 ) -> None:
     spec = train_spec(local_config(steps=200, val_every=1000), *data, tmp_path / "diverged")
     training = Training(assemble(spec), spec)
-    monkeypatch.setattr(training.assembly.train, "batch", lambda *_: torch.full((2, 1, 16, 16, 16), float("inf")))
+    monkeypatch.setattr(training.assembly.data, "batch", lambda *_: torch.full((2, 1, 16, 16, 16), float("inf")))
     with pytest.raises(RuntimeError, match="Lower lr"):
         training.run(lambda: False)
 
 
 def test_batches_visit_every_volume_once_before_any_twice() -> None:
-    places = [index for step in range(7) for index in batch_indices(5, 3, seed=1, step=step)]
+    places = [index for step in range(7) for index in batch_indices(5, 3, seed=1, place=step)]
     for epoch in range(4):
         assert sorted(places[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
     assert len({tuple(places[5 * epoch : 5 * epoch + 5]) for epoch in range(4)}) > 1  # shuffled anew
-    assert batch_indices(2, 8, seed=1, step=0).count(0) == 4  # a store smaller than the batch
+    assert batch_indices(2, 8, seed=1, place=0).count(0) == 4  # a store smaller than the batch
 
 
 def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
@@ -168,7 +173,7 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
     refs = {}
     for select in ("last", "best"):
         config = global_config(select=select, steps=9, lr=0.3)
-        spec = train_spec(config, *data, tmp_path / select, below=local)
+        spec = train_spec(config, *data, tmp_path / select, start=local)
         with pytest.raises(Stopped):
             run(spec, stop_after=5)
         run(spec)
@@ -180,13 +185,12 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
     assert best < 9
     assert (info["best"]["step"], info["last"]["step"]) == (best, 9)
     assert info["best"]["gates"]["val_loss_ema"] == pytest.approx(validations[best])
-    spec = train_spec(global_config(), *data, tmp_path / "check", below=local)
+    spec = train_spec(global_config(), *data, tmp_path / "check", start=local)
     assembly = assemble(spec)
     for select, step in (("best", best), ("last", 9)):
         weights = load_tensors(refs[select].path / "ema.safetensors")
-        assembly.model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-        losses = assembly.validation.losses(assembly.model, assembly.device, 2)
-        assert sum(losses.values()) / 6 == pytest.approx(validations[step], rel=1e-5), select
+        assembly.module.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+        assert validated(assembly)["loss"] == pytest.approx(validations[step], rel=1e-5), select
 
 
 def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
@@ -197,10 +201,10 @@ def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
     assert torch.equal(moved[:, :, :4, :4], still[:, :, 4:, 4:])
     assert not torch.equal(moved, still)
     assert torch.equal(dataset.get(0), still)  # the cache keeps them apart
-    shifts = [shift for step in range(200) for shift in batch_shifts(2, 9, seed=3, step=step)]
+    shifts = [shift for step in range(200) for shift in batch_shifts(2, 9, seed=3, place=step)]
     assert {part for shift in shifts for part in shift} == {-8, -4, 0, 4, 8}
     assert len(set(shifts)) > 100
-    assert set(batch_shifts(5, 0, seed=3, step=1)) == {(0, 0, 0)}
+    assert set(batch_shifts(5, 0, seed=3, place=1)) == {(0, 0, 0)}
 
 
 @pytest.mark.parametrize("role", ["train", "val"])
@@ -212,17 +216,17 @@ def test_an_empty_role_is_refused(data: tuple[Ref, Ref], tmp_path: Path, role: s
 
 
 def test_stage_two_refuses_another_patch_or_size(data: tuple[Ref, Ref], local: Ref) -> None:
-    with pytest.raises(ValueError, match="does not continue the local checkpoint"):
+    with pytest.raises(ValueError, match="does not continue the local denoiser"):
         check_training(*data, local, global_config(preset="XS/12/1"))
     with pytest.raises(ValueError, match="depth 0"):
         check_training(*data, local, global_config(preset="XS/10/0"))
-    with pytest.raises(ValueError, match="starts from a checkpoint-local, got none"):
+    with pytest.raises(ValueError, match=r"starts from the checkpoint of 'local', got none.*prdit train local"):
         check_training(*data, None, global_config())
 
 
-def test_noise_std_of_the_stages_must_agree(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
-    spec = train_spec(global_config(noise_std=1.0), *data, tmp_path / "std", below=local)
-    with pytest.raises(ValueError, match="noise_std"):
+def test_processes_of_the_trainings_must_agree(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
+    spec = train_spec(global_config(process={"name": "cosine", "noise_std": 1.0}), *data, tmp_path / "std", start=local)
+    with pytest.raises(ValueError, match=r"'noise_std': 1\.0.*differs from.*'noise_std': 0\.5"):
         assemble(spec)
 
 

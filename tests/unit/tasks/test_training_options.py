@@ -10,7 +10,7 @@ import torch
 
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.networks.cascade import CascadeParts
-from prdit_models.networks.config import CascadeConfig
+from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
@@ -19,7 +19,7 @@ from tasks.model.checkpoint import load_info, load_model
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
 from tasks.train.__main__ import _commit
-from tasks.train.config import TrainConfig
+from tasks.train.config import TrainingConfig
 from tasks.train.labels import label_values, labels_of
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
@@ -39,16 +39,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
 def train(data: tuple[Ref, Ref], tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Run a training to its end and commit it."""
 
-    def run(config: TrainConfig, below: Ref | None = None) -> Ref:
-        spec = train_spec(config, *data, tmp_path_factory.mktemp("stage"), below=below)
+    def run(config: TrainingConfig, below: Ref | None = None) -> Ref:
+        spec = train_spec(config, *data, tmp_path_factory.mktemp("stage"), start=below)
         Training(assemble(spec), spec).run(lambda: False)
         return _commit(spec)
 
     return run
 
 
-def started(config: TrainConfig, data: tuple[Ref, Ref], directory: Path, below: Ref | None = None) -> Training:
-    spec = train_spec(config, *data, directory, below=below)
+def started(config: TrainingConfig, data: tuple[Ref, Ref], directory: Path, below: Ref | None = None) -> Training:
+    spec = train_spec(config, *data, directory, start=below)
     return Training(assemble(spec), spec)
 
 
@@ -63,18 +63,17 @@ def stage_2(train: Train, stage_1: Ref) -> Ref:
 
 
 def test_network_options_of_stage_1_carry_on(train: Train) -> None:
-    local = train(local_config(norm="rms", prediction="image"))
+    local = train(local_config(norm="rms", process={"name": "cosine", "prediction": "image"}))
     info = load_info(train(global_config(qk_norm=True, position="rotary"), local))
     assert isinstance(info.process, CosineProcess)
     assert info.process.prediction == "image"
-    model = info.model.to_dict()
     wanted = {"norm": "rms", "out_channels": 1, "qk_norm": True, "position": "rotary", "voxel_mm": 8.0, "depth": 1}
-    assert {key: model[key] for key in wanted} == wanted
+    assert {key: info.model[key] for key in wanted} == wanted
 
 
 def test_tf_arithmetic_is_recorded(train: Train) -> None:
-    info = load_info(train(local_config(arithmetic="tf", noise_std=1.0)))
-    assert (info.model.to_dict()["arithmetic"], info.process.noise_std) == ("tf", 1.0)
+    info = load_info(train(local_config(arithmetic="tf", process={"noise_std": 1.0})))
+    assert (info.model["arithmetic"], info.process) == ("tf", CosineProcess(noise_std=1.0))
 
 
 def test_size_l_trains_with_rotary_positions_only(data: tuple[Ref, Ref], tmp_path: Path) -> None:
@@ -83,7 +82,7 @@ def test_size_l_trains_with_rotary_positions_only(data: tuple[Ref, Ref], tmp_pat
     local = _commit(spec)
     with pytest.raises(ValueError, match=r'1024.*position="rotary"'):
         started(global_config(preset="L/10/1"), data, tmp_path / "table", local)
-    model = started(global_config(preset="L/10/1", position="rotary"), data, tmp_path / "rotary", local).assembly.model
+    model = started(global_config(preset="L/10/1", position="rotary"), data, tmp_path / "rotary", local).assembly.module
     assert isinstance(model, PRDiT)
     assert model.config.hidden_size == 1024
 
@@ -99,7 +98,7 @@ def test_a_joint_local_branch_moves_and_a_frozen_one_does_not(train: Train, stag
 
 
 def test_logit_normal_steps_crowd_the_middle() -> None:
-    draws = CosineProcess().draw_steps(20_000, torch.Generator().manual_seed(1), distribution="logit-normal", std=0.5)
+    draws = CosineProcess().draw_times(20_000, torch.Generator().manual_seed(1), distribution="logit-normal", std=0.5)
     inside = float(((draws >= 378) & (draws < 622)).float().mean())
     assert inside == pytest.approx(0.683, abs=0.015)  # sigmoid(±0.5) = 0.378, 0.622: one standard deviation
 
@@ -109,7 +108,7 @@ def test_the_time_distribution_reaches_the_training(data: tuple[Ref, Ref], tmp_p
         local_config(time_distribution="logit-normal", logit_mean=-20.0), data, tmp_path / "run"
     )  # all steps at t = 0
     seen: list[torch.Tensor] = []
-    training.network = lambda x, t: (seen.append(t), training.assembly.model(x, t))[1]
+    training.network = lambda x, t: (seen.append(t), training.assembly.module(x, t))[1]
     training._train_step()
     assert seen[0].tolist() == [0, 0]
 
@@ -163,7 +162,7 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
     spec = train_spec(local_config(), *labelled, tmp_path / "local")
     Training(assemble(spec), spec).run(lambda: False)
     config = global_config(label_column="ConvolutionKernel", label_dropout=0.5, batch_size=4, steps=8)
-    spec = train_spec(config, *labelled, tmp_path / "global", below=_commit(spec))
+    spec = train_spec(config, *labelled, tmp_path / "global", start=_commit(spec))
     training = Training(assemble(spec), spec)
     seen: list[int] = []
     inner = training.network
@@ -192,8 +191,7 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
 def test_the_refiner_freezes_its_base_and_refines_the_view(train: Train, stage_2: Ref) -> None:
     ref = train(refiner_config(), stage_2)
     model, info = load_model(ref, "ema", CPU)
-    assert isinstance(info.model, CascadeConfig)
-    assert (ref.kind, info.view.size, info.voxel_mm) == ("checkpoint-refiner", 16, 8.0)
+    assert (ref.kind, info.family, info.view.size, info.voxel_mm) == ("checkpoint", "refiner", 16, 8.0)
     for key, value in load_tensors(stage_2.path / "ema.safetensors").items():
         assert torch.equal(model.state_dict()[f"base.{key}"], torch.from_numpy(value)), key
 
@@ -202,20 +200,20 @@ def test_refinements_chain_and_are_sampled(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", num_volumes=3, edge=32)
     data = store, make_split(tmp_path / "split", store, ["v0", "v1"], ["v2"])
     below: Ref | None = None
-    chain: tuple[TrainConfig, ...] = (
+    chain: tuple[TrainingConfig, ...] = (
         local_config(view={"size": 8, "edge": 32}, steps=1),
         global_config(steps=1),
         refiner_config(steps=1),
         refiner_config(steps=1),
     )
     for place, config in enumerate(chain):
-        spec = train_spec(config, *data, tmp_path / str(place), below=below)
+        spec = train_spec(config, *data, tmp_path / str(place), start=below)
         Training(assemble(spec), spec).run(lambda: False)
         below = _commit(spec)
     assert below is not None
     info = load_info(below)
-    assert isinstance(info.model, CascadeConfig)
-    assert [info.model.volume_size, info.model.base.volume_size, info.view.size] == [32, 16, 32]
+    assert [part.volume_size for part in network_config(info.model).chain] == [32, 16, 8]
+    assert info.view.size == 32
     sample(below, SampleConfig(num_volumes=1, num_steps=2, nifti=False), tmp_path / "samples", lambda done, total: None)
     drawn = VolumeStore.open(tmp_path / "samples" / "samples.zarr").read_level("generated-00000")
     assert drawn.hu.shape == (32, 32, 32)
@@ -223,13 +221,13 @@ def test_refinements_chain_and_are_sampled(tmp_path: Path) -> None:
 
 
 def test_a_refiner_needs_a_model_with_a_transformer_below(stage_1: Ref, data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="starts from a checkpoint-global or checkpoint-refiner, got checkpoint-local"):
+    with pytest.raises(ValueError, match="starts from a denoiser, got a local denoiser"):
         started(refiner_config(), data, tmp_path / "wrong", stage_1)
 
 
 def test_the_refiner_resumes_bit_by_bit(train: Train, data: tuple[Ref, Ref], stage_2: Ref, tmp_path: Path) -> None:
     whole = train(refiner_config(fine_tune_lr=1e-4), stage_2)
-    spec = train_spec(refiner_config(fine_tune_lr=1e-4), *data, tmp_path / "resumed", below=stage_2)
+    spec = train_spec(refiner_config(fine_tune_lr=1e-4), *data, tmp_path / "resumed", start=stage_2)
     training = Training(assemble(spec), spec)
     with pytest.raises(Stopped):
         training.run(lambda: training.step >= 3)
@@ -265,8 +263,8 @@ def test_the_low_frequency_term_is_of_the_image_alone(data: tuple[Ref, Ref], sta
     other[:, 0] = 9.0  # the noise channel
     other[:, 1] = 0.5
     training.network = lambda x, t, parts: CascadeParts(base, other, torch.zeros_like(other))
-    x0, t = torch.zeros(2, 1, 16, 16, 16), torch.tensor([100, 700])
-    losses = training._losses(x0, t, torch.zeros_like(x0), [0, 1])
+    losses = training._losses(0, "main", 0)
+    assert losses is not None
     assert float(losses["loss_low_frequency"]) == pytest.approx(0.25)
 
 
@@ -293,13 +291,12 @@ def test_checkpointing_recomputes_the_local_branch_too(
 def test_the_refining_head_takes_the_norms_of_the_model_below(train: Train) -> None:
     local = train(local_config(view=VIEW_8, norm="rms", steps=1))
     info = load_info(train(refiner_config(steps=1), train(global_config(steps=1), local)))
-    assert isinstance(info.model, CascadeConfig)
-    assert info.model.head.norm == "rms"
+    assert info.model["head"]["norm"] == "rms"
 
 
 def test_a_label_for_a_refined_model_is_refused(train: Train, stage_2: Ref, tmp_path: Path) -> None:
     refined = train(refiner_config(steps=1), stage_2)
-    with pytest.raises(ValueError, match=r"'B' with a refined model.*stage-2 checkpoint"):
+    with pytest.raises(ValueError, match=r"of a refined model.*act in the model below"):
         sample(refined, SampleConfig(label="B", num_steps=2), tmp_path / "out", lambda done, total: None)
 
 

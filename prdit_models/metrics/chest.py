@@ -1,19 +1,16 @@
-"""Anatomy of the two sides of an evaluation: shares that could be a chest, distances of the figures, nearest training volumes."""
+"""Anatomy of the two sides: shares that could be a chest, distances of the figures, nearest training volumes."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from prdit_models.metrics.anatomy import LIMITS, Figures, anatomy, failures, pooled
 from prdit_models.metrics.copies import nearest, pairwise
-from tasks.evaluate.measures import LEVEL, Figure
-
-Hu = NDArray[np.float32]
+from prdit_models.metrics.metric import LEVEL, Comparison, Figure, Hu, Setting, Side
 
 SHIFT_MM = 16.0  # trainings move their boxes by this much in the shipped configurations: a copy may be as far off
 COPY_RATIO = 0.5  # samples this much nearer to a training volume than held-out patients are may be copies
@@ -142,3 +139,65 @@ def copies_warning(figures: dict[str, Figure]) -> str:
         f"Samples may be copies: they are {generated:.0f} HU from their nearest training volume, held-out volumes "
         f"{held_out:.0f} HU. A share of plausible volumes says little then; train on more patients."
     )
+
+
+class AnatomyMetric:
+    """Shares of plausible volumes, where the real ones look like a chest."""
+
+    titles: Mapping[str, str] = {
+        "anatomy_pass_share": "Samples that could be a chest",
+        "anatomy_pass_share_real": "Real volumes that could be",
+    }
+
+    def of_volume(self, hu: Hu, setting: Setting) -> Anatomy:
+        """Its figures, and the volume on a coarse grid."""
+        return Anatomy.of(hu, setting.voxel_mm)
+
+    def compare(self, real: Side, generated: Side, setting: Setting) -> Comparison:
+        """See `anatomy_figures`; `details` hold the figures by volume."""
+        sides = {"real": real.seen["anatomy"], "generated": generated.seen["anatomy"]}
+        if left_out := why_left_out(sides["real"]):
+            return Comparison({}, (left_out,), {"left_out": left_out})
+        details: dict[str, Any] = {
+            "left_out": "",
+            "limits": {name: asdict(limit) for name, limit in LIMITS.items()},
+        }
+        for name, side in (("real", real), ("generated", generated)):
+            rows = zip(side.ids, sides[name], strict=True)
+            details[name] = {volume: {"figures": seen.figures, "failed": seen.failed} for volume, seen in rows}
+        return Comparison(anatomy_figures(**sides), details=details)
+
+
+class CopiesMetric:
+    """Distances of the samples to training volumes and to each other: what tells samples from copies."""
+
+    titles: Mapping[str, str] = {
+        "nearest_training_distance": "Samples to nearest training volume, median",
+        "nearest_training_distance_min": "Samples to nearest training volume, smallest",
+        "nearest_training_distance_held_out": "Held-out volumes to nearest training volume",
+        "pairwise_distance": "Between two samples",
+        "pairwise_distance_real": "Between two real volumes",
+    }
+
+    def of_volume(self, hu: Hu, setting: Setting) -> None:
+        """Nothing of its own: it works on what `anatomy` keeps."""
+
+    def compare(self, real: Side, generated: Side, setting: Setting) -> Comparison:
+        """Nearest training volumes only where the model was trained on this split; `details` hold them by generated volume."""
+        seen, drawn = real.seen["anatomy"], generated.seen["anatomy"]
+        figures: dict[str, Figure] = {}
+        details: dict[str, Any] = {"copies": "", "nearest_training": {}}
+        if setting.trained_on_split:
+            training = {real.ids[place]: seen[place] for place in real.of_role("train")}
+            held_out = [seen[place] for place in real.of_role("val")]
+            box_mm = setting.voxel_mm * setting.size
+            near = nearest_training(drawn, training, box_mm)
+            figures = nearest_figures(near, nearest_training(held_out, training, box_mm), len(training))
+            details["copies"] = copies_warning(figures)
+            details["nearest_training"] = {name: asdict(found) for name, found in zip(generated.ids, near, strict=True)}
+        figures |= spread_figures(seen, drawn)
+        return Comparison(figures, tuple(filter(None, (details["copies"],))), details)
+
+
+ANATOMY = AnatomyMetric()
+COPIES = CopiesMetric()

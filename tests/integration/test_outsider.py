@@ -1,0 +1,125 @@
+"""A package that is not ours adds two families, a sampler, a metric and a configuration; not a line of ours knows them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.files import read_json
+from storage.phantom import write_demo_data
+from storage.volume_store import VolumeStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+PACKAGE = Path(__file__).with_name("outsider")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Installed:
+    """The package installed into a folder of its own, which only these subprocesses see."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.site = root / "site"
+        source = root / "source"  # building writes beside the sources
+        subprocess.run(["cp", "-r", str(PACKAGE), str(source)], check=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*command, "--target", str(self.site), str(source)], check=True, timeout=120)
+        write_demo_data(root / "scans", num_patients=3, small=True)
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command beside the package, in an empty folder."""
+        path = os.pathsep.join([str(self.site), str(REPOSITORY)])
+        env = {**os.environ, "PYTHONPATH": path, "PREFECT_HOME": str(self.root / "prefect")}
+        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=240, check=False)
+        assert not check or done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    def prdit(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-c", "from flows.cli import main; main()", *arguments, check=check)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("outsider"))
+
+
+@pytest.fixture(scope="module")
+def record(installed: Installed) -> dict[str, Any]:
+    """What `prdit run` leaves of the whole chain."""
+    installed.prdit("run", "--config", "toy", "--source", "scans", "--store", "store")
+    latest: dict[str, Any] = read_json(installed.root / ".prdit" / "work" / "runs" / "latest.json")
+    return latest
+
+
+def test_the_whole_chain_runs(record: dict[str, Any]) -> None:
+    stages = ["ingest", "split", "train-codec", "train-latent", "sample", "evaluate"]
+    assert (list(record["stages"]), record["error"]) == (stages, None)
+    assert record["gates"]["codec_loss_ratio"] < 0.9
+    assert record["gates"].keys() == {
+        "codec_loss_ratio",
+        "latent_loss_ratio",
+        "codec_val_loss_ema",
+        "latent_val_loss_ema",
+    }
+
+
+def test_both_optimisers_stepped_and_the_codec_stayed(record: dict[str, Any]) -> None:
+    from storage.checkpoints import load_tensors
+
+    codec, latent = (Path(record["stages"][f"train-{name}"]["ref"]["uri"]) for name in ("codec", "latent"))
+    points = [json.loads(line) for line in (latent / "metrics.jsonl").read_text().splitlines()]
+    assert sum("train/critic_loss" in point for point in points) > 0
+    weights, start = load_tensors(latent / "model.safetensors"), load_tensors(codec / "ema.safetensors")
+    for name, value in start.items():
+        np.testing.assert_array_equal(weights[f"codec.{name}"], value)
+    assert weights["turns"].tolist() == [20.0]
+    info = read_json(latent / "checkpoint.json")
+    assert (info["family"], info["process"]["prediction"]) == ("toy-latent", "image")
+    assert read_json(codec / "checkpoint.json")["process"] is None
+
+
+def test_samples_come_from_its_sampler_and_its_metric_is_measured(record: dict[str, Any]) -> None:
+    samples = Path(record["stages"]["sample"]["ref"]["uri"])
+    assert read_json(samples / "samples.json")["sampler"]["name"] == "toy-midpoint"
+    hu = VolumeStore.open(samples / "samples.zarr").read_level("generated-00000").hu
+    assert hu.shape == (16, 16, 16)
+    metrics = read_json(Path(record["metrics"]))
+    shares = metrics["details"]["toy-air"]
+    gap = metrics["figures"]["toy_air_share_gap"]["value"]
+    assert gap == pytest.approx(shares["generated"] - shares["real"])
+    assert 0.0 < shares["real"] < 1.0
+
+
+def test_the_report_shows_it(record: dict[str, Any]) -> None:
+    page = Path(record["report"]).read_text(encoding="utf-8")
+    for words in ("Toy: share of air, generated minus real", "toy autoencoder", "toy latent denoiser", "0 where both have"):
+        assert words in page, words
+
+
+def test_the_form_offers_its_configuration_and_stages(installed: Installed) -> None:
+    code = "import json; from flows.pipeline import pipeline; print(json.dumps(pipeline.parameters.model_dump()))"
+    fields = json.loads(installed.run(sys.executable, "-c", code).stdout)["properties"]
+    assert "toy" in fields["configuration"]["enum"]
+    assert {"train-codec", "train-latent", "train-local"} <= set(fields["stage"]["enum"])
+
+
+def test_commands_know_its_trainings(installed: Installed, record: dict[str, Any]) -> None:
+    codec = record["stages"]["train-codec"]["ref"]
+    done = installed.prdit("train", "codec", "--config", "toy", "--store", "store", "--json")
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        **json.loads(done.stdout.splitlines()[-1]),
+        "ref": codec,
+        "cached": True,
+    }
+    refused = installed.prdit("sample", codec["uri"], "--config", "toy", check=False)
+    assert refused.returncode == 1
+    assert "draws nothing; train a toy-latent" in refused.stderr
+    wrong = installed.prdit("train", "latent", "--config", "toy", "--set", "recipe.latent.settings.critic=1", check=False)
+    assert wrong.returncode == 2
+    assert "recipe.latent.settings.critic: unknown key. Known here: critic_every, critic_lr" in wrong.stderr

@@ -1,0 +1,201 @@
+"""The table of stages: its order, who takes what from whom, and what has to run for a stage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import console
+from flows import stages as module
+from flows.config import PipelineConfig, config_names, load_config
+from flows.pipeline import PipelineRun
+from flows.stages import Row, needed, rows, stage_names, training_row
+from storage.artifacts import Ref
+from tasks.run.stage import RunContext, StageOutcome
+from tests.factories import make_store
+
+REFINED = {"recipe": {"refiner": {"enabled": True}}}
+GIVEN = Ref(kind="store", uri="/given", digest="sha256:0")
+
+
+def test_the_stages_of_a_configuration_and_their_inputs() -> None:
+    table = rows(load_config("tiny", REFINED))
+    assert {name: row.inputs for name, row in table.items()} == {
+        "ingest": {},
+        "split": {"store": "ingest"},
+        "train-local": {"store": "ingest", "split": "split"},
+        "train-global": {"store": "ingest", "split": "split", "local": "train-local"},
+        "train-refiner": {"store": "ingest", "split": "split", "global": "train-global"},
+        "sample": {"checkpoint": "train-refiner"},
+        "evaluate": {"samples": "sample", "store": "ingest", "split": "split"},
+    }
+    assert list(table) == [
+        "ingest",
+        "split",
+        "train-local",
+        "train-global",
+        "train-refiner",
+        "sample",
+        "evaluate",
+    ]
+    assert all(row.name == name for name, row in table.items())
+
+
+def test_a_training_that_is_off_is_no_stage_and_the_last_one_is_sampled() -> None:
+    table = rows(load_config("tiny"))
+    assert "train-refiner" not in table
+    assert table["sample"].inputs == {"checkpoint": "train-global"}
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_inputs_come_from_stages_before(name: str) -> None:
+    table = rows(load_config(name))
+    before: set[str] = set()
+    for row in table.values():
+        assert set(row.inputs.values()) <= before, row.name
+        before.add(row.name)
+
+
+def test_a_stages_settings_are_those_of_its_configuration() -> None:
+    config = load_config("tiny", REFINED)
+    table = rows(config)
+    for name in ("ingest", "split", "sample", "evaluate"):
+        assert table[name].config is getattr(config, name)
+    for name, training in config.recipe.items():
+        assert table[training_row(name)].config is training
+
+
+# -- what has to run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("last", "given", "expected"),
+    [
+        ("ingest", (), ("ingest",)),
+        ("train-local", (), ("ingest", "split", "train-local")),
+        ("train-local", ("ingest",), ("split", "train-local")),
+        ("train-global", ("ingest", "split"), ("train-local", "train-global")),
+        ("train-global", ("ingest", "train-local"), ("split", "train-global")),
+        ("sample", ("train-global",), ("sample",)),
+        ("evaluate", ("ingest", "split", "sample"), ("evaluate",)),
+        ("evaluate", ("ingest", "sample"), ("split", "evaluate")),
+        ("evaluate", ("ingest",), ("split", "train-local", "train-global", "sample", "evaluate")),
+        ("evaluate", ("train-global",), ("ingest", "split", "sample", "evaluate")),
+        ("sample", ("sample",), ()),
+    ],
+)
+def test_what_a_stage_needs(last: str, given: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert needed(rows(load_config("tiny")), last, dict.fromkeys(given, GIVEN)) == expected
+
+
+def test_the_refiner_needs_what_it_starts_from() -> None:
+    table = rows(load_config("tiny", REFINED))
+    chain = ("split", "train-local", "train-global", "train-refiner")
+    assert needed(table, "train-refiner", {"ingest": GIVEN}) == chain
+    assert needed(table, "evaluate", {"ingest": GIVEN}) == (*chain, "sample", "evaluate")
+
+
+def test_a_training_that_another_does_not_start_from_is_not_needed() -> None:
+    another = {"family": "local", "steps": 1, "lr": 1e-3, "settings": {"preset": "XS/4/0"}}
+    table = rows(load_config("tiny", {"recipe": {"another": another}}))
+    assert needed(table, "train-another", {}) == ("ingest", "split", "train-another")
+    assert "train-local" not in needed(table, "sample", {})  # the last training is sampled, and starts from nothing
+
+
+def test_an_unknown_stage_is_named_with_those_there_are() -> None:
+    with pytest.raises(
+        ValueError, match=r"stage 'train-refiner' is none of .* has ingest, split, train-local, .*evaluate"
+    ):
+        needed(rows(load_config("tiny")), "train-refiner", {})
+
+
+def test_the_names_of_all_stages() -> None:
+    assert stage_names() == (
+        "ingest",
+        "split",
+        "train-local",
+        "train-global",
+        "train-refiner",
+        "sample",
+        "evaluate",
+    )
+
+
+def test_the_names_of_stages_follow_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package's training is a stage like ours."""
+    toy = load_config("tiny").model_copy(update={"recipe": {"toy": load_config("tiny").recipe["local"]}})
+    monkeypatch.setattr(module, "config_names", lambda: ["tiny", "toy"])
+    monkeypatch.setattr(module, "load_config", lambda name: toy if name == "toy" else load_config(name))
+    assert stage_names()[2:-2] == ("train-local", "train-global", "train-refiner", "train-toy")
+
+
+# -- who runs the table -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str], dict[str, str]]]:
+    """What was run instead of the stages: name, digests of the inputs by role, tags; a stage's digest is its name."""
+    calls: list[tuple[str, dict[str, str], dict[str, str]]] = []
+
+    def table(config: PipelineConfig) -> dict[str, Row]:
+        def stand_in(name: str) -> Any:
+            def run(inputs: Any, context: RunContext, progress: Any) -> StageOutcome:
+                calls.append((name, {role: ref.digest for role, ref in inputs.items()}, context.tags))
+                ref = Ref(kind="checkpoint", uri=f"/{name}", digest=f"sha256:{name}")
+                return StageOutcome(ref=ref, cached=False, seconds=0.0, mlflow_run_id="")
+
+            return run
+
+        return {name: Row(name, row.what, row.inputs, row.config, stand_in(name)) for name, row in rows(config).items()}
+
+    monkeypatch.setattr("flows.stages.rows", table)
+    monkeypatch.setattr("flows.pipeline.rows", table)
+    monkeypatch.setattr("flows.pipeline.run_as_task", lambda name, work: work(lambda done, total: None))
+    return calls
+
+
+def test_the_flow_hands_references_from_stage_to_stage(tmp_path: Path, ran: list[Any]) -> None:
+    config = load_config("tiny", {"source": "/data/ct"})
+    run = PipelineRun(config, RunContext(workdir=tmp_path, tags={"mine": "1"}))
+    run.through("train-global")
+    assert [(name, inputs) for name, inputs, _ in ran] == [
+        ("ingest", {}),
+        ("split", {"store": "sha256:ingest"}),
+        ("train-local", {"store": "sha256:ingest", "split": "sha256:split"}),
+        (
+            "train-global",
+            {"store": "sha256:ingest", "split": "sha256:split", "local": "sha256:train-local"},
+        ),
+    ]
+    assert list(run.outcomes) == [name for name, _, _ in ran]
+    assert [tags for _, _, tags in ran] == [{"mine": "1"}] + [
+        {"mine": "1", "prdit.store_fingerprint": "sha256:ingest"}
+    ] * 3
+
+
+def test_without_a_source_the_flow_takes_the_store_as_it_is(tmp_path: Path, ran: list[Any]) -> None:
+    store = make_store(tmp_path / "store", spacing_mm=4.0)
+    grid = {"num_levels": 1, "interpolation": "linear"}
+    config = load_config("tiny", {"store": str(tmp_path / "store"), "ingest": grid})
+    PipelineRun(config, RunContext(workdir=tmp_path)).through("train-local")
+    assert [(name, inputs) for name, inputs, _ in ran] == [
+        ("split", {"store": store.digest}),
+        ("train-local", {"store": store.digest, "split": "sha256:split"}),
+    ]
+    assert {tags["prdit.store_fingerprint"] for _, _, tags in ran} == {store.digest}
+
+
+def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> None:
+    store = make_store(tmp_path / "store", spacing_mm=4.0)
+    grid = {"num_levels": 1, "interpolation": "linear"}
+    config = load_config("tiny", {"store": str(tmp_path / "store"), "workdir": str(tmp_path / "work"), "ingest": grid})
+    below = Ref(kind="checkpoint", uri="/mine", digest="sha256:mine")
+    outcome = console.run_stages(config, "train-global", {"train-local": below})
+    assert [(name, inputs) for name, inputs, _ in ran] == [
+        ("split", {"store": store.digest}),
+        ("train-global", {"store": store.digest, "split": "sha256:split", "local": "sha256:mine"}),
+    ]
+    assert outcome.ref.digest == "sha256:train-global"
+    ran.clear()
+    console.run_stages(config, "sample", {"train-global": below})  # no store is looked for
+    assert [(name, inputs) for name, inputs, _ in ran] == [("sample", {"checkpoint": "sha256:mine"})]
