@@ -49,7 +49,7 @@ def demo_data(
 ) -> None:
     """Write synthetic chest phantoms as real DICOM series, one of them deliberately broken."""
     with clear_errors():
-        from storage.phantom import write_demo_data
+        from storage.phantom.series import write_demo_data
         from tasks.run.progress import show_progress
 
         with show_progress("demo data") as progress:

@@ -117,20 +117,20 @@ def _phantom(directory: Path, key_file: Path, console: Console) -> None:
 
     The key is fixed: synthetic patients have no secret, and the same demo should split the same on every machine.
     """
-    from storage import phantom
+    from storage.phantom import anatomy, series
 
     write_text_atomic(key_file, "00" * 32 + "\n")
     marker = directory.with_name(directory.name + ".json")  # beside it: the folder holds nothing but DICOM
-    generator = {"generator": sha256_file(Path(phantom.__file__))}
+    generator = {"generator": [sha256_file(Path(anatomy.__file__)), sha256_file(Path(series.__file__))]}
     with contextlib.suppress(OSError, ValueError):
         if directory.is_dir() and read_json(marker) == generator:
             console.print(f"  synthetic phantom: {escape(str(directory))} (written before)")
             return
     marker.unlink(missing_ok=True)
     with show_progress("synthetic phantom") as progress:
-        series = phantom.write_demo_data(directory, progress=progress)
+        written = series.write_demo_data(directory, progress=progress)
     write_json_atomic(marker, generator)
-    console.print(f"  synthetic phantom: {len(series)} DICOM series written to {escape(str(directory))}")
+    console.print(f"  synthetic phantom: {len(written)} DICOM series written to {escape(str(directory))}")
 
 
 def _submit(services: local.Services, parameters: dict[str, Any], console: Console) -> str:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from storage.dicom_scan import scan_files
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from storage.source_files import list_source
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig

@@ -25,7 +25,7 @@ from flows.config import load_config
 from flows.parameters import columns
 from flows.stages import rows
 from storage.files import read_json
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = load_config("tiny")

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest

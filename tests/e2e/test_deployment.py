@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from flows import services as local
 from flows.config import load_config
 from storage.files import read_json
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest
 from tests.factories import page_submits
 

@@ -17,7 +17,7 @@ from flows.config import load_config
 from flows.stages import needed, rows
 from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.evaluate.stage import EVALUATE
 from tasks.ingest.stage import INGEST

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from storage.files import read_json
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

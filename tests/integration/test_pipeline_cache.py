@@ -19,7 +19,7 @@ from flows.pipeline import pipeline
 from flows.stages import rows
 from storage.artifacts import Ref, load_provenance
 from storage.files import read_json
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prdit_models.metrics.anatomy import LIMITS, anatomy, failures, neighbour_distance, pooled
-from storage.phantom import Anatomy
+from storage.phantom.anatomy import Anatomy
 from tests.perturbations import PERTURBATIONS
 
 Hu = NDArray[np.float32]

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from storage.errors import SourceError, StoreFormatError
 from storage.files import sha256_file
 from storage.nifti import write_nifti
-from storage.phantom import write_demo_data
+from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import IngestReport, ingest, source_digest

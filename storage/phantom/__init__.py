@@ -1,0 +1,1 @@
+"""Synthetic chest phantoms: the anatomy (`anatomy`, numpy alone) and the DICOM series scanned of it (`series`)."""
