@@ -68,7 +68,7 @@ test: lint ## lint, then every test (each drill once, at its smallest): what CI 
 bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
-drills: $(STAMP) ## kill trainings and ingests at random, ROUNDS=10 times each; look at every page (SHOTS=<folder>); prints JSON
+drills: $(STAMP) ## random kills (ROUNDS=10 each), every page (SHOTS=<folder>), oldest and newest torch (6 GB to download); prints JSON
 	@$(BIN)/python -m tests.drills $(ROUNDS) $(SHOTS)
 
 gpu-check: ## what a machine with one NVIDIA GPU makes of it (PYTHON= with torch >= 2.10); ARGS=--tiny: on a CPU

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.drills import browser, kill_ingest, kill_training
+from tests.drills import browser, kill_ingest, kill_training, torch_versions
 
 if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
@@ -19,6 +19,7 @@ if __name__ == "__main__":
         "kill_ingest": kill_ingest.run,
         "kill_training": kill_training.run,
         "browser": partial(browser.run, shots=shots),
+        "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}
     for name, drill in drills.items():

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.drills import browser, kill_ingest, kill_training
+from tests.drills import browser, kill_ingest, kill_training, torch_versions
+from tests.parity.location import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +18,14 @@ def test_kill_ingest(tmp_path: Path) -> None:
 
 def test_kill_training(tmp_path: Path) -> None:
     assert kill_training.run(tmp_path, rounds=1)["rounds"] == 1
+
+
+def test_prdit_models_needs_nothing_but_torch_and_the_few_beside_it(tmp_path: Path) -> None:
+    select = "test_own or test_anatomy or test_weights"  # some of what runs; all is imported
+    found = torch_versions.run(tmp_path, ["installed"], select)["installed"]
+    assert found["torch"] == torch.__version__
+    assert found["modules"] == len(list((REPOSITORY / "prdit_models").rglob("*.py"))) - 1  # not prdit_models itself
+    assert found["passed"] > 50
 
 
 @pytest.mark.e2e
