@@ -24,8 +24,8 @@ from rich.markup import escape
 
 from flows import services as local
 from flows.config import as_parameters, from_parameters, merge
-from flows.stages import rows
 from flows.memory import MIB, PeakMemory
+from flows.stages import rows
 from flows.watch import follow
 from storage.files import read_json, sha256_file, write_json_atomic, write_text_atomic
 from tasks.run.progress import show_progress

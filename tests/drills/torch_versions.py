@@ -3,7 +3,7 @@
 `python -m tests.drills.torch_versions [VERSION ...]`; one JSON object on stdout. A VERSION is what pip takes after `torch==`
 (2.14.1, 2.12.*), `newest` (that pip finds within pyproject.toml's bounds) or `installed` (what this interpreter has, nothing is
 downloaded). Default: pyproject.toml's oldest and the newest. PyPI's builds for Linux are CUDA builds: 3 GB of downloads and
-6 GB of disk each, removed afterwards; where an index has CPU builds, PIP_EXTRA_INDEX_URL names it.
+7 GB of disk each, removed afterwards; where an index has CPU builds, PIP_EXTRA_INDEX_URL names it.
 """
 
 import json

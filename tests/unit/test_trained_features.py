@@ -16,9 +16,9 @@ from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
 from storage.geometry import Volume
 from storage.volume_store import VolumeStore
+from tasks.model.view import ViewConfig
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
-from tasks.model.view import ViewConfig
 from tests.bench import trained_features as judge
 from tests.bench.chest_resnet import PACKAGE, ChestResNet, load_network, network_input
 from tests.factories import make_split, make_store
