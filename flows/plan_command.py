@@ -77,7 +77,7 @@ def _work_table(plan: "Plan") -> "Table":
 
 
 def _cpu_table(plan: "Plan") -> "Table":
-    columns = ("", "weights", "packed", "gradients", "moments", "ema", "activations", "allocator", "total")
+    columns = ("", "weights", "gradients", "moments", "ema", "activations", "allocator", "total")
     table = _table("CPU memory, MiB", *columns)
     for work, memory in plan.cpu:
         parts: dict[str, Any] = {**vars(memory), "total": memory.total}

@@ -19,7 +19,7 @@ from prdit_models.diffusion.sampling import sample
 from prdit_models.networks.build import Network, build_network
 from prdit_models.networks.cascade import RefinedPRDiT, low_frequency_loss
 from prdit_models.networks.config import NetworkConfig
-from prdit_models.networks.gemm import MIN_ROWS_PACKED, FullPrecisionLinear, Linear, has_bfloat16_products
+from prdit_models.networks.linear import FullPrecisionLinear, Linear
 from prdit_models.networks.prdit import trainable_parameters
 from prdit_models.tracing import MemoryTrace, PretendDevice
 
@@ -36,7 +36,6 @@ class Memory:
 
     Attributes:
         weights: of the network, float32.
-        packed_weights: copies of frozen weights in the layout of the CPU's GEMM library.
         gradients: of the trained weights; those of the step before live through the forward pass.
         moments: AdamW's two per trained weight.
         ema: the average of the trained weights.
@@ -45,7 +44,6 @@ class Memory:
     """
 
     weights: int = 0
-    packed_weights: int = 0
     gradients: int = 0
     moments: int = 0
     ema: int = 0
@@ -132,9 +130,9 @@ def train_memory(
             parameter.grad = None
         mode.backward(loss)
 
-    peak, packed = _peak(model, step, mode)
+    peak = _peak(model, step, mode)
     trained = _bytes(parameters)
-    parts = Memory(_bytes(model.parameters()), packed, trained, 2 * trained, trained)
+    parts = Memory(_bytes(model.parameters()), trained, 2 * trained, trained)
     return _completed(parts, peak + 3 * trained, device)
 
 
@@ -167,13 +165,13 @@ def sample_memory(config: NetworkConfig, batch: int, *, precision: str = "fp32",
             noise_source=partial(torch.empty, device="meta"),
         )
 
-    peak, packed = _peak(model, draw, mode)
+    peak = _peak(model, draw, mode)
     prepared = sampler.num_steps * sum(
         4 * module.out_features
         for name, module in model.named_modules()
         if name.endswith("adaLN_modulation.1") and isinstance(module, nn.Linear)
     )  # modulations of all steps, see PRDiT.prepared
-    return _completed(Memory(_bytes(model.parameters()), packed), peak + prepared, device)
+    return _completed(Memory(_bytes(model.parameters())), peak + prepared, device)
 
 
 def _completed(parts: Memory, total: int, device: str) -> Memory:
@@ -190,25 +188,23 @@ def _check(batch: int, precision: str = "fp32") -> None:
         raise ValueError(f"precision is {precision!r}; expected one of {list(PRECISIONS)}.")
 
 
-def _peak(model: Network, work: Callable[[], None], mode: PretendDevice) -> tuple[int, int]:
-    """Largest number of bytes alive while `work` runs, and those of packed weights among them."""
+def _peak(model: Network, work: Callable[[], None], mode: PretendDevice) -> int:
+    """Largest number of bytes alive while `work` runs."""
     memory = MemoryTrace()
     memory.hold([*model.parameters(), *model.buffers()])
-    packed = _pretend(model, mode)
+    _pretend(model, mode)
     with mode, memory:
         work()
-    return memory.peak_bytes, _bytes(packed.values())
+    return memory.peak_bytes
 
 
-def _pretend(model: Network, mode: PretendDevice) -> dict[int, Tensor]:
-    """Let all modules hear the pretended device; returns where packed weights will be put while the model runs."""
-    packed: dict[int, Tensor] = {}
+def _pretend(model: Network, mode: PretendDevice) -> None:
+    """Let all modules hear the pretended device."""
     for module in model.modules():
-        if isinstance(module, Linear):
-            _watch_linear(module, mode, packed)
+        if isinstance(module, Linear | FullPrecisionLinear):
+            _watch_linear(module, mode)
         else:
             _watch(module, mode)
-    return packed
 
 
 def _watch(module: nn.Module, mode: PretendDevice) -> None:
@@ -222,29 +218,16 @@ def _watch(module: nn.Module, mode: PretendDevice) -> None:
     module.forward = forward
 
 
-def _watch_linear(module: Linear, mode: PretendDevice, packed: dict[int, Tensor]) -> None:
-    """Keep a layer from handing meta tensors to a GEMM library, and note the weights it would have packed for it."""
+def _watch_linear(module: nn.Linear, mode: PretendDevice) -> None:
+    """Let a layer cast as autocast would, which does not know the meta device."""
     own: Callable[..., Tensor] = module.forward
     full_precision = isinstance(module, FullPrecisionLinear)
 
-    def forward(x: Tensor, **options: Any) -> Tensor:
-        rows, dtype = x.numel() // x.shape[-1], _packed_dtype(x, full_precision)
-        frozen = not module.weight.requires_grad and not (torch.is_grad_enabled() and x.requires_grad)
-        if frozen and rows >= MIN_ROWS_PACKED and dtype is not None and id(module) not in packed:
-            packed[id(module)] = torch.empty_like(module.weight, dtype=dtype)
+    def forward(x: Tensor) -> Tensor:
         with mode.pretending(False, full_precision=full_precision):
-            return own(x.to(module.weight.dtype) if full_precision else x, **options)
+            return own(x.to(module.weight.dtype) if full_precision else x)
 
     module.forward = forward  # type: ignore[method-assign,assignment]
-
-
-def _packed_dtype(x: Tensor, full_precision: bool) -> torch.dtype | None:
-    """In which precision a frozen layer's product of x packs its weights, if it does; see `prdit_models.networks.gemm`."""
-    if x.device.type != "cpu":
-        return None
-    if full_precision or not torch.is_autocast_enabled("cpu"):
-        return torch.float32
-    return torch.bfloat16 if has_bfloat16_products() else None
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -21,8 +21,7 @@ _KEPT_IN_FLOAT32 = (F.layer_norm, F.rms_norm)  # by CUDA's autocast; the CPU's l
 class MemoryTrace(TorchDispatchMode):
     """Counts the bytes of all tensors alive, and their peak, while it is active. Views count once, with their storage.
 
-    Works on any device. What an operation allocates and frees within itself is not seen, nor are a library's own tensors without
-    storage, such as packed weights.
+    Works on any device. What an operation allocates and frees within itself is not seen.
 
     Attributes:
         live_bytes: of the tensors alive now.

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from prdit_models.networks.gemm import FullPrecisionLinear
+from prdit_models.networks.linear import FullPrecisionLinear
 
 TIME_TABLE_WIDTH = 256
 ROTARY_WAVELENGTHS_MM = (32.0, 1024.0)  # from two tokens of the finest grid to four times the published box

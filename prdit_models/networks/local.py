@@ -8,12 +8,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from prdit_models.networks.config import ModelConfig
-from prdit_models.networks.gemm import FullPrecisionLinear, Linear
+from prdit_models.networks.linear import FullPrecisionLinear, Linear
 
 MODULATION_NORM_EPS = 1e-6
 GATED_NORM_EPS = 1e-5
 RMS_EPS = 1e-5  # TF-PRDiT's, used by every RMS norm here
-ROWS_AT_A_TIME = 512  # tokens of a block whose activations stay in the cache; row by row, so any number is right
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -21,13 +20,6 @@ Norm = Callable[[Tensor], Tensor]
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x · (1 + scale) + shift`, shift and scale (B or 1, 1, width) broadcast over tokens."""
     return torch.addcmul(shift, x, 1.0 + scale)
-
-
-def modulated_norm(norm: Norm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`modulate(norm(x), shift, scale)`, in one pass where the modulation is common to the batch and the norm a layer norm."""
-    if norm is not plain_norm or shift.shape[0] != 1 or x.is_cuda:
-        return modulate(norm(x), shift, scale)
-    return F.layer_norm(x, (x.shape[-1],), (1.0 + scale).flatten(), shift.flatten(), MODULATION_NORM_EPS)
 
 
 def plain_norm(x: Tensor) -> Tensor:
@@ -53,25 +45,6 @@ def recomputed(checkpointing: bool, work: Callable[..., Tensor], *inputs: object
     return work(*inputs)
 
 
-def by_row_blocks(work: Callable[[Tensor], Tensor], tokens: Tensor, out_width: int) -> Tensor:
-    """`work(tokens)` for work that treats each token alone, on (B, N, d) a block of tokens at a time where no gradient is kept.
-
-    Intermediate activations then fit the cache and do not grow with N. `work` may use per-sample values (B or 1, 1, ·).
-    Returns: shape (B, N, out_width).
-    """
-    batch, num_tokens = tokens.shape[:2]
-    each = max(ROWS_AT_A_TIME // max(batch, 1), 1)
-    if num_tokens <= each or torch.is_grad_enabled() or tokens.is_cuda or torch.compiler.is_compiling():
-        return work(tokens)
-    out: Tensor | None = None
-    for start in range(0, num_tokens, each):
-        part = work(tokens[:, start : start + each])
-        if out is None:  # dtype is known from the first block (autocast)
-            out = part.new_empty(batch, num_tokens, out_width)
-        out[:, start : start + each] = part
-    return work(tokens) if out is None else out
-
-
 class GatedMLP(nn.Module):
     """`W₂·LN(silu(W_g z + b_g) · (W_x z + b_x)) + b₂`, all of one width (SPEC §1.4)."""
 
@@ -84,14 +57,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, N, width) to the same shape."""
-        if torch.is_autocast_enabled(z.device.type):
-            z = z.to(torch.get_autocast_dtype(z.device.type))  # once for both products
-        gate = self.fc1_g(z)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            gated = F.silu(gate) * self.fc1_x(z)
-        else:
-            gated = F.silu(gate, inplace=True).mul_(self.fc1_x(z))
-        out: Tensor = self.fc2(self.norm(gated))
+        out: Tensor = self.fc2(self.norm(F.silu(self.fc1_g(z)) * self.fc1_x(z)))
         return out
 
 
@@ -134,21 +100,14 @@ class TokenDenoiser(nn.Module):
         """Denoise tokens (B, N, d) under a `modulation`: shape (B, N, s³·O)."""
         shift1, scale1, shift2, scale2, shift3, scale3 = modulation.chunk(6, dim=-1)
 
-        def first(part: Tensor) -> Tensor:
-            out: Tensor = self.mlp1(modulated_norm(self._norm, part, shift1, scale1))
-            return out
+        h = recomputed(self.checkpointing, self._gated, self.mlp1, tokens, shift1, scale1)
+        h = recomputed(self.checkpointing, self._gated, self.mlp2, h, shift2, scale2)
+        out: Tensor = self.linear_final(modulate(h + tokens, shift3, scale3))
+        return out
 
-        def second(h: Tensor) -> Tensor:
-            out: Tensor = self.mlp2(modulated_norm(self._norm, h, shift2, scale2))
-            return out
-
-        def denoise(part: Tensor) -> Tensor:
-            h = recomputed(self.checkpointing, first, part)
-            h = recomputed(self.checkpointing, second, h)
-            out: Tensor = self.linear_final(modulate(h + part, shift3, scale3))
-            return out
-
-        return by_row_blocks(denoise, tokens, self.linear_final.out_features)
+    def _gated(self, mlp: GatedMLP, h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        out: Tensor = mlp(modulate(self._norm(h), shift, scale))
+        return out
 
 
 class LocalBranch(nn.Module):

@@ -2,20 +2,13 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prdit_models.networks.attention import Attention
 from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.embeddings import RotaryTable, position_table, rotary_table
-from prdit_models.networks.gemm import FullPrecisionLinear, Linear
-from prdit_models.networks.local import (
-    Norm,
-    by_row_blocks,
-    modulated_norm,
-    modulation_norm,
-    plain_norm,
-    recomputed,
-    rms_norm,
-)
+from prdit_models.networks.linear import FullPrecisionLinear, Linear
+from prdit_models.networks.local import Norm, modulate, modulation_norm, plain_norm, recomputed, rms_norm
 
 MLP_RATIO = 4  # of the transformer's feed-forward and of the token embedder
 
@@ -32,12 +25,9 @@ class PatchEmbedder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed (B, N, d) as (B, N, H)."""
-
-        def embed(part: Tensor) -> Tensor:
-            out: Tensor = self.norm(self.fc2(self.fc1(part, gelu=True)) + self.skip(part))
-            return out
-
-        return by_row_blocks(embed, tokens, self.skip.out_features)
+        h = F.gelu(self.fc1(tokens), approximate="tanh")
+        out: Tensor = self.norm(self.fc2(h) + self.skip(tokens))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -50,7 +40,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, H) to the same shape."""
-        out: Tensor = self.fc2(self.fc1(x, gelu=True))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return out
 
 
@@ -83,16 +73,12 @@ class Block(nn.Module):
     def mix(self, h: Tensor, modulation: Tensor, rotary: RotaryTable | None = None) -> Tensor:
         """The first half of `forward`: attention."""
         shift, scale, gate = modulation.chunk(6, dim=-1)[:3]
-        return torch.addcmul(h, gate, self.attn(modulated_norm(self._norm, h, shift, scale), rotary))
+        return torch.addcmul(h, gate, self.attn(modulate(self._norm(h), shift, scale), rotary))
 
     def feed_forward(self, h: Tensor, modulation: Tensor) -> Tensor:
         """The second half: each token alone."""
         shift, scale, gate = modulation.chunk(6, dim=-1)[3:]
-
-        def work(part: Tensor) -> Tensor:
-            return torch.addcmul(part, gate, self.mlp(modulated_norm(self._norm, part, shift, scale)))
-
-        return by_row_blocks(work, h, h.shape[-1])
+        return torch.addcmul(h, gate, self.mlp(modulate(self._norm(h), shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -111,7 +97,7 @@ class FinalLayer(nn.Module):
     def forward(self, h: Tensor, modulation: Tensor) -> Tensor:
         """Read (B, N, H) out as (B, N, s³·O)."""
         shift, scale = modulation.chunk(2, dim=-1)
-        out: Tensor = self.linear(modulated_norm(plain_norm, h, shift, scale))
+        out: Tensor = self.linear(modulate(plain_norm(h), shift, scale))
         return out
 
 

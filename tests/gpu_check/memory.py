@@ -81,8 +81,8 @@ def peak(setting: Setting, before: list[Tensor]) -> Iterator[Peak]:
 
 
 def planned_tensors(plan: Memory) -> int:
-    """Planned bytes that `peak` can see: not the allocator's share, nor weights packed by a CPU's library, which are no tensors."""
-    return plan.total - plan.allocator - plan.packed_weights
+    """Planned bytes that `peak` can see: not the allocator's share."""
+    return plan.total - plan.allocator
 
 
 def memory_facts(plan: Memory, found: Peak) -> dict[str, Fact]:

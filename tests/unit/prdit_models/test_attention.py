@@ -156,10 +156,11 @@ def test_normed_queries_of_another_dtype_are_taken_in_that_of_the_values(
     torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=0)
 
 
-def test_bfloat16_without_gradient_equals_the_definition() -> None:
+def test_bfloat16_without_gradient_equals_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks of rows, a remainder, a mean key far from 0 and samples that differ; one rounding of scores and of weights."""
+    monkeypatch.setattr(attention, "processor", lambda: "flags : avx512_bf16")
     generator = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(2, 600, 2, 16, generator=generator) for _ in range(3))
+    q, k, v = (torch.randn(2, 1100, 2, 16, generator=generator) for _ in range(3))
     q, k, v = q.bfloat16(), (k + 2.0).bfloat16(), v.bfloat16()
     with torch.no_grad():
         out = attend(q, k, v)

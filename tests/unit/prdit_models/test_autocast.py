@@ -9,7 +9,7 @@ from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.oracles import prdit_literal
 
-CONFIG = ModelConfig(20, 6, 4, 1, 48, 4, 2)  # 125 tokens: enough rows for packed products, and a remainder
+CONFIG = ModelConfig(20, 6, 4, 1, 48, 4, 2)  # 125 tokens: no multiple of anything
 EPSILON = 2**-8  # of bfloat16
 
 
@@ -63,7 +63,7 @@ def test_checkpointing_changes_no_gradient(bf16: bool) -> None:
 
 
 def test_prediction_in_bfloat16_against_the_oracle() -> None:
-    """Frozen weights (packed, attention by rows): largest error under 3 roundings of the largest output, mean under 1/2."""
+    """Frozen weights: largest error under 3 roundings of the largest output, mean under 1/2."""
     network = _network().eval().requires_grad_(False)
     x_t, _, _, _ = _batch()
     oracle = prdit_literal.from_config(CONFIG.to_dict())

@@ -8,8 +8,7 @@ import torch
 from prdit_models.networks.attention import Attention
 from prdit_models.networks.config import CascadeConfig, ModelConfig, model_config, network_config
 from prdit_models.networks.embeddings import rotary_table, rotate
-from prdit_models.networks.gemm import gelu_tanh
-from prdit_models.networks.local import ROWS_AT_A_TIME, TokenDenoiser, rms_norm
+from prdit_models.networks.local import rms_norm
 from prdit_models.networks.prdit import PRDiT
 
 
@@ -156,25 +155,6 @@ def test_prepared_times_are_looked_up():
         model(x, 999.0)
         assert len(calls) == 3
         handle.remove()
-
-
-def test_blocks_of_tokens_give_what_the_whole_gives():
-    torch.manual_seed(3)
-    denoiser = TokenDenoiser(16, 8)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    tokens = torch.randn(2, ROWS_AT_A_TIME + 37, 16)
-    modulation = denoiser.modulation(torch.randn(2, 16))
-    whole = denoiser(tokens, modulation)  # gradients kept: one piece
-    with torch.no_grad():
-        torch.testing.assert_close(denoiser(tokens, modulation), whole, atol=1e-5, rtol=1e-5)
-
-
-def test_gelu_without_gradient_is_the_same_function():
-    x = torch.linspace(-12, 12, 4001)
-    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    with torch.no_grad():
-        torch.testing.assert_close(gelu_tanh(x).double(), exact, atol=1e-6, rtol=1e-6)
 
 
 def test_configurations_survive_json_and_old_ones_open():

@@ -10,7 +10,6 @@ from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.dry_run import count_flops, count_parameters, meta_network, sample_memory, train_memory
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import CascadeConfig, ModelConfig, model_config
-from prdit_models.networks.gemm import Linear
 from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from prdit_models.plan import GIB, Work, gpu_estimates, memory_of, plan, stage_networks
 from prdit_models.tracing import MemoryTrace
@@ -112,7 +111,7 @@ def _real_training_peak(config: ModelConfig, precision: str, checkpointing: bool
 def test_training_memory_is_that_of_real_tensors(config: ModelConfig, precision: str, checkpointing: bool) -> None:
     planned = train_memory(config, BATCH, precision=precision, checkpointing=checkpointing)
     measured = _real_training_peak(config, precision, checkpointing)
-    assert planned.total - planned.allocator - planned.packed_weights == pytest.approx(measured, rel=0.03)
+    assert planned.total - planned.allocator == pytest.approx(measured, rel=0.03)
 
 
 def test_training_memory_has_four_copies_of_what_is_trained() -> None:
@@ -120,8 +119,6 @@ def test_training_memory_has_four_copies_of_what_is_trained() -> None:
     assert planned.weights == 4 * 93_228_992
     assert planned.gradients == planned.ema == 4 * 54_072_832
     assert planned.moments == 8 * 54_072_832
-    # the frozen branch's token layers, d = 1728: six square ones and the read-out
-    assert planned.packed_weights == 4 * (6 * 1728**2 + 1728 * 1024)
 
 
 def test_checkpointing_keeps_less() -> None:
@@ -130,13 +127,6 @@ def test_checkpointing_keeps_less() -> None:
     hidden, rows = 192, 2 * 512
     # four blocks keep at least q, k, v, the two wide activations of the feed-forward and some of width H each
     assert kept.activations - recomputed.activations > 3 * 4 * rows * hidden * (3 + 4 + 4)
-
-
-def test_packed_weights_are_those_of_the_frozen_layers_that_tokens_go_through() -> None:
-    model = build_network(TINY).eval().requires_grad_(False)
-    model(torch.zeros(1, 1, 32, 32, 32), 3)
-    packed = [layer for layer in model.modules() if isinstance(layer, Linear) and layer._packed is not None]
-    assert sample_memory(TINY, 1).packed_weights == 4 * sum(layer.weight.numel() for layer in packed) > 0
 
 
 def test_sampling_keeps_no_graph() -> None:
@@ -173,7 +163,7 @@ def test_plan_names_every_stage_and_labels_gpu_rows_as_estimates() -> None:
     }
     assert {row["gpu_gib"] for row in found["gpu"]} == {8, 16, 24, 40, 80}
     assert all(row["estimate"] for row in found["gpu"])
-    parts = ("weights", "packed_weights", "gradients", "moments", "ema", "activations", "allocator")
+    parts = ("weights", "gradients", "moments", "ema", "activations", "allocator")
     assert all(row["total"] == sum(row[part] for part in parts) for row in found["cpu"])
 
 
