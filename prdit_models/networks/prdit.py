@@ -15,8 +15,6 @@ from prdit_models.networks.patches import extract_patches, unpatchify
 from prdit_models.networks.refiner import Refiner
 
 LOCAL_PREFIXES = ("t_embedder.mlp.", "t_embedder.coarse_head.", "coarse.")
-ENCODE_STEP = 50
-ENCODE_BLOCK = 5
 
 Time = Tensor | int | float
 
@@ -70,26 +68,13 @@ class PRDiT(nn.Module):
         Returns: shape (B, O, S, S, S); channel 0 is the noise estimate, channel 1 the image estimate.
         Raises: ValueError: if a shape does not fit the configuration.
         """
-        coarse, fine = self._branches(x, t, labels)
-        return self._volume(coarse if fine is None else coarse + fine)
-
-    def forward_with_intermediates(
-        self, x: Tensor, t: Time, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The two branches' volumes, each (B, O, S, S, S), whose sum `forward` returns; no fine one at depth 0."""
-        coarse, fine = self._branches(x, t, labels)
-        return self._volume(coarse), None if fine is None else self._volume(fine)
-
-    def encode(self, x: Tensor, t: Time = ENCODE_STEP, *, block: int = ENCODE_BLOCK) -> Tensor:
-        """Hidden tokens (B, N, H) behind one transformer block, as features of a volume.
-
-        Raises: ValueError: if the model has no such block.
-        """
-        if self.fine is None or not 0 <= block < self.config.depth:
-            raise ValueError(
-                f"encode reads block {block}, but the model has {self.config.depth}; choose another block."
-            )
-        return self.fine.features(self.tokens(x), self.modulations(t, x).refiner, num_blocks=block + 1)
+        tokens, modulations = self.tokens(x), self.modulations(t, x, labels)
+        # frozen in stage 2: no graph, no activations kept
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.fine is None or self._trains_local())):
+            out = self.coarse(tokens, modulations.local)
+        if self.fine is not None:
+            out = out + self.fine(tokens, modulations.refiner)
+        return unpatchify(out, self.config.out_channels, self.config.stride, self.config.volume_size)
 
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:
@@ -173,18 +158,6 @@ class PRDiT(nn.Module):
 
     def _trains_local(self) -> bool:
         return self.coarse.mlp_denoise.linear_final.weight.requires_grad
-
-    def _branches(self, x: Tensor, t: Time, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        tokens, modulations = self.tokens(x), self.modulations(t, x, labels)
-        if self.fine is None:
-            return self.coarse(tokens, modulations.local), None
-        # frozen in stage 2: no graph, no activations kept
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_local()):
-            coarse = self.coarse(tokens, modulations.local)
-        return coarse, self.fine(tokens, modulations.refiner)
-
-    def _volume(self, tokens: Tensor) -> Tensor:
-        return unpatchify(tokens, self.config.out_channels, self.config.stride, self.config.volume_size)
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

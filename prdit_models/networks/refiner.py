@@ -137,21 +137,17 @@ class Refiner(nn.Module):
         modules = [*self.blocks, self.final_layer]
         return tuple(module.modulation(condition) for module in modules)
 
-    def features(self, tokens: Tensor, modulations: tuple[Tensor, ...], num_blocks: int | None = None) -> Tensor:
-        """Hidden tokens (B, N, H) after the first `num_blocks` blocks (all by default)."""
+    def forward(self, tokens: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
+        """Residual prediction for raw tokens (B, N, d) under `modulations`: shape (B, N, s³·O)."""
         h = recomputed(self.checkpointing, self._embed, tokens)
         rotary = None
         if self.rotary_cos is not None and self.rotary_sin is not None:
             rotary = (self.rotary_cos, self.rotary_sin)
-        for block, modulation in zip(self.blocks[:num_blocks], modulations[:-1], strict=num_blocks is None):
+        for block, modulation in zip(self.blocks, modulations[:-1], strict=True):
             h = block(h, modulation, rotary)
-        return h
+        out: Tensor = self.final_layer(h, modulations[-1])
+        return out
 
     def _embed(self, tokens: Tensor) -> Tensor:
         h: Tensor = self.patch_embedder(tokens)
         return h if self.pos_embed is None else h + self.pos_embed
-
-    def forward(self, tokens: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
-        """Residual prediction for raw tokens (B, N, d) under `modulations`: shape (B, N, s³·O)."""
-        out: Tensor = self.final_layer(self.features(tokens, modulations), modulations[-1])
-        return out

@@ -3,14 +3,11 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prdit_models.networks.attention import Attention
 from prdit_models.networks.build import build_network
@@ -23,6 +20,9 @@ from prdit_models.networks.prdit import PRDiT, trainable_parameters
 from tests.parity.measure import Measure, close, exact, relative
 from tests.parity.placement import placed
 from tests.parity.sets import Entry, arrays, build, config_of, shapes_of, side_file, tensor, weights
+from tests.submodules import branches, hidden_tokens, outputs_of
+
+PUBLISHED_STEP, PUBLISHED_BLOCK = 50, 5  # of the published `encode`
 
 
 def _reshape_argument(text: str) -> tuple[int, ...]:
@@ -93,25 +93,6 @@ def check_position_table(folder: Path, entry: Entry) -> list[Measure]:
     return measures
 
 
-@contextmanager
-def _recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of submodules while the block runs, by name."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            outputs[name] = output
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _tolerance(entry: Entry) -> tuple[float, float]:
     return entry["tolerance"]["suggested_atol"], entry["tolerance"]["suggested_rtol"]
 
@@ -127,7 +108,7 @@ def check_local(folder: Path, entry: Entry) -> list[Measure]:
         "after_mlp2": branch.mlp2,
         "tokens_out": branch,
     }
-    with _recorded(parts) as found:
+    with outputs_of(parts) as found:
         y = model(tensor(stored["x"]), tensor(stored["t"]))
     found["y"] = y
     return [close(name, found[name], stored[name], *_tolerance(entry)) for name in [*parts, "y"] if name in stored]
@@ -140,12 +121,12 @@ def check_full(folder: Path, entry: Entry) -> list[Measure]:
     assert model.fine.pos_embed is not None
     x, t = tensor(stored["x"]), tensor(stored["t"])
     atol, rtol = _tolerance(entry)
-    with _recorded({"embedded": model.fine.patch_embedder, "block_0": model.fine.blocks[0]}) as found:
-        coarse, fine = model.forward_with_intermediates(x, t)
+    with outputs_of({"embedded": model.fine.patch_embedder, "block_0": model.fine.blocks[0]}) as found:
+        coarse, fine = branches(model, x, t)
     assert fine is not None
     y = model(x, t)
     found["patch_embed_plus_pos"] = found.pop("embedded") + model.fine.pos_embed
-    found["final_hidden"] = model.fine.features(model.tokens(x), model.modulations(t, x).refiner)
+    found["final_hidden"] = hidden_tokens(model, x, t, model.config.depth - 1)
     found.update(coarse=coarse, fine=fine, y=y)
     stored.setdefault("y", stored["coarse"] + stored["fine"])
     measures = [
@@ -168,7 +149,7 @@ def _flash(entry: Entry, stored: dict[str, np.ndarray], model: PRDiT, x: Tensor,
     atol = entry.get("flash_suggested_atol_vs_own_flash", 2.0 * entry["flash_max_abs_diff"])
     if "y_flash" in stored:
         return [close("y, published flash", model(x, t), stored["y_flash"], atol)]
-    _, fine = model.forward_with_intermediates(x, t)
+    _, fine = branches(model, x, t)
     recorded = stored["fine"] + stored["fine_flash_minus_fine"].astype(np.float32)
     return [close("fine, published flash", fine, recorded, atol)]
 
@@ -177,7 +158,7 @@ def _flash(entry: Entry, stored: dict[str, np.ndarray], model: PRDiT, x: Tensor,
 def check_tf(folder: Path, entry: Entry) -> list[Measure]:
     stored, model = arrays(folder, entry), build(folder, entry)
     x, t = tensor(stored["x"]), tensor(stored["t"])
-    coarse, fine = model.forward_with_intermediates(x, t)
+    coarse, fine = branches(model, x, t)
     found = {"y": model(x, t), "coarse": coarse, "fine": fine}
     measures = [close(name, found[name], stored[name], *_tolerance(entry)) for name in found if name in stored]
     wrong = PRDiT(dataclasses.replace(model.config, arithmetic="prdit"))
@@ -220,9 +201,13 @@ def check_sr(folder: Path, entry: Entry) -> list[Measure]:
 def check_encode(folder: Path, entry: Entry) -> list[Measure]:
     stored, model = arrays(folder, entry), build(folder, entry)
     x = tensor(stored["x"])
-    measures = [close("encode", model.encode(x), stored["encode"], *_tolerance(entry))]
+    measures = [
+        close("encode", hidden_tokens(model, x, PUBLISHED_STEP, PUBLISHED_BLOCK), stored["encode"], *_tolerance(entry))
+    ]
     for name in (name for name in stored if name.startswith("block_")):
-        measures.append(close(name, model.encode(x, block=int(name[6:])), stored[name], *_tolerance(entry)))
+        measures.append(
+            close(name, hidden_tokens(model, x, PUBLISHED_STEP, int(name[6:])), stored[name], *_tolerance(entry))
+        )
     return measures
 
 

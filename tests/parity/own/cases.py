@@ -19,6 +19,7 @@ from tests.oracles import prdit_literal as literal
 from tests.parity.measure import Measure, close
 from tests.parity.placement import device_in_force, placed
 from tests.parity.sets import recipe_tensor, shapes_of, uniform
+from tests.submodules import branches, hidden_tokens
 
 Values = dict[str, Tensor]
 TIMES = torch.tensor([37, 950])
@@ -101,7 +102,7 @@ def forward(name: str, config: ModelConfig, *, low_variance: bool = False, times
     def product(dtype: torch.dtype) -> Values:
         model = placed(network(config, name), dtype)
         assert isinstance(model, PRDiT)
-        coarse, fine = model.forward_with_intermediates(placed(x, dtype), times)
+        coarse, fine = branches(model, placed(x, dtype), times)
         parts = {"coarse": coarse, "y": model(placed(x, dtype), times)}
         return parts if fine is None else parts | {"fine": fine}
 
@@ -117,8 +118,8 @@ def encode() -> Case:
         model = placed(network(config, "encode"), dtype)
         assert isinstance(model, PRDiT)
         return {
-            "block 5 at t = 50": model.encode(placed(x, dtype)),
-            "block 7 at t = 3": model.encode(placed(x, dtype), 3, block=7),
+            "block 5 at t = 50": hidden_tokens(model, placed(x, dtype), 50, 5),
+            "block 7 at t = 3": hidden_tokens(model, placed(x, dtype), 3, 7),
         }
 
     def oracle() -> Values:

@@ -10,6 +10,7 @@ from prdit_models.networks.config import CascadeConfig, ModelConfig, model_confi
 from prdit_models.networks.embeddings import rotary_table, rotate
 from prdit_models.networks.local import rms_norm
 from prdit_models.networks.prdit import PRDiT
+from tests.submodules import branches
 
 
 def _tiny(size: int = 8, **options: object) -> ModelConfig:
@@ -107,10 +108,8 @@ def test_labels_move_the_refiner_and_none_is_the_last_index():
     mixed = model(x, 5, torch.tensor([0, 3]))
     torch.testing.assert_close(mixed[1], none[1], atol=1e-5, rtol=0)
     assert float((mixed[0] - none[0]).abs().max()) > 1e-3
-    coarse, _ = model.forward_with_intermediates(x, 5, torch.tensor([0, 1]))
-    torch.testing.assert_close(
-        coarse, model.forward_with_intermediates(x, 5)[0], atol=1e-5, rtol=0
-    )  # the refiner alone
+    coarse, _ = branches(model, x, 5, torch.tensor([0, 1]))
+    torch.testing.assert_close(coarse, branches(model, x, 5)[0], atol=1e-5, rtol=0)  # the refiner alone
 
 
 @pytest.mark.parametrize(

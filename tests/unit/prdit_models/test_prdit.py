@@ -6,6 +6,7 @@ from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.initialization import initialize, start_global
 from prdit_models.networks.patches import extract_patches, unpatchify
 from prdit_models.networks.prdit import LOCAL_PREFIXES, PRDiT, trainable_parameters
+from tests.submodules import branches
 
 
 def _config(depth: int, size: int = 8) -> ModelConfig:
@@ -63,13 +64,13 @@ def test_one_step_for_the_batch_equals_one_step_a_volume() -> None:
 
 def test_branches_sum_to_the_output() -> None:
     model = _randomised(PRDiT(_config(2)))
-    coarse, fine = model.forward_with_intermediates(_volume(), 7)
+    coarse, fine = branches(model, _volume(), 7)
     assert fine is not None
     torch.testing.assert_close(coarse + fine, model(_volume(), 7), atol=1e-5, rtol=1e-5)
     local = PRDiT(_config(0))
     local.load_state_dict(model.local_state_dict())
     torch.testing.assert_close(local(_volume(), 7), coarse, atol=1e-6, rtol=1e-5)
-    assert local.forward_with_intermediates(_volume(), 7)[1] is None
+    assert branches(local, _volume(), 7)[1] is None
 
 
 def test_local_branch_sees_only_its_own_patch() -> None:
@@ -168,10 +169,6 @@ def test_wrong_inputs_are_named() -> None:
         model(_volume(2, 16), 3)
     with pytest.raises(ValueError, match=r"expected a number or \(2,\)"):
         model(_volume(), torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="reads block 5"):
-        model.encode(_volume())
-    with pytest.raises(ValueError, match="block 0"):
-        PRDiT(_config(0)).encode(_volume(), block=0)
 
 
 def test_bfloat16_autocast_stays_close() -> None:
