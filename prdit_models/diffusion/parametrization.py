@@ -1,7 +1,7 @@
 """Between network and stepper: what a state is taken to be made of, and the drift that follows.
 
 A network trained on noise and image puts out both, and a real one contradicts itself: cos(β)·x0_hat + sin(β)·eps_hat is not the
-state it was given. A stepper that builds the next state from such a pair lets go of the state, and errors multiply with the steps.
+state it was given. If a stepper builds the next state from such a pair, its errors multiply with the steps.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,6 @@ class Estimates(NamedTuple):
 Parametrize = Callable[[Tensor, Heads, float, float], Estimates]
 
 
-def from_heads(_: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
-    """Both estimates as the network put them out, with the published drift sin(β)·x0_hat - cos(β)·eps_hat.
-
-    Source: SPEC §3.
-    """
-    return Estimates(heads.eps, heads.x0, sin * heads.x0 - cos * heads.eps)
-
-
 def from_velocity(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
     """The published drift f, and the only image and noise that agree with it and with the state.
 
@@ -54,4 +46,4 @@ def from_image(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
     return Estimates(eps, heads.x0, sin * heads.x0 - cos * eps)
 
 
-PARAMETRIZATION: dict[str, Parametrize] = {"velocity": from_velocity, "image": from_image, "heads": from_heads}
+PARAMETRIZATION: dict[str, Parametrize] = {"velocity": from_velocity, "image": from_image}

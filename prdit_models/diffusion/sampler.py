@@ -21,7 +21,7 @@ SAMPLERS: Registry[Any] = Registry(
     needs=("steppers", "both_ends"),
 )
 SCHEDULES = ("even", "published")
-PARAMETRIZATIONS = ("velocity", "image", "heads")
+PARAMETRIZATIONS = ("velocity", "image")
 DEFAULT_PREDICTOR_STEP = 2
 
 
@@ -37,8 +37,7 @@ class Sampler:
             t = 0. `published`: multiples of ⌊T/n⌋, the last evaluation at t = 0.
         predictor_step: k of `predictor-corrector`: the predictor jumps k steps, the corrector goes k - 1 back by adding noise.
         parametrization: `velocity`: the published drift of both estimates, image and noise as it and the state determine them.
-            `image`: the image alone, noise from the state. `heads`: both as they come, whether they fit the state or not.
-            `euler` and `predictor-corrector` follow the drift, so to them `velocity` and `heads` are the same.
+            `image`: the image alone, noise from the state.
 
     Raises: ValueError: at construction, for a name, a number of steps or a predictor step that does not exist.
     """

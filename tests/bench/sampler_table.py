@@ -42,7 +42,6 @@ COMPARED = (
     *(Sampler(name, n) for name in ("dpmpp-2m", "dpmpp-2m-sde", "heun", "rotation", "euler") for n in STEPS),
     *(Sampler("predictor-corrector", n, schedule) for schedule in ("even", "published") for n in STEPS),
     *(Sampler(name, n, parametrization="image") for name in ("dpmpp-2m", "predictor-corrector") for n in STEPS),
-    *(Sampler("rotation", n, parametrization="heads") for n in STEPS),
 )
 BATCH = 8
 
@@ -208,7 +207,7 @@ def write(result: dict[str, Any]) -> None:
             *(
                 f"| {title} | " + " | ".join(f"{row[key]:.5f}" for row in estimates) + " |"
                 for key, title in (
-                    ("image", "image head (`image`, `heads`)"),
+                    ("image", "image head (`image`)"),
                     ("noise", "what the noise head leaves in the state"),
                     ("velocity", "`velocity`"),
                     ("best", "best mix of the two, in hindsight"),
