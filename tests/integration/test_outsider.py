@@ -98,7 +98,12 @@ def test_samples_come_from_its_sampler_and_its_metric_is_measured(record: dict[s
 
 def test_the_report_shows_it(record: dict[str, Any]) -> None:
     page = Path(record["report"]).read_text(encoding="utf-8")
-    for words in ("Toy: share of air, generated minus real", "toy autoencoder", "toy latent denoiser", "0 where both have"):
+    for words in (
+        "Toy: share of air, generated minus real",
+        "toy autoencoder",
+        "toy latent denoiser",
+        "0 where both have",
+    ):
         assert words in page, words
 
 
@@ -120,6 +125,8 @@ def test_commands_know_its_trainings(installed: Installed, record: dict[str, Any
     refused = installed.prdit("sample", codec["uri"], "--config", "toy", check=False)
     assert refused.returncode == 1
     assert "draws nothing; train a toy-latent" in refused.stderr
-    wrong = installed.prdit("train", "latent", "--config", "toy", "--set", "recipe.latent.settings.critic=1", check=False)
+    wrong = installed.prdit(
+        "train", "latent", "--config", "toy", "--set", "recipe.latent.settings.critic=1", check=False
+    )
     assert wrong.returncode == 2
     assert "recipe.latent.settings.critic: unknown key. Known here: critic_every, critic_lr" in wrong.stderr

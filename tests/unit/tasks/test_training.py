@@ -11,6 +11,8 @@ from prdit_models.intensity import HounsfieldWindow
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
 from tasks.model.view import ViewConfig
+from tasks.sample.config import SampleConfig
+from tasks.sample.run import sample
 from tasks.train.__main__ import _commit
 from tasks.train.check import check_training
 from tasks.train.data import ViewDataset, batch_indices, batch_shifts
@@ -235,3 +237,48 @@ def test_a_store_of_another_spacing_is_refused(data: tuple[Ref, Ref], local: Ref
     split = make_split(tmp_path / "split", finer, ["v0"], ["v1"])
     with pytest.raises(ValueError, match=r"4\.0 mm voxels.*trained at 8\.0 mm.*ingest\.spacing_mm"):
         check_training(finer, split, local, global_config())
+
+
+def test_accumulated_batches_make_the_mean_of_their_gradients(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    """One step of two batches of 1 against the two gradients taken one by one, and bit-equal resume in the middle."""
+    config = local_config(batch_size=1, accumulation=2, clip_norm=1e9)
+    spec = train_spec(config, *data, tmp_path / "together")
+    training = Training(assemble(spec), spec)
+    gradients: list[dict[str, torch.Tensor]] = []
+    for place in (0, 1):
+        losses = training._losses(0, "main", place)
+        assert losses is not None
+        training.assembly.module.zero_grad()
+        losses["loss"].backward()
+        gradients.append({name: p.grad.clone() for name, p in training.parameters.items() if p.grad is not None})
+    training._train_step()
+    for name, parameter in training.parameters.items():
+        if name in gradients[0]:
+            expected = (gradients[0][name] + gradients[1][name]) / 2
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-9)
+    whole, parts = (train_spec(config, *data, tmp_path / name) for name in ("whole", "parts"))
+    run(whole)
+    with pytest.raises(Stopped):
+        run(parts, stop_after=3)
+    run(parts)
+    ours, theirs = (load_tensors(made.directory / "model.safetensors") for made in (whole, parts))
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_flow_matching_trains_in_both_stages(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    """The loss falls, stage 2 inherits the process, and what it makes is sampled by Euler's method."""
+    spec = train_spec(local_config(process="flow", steps=150, val_every=50), *data, tmp_path / "local")
+    run(spec)
+    local = _commit(spec)
+    points = [json.loads(line) for line in (local.path / "metrics.jsonl").read_text().splitlines()]
+    losses = [point["val/loss"] for point in points if "val/loss" in point]
+    assert losses[-1] < 0.8 * losses[0]
+    spec = train_spec(global_config(steps=3), *data, tmp_path / "global", start=local)
+    run(spec)
+    made = _commit(spec)
+    info = json.loads((made.path / "checkpoint.json").read_text())
+    assert info["process"] == {"name": "flow", "noise_std": 1.0, "num_steps": 1000, "prediction": "velocity"}
+    assert info["model"]["out_channels"] == 1
+    drawing = SampleConfig(num_volumes=1, num_steps=2, sampler="euler", nifti=False, device="cpu", num_threads=1)
+    sample(made, drawing, tmp_path / "samples", lambda done, total: None)
+    assert json.loads((tmp_path / "samples" / "samples.json").read_text())["sampler"]["evaluations"] == 2
