@@ -39,6 +39,8 @@ TOKEN_VARIABLE = "PRDIT_SERVICES_TOKEN"
 
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 15.0
+_API_TIMEOUT_S = 10.0
+_LINES_SHOWN = 25  # of what a failed process wrote
 _CREATE_TIME_TOLERANCE_S = 1.0  # a clock step moves psutil's creation times a little; ids do not wrap that fast
 _PORT_ATTEMPTS = 3
 _PORT_TAKEN = re.compile(r"address already in use|errno 98|port \d+ is already in use", re.IGNORECASE)
@@ -173,7 +175,7 @@ def start(state_dir: Path, *, log: Log = lambda _: None) -> Services:
     raise ServiceError(f"No free port could be kept on {HOST} in {_PORT_ATTEMPTS} attempts; see {state_dir / 'logs'}.")
 
 
-def stop(state_dir: Path, *, log: Log = lambda _: None) -> list[int]:
+def stop(state_dir: Path) -> list[int]:
     """End the recorded processes and their descendants: SIGTERM, wait, SIGKILL.
 
     A record of processes that are gone, or whose ids now belong to others, is just removed.
@@ -184,7 +186,7 @@ def stop(state_dir: Path, *, log: Log = lambda _: None) -> list[int]:
     if not state_dir.is_dir():
         return []
     with _locked(state_dir):
-        return _stop(state_dir, log)
+        return _stop(state_dir, lambda _: None)
 
 
 def deploy(services: Services, project_dir: Path) -> str:
@@ -211,13 +213,13 @@ def deploy(services: Services, project_dir: Path) -> str:
     return done.stdout
 
 
-def call_api(services: Services, method: str, path: str, body: Any = None, *, timeout_s: float = 10.0) -> Any:
+def call_api(services: Services, method: str, path: str, body: Any = None) -> Any:
     """One request to Prefect's REST API; `path` as in `/flow_runs/<id>`. Returns the decoded JSON (None for an empty answer).
 
     Raises: ServiceError: no answer, or an error status.
     """
     try:
-        text = _request(services.prefect_api_url + path, method=method, body=body, timeout_s=timeout_s)
+        text = _request(services.prefect_api_url + path, method=method, body=body, timeout_s=_API_TIMEOUT_S)
     except OSError as error:
         raise ServiceError(f"{method} {services.prefect_api_url}{path} failed: {error}") from error
     return json.loads(text) if text else None
@@ -462,8 +464,8 @@ def _tail(path: Path) -> str:
     return _last_lines(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
 
 
-def _last_lines(text: str, count: int = 25) -> str:
-    return "\n".join(text.rstrip().splitlines()[-count:]) or "(no output)"
+def _last_lines(text: str) -> str:
+    return "\n".join(text.rstrip().splitlines()[-_LINES_SHOWN:]) or "(no output)"
 
 
 def _no_proxy() -> str:

@@ -25,6 +25,7 @@ CHECKPOINT_FORMAT = 2
 CHECKPOINT = "checkpoint.json"
 WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 _STATE = "state.json"
+_STATES_KEPT = 2
 
 logger = logging.getLogger("prdit.checkpoints")
 
@@ -71,16 +72,14 @@ def load_checkpoint_info(ref: Ref) -> dict[str, Any]:
 
 
 class ResumeStates:
-    """The resumable states of one training, newest `keep` kept.
+    """The resumable states of one training, the newest two kept.
 
     Args:
         directory: folder of `step-XXXXXXXX` folders, made on first save.
-        keep: how many good states stay on disk.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.keep = keep
 
     def save(self, step: int, groups: dict[str, Tensors], state: dict[str, Any]) -> None:
         """Write one state: every group as `<group>.safetensors`, then `state.json` with their hashes, then rename."""
@@ -99,7 +98,7 @@ class ResumeStates:
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
         fsync_directory(self.directory)
-        for old in self._folders()[self.keep :]:
+        for old in self._folders()[_STATES_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest_good(self) -> tuple[dict[str, Any], dict[str, Tensors]] | None:

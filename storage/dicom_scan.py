@@ -2,7 +2,7 @@
 
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +71,16 @@ class ScanResult:
     excluded: tuple[Excluded, ...]
 
 
-def scan_files(source: Path, files: Sequence[str], progress: Callable[[int, int], None] | None = None) -> ScanResult:
+def scan_files(source: Path, files: Sequence[str]) -> ScanResult:
     """Read the headers of files and group the CT images by SeriesInstanceUID.
 
     Args:
         source: folder the paths are relative to; only read.
         files: relative paths of regular files.
-        progress: called with (done, total) files.
     """
     groups: dict[str, list[tuple[str, Dataset, str | None, str]]] = {}
     excluded: list[Excluded] = []
-    for index, name in enumerate(files):
+    for name in files:
         header, reason, detail = _read_header(source / name)
         if header is None:
             excluded.append(Excluded(str(reason), sentence(str(reason), name, detail), path=name))
@@ -93,8 +92,6 @@ def scan_files(source: Path, files: Sequence[str], progress: Callable[[int, int]
                 excluded.append(Excluded(reason, sentence(reason, name, detail), path=name))
             else:
                 groups.setdefault(uid, []).append((name, header, reason, detail))
-        if progress and (index % 50 == 49 or index + 1 == len(files)):
-            progress(index + 1, len(files))
     series: list[SeriesFiles] = []
     for uid, members in sorted(groups.items()):
         slices = [m for m in members if m[2] is None]

@@ -30,7 +30,7 @@ def target_grid(series: SourceSeries, spacing_mm: float) -> tuple[tuple[int, int
     return (int(count[2]), int(count[1]), int(count[0])), (float(origin[0]), float(origin[1]), float(origin[2]))
 
 
-def resample_series(series: SourceSeries, *, spacing_mm: float, interpolation: str, num_threads: int = 1) -> Volume:
+def resample_series(series: SourceSeries, *, spacing_mm: float, interpolation: str) -> Volume:
     """Interpolate a series on the store's grid; outside the scan is AIR_HU.
 
     Args:
@@ -38,14 +38,13 @@ def resample_series(series: SourceSeries, *, spacing_mm: float, interpolation: s
             into the body).
         spacing_mm: target distance on every axis.
         interpolation: "cubic" (B-spline of order 3) or "linear".
-        num_threads: ITK threads.
     Returns: int16 HU; overshoot below AIR_HU is clamped.
     """
     shape, origin = target_grid(series, spacing_mm)
     spacing = (spacing_mm, spacing_mm, spacing_mm)
     if is_aligned(series.direction):
         return Volume(_resample_aligned(series, shape, origin, spacing_mm, interpolation), spacing, origin)
-    return Volume(_resample_oblique(series, shape, origin, spacing_mm, interpolation, num_threads), spacing, origin)
+    return Volume(_resample_oblique(series, shape, origin, spacing_mm, interpolation), spacing, origin)
 
 
 def is_aligned(direction: NDArray[np.float64]) -> bool:
@@ -138,7 +137,6 @@ def _resample_oblique(
     origin: tuple[float, float, float],
     spacing_mm: float,
     interpolation: str,
-    num_threads: int,
 ) -> NDArray[np.int16]:
     out = np.full(shape, AIR_HU, dtype=np.int16)
     for first in range(0, shape[0], SLAB_VOXELS):
@@ -147,7 +145,7 @@ def _resample_oblique(
         low, high = _source_range(series, corner, (count, *shape[1:]), spacing_mm)
         if low < high:
             out[first : first + count] = _slab(
-                series, low, high, corner, (count, *shape[1:]), spacing_mm, interpolation, num_threads
+                series, low, high, corner, (count, *shape[1:]), spacing_mm, interpolation
             )
     return out
 
@@ -173,7 +171,6 @@ def _slab(
     shape: tuple[int, int, int],
     spacing_mm: float,
     interpolation: str,
-    num_threads: int,
 ) -> NDArray[np.int16]:
     image = sitk.GetImageFromArray(np.asarray(series.hu[low:high], dtype=np.float32))
     image.SetSpacing(series.spacing_mm)
@@ -181,7 +178,7 @@ def _slab(
     image.SetOrigin([float(o + s) for o, s in zip(series.origin_mm, shift, strict=True)])
     image.SetDirection([float(v) for v in series.direction.ravel()])
     resampler = sitk.ResampleImageFilter()
-    resampler.SetNumberOfThreads(num_threads)
+    resampler.SetNumberOfThreads(1)  # series are ingested side by side
     resampler.SetInterpolator(_INTERPOLATORS[interpolation])
     resampler.SetOutputPixelType(sitk.sitkFloat32)
     resampler.SetDefaultPixelValue(AIR_HU)

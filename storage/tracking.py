@@ -178,10 +178,10 @@ class Tracker:
         values = [RunTag(key, str(value)) for key, value in tags.items()]
         return self._try(run_id, lambda: self._client.log_batch(run_id, tags=values))
 
-    def log_file(self, run_id: str, path: Path, folder: str | None = None) -> bool:
+    def log_file(self, run_id: str, path: Path) -> bool:
         """Upload one file (or a folder's files) into a run's artifacts."""
         upload = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        return self._try(run_id, lambda: upload(run_id, str(path), folder))
+        return self._try(run_id, lambda: upload(run_id, str(path)))
 
     def log_text(self, run_id: str, text: str, name: str) -> bool:
         """Write a text into a run's artifacts under a file name."""

@@ -20,6 +20,7 @@ EXPANSION = 4
 STAGES = ((64, 3, 1, 1), (128, 4, 2, 1), (256, 6, 1, 2), (512, 3, 1, 4))
 MIN_EDGE = 8
 _COUNTER = "num_batches_tracked"  # bookkeeping of training; no effect on features
+_NAMES_SHOWN = 8  # of keys that do not fit
 
 
 class Bottleneck(nn.Module):
@@ -187,7 +188,7 @@ def _load_strictly(model: MedicalNet, state: Mapping[str, Tensor], path: Path) -
     model.load_state_dict({**own, **state})
 
 
-def _shorten(names: list[str], limit: int = 8) -> str:
+def _shorten(names: list[str]) -> str:
     """The first names of a list and how many more there are."""
-    rest = len(names) - limit
-    return str(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - _NAMES_SHOWN
+    return str(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

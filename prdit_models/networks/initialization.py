@@ -18,7 +18,7 @@ _ZERO_SUFFIXES = ("adaLN_modulation.1", "mlp_denoise.linear_final", "final_layer
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, gain: float = 1.0, generator: torch.Generator | None = None) -> None:
+def initialize(model: nn.Module, gain: float) -> None:
     """Draw a network's published initial weights, in place.
 
     Linear weights are Xavier uniform with `gain` (the embedder's skip always 0.1), the time layers normal with std 0.02, biases
@@ -27,7 +27,6 @@ def initialize(model: nn.Module, gain: float = 1.0, generator: torch.Generator |
     Args:
         model: a PRDiT, or any network with its key names.
         gain: 1 at construction; 0.1 when stage 2 starts from a stage-1 checkpoint.
-        generator: source of the numbers (the global one by default).
     Source: SPEC §1.8.
     """
     for name, module in model.named_modules():
@@ -37,7 +36,7 @@ def initialize(model: nn.Module, gain: float = 1.0, generator: torch.Generator |
         if isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
         if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=TIME_STD, generator=generator)
+            nn.init.normal_(module.weight, std=TIME_STD)
         if not isinstance(module, nn.Linear):
             continue
         if module.bias is not None:
@@ -45,10 +44,10 @@ def initialize(model: nn.Module, gain: float = 1.0, generator: torch.Generator |
         if name.endswith(_ZERO_SUFFIXES):
             nn.init.zeros_(module.weight)
         elif name.startswith("t_embedder."):
-            nn.init.normal_(module.weight, std=TIME_STD, generator=generator)
+            nn.init.normal_(module.weight, std=TIME_STD)
         else:
             is_skip = name.endswith("patch_embedder.skip")
-            nn.init.xavier_uniform_(module.weight, gain=SKIP_GAIN if is_skip else gain, generator=generator)
+            nn.init.xavier_uniform_(module.weight, gain=SKIP_GAIN if is_skip else gain)
 
 
 def start_global(model: "PRDiT", local_state_dict: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from storage.errors import DamagedArtifactError
 
 INK, PALE, ACCENT, SECOND = "#1f2933", "#b8c2cc", "#0b6e6e", "#c2571a"
 DPI = 170
+_SMOOTHED_SHARE = 0.04  # of a curve
 Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -39,9 +40,9 @@ def series(rows: Sequence[dict[str, Any]], name: str) -> Points:
     return table[:, 0], table[:, 1]
 
 
-def smooth(values: NDArray[np.float64], share: float = 0.04) -> NDArray[np.float64]:
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred moving mean over a share of the row (at least 1 value), shortened at the ends so that nothing is invented."""
-    half = int(len(values) * share / 2)
+    half = int(len(values) * _SMOOTHED_SHARE / 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
     first, last = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))

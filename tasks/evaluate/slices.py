@@ -58,17 +58,13 @@ class Plane:
         return self.hu.shape[0] * self.pixel_mm[0], self.hu.shape[1] * self.pixel_mm[1]
 
 
-def orthogonal_planes(volume: Volume, index: tuple[int, int, int] | None = None) -> tuple[Plane, Plane, Plane]:
-    """Axial, coronal and sagittal slice through one voxel.
+def orthogonal_planes(volume: Volume) -> tuple[Plane, Plane, Plane]:
+    """Axial, coronal and sagittal slice through the middle of a volume in HU on an LPS grid.
 
     Stored axes grow towards superior, posterior and left. Seen from the feet (axial) and from the front (coronal), the
     patient's right is on the left of the picture; the sagittal slice is seen from the patient's left.
-
-    Args:
-        volume: HU on an LPS grid.
-        index: voxel (z, y, x) all three go through; the middle when None.
     """
-    z, y, x = index or tuple(n // 2 for n in volume.hu.shape)
+    z, y, x = (n // 2 for n in volume.hu.shape)
     sx, sy, sz = volume.spacing_mm
     hu = volume.hu.astype(np.float32)
     return (
@@ -100,16 +96,16 @@ def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE) -> Image.I
     return picture
 
 
-def draw_volume(volume: Volume, tile: int = TILE) -> Image.Image:
+def draw_volume(volume: Volume) -> Image.Image:
     """Six slices in a row: axial, coronal and sagittal in the lung window, then in the mediastinal window."""
     planes = orthogonal_planes(volume)
-    pictures = [draw_plane(plane, window, tile) for window in WINDOWS for plane in planes]
+    pictures = [draw_plane(plane, window) for window in WINDOWS for plane in planes]
     height = max(picture.height for picture in pictures)
-    strip = Image.new("L", (len(pictures) * tile + (len(pictures) - 1) * GAP, height), 255)
+    strip = Image.new("L", (len(pictures) * TILE + (len(pictures) - 1) * GAP, height), 255)
     for place, picture in enumerate(pictures):
-        left = place * (tile + GAP)
-        strip.paste(0, (left, 0, left + tile, height))
-        strip.paste(picture, (left + (tile - picture.width) // 2, (height - picture.height) // 2))
+        left = place * (TILE + GAP)
+        strip.paste(0, (left, 0, left + TILE, height))
+        strip.paste(picture, (left + (TILE - picture.width) // 2, (height - picture.height) // 2))
     return strip
 
 

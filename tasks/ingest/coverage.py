@@ -8,6 +8,7 @@ from storage.geometry import VIEW_ALIGNMENT, Int3, Volume, view_start
 
 BODY_HU = -500
 _MIN_LUNG_ML = 50.0
+_VIEW_EDGE = 256  # level-0 voxels
 
 
 def body_and_lung(hu: NDArray[np.int16], voxel_ml: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -33,19 +34,16 @@ def body_and_lung(hu: NDArray[np.int16], voxel_ml: float) -> tuple[NDArray[np.bo
     return body, lung
 
 
-def cut_shares(
-    level: Volume, factor: int, base_shape: Int3, edge: int = 256, centre: Int3 | None = None
-) -> dict[str, float]:
-    """Share of body and of lung outside the view's box: `{"body": …, "lung": …}`, 0 where there is none.
+def cut_shares(level: Volume, factor: int, base_shape: Int3) -> dict[str, float]:
+    """Share of body and of lung outside the default view's box: `{"body": …, "lung": …}`, 0 where there is none.
 
     Args:
         level: a coarse level.
         factor: its block edge in level-0 voxels.
         base_shape: shape of level 0.
-        edge, centre: of the view, level-0 voxels.
     """
-    start = view_start(base_shape, edge, centre, max(VIEW_ALIGNMENT, factor))
-    box = tuple(slice(max(0, first // factor), max(0, (first + edge) // factor)) for first in start)
+    start = view_start(base_shape, _VIEW_EDGE, None, max(VIEW_ALIGNMENT, factor))
+    box = tuple(slice(max(0, first // factor), max(0, (first + _VIEW_EDGE) // factor)) for first in start)
     voxel_ml = float(np.prod(level.spacing_mm)) / 1000
     shares = {}
     for name, mask in zip(("body", "lung"), body_and_lung(level.hu, voxel_ml), strict=True):

@@ -85,7 +85,8 @@ def test_a_typical_mistake_is_noticed_in_float32(mistake: str, monkeypatch: pyte
 def test_initial_weights_have_the_published_spread(depth: int, gain: float) -> None:
     """Uniform or normal with the closed form's standard deviation; a constant is 0 (LayerNorm weights 1)."""
     model = PRDiT(ModelConfig(8, 6, 4, 1, 192, 6, depth))
-    initialize(model, gain, torch.Generator().manual_seed(1))
+    torch.manual_seed(1)
+    initialize(model, gain)
     for key, value in model.state_dict().items():
         std = literal.initial_std(key, tuple(value.shape), gain)
         if std == 0.0:

@@ -84,7 +84,7 @@ def test_proportions_are_those_of_the_body() -> None:
         assert draw_plane(plane, LUNG, tile=80).size == (80, 80)
     tall = Volume(np.zeros((40, 20, 20), np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     assert draw_plane(orthogonal_planes(tall)[1], LUNG, tile=80).size == (40, 80)
-    assert draw_volume(tall, tile=80).size == (6 * 80 + 5 * 6, 80)
+    assert draw_volume(tall).size == (6 * 288 + 5 * 6, 288)
 
 
 def test_smoothing_keeps_lines_and_means_noise_away() -> None:
