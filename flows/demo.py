@@ -64,8 +64,10 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
             else:
                 console.print(f"  scans: {escape(parameters['source'])} (opened read-only)")
             _heading(console, "Services")
-            services = local.start(state_dir / "services", log=lambda line: console.print(f"  {escape(line)}"))
-            memory.watch(item.pid for item in services.processes)
+            console.print("  starting a Prefect server, an MLflow server and a worker, where they are not up")
+            services = local.start(state_dir / "services")
+            memory.watch(local.pids(services).values())
+            console.print(f"  Prefect {services.prefect_ui_url}, MLflow {services.mlflow_url}")
             console.print("  registering the deployments of prefect.yaml")
             local.deploy(services, _project_dir())
             _heading(console, f"Pipeline ({DEPLOYMENT}, configuration {config!r})")

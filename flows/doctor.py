@@ -52,7 +52,7 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         directory: where stores and stages will be written (its disk is measured); default: the current directory.
         services_dir: state of the local services, asked when the environment names no server.
     """
-    services = _local_services(services_dir)
+    services = local.running(services_dir)
     prefect_url = os.environ.get("PREFECT_API_URL") or (services.prefect_api_url if services else None)
     mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services.mlflow_url if services else None)
     checks: list[Callable[[], list[Check]]] = [
@@ -155,10 +155,3 @@ def check_server(name: str, url: str | None, path: str, variable: str) -> Check:
     except (OSError, ValueError) as error:
         remedy = f"make up, or correct {variable}"
         return Check(name=name, status="fail", detail=f"{url} does not answer: {error}", remedy=remedy)
-
-
-def _local_services(services_dir: Path) -> local.Services | None:
-    try:
-        return local.running(services_dir)
-    except local.ServiceError:
-        return None  # an unreadable record is `make down`'s to report

@@ -15,6 +15,7 @@ READ_BY_HAND = {
     "huey": "MIT",
     "matplotlib": "Matplotlib licence (PSF-based)",
     "skops": "MIT",
+    "supervisor": "Repoze (BSD-3-Clause, changed files must say so), parts BSD-3-Clause and HPND",
     "text-unidecode": "Artistic-1.0-Perl (offered as Artistic or GPL-2.0-or-later; used under the Artistic licence)",
 }
 # GPL and AGPL, not LGPL: a library loaded as it is, and replaceable, puts no terms on prdit.

@@ -1,4 +1,4 @@
-"""The tiny configuration through real servers, a real worker and `prefect deployment run`; then cancellation."""
+"""The tiny configuration through real servers, a real worker and `prefect deployment run`; then cancellation and `prdit down`."""
 
 import json
 import subprocess
@@ -151,23 +151,28 @@ def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
     assert client.get_run(run.data.tags["prdit.cached_from"]).data.tags["prdit.stage"] == "train-local"
 
 
-def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
-    long = {"steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
+def begin_training(site: Site, seed: int) -> tuple[str, psutil.Process, Path]:
+    """A training too long to end by itself: the flow run's id, the trainer under way, the folder of its states."""
+    long = {"seed": seed, "steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
     site.run("prdit/train-local", recipe={"local": long})
-    run_id = site.flow_runs()[0]["id"]
 
     def trainers() -> list[psutil.Process]:
-        worker = psutil.Process(next(p.pid for p in site.services.processes if "worker" in p.name))
-        return [p for p in worker.children(recursive=True) if "tasks.train" in p.cmdline()]
+        return [p for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()]
 
     trainer = wait_for(trainers, 60)[0]
-    metrics = Path(trainer.cmdline()[-1]).parent / "metrics.jsonl"
+    scratch = Path(trainer.cmdline()[-1]).parent
+    metrics = scratch / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 60)
+    return site.flow_runs()[0]["id"], trainer, scratch / "checkpoints"
+
+
+def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
+    run_id, trainer, checkpoints = begin_training(site, seed=1)
     local.call_api(
         site.services, "POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     )
     wait_for(lambda: not trainer.is_running(), 60)
-    assert len(list((metrics.parent / "checkpoints").glob("step-*"))) == 1
+    assert len(list(checkpoints.glob("step-*"))) == 1
     state = wait_for(
         lambda: (
             (s := local.call_api(site.services, "GET", f"/flow_runs/{run_id}")["state"])["type"] != "CANCELLING" and s
@@ -179,3 +184,17 @@ def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> Non
     assert record["error"]
     client = MlflowClient(site.services.mlflow_url)
     assert client.get_run(record["mlflow_run_id"]).info.status == "KILLED"
+
+
+def test_down_saves_the_training_and_ends_everything(site: Site) -> None:
+    run_id, trainer, checkpoints = begin_training(site, seed=2)
+    members = {process.pid for process in local._started(site.services.state_dir)}
+    assert trainer.pid in members
+    assert set(local.stop(site.services.state_dir)) == members
+    assert [pid for pid in members if psutil.pid_exists(pid)] == []
+    assert len(list(checkpoints.glob("step-*"))) == 1
+    site.services = local.start(
+        site.services.state_dir
+    )  # the history is the same; the run had time to say how it ended
+    state = local.call_api(site.services, "GET", f"/flow_runs/{run_id}")["state"]
+    assert state["type"] in ("CANCELLED", "CRASHED", "FAILED"), state

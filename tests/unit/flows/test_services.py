@@ -1,203 +1,380 @@
-"""Local services: who is started, who is ended, and above all who is not.
+"""Local services: who is started, who is ended, who is started again, and above all who is not touched.
 
 Most tests put small stand-ins in the places of the three programs; the last one runs the real ones.
 """
 
-import json
+import configparser
+import http.server
 import os
+import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows import services as local
-from flows.services import RECORD, TOKEN_VARIABLE, ServiceError, Services, child_environment, environment, start, stop
+from flows.services import CONFIGURATION, ServiceError, Services, child_environment, pids, running, start, stop
 
-# Answers as Prefect (health, the worker's status) and as MLflow (health) do.
+# Two processes, as `mlflow server` is. Answers as Prefect (health, the worker's status) and as MLflow (health) do.
 FAKE_SERVER = """
-import http.server, json, sys
+import http.server, json, pathlib, subprocess, sys
+if pathlib.Path(__file__).with_name("broken").exists():
+    sys.exit("the database is from the future")
+if "child" not in sys.argv:
+    sys.exit(subprocess.run([sys.executable, *sys.argv, "child"]).returncode)
+port = int(sys.argv[sys.argv.index("--port") + 1])
+print("listening", flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
-        name = "local-" + __import__("os").environ["PRDIT_SERVICES_TOKEN"][:8]
-        text = {"/api/health": "true", "/health": "OK"}.get(self.path, json.dumps([{"name": name, "status": "ONLINE"}]))
+        text = json.dumps([{"name": f"local-{port}", "status": "ONLINE"}])
         self.send_response(200); self.end_headers(); self.wfile.write(text.encode())
     do_GET = do_POST = answer
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(120)"
+SLEEP = "import time; time.sleep(120)"
+# A flow run in a session of its own, which a signal to the worker's group does not reach, and deaf to SIGTERM.
+WITH_STUBBORN_RUN = """
+import subprocess, sys, time
+run = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+subprocess.Popen([sys.executable, "-c", run], start_new_session=True)
+time.sleep(120)
+"""
+
+
+class StandIns:
+    """State directory and configuration of services whose programs are small scripts.
+
+    Everything else is the real configuration. The directory's path is longer than a socket's may be, and has the characters
+    that mean something in an INI file, a shell, and supervisord's expansions.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.state_dir = root / ("long" * 40) / "50% ; #1 'quoted' \"twice\""
+        self.configuration = root / "supervisord.conf"
+        self.scripts = {name: root / f"{name}.py" for name in ("server", "mlflow", "worker")}
+        text = CONFIGURATION.read_text()
+        for command, script in (
+            ("prefect server start", "server"),
+            ("mlflow server", "mlflow"),
+            ("prefect worker start", "worker"),
+        ):
+            text, count = re.subn(f"-m {command}", str(self.scripts[script]), text)
+            assert count == 1
+        self.configuration.write_text(text)
+        for name, script in (("server", FAKE_SERVER), ("mlflow", FAKE_SERVER), ("worker", SLEEP)):
+            self.scripts[name].write_text(script)
+
+    @property
+    def broken(self) -> Path:
+        """While this file exists, servers end at once."""
+        return self.scripts["server"].with_name("broken")
+
+    def started(self) -> list[int]:
+        """Everything that came of these services, found without the code under test."""
+        marker = f"SUPERVISOR_SERVER_URL=unix://{local._socket(self.state_dir.resolve())}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if marker in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return [pid for pid in found if alive(pid)]
 
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def carriers(token: str) -> list[int]:
-    """Processes started by one start, found without the record."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{TOKEN_VARIABLE}={token}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return [pid for pid in found if alive(pid)]
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition did not come true in time"
+        time.sleep(0.1)
 
 
 @pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    state_dir = tmp_path / "services"
-    monkeypatch.setattr(local, "_prefect_command", lambda port: [sys.executable, "-c", FAKE_SERVER, str(port)])
-    monkeypatch.setattr(local, "_mlflow_command", lambda state, port: [sys.executable, "-c", FAKE_SERVER, str(port)])
-    monkeypatch.setattr(local, "_python_module", lambda name: [sys.executable, "-c", "import time; time.sleep(120)"])
-    yield state_dir
-    if (state_dir / RECORD).exists():
-        stop(state_dir)
+def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIns]:
+    value = StandIns(tmp_path)
+    monkeypatch.setattr(local, "CONFIGURATION", value.configuration)
+    yield value
+    stop(value.state_dir)
+    assert value.started() == []
 
 
 def test_mlflow_addresses_open_on_runs_and_metrics(tmp_path: Path) -> None:
-    services = local.Services(
-        state_dir=tmp_path, prefect_ui_url="p", mlflow_url="http://h:1", token="", ready=True, processes=[]
-    )
+    services = Services(state_dir=tmp_path, prefect_ui_url="p", mlflow_url="http://h:1")
     kind = "?workflowType=machine_learning"
     assert local.mlflow_page(services) == f"http://h:1/#/experiments{kind}"
     assert local.mlflow_page(services, "3") == f"http://h:1/#/experiments/3/runs{kind}&viewStateShareKey=prdit"
     assert local.mlflow_page(services, "3", "abc") == f"http://h:1/#/experiments/3/runs/abc{kind}"
 
 
-def test_start_twice_is_one_set_and_stop_leaves_nothing(stand_ins: Path) -> None:
-    services = start(stand_ins)
-    assert Services.model_validate_json((stand_ins / RECORD).read_text()) == services
-    assert [item.name for item in services.processes] == ["prefect", "mlflow", "worker"]
-    assert start(stand_ins) == services
-    assert sorted(carriers(services.token)) == sorted(item.pid for item in services.processes)
-    assert stop(stand_ins) == sorted(item.pid for item in services.processes)
-    assert carriers(services.token) == []
-    assert not (stand_ins / RECORD).exists()
-    assert stop(stand_ins) == []
+def test_start_twice_is_one_set_and_stop_leaves_nothing(stand_ins: StandIns) -> None:
+    state_dir = stand_ins.state_dir
+    assert running(state_dir) is None
+    services = start(state_dir)
+    first = pids(services)
+    assert set(first) == {"supervisord", "prefect", "mlflow", "worker"}
+    assert running(state_dir) == services
+    assert start(state_dir) == services
+    assert pids(services) == first
+    members = stand_ins.started()
+    assert len(members) == 5  # two for each server
+    assert {first["prefect"], first["mlflow"], first["worker"]} <= set(members)
+    assert stop(state_dir) == sorted(members)
+    assert stand_ins.started() == []
+    assert not alive(first["supervisord"])
+    assert running(state_dir) is None
+    assert stop(state_dir) == []
 
 
-def test_one_dead_service_makes_start_replace_all(stand_ins: Path) -> None:
-    first = start(stand_ins)
-    os.kill(first.processes[1].pid, signal.SIGKILL)
-    assert local.running(stand_ins) is None
-    second = start(stand_ins)
-    assert second.token != first.token
-    assert carriers(first.token) == []
-    assert len(carriers(second.token)) == 3
+def test_what_is_killed_is_started_again_and_the_others_stay(stand_ins: StandIns) -> None:
+    services = start(stand_ins.state_dir)
+    for name in ("prefect", "mlflow", "worker"):
+        before = pids(services)
+        os.kill(before[name], signal.SIGKILL)  # of a server, this leaves a child that holds the port
+        wait_for(lambda: running(stand_ins.state_dir) is None)
+        wait_for(lambda: running(stand_ins.state_dir) == services)
+        after = pids(services)
+        assert {key for key in after if after[key] != before[key]} == {name}
+        assert len(stand_ins.started()) == 5
 
 
-def test_orphans_of_a_killed_worker_are_ended(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flow run outlives its worker's kill -9 under PID 1, in a session of its own: the token still names it."""
-    spawn = (
-        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)"
-    )
-    monkeypatch.setattr(local, "_python_module", lambda name: [sys.executable, "-c", spawn + "; time.sleep(120)"])
+def test_start_begins_again_what_was_given_up_and_leaves_the_rest(stand_ins: StandIns) -> None:
+    services = start(stand_ins.state_dir)
+    before = pids(services)
+    stand_ins.broken.touch()
+    os.kill(before["mlflow"], signal.SIGKILL)
+    state = lambda: local._supervisor(services.state_dir, "getProcessInfo", "mlflow")["statename"]  # noqa: E731
+    wait_for(lambda: state() == "FATAL")
+    assert running(stand_ins.state_dir) is None
+    stand_ins.broken.unlink()
+    assert start(stand_ins.state_dir) == services
+    after = pids(services)
+    assert {key for key in after if after[key] != before[key]} == {"mlflow"}
+
+
+def test_a_killed_supervisord_leaves_nothing_that_start_does_not_end(stand_ins: StandIns) -> None:
+    services = start(stand_ins.state_dir)
+    orphans = stand_ins.started()
+    os.kill(pids(services)["supervisord"], signal.SIGKILL)
+    wait_for(lambda: running(stand_ins.state_dir) is None)
+    assert stand_ins.started() == orphans  # they are left: this test can fail
+    again = start(stand_ins.state_dir)
+    assert not set(orphans) & set(stand_ins.started())
+    assert len(stand_ins.started()) == 5
+    assert running(stand_ins.state_dir) == again
+
+
+def test_a_killed_supervisord_leaves_nothing_that_stop_does_not_end(stand_ins: StandIns) -> None:
+    services = start(stand_ins.state_dir)
+    orphans = stand_ins.started()
+    os.kill(pids(services)["supervisord"], signal.SIGKILL)
+    assert stop(stand_ins.state_dir) == sorted(orphans)
+    assert stand_ins.started() == []
+
+
+def test_a_lost_state_directory_does_not_hide_what_runs(stand_ins: StandIns) -> None:
+    start(stand_ins.state_dir)
+    members = stand_ins.started()
+    stand_ins.state_dir.rename(stand_ins.state_dir.with_name("moved"))
+    assert stop(stand_ins.state_dir) == sorted(members)
+
+
+def test_runs_of_a_killed_worker_are_ended(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_ins.scripts["worker"].write_text(WITH_STUBBORN_RUN)
     monkeypatch.setattr(local, "_STOP_TIMEOUT_S", 1.0)
-    services = start(stand_ins)
-    time.sleep(1)
-    worker = services.processes[2].pid
-    (orphan,) = [child.pid for child in psutil.Process(worker).children()]
+    services = start(stand_ins.state_dir)
+    log = stand_ins.state_dir / "logs" / "worker.log"
+    wait_for(lambda: "deaf" in log.read_text())
+    worker = pids(services)["worker"]
+    (run,) = [child.pid for child in psutil.Process(worker).children()]
     os.kill(worker, signal.SIGKILL)
-    stopped = stop(stand_ins)
-    assert orphan in stopped  # it ignores SIGTERM, too
-    assert not alive(orphan)
+    wait_for(lambda: pids(services)["worker"] not in (0, worker))
+    assert alive(run)  # it outlives its worker
+    assert run in stop(stand_ins.state_dir)
+    assert not alive(run)
 
 
-def test_a_foreign_process_with_a_recorded_id_is_not_touched(stand_ins: Path) -> None:
-    services = start(stand_ins)
-    stop(stand_ins)
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def test_other_processes_are_not_touched(stand_ins: StandIns) -> None:
+    """Neither those of another supervisord, nor clients of the services."""
+    services = start(stand_ins.state_dir)
+    other = os.environ | {"SUPERVISOR_SERVER_URL": "unix:///tmp/other.sock", "SUPERVISOR_PROCESS_NAME": "worker"}
+    strangers = [
+        subprocess.Popen([sys.executable, "-c", SLEEP], env=env) for env in (other, child_environment(services))
+    ]
     try:
-        born = psutil.Process(stranger.pid).create_time()
-        stale = services.model_dump(mode="json")
-        stale["processes"] = [{"name": "worker", "pid": stranger.pid, "create_time": born - 30, "log": "x"}]
-        (stand_ins / RECORD).write_text(json.dumps(stale))
-        assert local.running(stand_ins) is None
-        assert stop(stand_ins) == []
-        assert stranger.poll() is None
-        assert not (stand_ins / RECORD).exists()
-        stale["processes"][0]["create_time"] = (
-            born  # and with its own time of birth it would be ours: the test can fail
-        )
-        (stand_ins / RECORD).write_text(json.dumps(stale))
-        assert stop(stand_ins) == [stranger.pid]
+        stop(stand_ins.state_dir)
+        time.sleep(0.5)
+        assert [stranger.poll() for stranger in strangers] == [None, None]
     finally:
-        stranger.kill()
-        stranger.wait()
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()
 
 
-def test_a_service_that_ends_says_why_and_nothing_stays(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-c", "import sys; sys.exit('the database is from the future')"]
-    monkeypatch.setattr(local, "_mlflow_command", lambda state, port: command)
+def test_a_service_that_ends_says_why_and_nothing_stays(stand_ins: StandIns) -> None:
+    stand_ins.broken.touch()
     with pytest.raises(
-        ServiceError, match=r"(?s)mlflow ended while starting.*mlflow\.log.*database is from the future"
+        ServiceError, match=r"(?s)prefect ended while starting.*prefect\.log.*database is from the future"
     ):
-        start(stand_ins)
-    assert not (stand_ins / RECORD).exists()
+        start(stand_ins.state_dir)
+    assert stand_ins.started() == []
 
 
-def test_a_service_that_hangs_is_given_up(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_hangs_is_given_up(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_START_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(local, "_prefect_command", lambda port: [sys.executable, "-c", "import time; time.sleep(60)"])
+    stand_ins.scripts["server"].write_text(SLEEP)
     with pytest.raises(ServiceError, match="prefect did not answer within 1 s"):
-        start(stand_ins)
-    assert not (stand_ins / RECORD).exists()
+        start(stand_ins.state_dir)
+    assert stand_ins.started() == []
 
 
-def test_a_port_lost_between_choice_and_bind_is_replaced(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free_ports = local._free_ports
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        lost = int(taken.getsockname()[1])
-        rounds = iter([[lost, free_ports(1)[0]], free_ports(2)])
-        monkeypatch.setattr(local, "_free_ports", lambda count: next(rounds))
-        said: list[str] = []
-        services = start(stand_ins, log=said.append)
-    assert str(lost) not in services.prefect_ui_url
-    assert any("trying other ports (1 of 3)" in line for line in said)
+def test_a_configuration_supervisord_refuses_is_shown(stand_ins: StandIns) -> None:
+    text = stand_ins.configuration.read_text()
+    stand_ins.configuration.write_text(text.replace("startsecs = 60", "startsecs = soon"))
+    with pytest.raises(ServiceError, match=r"(?s)supervisord ended with exit code 2.*soon"):
+        start(stand_ins.state_dir)
 
 
-def test_unreadable_record_is_an_error_with_a_remedy(stand_ins: Path) -> None:
-    stand_ins.mkdir()
-    (stand_ins / RECORD).write_text("{}")
-    with pytest.raises(ServiceError, match=r"services\.json is not a record .* delete that file"):
-        stop(stand_ins)
-    (stand_ins / RECORD).unlink()
+class _Stranger(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
-def test_environment_has_no_other_servers_settings(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (FAKE_SERVER, "(?s)mlflow ended while starting.*Address already in use"),
+        (SLEEP, "mlflow did not answer within 3 s"),
+    ],
+)
+def test_a_port_that_somebody_else_answers_on_is_not_ours(
+    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
+    """Taken between choice and bind: the stranger's health page does not pass for our server's."""
+    stand_ins.scripts["mlflow"].write_text(script)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        free, _ = local._free_ports()
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "_free_ports", lambda: (free, str(stranger.server_port)))
+            patch.setattr(local, "_START_TIMEOUT_S", 3.0 if script == SLEEP else 30.0)
+            with pytest.raises(ServiceError, match=message):
+                start(stand_ins.state_dir)
+        assert stand_ins.started() == []
+        stranger.shutdown()
+
+
+def test_a_port_lost_at_a_restart_is_replaced_by_the_next_start(stand_ins: StandIns) -> None:
+    services = start(stand_ins.state_dir)
+    port = int(services.mlflow_url.rsplit(":", 1)[1])
+    local._supervisor(services.state_dir, "stopProcess", "mlflow")
+    with socket.create_server(("127.0.0.1", port)):
+        again = start(stand_ins.state_dir)
+        assert again.mlflow_url != services.mlflow_url
+        assert running(stand_ins.state_dir) == again
+
+
+def test_ctrl_c_while_starting_leaves_nothing(stand_ins: StandIns) -> None:
+    stand_ins.scripts["mlflow"].write_text(SLEEP)
+    timer = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        start(stand_ins.state_dir)
+    assert stand_ins.started() == []
+    assert not local._socket(stand_ins.state_dir.resolve()).exists()
+
+
+def test_only_the_user_controls_the_services(stand_ins: StandIns) -> None:
+    before = os.umask(0o077)
+    try:
+        start(stand_ins.state_dir)
+    finally:
+        os.umask(before)
+    address = local._socket(stand_ins.state_dir.resolve())
+    for path in (address, address.parent):
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o700, os.getuid())
+    assert stat.S_IMODE((stand_ins.state_dir / "logs" / "prefect.log").stat().st_mode) == 0o600  # the user's umask
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_for_sockets_that_others_could_use_is_refused(
+    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "sockets"
+    if kind == "open":
+        folder.mkdir(mode=0o755)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.touch(mode=0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_SOCKETS", folder)
+        assert running(stand_ins.state_dir) is None
+        for call in (start, stop):
+            with pytest.raises(ServiceError, match=rf"{folder} .* nobody else can open"):
+                call(stand_ins.state_dir)
+
+
+def test_services_see_no_other_servers_settings(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PREFECT_API_KEY", "PREFECT_PROFILE", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.setenv(name, "of-another-server")
     monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
-    services = start(stand_ins)
-    variables = child_environment(services)
-    assert "of-another-server" not in variables.values()
-    assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    assert TOKEN_VARIABLE not in environment(
-        services
-    )  # a user's shell that takes these over must never be ended by `stop`
-    assert {"127.0.0.1", "localhost"} <= set(variables["NO_PROXY"].split(","))
+    monkeypatch.setenv("no_proxy", "intranet.example")
+    services = start(stand_ins.state_dir)
+    for name in ("prefect", "mlflow", "worker"):
+        variables = psutil.Process(pids(services)[name]).environ()
+        assert "of-another-server" not in variables.values()
+        assert variables["PREFECT_API_URL"] == services.prefect_api_url
+        assert variables["MLFLOW_TRACKING_URI"] == services.mlflow_url
+        assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+        assert variables["no_proxy"] == variables["NO_PROXY"] == "intranet.example,127.0.0.1,localhost"
+    # A user's shell that takes these over must never be ended by `stop`.
+    assert "SUPERVISOR_SERVER_URL" not in child_environment(services)
+
+
+def test_every_service_has_a_log_that_is_rotated(stand_ins: StandIns) -> None:
+    text = stand_ins.configuration.read_text().replace("_maxbytes = 10MB", "_maxbytes = 1KB")
+    stand_ins.configuration.write_text(text)
+    stand_ins.scripts["worker"].write_text("print(*range(500), flush=True)\n" + SLEEP)
+    start(stand_ins.state_dir)
+    logs = stand_ins.state_dir / "logs"
+    wait_for(lambda: (logs / "worker.log.1").is_file())
+    assert (logs / "worker.log").stat().st_size < 4096
+    for name in ("prefect", "mlflow"):
+        assert (logs / f"{name}.log").read_text().splitlines()[0] == "listening"
+    programs = configparser.RawConfigParser()
+    programs.read_string(CONFIGURATION.read_text())
+    for section in (name for name in programs.sections() if name.startswith("program:")):
+        assert programs[section]["stdout_logfile_maxbytes"] == "10MB"
+        assert programs[section]["autorestart"] == programs[section]["stopasgroup"] == "true"
 
 
 @pytest.mark.slow
 def test_the_real_services(tmp_path: Path) -> None:
-    """Prefect, MLflow and a worker: up, on 127.0.0.1 only, deployable, and gone afterwards."""
+    """Prefect, MLflow and a worker: up, on 127.0.0.1 only, deployable, started again when killed, and gone afterwards."""
     state_dir = tmp_path / "services"
     services = start(state_dir)
     try:
-        members = set(carriers(services.token))
-        assert {item.pid for item in services.processes} <= members
         listening = {
             (c.laddr.ip, c.laddr.port)
-            for pid in members
-            for c in psutil.Process(pid).net_connections("inet")
+            for process in local._started(state_dir)
+            for c in process.net_connections("inet")
             if c.status == psutil.CONN_LISTEN
         }
         ports = {int(url.rsplit(":", 1)[1]) for url in (services.prefect_ui_url, services.mlflow_url)}
@@ -217,6 +394,13 @@ def test_the_real_services(tmp_path: Path) -> None:
         (project / "prefect.yaml").write_text("deployments:\n- {name: one, entrypoint: 'no.py:no'}\n")
         with pytest.raises(ServiceError, match="exit code 1"):
             local.deploy(services, project)
+        before = pids(services)
+        for name in ("mlflow", "prefect"):
+            os.kill(before[name], signal.SIGKILL)
+            wait_for(lambda: running(state_dir) is None)
+        wait_for(lambda: running(state_dir) == services, 60)
+        after = pids(services)
+        assert {name for name in after if after[name] != before[name]} == {"mlflow", "prefect"}
     finally:
         stop(state_dir)
-    assert carriers(services.token) == []
+    assert local._started(state_dir) == {}
