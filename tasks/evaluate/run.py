@@ -23,7 +23,6 @@ from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.compute import pick_device
 from tasks.model.view import read_as_seen
 from tasks.run.progress import Advance
-from tasks.sample.run import STORE_NAME
 
 __all__ = ["RECIPE", "check", "evaluate"]
 
@@ -103,7 +102,7 @@ def evaluate(
             f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
             "its view would show another size of body. Evaluate on a store of that spacing."
         )
-    generated_store = VolumeStore.open(samples.path / STORE_NAME)
+    generated_store = VolumeStore.open(samples.path / record["store"])
     view = info.view
 
     def read_real(name: str) -> Hu:

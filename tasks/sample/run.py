@@ -174,6 +174,7 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
             if not path.exists():  # written atomically: there means whole
                 write_nifti(path, store.read_level(name))
     record: dict[str, Any] = {
+        "store": STORE_NAME,
         "volume_ids": ids,
         "seeds": [fact["seed"] for fact in facts],
         "sampler": {

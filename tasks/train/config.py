@@ -108,6 +108,8 @@ class TrainingConfig(ComputeConfig):
         if isinstance(process, Mapping):
             chosen = dict(process)
             typed["process"] = settings_of(PROCESSES[str(chosen.pop("name", "cosine"))], chosen, "process")
+        elif process is not None and getattr(process, "name", None) not in PROCESSES:
+            raise ValueError(f"process is {process!r}; expected a name ({', '.join(PROCESSES.names())}) or a mapping with a name.")
         return typed
 
     @model_validator(mode="after")

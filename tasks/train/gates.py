@@ -1,7 +1,7 @@
 """What a configuration may demand of the trainings before a run counts as good."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,7 +13,9 @@ from tasks.run.config import StageConfig
 class GatesConfig(StageConfig):
     """Demands on the trainings, checked after the report is written, so that a failure can be looked at."""
 
-    max_loss_ratio: dict[str, float] = Field({}, description="by training: its last loss ≤ this × its first loss")
+    max_loss_ratio: dict[str, Annotated[float, Field(gt=0)] | None] = Field(
+        {}, description="by training: its last loss ≤ this × its first loss; null: no demand"
+    )
     below_start: tuple[str, ...] = Field(
         (), description="trainings whose validation loss (EMA) must be below that of the training they start from"
     )
@@ -36,7 +38,7 @@ def check_gates(
     figures |= {f"{name}_val_loss_ema": found["val_loss_ema"] for name, found in losses.items()}
     failed = []
     for name, most in config.max_loss_ratio.items():
-        if name in losses and not ratios.get(name, float("inf")) <= most:
+        if most is not None and name in losses and not ratios.get(name, float("inf")) <= most:
             failed.append(
                 f"{name} ended at {ratios.get(name, float('inf')):.2f} of its first loss; gates.max_loss_ratio asks for ≤ {most}"
             )

@@ -62,8 +62,12 @@ class Training:
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.network: Any = CompiledNetwork(module) if self.config.compile else module
-        made = assembly.family.optimizers(module, assembly.training)
-        self.optimizers = {turn: made[turn] for turn in assembly.family.turns}
+        made, turns = assembly.family.optimizers(module, assembly.training), assembly.family.turns
+        if set(made) != set(turns):
+            raise ValueError(
+                f"Family {assembly.info.family!r} gave optimisers {sorted(made)} for its turns {sorted(turns)}; each needs one."
+            )
+        self.optimizers = {turn: made[turn] for turn in turns}
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
