@@ -23,7 +23,7 @@ CODE := flows tasks prdit_models storage
 # gpu-check needs nothing of ours installed: the PYTHON that was named, else .venv's, else what is there.
 GPU_PYTHON = $(or $(if $(filter-out file,$(origin PYTHON)),$(PYTHON)),$(wildcard $(BIN)/python),$(PYTHON),python3)
 
-.PHONY: help setup demo up down test lint bench drills gpu-check constraints third-party clean
+.PHONY: help setup demo up wheel down test lint bench drills gpu-check constraints third-party clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -50,8 +50,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole pipeline on a synthetic phantom, or DICOM=<folder>; KEEP=1 leaves the servers up
 	@$(BIN)/prdit demo --config '$(CONFIG)' $(if $(DICOM),--dicom '$(DICOM)') $(if $(KEEP),--keep)
 
-up: $(STAMP) ## start the Prefect server, MLflow server and worker, and deploy prefect.yaml
+up: $(STAMP) ## start the Prefect server, MLflow server and worker, and register the deployments
 	@$(BIN)/prdit up
+
+wheel: $(STAMP) ## build dist/prdit-*.whl: pip install it anywhere, then prdit demo, or prdit up and prdit down
+	@rm -rf build
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 down: $(STAMP) ## stop what `make up` or `make demo KEEP=1` started
 	@$(BIN)/prdit down

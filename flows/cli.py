@@ -253,14 +253,15 @@ def _check_line(check: dict[str, Any]) -> str:
 def up(
     state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
 ) -> None:
-    """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows."""
+    """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows; their runs work in this folder."""
     with clear_errors():
         from flows.services import deploy, mlflow_page, start
 
         services = start(state)
-        deploy(services, Path(__file__).resolve().parents[1])
+        deploy(services, Path.cwd())
         value = services.model_dump(mode="json")
-        show_result(value, as_json, lambda: f"Prefect: {services.prefect_ui_url}\nMLflow:  {mlflow_page(services)}")
+        pages = f"Prefect: {services.prefect_ui_url}\nMLflow:  {mlflow_page(services)}"
+        show_result(value, as_json, lambda: f"{pages}\nShell:   export PREFECT_API_URL={services.prefect_api_url}")
 
 
 @app.command(epilog=example("prdit down"))

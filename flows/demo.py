@@ -68,8 +68,8 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
             services = local.start(state_dir / "services")
             memory.watch(local.pids(services).values())
             console.print(f"  Prefect {services.prefect_ui_url}, MLflow {services.mlflow_url}")
-            console.print("  registering the deployments of prefect.yaml")
-            local.deploy(services, _project_dir())
+            console.print("  registering the deployments")
+            local.deploy(services, Path.cwd())
             _heading(console, f"Pipeline ({DEPLOYMENT}, configuration {config!r})")
             flow_run_id = _submit(services, parameters, console)
             completed = _follow(services, flow_run_id, tuple(rows(settings)), console)
@@ -89,11 +89,6 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
     finally:
         if stop_at_end:
             local.stop(state_dir / "services")
-
-
-def _project_dir() -> Path:
-    """The checkout: where prefect.yaml is."""
-    return Path(__file__).resolve().parents[1]
 
 
 def _parameters(dicom: Path | None, config: str, state_dir: Path) -> dict[str, Any]:
@@ -265,10 +260,12 @@ def _show_cost(console: Console, seconds: float, memory: PeakMemory) -> None:
 def _show_ending(console: Console, services: local.Services, *, up: bool) -> None:
     if up:
         console.print(
-            f"\nThe servers stay up ({services.prefect_ui_url}, {services.mlflow_url}); make down stops them."
+            f"\nThe servers stay up ({services.prefect_ui_url}, {services.mlflow_url}); prdit down (make down) stops them."
         )
     else:
-        console.print("\nStopping the servers; KEEP=1 leaves them up, make up starts them again with the same history.")
+        console.print(
+            "\nStopping the servers; --keep (KEEP=1) leaves them up, prdit up (make up) starts them with the same history."
+        )
 
 
 def _heading(console: Console, text: str) -> None:

@@ -146,12 +146,12 @@ def check_disk(directory: Path) -> Check:
 def check_server(name: str, url: str | None, path: str, variable: str) -> Check:
     """Whether a server answers its health page."""
     if not url:
-        return Check(name=name, status="warn", detail="none configured", remedy=f"make up, or set {variable}")
+        return Check(name=name, status="warn", detail="none configured", remedy=f"prdit up, or set {variable}")
     if not url.startswith(("http://", "https://")):
         return Check(name=name, status="ok", detail=f"{url} (no server)")
     try:
         with urllib.request.urlopen(url.rstrip("/") + path, timeout=5) as answer:
             return Check(name=name, status="ok", detail=f"{url} answers ({answer.status})")
     except (OSError, ValueError) as error:
-        remedy = f"make up, or correct {variable}"
+        remedy = f"prdit up, or correct {variable}"
         return Check(name=name, status="fail", detail=f"{url} does not answer: {error}", remedy=remedy)

@@ -36,6 +36,7 @@ from supervisor.xmlrpc import SupervisorTransport
 HOST = "127.0.0.1"
 WORK_POOL = "prdit"
 DEFAULT_STATE_DIR = Path(".prdit") / "services"
+DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 
 _SOCKETS = Path(f"/tmp/prdit-{os.getuid()}")
@@ -150,16 +151,20 @@ def stop(state_dir: Path) -> list[int]:
         return _stop(state_dir)
 
 
-def deploy(services: Services, project_dir: Path) -> str:
-    """Register every deployment of `<project_dir>/prefect.yaml`, with runs working in that directory.
+def deploy(services: Services, directory: Path) -> str:
+    """Register the deployments of prdit.
+
+    Args:
+        services: the Prefect server among them.
+        directory: where runs work, which is what relative paths of a configuration start from.
 
     Returns: Prefect's own output.
     Raises: ServiceError: Prefect refused; the message holds its output.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=project_dir,
-        env={**child_environment(services), "PRDIT_HOME": str(project_dir.resolve())},
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)],
+        cwd=directory,
+        env={**child_environment(services), "PRDIT_HOME": str(directory.resolve())},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -167,7 +172,7 @@ def deploy(services: Services, project_dir: Path) -> str:
     )
     if done.returncode != 0:
         raise ServiceError(
-            f"`prefect deploy --all` in {project_dir} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}"
+            f"`prefect deploy --all` in {directory} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}"
         )
     return done.stdout
 

@@ -74,7 +74,7 @@ def run(root: Path, rounds: int, shots: Path | None = None) -> dict[str, Any]:
     write_demo_data(root / "source", num_patients=3, small=True)
     services = local.start(root / "services")
     try:
-        local.deploy(services, REPOSITORY)
+        local.deploy(services, root)
         with _browser() as driver:
             page = Page(driver, shots)
             runs = [_run_from_form(page, services, root, seed) for seed in range(1 + rounds)]

@@ -67,16 +67,14 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("site")
     write_demo_data(root / "source", num_patients=3, small=True)
-    checkout = root / "checkout"  # where runs work: a form left untouched takes `.prdit/store` of that folder
-    checkout.mkdir()
-    for name in ("flows", "prefect.yaml"):
-        (checkout / name).symlink_to(repository / name)
+    folder = root / "folder"  # where runs work: a form left untouched takes `.prdit/store` of that folder
+    folder.mkdir()
     services = local.start(root / "services")
     try:
-        local.deploy(services, checkout)
+        local.deploy(services, folder)
         yield Site(root, services)
     finally:
         local.stop(root / "services")
@@ -113,7 +111,7 @@ def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
 
 
 def test_the_form_submitted_untouched_runs_exactly_the_named_configuration(site: Site) -> None:
-    work = site.root / "checkout" / ".prdit"
+    work = site.root / "folder" / ".prdit"
     demo = load_config("demo")
     ingest(site.root / "source", work / "store", demo.ingest)
     run = site.submit("split")

@@ -12,6 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from flows.services import DEPLOYMENTS, WORK_POOL
+from flows.stages import stage_names
 from tests.constraints import canonical, installed_closure
 from tests.licences import core_licences, is_copyleft, listed
 
@@ -96,16 +98,17 @@ def test_third_party_table_is_complete() -> None:
     assert [name for name in missing if not name.startswith(platform_only)] == [], "run make third-party"
 
 
-def test_deployments_are_the_flow_with_another_stage(repository: Path) -> None:
-    """`full-pipeline`, and one of every stage; the flow's own defaults are what the form shows but for the stage."""
-    from flows.services import WORK_POOL
-    from flows.stages import stage_names
+def test_the_checkouts_deployments_are_the_installed_ones(repository: Path) -> None:
+    assert (repository / "prefect.yaml").read_text() == DEPLOYMENTS.read_text()
 
-    content = yaml.safe_load((repository / "prefect.yaml").read_text())
+
+def test_deployments_are_the_flow_with_another_stage() -> None:
+    """`full-pipeline`, and one of every stage; the flow's own defaults are what the form shows but for the stage."""
+    content = yaml.safe_load(DEPLOYMENTS.read_text())
     names = [item["name"] for item in content["deployments"]]
     assert names == ["full-pipeline", *stage_names()]
     for item in content["deployments"]:
-        assert item["entrypoint"] == "flows/pipeline.py:pipeline"
+        assert item["entrypoint"] == "flows.pipeline.pipeline"  # a path of modules: in a checkout and installed
         assert item.get("parameters", {}) == ({} if item["name"] == "full-pipeline" else {"stage": item["name"]})
         assert item["work_pool"]["name"] == WORK_POOL
     assert content["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PRDIT_HOME }}"}}]

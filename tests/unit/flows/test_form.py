@@ -10,6 +10,7 @@ from prefect.utilities.schema_tools.hydration import HydrationContext, hydrate
 
 from flows import pipeline
 from flows.config import ConfigError, PipelineConfig, as_parameters, config_names, from_parameters, load_config
+from flows.services import DEPLOYMENTS
 from flows.stages import needed, rows, stage_names
 from storage.artifacts import Ref
 from tests.factories import page_submits
@@ -27,7 +28,7 @@ STORE = {"ingest": Ref(kind="store", uri="/store", digest="sha256:0")}
 
 
 def deployments() -> list[dict[str, Any]]:
-    content = yaml.safe_load((Path(__file__).resolve().parents[3] / "prefect.yaml").read_text())
+    content = yaml.safe_load(DEPLOYMENTS.read_text())
     return list(content["deployments"])
 
 
@@ -40,8 +41,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PipelineConfig, str]]:
 
 
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda item: item["name"])
-def test_the_form_of_every_deployment(deployment: dict[str, Any], repository: Path) -> None:
-    flow: Any = load_flow_from_entrypoint(str(repository / deployment["entrypoint"]))
+def test_the_form_of_every_deployment(deployment: dict[str, Any]) -> None:
+    flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
     assert flow.name == "prdit"
     schema = flow.parameters.model_dump_for_openapi()
     assert page_submits(schema) == RECORDED

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from flows import services as local
 from flows.services import CONFIGURATION, ServiceError, Services, child_environment, pids, running, start, stop
@@ -366,7 +367,7 @@ def test_every_service_has_a_log_that_is_rotated(stand_ins: StandIns) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_services(tmp_path: Path) -> None:
+def test_the_real_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect, MLflow and a worker: up, on 127.0.0.1 only, deployable, started again when killed, and gone afterwards."""
     state_dir = tmp_path / "services"
     services = start(state_dir)
@@ -382,17 +383,16 @@ def test_the_real_services(tmp_path: Path) -> None:
         assert ports <= {port for _, port in listening}
         project = tmp_path / "project"
         project.mkdir()
-        (project / "probe.py").write_text("from prefect import flow\n@flow(name='probe')\ndef probe(): pass\n")
-        (project / "prefect.yaml").write_text(
-            "name: probe\ndeployments:\n- {name: one, entrypoint: 'probe.py:probe', work_pool: {name: prdit}}\n"
-            "pull:\n- prefect.deployments.steps.set_working_directory: {directory: '{{ $PRDIT_HOME }}'}\n"
-        )
         local.deploy(services, project)
-        deployment = local.call_api(services, "GET", "/deployments/name/probe/one")
-        step = deployment["pull_steps"][0]["prefect.deployments.steps.set_working_directory"]
-        assert step["directory"] == str(project)
-        (project / "prefect.yaml").write_text("deployments:\n- {name: one, entrypoint: 'no.py:no'}\n")
-        with pytest.raises(ServiceError, match="exit code 1"):
+        found = local.call_api(services, "POST", "/deployments/filter", {})
+        steps = [item["pull_steps"][0]["prefect.deployments.steps.set_working_directory"] for item in found]
+        assert steps == [{"directory": str(project)}] * len(
+            yaml.safe_load(local.DEPLOYMENTS.read_text())["deployments"]
+        )
+        bad = tmp_path / "bad.yaml"
+        bad.write_text("deployments:\n- {name: one, entrypoint: flows.no_such_module.no}\n")
+        monkeypatch.setattr(local, "DEPLOYMENTS", bad)
+        with pytest.raises(ServiceError, match=r"(?s)exit code 1:.*no_such_module"):
             local.deploy(services, project)
         before = pids(services)
         for name in ("mlflow", "prefect"):
