@@ -128,7 +128,7 @@ def load_provenance(ref: Ref) -> dict[str, Any]:
 
 
 def input_ref(ref: Ref, name: str) -> Ref:
-    """The reference an artifact was made from, by role (`"checkpoint"`, `"split"`, `"store"`, `"local"`)."""
+    """The reference of one input of an artifact, by role (`"checkpoint"`, `"split"`, `"store"`, or a training's name)."""
     inputs = load_provenance(ref)["inputs"]
     if name not in inputs:
         raise MissingArtifactError(f"{ref.kind} at {ref.uri} records no input {name!r}; it has {sorted(inputs)}.")
@@ -144,7 +144,9 @@ def verify_artifact(ref: Ref) -> None:
     """
     record = load_provenance(ref)
     if record.get("kind") != ref.kind:
-        raise DamagedArtifactError(f"{ref.uri} holds a {record.get('kind')}, the reference says {ref.kind}.")
+        raise DamagedArtifactError(
+            f"{ref.uri} holds a {record.get('kind')}, the reference says {ref.kind}. Correct it."
+        )
     expected: dict[str, str] = record["files"]
     for name, digest in expected.items():
         path = ref.path / name
@@ -160,12 +162,12 @@ def verify_artifact(ref: Ref) -> None:
     if not digest == record["digest"] == ref.digest:
         raise DamagedArtifactError(
             f"The record at {ref.uri} has digest {record['digest'][:19]}…, its files {digest[:19]}…, "
-            f"the reference {ref.digest[:19]}…"
+            f"the reference {ref.digest[:19]}…. Restore it, or run the stage again."
         )
 
 
 def committed_ref(directory: Path) -> Ref | None:
-    """The reference of the artifact committed in a directory, or None where none is (damage is not looked for)."""
+    """The reference of the artifact committed in a directory, or None where none is (files are not checked)."""
     path = directory / PROVENANCE
     if not path.is_file():
         return None

@@ -1,7 +1,7 @@
 """Weights on disk: safetensors and JSON, written atomically, verified by SHA-256 before they are used.
 
 Two forms. A *checkpoint artifact* (`model.safetensors`, `ema.safetensors`, `checkpoint.json`) is what a training stage
-returns. *Resume states* (`step-00000500/`) hold everything a stopped training needs to go on; the newest undamaged wins.
+returns. *Resume states* (`step-00000500/`) hold everything a stopped training needs to resume; the newest undamaged one is used.
 """
 
 import logging
@@ -44,7 +44,7 @@ def load_tensors(path: Path) -> Tensors:
         DamagedArtifactError: not a readable safetensors file.
     """
     if not path.is_file():
-        raise MissingArtifactError(f"No weights at {path}")
+        raise MissingArtifactError(f"No weights at {path}. Restore the file, or train the stage again.")
     try:
         tensors: Tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -102,7 +102,7 @@ class ResumeStates:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest_good(self) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
-        """The newest state whose files all have their recorded hashes, or None. Damaged ones are named and passed over."""
+        """The newest state whose files all have their recorded hashes, or None. Damaged ones are logged and skipped."""
         for folder in self._folders():
             try:
                 state = read_json(folder / _STATE)

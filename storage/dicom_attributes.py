@@ -1,4 +1,4 @@
-"""The allow-list: which DICOM attributes may enter the store, and the patient key that stands for PatientID.
+"""The allow-list: which DICOM attributes may enter the store, and the patient key that replaces PatientID.
 
 docs/data-model.md has the same table; everything not named here stays in the source.
 """
@@ -65,13 +65,13 @@ def age_years(header: Dataset) -> int | None:
 def load_patient_key(key_file: Path) -> bytes:
     """The secret that turns PatientIDs into patient keys; made (mode 0600) when missing.
 
-    Raises: SourceError: the file is unreadable or no key.
+    Raises: SourceError: the file is unreadable or holds no key.
     """
     if not key_file.exists():
         key_file.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another process was faster
+        except FileExistsError:  # another process has just made it
             pass
         else:
             with os.fdopen(descriptor, "w") as stream:
@@ -115,7 +115,7 @@ def patient_key(key: bytes, patient_id: str, series_uid: str) -> tuple[str, bool
 def read_patients_csv(source: Path) -> dict[str, str]:
     """`patients.csv` of a source: series_uid or path (of a folder or file) -> patient_id; {} when there is none.
 
-    Raises: SourceError: the columns are not there.
+    Raises: SourceError: the expected columns are missing.
     """
     path = source / PATIENTS_CSV
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Which series are in a list of files: a header pass without pixels, and what is not a CT image of a volume."""
+"""CT series in a list of files, found from headers alone, and an exclusion for every file that is not a CT slice."""
 
 import struct
 import zipfile
@@ -65,7 +65,7 @@ class Excluded:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """CT series to look at, and everything that is none."""
+    """CT series to read, and the exclusions: everything else."""
 
     series: tuple[SeriesFiles, ...]
     excluded: tuple[Excluded, ...]
@@ -102,7 +102,7 @@ def scan_files(source: Path, files: Sequence[str]) -> ScanResult:
             continue
         names = tuple(sorted(m[0] for m in slices))
         for name, _, reason, detail in members:
-            if reason is not None:  # a localizer, or a truncated file: the slices around it decide about the series
+            if reason is not None:  # a localizer or a truncated file: the other slices decide about the series
                 text = sentence(reason, name, detail)
                 excluded.append(Excluded(reason, text, series_uid=uid, path=name))
         patients = sorted({str(m[1].get("PatientID") or "").strip() for m in slices})

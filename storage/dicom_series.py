@@ -21,7 +21,7 @@ from storage.verdicts import sentence
 
 ORIENTATION_TOLERANCE = 1e-3  # direction cosines
 PIXEL_SPACING_TOLERANCE_MM = 1e-3
-SLICE_TOLERANCE_MM = 0.05  # plus a share of the step, because positions are often rounded
+SLICE_TOLERANCE_MM = 0.05  # plus a share of the slice distance, because positions are often rounded
 SLICE_TOLERANCE_SHARE = 0.05
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 # Lossy and lossless JPEG that pydicom cannot decode without GPL code; SimpleITK's GDCM can.
@@ -33,7 +33,7 @@ class SourceSeries:
     """A series as acquired.
 
     Attributes:
-        hu: HU, at least AIR_HU, shape (slices, rows, columns), int16, or float32 where the rescale is not whole.
+        hu: HU, at least AIR_HU, shape (slices, rows, columns), int16, or float32 where slope or intercept is not an integer.
         spacing_mm: distances of columns, rows and slices (index x, y, z).
         origin_mm: LPS centre of voxel [0, 0, 0].
         direction: 3 × 3, columns are the unit LPS steps of index x, y, z; not orthogonal under gantry tilt.
@@ -120,7 +120,7 @@ def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple
             _refuse("unreadable_file", f"{where}, file {name}", type(error).__name__)
         instance = str(header.get("SOPInstanceUID") or name)
         if instance in seen and _same_bytes(source / name, source / seen[instance]):
-            duplicates += 1  # with other bytes the positions decide
+            duplicates += 1  # with other bytes both are kept, and their positions decide
             continue
         seen[instance] = name
         headers.append((name, header))
@@ -140,7 +140,7 @@ def _check_consistent(headers: list[tuple[str, Dataset]], where: str) -> None:
         if not _numeric(slope) or not _numeric(intercept) or float(slope) == 0:
             _refuse("missing_rescale", f"{where}, file {name}", f"slope {slope!r}, intercept {intercept!r}")
         if int(header.get("SamplesPerPixel") or 1) != 1:
-            _refuse("unsupported_pixels", f"{where}, file {name}", f"{header.SamplesPerPixel} samples a pixel")
+            _refuse("unsupported_pixels", f"{where}, file {name}", f"{header.SamplesPerPixel} samples per pixel")
         if min(_floats(header.PixelSpacing)) <= 0:
             _refuse("missing_geometry", f"{where}, file {name}", "a positive PixelSpacing")
     first = headers[0][1]
@@ -157,7 +157,7 @@ def _check_consistent(headers: list[tuple[str, Dataset]], where: str) -> None:
 
 
 def _check_positions(positions: NDArray[np.float64], normal: NDArray[np.float64], where: str) -> NDArray[np.float64]:
-    """The mean slice step (x, y, z), mm, after the slices were found even and on one line."""
+    """The mean slice step (x, y, z), mm, after checking that the slices are evenly spaced and on one line."""
     if len(positions) < 2:
         _refuse("too_few_slices", where, "1 slice, at least 2 are needed")
     depth = positions @ normal
@@ -187,7 +187,7 @@ def _check_positions(positions: NDArray[np.float64], normal: NDArray[np.float64]
 
 
 def _read_pixels(source: Path, headers: list[tuple[str, Dataset]], where: str) -> NDArray[Any]:
-    """HU (slices, rows, columns): int16 while every slice's rescale is whole, else float32; at least AIR_HU."""
+    """HU (slices, rows, columns): int16 while slope and intercept of every slice are integers, else float32; at least AIR_HU."""
     rows, columns = int(headers[0][1].Rows), int(headers[0][1].Columns)
     whole = all(float(h.RescaleSlope).is_integer() and float(h.RescaleIntercept).is_integer() for _, h in headers)
     stack = np.empty((len(headers), rows, columns), dtype=np.int16 if whole else np.float32)

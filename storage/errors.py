@@ -6,7 +6,7 @@ class StorageError(Exception):
 
 
 class SourceError(StorageError, ValueError):
-    """A place with scans cannot be used at all (missing, empty, no CT in it)."""
+    """A source of scans cannot be used at all (missing, empty, no CT in it)."""
 
 
 class UnusableSeriesError(StorageError, ValueError):
@@ -26,7 +26,7 @@ class StoreFormatError(StorageError, ValueError):
 
 
 class MissingArtifactError(StorageError, FileNotFoundError):
-    """A reference points to something that is not there."""
+    """A reference points to something that does not exist."""
 
 
 class DamagedArtifactError(StorageError, OSError):

@@ -1,4 +1,4 @@
-"""Atomic writes and content hashes: the two habits everything on disk here relies on."""
+"""Atomic writes and content hashes, on which everything stored on disk relies."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def fsync_directory(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file's path that takes the place of `path` when the block ends: temp + fsync + rename.
 
-    Readers see the old content or the new, never a part. If the block raises, `path` stays as it is and nothing is left behind.
+    Readers see the old content or the new, never a part. If the block raises, `path` stays unchanged and no temporary file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -68,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, see `replacing`."""
+    """Write a file completely or not at all, see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AIR_HU = -1024  # lowest value kept, and the value of everything outside a volume
-VIEW_ALIGNMENT = 4  # a view starts at a multiple of this, so that it is whole on levels 0, 1 and 2
+VIEW_ALIGNMENT = 4  # a view starts at a multiple of this, so that it covers whole voxels of levels 0, 1 and 2
 
 Int3 = tuple[int, int, int]
 Float3 = tuple[float, float, float]
@@ -59,15 +59,15 @@ def to_int16_hu(values: NDArray[np.floating]) -> NDArray[np.int16]:
 def block_mean(hu: NDArray[np.int16], factor: int) -> NDArray[np.int16]:
     """Mean of every factor³ block, in int32 and rounded half to even.
 
-    A block that reaches over the array's end is completed with AIR_HU (what a reader would see there), so a level's
-    voxel is the mean of the same padded box whether it lies inside or on the edge.
+    A block that extends past the array's end is padded with AIR_HU (what a reader would see there), so a level's
+    voxel is the mean of a full block, inside the array and at its edge.
 
     Args:
         hu: shape (z, y, x).
         factor: block edge in voxels, at least 1 and at most 32 (sums stay within int32).
     Returns: int16, shape (ceil(z / factor), ceil(y / factor), ceil(x / factor)).
     Raises: ValueError: if factor is out of range.
-    Source: DESIGN "Store": every level is the mean of its level-0 block in int32, rounded half to even.
+    Source: docs/data-model.md, "Levels".
     """
     if not 1 <= factor <= 32:
         raise ValueError(f"block_mean factor is {factor}; expected 1 to 32.")
@@ -76,7 +76,7 @@ def block_mean(hu: NDArray[np.int16], factor: int) -> NDArray[np.int16]:
     shape = [-(-n // factor) for n in hu.shape]
     out = np.empty(shape, dtype=np.int16)
     count = factor**3
-    for k in range(shape[0]):  # slab by slab: the int32 copy stays small
+    for k in range(shape[0]):  # one slab at a time, to keep the int32 copy small
         slab = hu[k * factor : (k + 1) * factor]
         pad = [(0, factor * n - m) for n, m in zip((1, *shape[1:]), slab.shape, strict=True)]
         if any(after for _, after in pad):
@@ -111,7 +111,7 @@ def view_start(shape: tuple[int, ...], edge: int, centre: Int3 | None = None, al
         shape: level-0 shape (z, y, x).
         edge: cube edge in level-0 voxels.
         centre: voxel (z, y, x) that should be in the middle; the volume's middle when None.
-        alignment: the start is rounded down to a multiple of this after rounding to the nearest half alignment.
+        alignment: the start is rounded to the nearest multiple of this, halves up.
     """
     middle = [n / 2 for n in shape] if centre is None else [float(c) for c in centre]
     start = [int(np.floor((m - edge / 2) / alignment + 0.5)) * alignment for m in middle]
@@ -119,9 +119,9 @@ def view_start(shape: tuple[int, ...], edge: int, centre: Int3 | None = None, al
 
 
 def padded_crop_bounds(shape: tuple[int, ...], start: Int3, size: Int3) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where a box that may stick out of an array reads from, and where in the box that goes.
+    """The part of an array that a box covers which may extend past it, and where in the box that part goes.
 
-    Returns: (slices in the array, slices in the box); empty slices when they do not meet.
+    Returns: (slices in the array, slices in the box); empty slices when they do not overlap.
     """
     source, target = [], []
     for n, first, length in zip(shape, start, size, strict=True):

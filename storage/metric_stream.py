@@ -1,4 +1,4 @@
-"""A metrics file as spool: read as it grows, sent to the tracking server as far as that answers."""
+"""Sends a growing metrics file to the tracking server; while the server does not answer, the file keeps the points."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger("prdit.tracking")
 
 
 class MetricStream:
-    """Feeds a growing metrics file into a run: the file is the spool, the stream only moves its mark when MLflow has the points.
+    """Sends the points of a growing metrics file to a run; points count as sent only when MLflow has them.
 
     Args:
         path: JSON-lines file that a training appends to; may not exist yet.
@@ -23,7 +23,7 @@ class MetricStream:
         prefix: put before every metric's name.
     """
 
-    _INTERVAL_S = 5.0  # a request costs the servers CPU that the training on the same machine wants
+    _INTERVAL_S = 5.0  # each request costs the server CPU time that the training on the same machine needs
     _BACKOFF_S = 30.0
 
     def __init__(self, path: Path, tracker: "Tracker | None", run_id: str, *, prefix: str = "") -> None:
@@ -55,7 +55,7 @@ class MetricStream:
             return []
         with self.path.open("rb") as stream:
             state = os.fstat(stream.fileno())
-            # sizes alone do not tell: the new file may have outgrown the old one before it is looked at
+            # the size alone does not show a replacement: the new file may already be longer than the old one was
             if state.st_ino != self._file or state.st_size < self._read:
                 self._file, self._read = state.st_ino, 0
             stream.seek(self._read)

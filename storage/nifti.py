@@ -18,7 +18,7 @@ def write_nifti(path: Path, volume: Volume) -> None:
     The array is stored (x, y, z) in LPS index order; the affine turns LPS into NIfTI's RAS by negating x and y.
     """
     if not path.name.endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{path} is no NIfTI name; expected one that ends in .nii or .nii.gz.")
+        raise ValueError(f"{path} is not a NIfTI file name; expected one that ends in .nii or .nii.gz.")
     affine = np.diag([-volume.spacing_mm[0], -volume.spacing_mm[1], volume.spacing_mm[2], 1.0])
     affine[:3, 3] = (-volume.origin_mm[0], -volume.origin_mm[1], volume.origin_mm[2])
     image = nibabel.Nifti1Image(np.asfortranarray(volume.hu.transpose(2, 1, 0)), affine)

@@ -1,8 +1,8 @@
 """A series -> the store's axis-aligned LPS grid, in slabs so that memory stays bounded.
 
-Interpolation is a product of one-dimensional ones. Where the scan's axes lie along the patient's (nearly always) it is
-computed so, one matrix an axis, ten times faster than voxel by voxel; oblique and tilted scans go through SimpleITK. Both are
-the same interpolation, and a test holds one against the other.
+Interpolation is separable. Where the scan's axes lie along the patient's (nearly always) it is computed as one matrix per
+axis, ten times faster than voxel by voxel; oblique and tilted scans go through SimpleITK. Both compute the same interpolation,
+and a test compares them.
 """
 
 import numpy as np
@@ -26,7 +26,9 @@ def target_grid(series: SourceSeries, spacing_mm: float) -> tuple[tuple[int, int
     world = corners * series.spacing_mm @ series.direction.T + series.origin_mm
     low, high = world.min(axis=0), world.max(axis=0)
     count = np.maximum(1, np.ceil((high - low) / spacing_mm - 1e-3)).astype(int)
-    origin = (low + high) / 2 - (count - 1) / 2 * spacing_mm  # what the grid covers in excess is shared by both sides
+    origin = (low + high) / 2 - (
+        count - 1
+    ) / 2 * spacing_mm  # what it covers beyond the scan is split evenly between both sides
     return (int(count[2]), int(count[1]), int(count[0])), (float(origin[0]), float(origin[1]), float(origin[2]))
 
 
@@ -48,7 +50,7 @@ def resample_series(series: SourceSeries, *, spacing_mm: float, interpolation: s
 
 
 def is_aligned(direction: NDArray[np.float64]) -> bool:
-    """Whether every index axis runs along a patient axis, in either sense."""
+    """Whether every index axis runs along a patient axis, in either direction."""
     rounded = np.rint(direction)
     return bool(np.abs(direction - rounded).max() < ALIGNED_TOLERANCE and np.abs(rounded).sum() == 3)
 
@@ -178,7 +180,7 @@ def _slab(
     image.SetOrigin([float(o + s) for o, s in zip(series.origin_mm, shift, strict=True)])
     image.SetDirection([float(v) for v in series.direction.ravel()])
     resampler = sitk.ResampleImageFilter()
-    resampler.SetNumberOfThreads(1)  # series are ingested side by side
+    resampler.SetNumberOfThreads(1)  # series are ingested in parallel processes
     resampler.SetInterpolator(_INTERPOLATORS[interpolation])
     resampler.SetOutputPixelType(sitk.sitkFloat32)
     resampler.SetDefaultPixelValue(AIR_HU)
@@ -186,5 +188,5 @@ def _slab(
     resampler.SetOutputSpacing((spacing_mm,) * 3)
     resampler.SetOutputDirection((1, 0, 0, 0, 1, 0, 0, 0, 1))
     resampler.SetSize([int(n) for n in shape[::-1]])
-    resampled = resampler.Execute(image)  # named: the array view does not keep the image's memory alive
+    resampled = resampler.Execute(image)  # keeps a name: the array view does not keep the image's memory alive
     return to_int16_hu(sitk.GetArrayViewFromImage(resampled))

@@ -1,4 +1,4 @@
-"""The files of a source: a walk that survives odd ones, and content hashes cached by size and time. Read only."""
+"""The files of a source: a directory walk that tolerates special files, and content hashes cached by size and time."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class SourceListing:
-    """What lies under a source folder.
+    """What a source folder contains.
 
     Attributes:
         files: relative POSIX paths of regular files (symbolic links followed), sorted.
@@ -73,13 +73,13 @@ def list_source(source: Path) -> SourceListing:
 
 def _relative(path: Path, source: Path) -> str:
     text = path.relative_to(source).as_posix()
-    return text.encode("utf-8", "backslashreplace").decode()  # names that are no UTF-8 must still fit into JSON
+    return text.encode("utf-8", "backslashreplace").decode()  # names that are not UTF-8 must still be valid JSON
 
 
 def content_hashes(source: Path, files: tuple[str, ...], cache_file: Path) -> dict[str, str]:
-    """SHA-256 of every file by relative path; a file of known size and time is not read again.
+    """SHA-256 of every file by relative path; a file of unchanged size and modification time is not read again.
 
-    A file that cannot be read counts with an empty hash. The cache holds hashed paths only, so it tells no names.
+    A file that cannot be read has an empty hash. The cache holds hashed paths only, so it reveals no names.
     """
     root = str(Path(source).resolve())
     try:
@@ -107,6 +107,6 @@ def content_hashes(source: Path, files: tuple[str, ...], cache_file: Path) -> di
 
 
 def listing_digest(listing: SourceListing, hashes: dict[str, str]) -> str:
-    """`sha256:<hex>` of a source: relative paths and contents, whatever machine and times."""
+    """`sha256:<hex>` of a source: relative paths and contents, independent of machine and modification times."""
     content = sorted([name, digest] for name, digest in hashes.items())
     return "sha256:" + sha256_json({"files": content, "others": [list(other) for other in listing.others]})

@@ -1,7 +1,7 @@
-"""The one door to MLflow: runs, metrics, datasets, models and artifacts over a client that never stops a training.
+"""The only module that uses MLflow: runs, metrics, datasets, models and artifacts over a client that never stops a training.
 
-A run is refused at the start when the server does not answer (nothing is lost yet). Later failures are named once and retried;
-the metrics file of a stage is the spool, so a server that comes back gets every point.
+A run is refused at the start when the server does not answer (nothing is lost yet). Later failures are logged once and retried;
+a stage's metrics file keeps the points that were not sent, so once the server answers again it receives all of them.
 """
 
 import json
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Before mlflow is imported: no telemetry, and a dead server costs seconds, not minutes.
+# Before mlflow is imported: no telemetry, and a server that does not answer costs seconds, not minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -48,12 +48,12 @@ from mlflow.utils.mlflow_tags import (
 
 from storage.errors import StorageError
 
-_BATCH = 900  # MLflow accepts 1000 metrics a request
+_BATCH = 900  # MLflow accepts 1000 metrics per request
 _MAX_PARAM = 6000
 _MAX_DIGEST = 36
-_UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only when it has put them where it keeps artifacts
+_UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _EXPERIMENT_KIND = "mlflow.experimentKind"
-_RUNS_AND_METRICS = "custom_model_development"  # else MLflow 3 takes an experiment for GenAI traces
+_RUNS_AND_METRICS = "custom_model_development"  # else MLflow 3 shows an experiment as one of GenAI traces
 _VIEW = "mlflow.sharedViewState.prdit"  # shown where an address has viewStateShareKey=prdit
 _MODEL_DIGEST = "prdit.digest"
 logger = logging.getLogger("prdit.tracking")
@@ -70,7 +70,7 @@ class Tracker:
         uri: tracking URI (`http://127.0.0.1:5000`, `sqlite:////abs/path.db`).
         experiment: experiment name, made when missing.
         commit: git commit of the code that runs, where it is known.
-        columns: metrics that the table of runs shows to those who come by our addresses; MLflow's own table shows none.
+        columns: metrics in the table of runs at the addresses that prdit gives; MLflow's default table shows none.
 
     Raises: TrackingUnavailableError: the server does not answer.
     """
@@ -79,7 +79,7 @@ class Tracker:
         self.uri = uri
         self._commit = commit
         self._experiment_tags = {_EXPERIMENT_KIND: _RUNS_AND_METRICS} | ({_VIEW: _view(columns)} if columns else {})
-        self._artifacts: str | None = None  # a server knows its own place; a local file would take ./mlruns of any cwd
+        self._artifacts: str | None = None  # a server has its own; with a local file MLflow would use ./mlruns
         if uri.startswith("sqlite:///"):
             folder = Path(uri.removeprefix("sqlite:///")).parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class Tracker:
             parent: run it is a child of.
             source: what was run, for the column Source: `prdit/train-local`.
             tags: further tags.
-            params: settings people compare runs by, flat.
+            params: settings that runs are compared by, flat.
             note: description at the top of the run's page.
         """
         all_tags = dict(tags) | {MLFLOW_SOURCE_NAME: source, MLFLOW_SOURCE_TYPE: "LOCAL"}
@@ -154,9 +154,9 @@ class Tracker:
 
         Args:
             run_id: their run.
-            points: `time_ms` gives a point's time (default: now); values that are no finite numbers are left out.
+            points: `time_ms` gives a point's time (default: now); values that are not finite numbers are left out.
             prefix: put before every name.
-            model_id: the model they say something about, which then shows them too.
+            model_id: the model the points describe, whose page then shows them too.
         """
         now = int(time.time() * 1000)
         metrics = [
@@ -191,17 +191,17 @@ class Tracker:
         """Close a run: FINISHED, FAILED or KILLED."""
         return self._try(run_id, lambda: self._client.set_terminated(run_id, status))
 
-    # -- what runs read and make --------------------------------------------------------------------------------------
+    # -- inputs and outputs of runs -------------------------------------------------------------------------------------
 
     def log_dataset(self, run_id: str, name: str, digest: str, *, context: str, facts: Mapping[str, Any]) -> bool:
         """Name a dataset as input of a run.
 
         Args:
             run_id: the run.
-            name: what it is, without anything that tells where it lies or who is in it.
+            name: what it is; nothing that reveals where it is stored or who is in it.
             digest: `sha256:<hex>` of its content; the page shows its beginning, source and profile the whole.
             context: what it was read for: `training`, `evaluation`, …
-            facts: what else is known of it (counts, spacing), as JSON.
+            facts: further properties (counts, spacing), as JSON.
         """
         short = digest.removeprefix("sha256:")[:_MAX_DIGEST]
         profile = json.dumps({"digest": digest, **facts})
@@ -210,7 +210,7 @@ class Tracker:
         return self._try(run_id, lambda: self._client.log_inputs(run_id, datasets=[entry]))
 
     def find_model(self, digest: str) -> str | None:
-        """The id of the experiment's model with this digest, or None where it was not uploaded (or nobody answers)."""
+        """The id of the experiment's model with this digest, or None where it was not uploaded (or the server does not answer)."""
         found = self._find(digest)
         return str(found.model_id) if found else None
 
@@ -234,10 +234,10 @@ class Tracker:
         Args:
             run_id: the run.
             name: what the page calls the model.
-            files: its files, safetensors and JSON: nothing that runs code when it is read. The last one describes it and is
+            files: its files, safetensors and JSON: nothing that runs code when it is loaded. The last one describes it and is
                 also among the run's own files.
             digest: `sha256:<hex>` of the checkpoint.
-            step: optimiser steps behind its weights.
+            step: optimiser steps of its weights.
             facts: what describes it, shown as the model's parameters.
         Returns: the model's id, or None where it could not be logged; that never ends a run.
         """
@@ -247,7 +247,9 @@ class Tracker:
         if model is None:
             return None
         self._try(run_id, lambda: self._client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)]))
-        if model.source_run_id != run_id:  # the page's column Models looks at this tag for all runs but the model's own
+        if (
+            model.source_run_id != run_id
+        ):  # the page's column Models reads this tag for every run but the one that made the model
             made = datetime.fromtimestamp(model.creation_timestamp / 1000, UTC).replace(tzinfo=None)
             entry = {
                 "run_id": run_id,

@@ -1,7 +1,7 @@
 """Reason codes of exclusions: one table from code to verdict and sentence.
 
-*skipped* means not for us (the file is fine, it is no CT volume); *quarantined* means a CT series that is broken or incomplete. A
-sentence says what, where and what to do, and never carries a patient attribute.
+*skipped* means not a CT volume (nothing is wrong with the file); *quarantined* means a CT series that is broken or incomplete. A
+sentence says what, where and what to do, and never contains a patient attribute.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class Reason:
 
 
 REASONS: dict[str, Reason] = {
-    # -- skipped: not for us
+    # -- skipped: not a CT volume
     "not_dicom": Reason("skipped", "{where} is not a DICOM file; nothing to do."),
     "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
     "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
-    "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read themselves."),
+    "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read directly."),
     "not_ct": Reason("skipped", "{where} is {detail}, not a CT image; nothing to do."),
     "localizer": Reason("skipped", "{where} is a localizer (scout), not a volume; nothing to do."),
     "secondary_capture": Reason("skipped", "{where} is a secondary capture page, not a volume; nothing to do."),
@@ -47,7 +47,7 @@ REASONS: dict[str, Reason] = {
         "{where} has no usable RescaleSlope/RescaleIntercept ({detail}), so HU are unknown: export it again with them.",
     ),
     "missing_geometry": Reason(
-        "quarantined", "{where} lacks {detail}, so its place in space is unknown: export it again with it."
+        "quarantined", "{where} lacks {detail}, so its position in space is unknown: export it again with it."
     ),
     "too_few_slices": Reason(
         "quarantined", "{where} has {detail}: complete the series, or lower ingest.min_slices if it is a whole scan."
@@ -57,10 +57,10 @@ REASONS: dict[str, Reason] = {
         "quarantined", "{where} has different slices at one position ({detail}): split the phases or reconstructions."
     ),
     "inconsistent_orientation": Reason(
-        "quarantined", "{where} has slices of different orientation ({detail}): split it."
+        "quarantined", "{where} has slices of different orientation ({detail}): split the series."
     ),
     "inconsistent_spacing": Reason(
-        "quarantined", "{where} has uneven slice or pixel spacing ({detail}): split or export it."
+        "quarantined", "{where} has uneven slice or pixel spacing ({detail}): split or export the series again."
     ),
     "inconsistent_shape": Reason("quarantined", "{where} has slices of different size ({detail}): split the series."),
     "inconsistent_position": Reason(

@@ -1,8 +1,8 @@
-"""The volume store: OME-Zarr 0.5 volumes in HU on one recorded grid, each existing from its commit record on.
+"""The volume store: OME-Zarr 0.5 volumes in HU on one recorded grid; a volume exists once its commit record does.
 
-Only this file knows zarr. One process writes a volume (a lock file per id): arrays go to a hidden folder that is renamed
+No other module uses zarr. One process writes a volume (a lock file per id): arrays go to a hidden folder that is renamed
 into place, and the commit record follows last. It holds the digest of every array and every file, so a missing
-shard is an error here, where zarr alone would hand out the fill value.
+shard is an error here, where zarr alone would return the fill value.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from storage.geometry import AIR_HU, VIEW_ALIGNMENT, Int3, Volume, block_mean, p
 FORMAT_VERSION = 1
 CHUNK = 64
 Interpolation = Literal["cubic", "linear", "none"]
-# OME-Zarr's RFC-4: where an axis leads, the same for every volume (LPS). Readers that do not know the field pass it by.
+# OME-Zarr's RFC-4: anatomical direction of each axis, the same for every volume (LPS). Other readers ignore the field.
 ORIENTATIONS = {"z": "inferior-to-superior", "y": "anterior-to-posterior", "x": "right-to-left"}
 AXES = [
     {"name": name, "type": "space", "unit": "millimeter", "orientation": {"type": "anatomical", "value": value}}
@@ -41,7 +41,7 @@ class VolumeStore:
         path: folder of the store.
         spacing_mm: voxel distance of level 0 on every axis.
         num_levels: pyramid levels of each volume (level k has blocks of 2**k voxels).
-        interpolation: how scans were brought onto the grid ("none" for volumes made on it).
+        interpolation: how scans were resampled to the grid ("none" for volumes generated on it).
     """
 
     def __init__(self, path: Path, *, spacing_mm: float, num_levels: int, interpolation: str) -> None:
@@ -135,7 +135,7 @@ class VolumeStore:
             )
         return cls(path, **found)
 
-    # ---- what is in it -------------------------------------------------------------------------------------------
+    # ---- contents -------------------------------------------------------------------------------------------------
 
     def volume_ids(self) -> list[str]:
         """Ids of the committed volumes, sorted."""
@@ -157,7 +157,7 @@ class VolumeStore:
         return record
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a committed volume: `volume_id`, `shape` and its allow-listed attributes."""
+        """One row per committed volume: `volume_id`, `shape` and its allow-listed attributes."""
         records = [self.commit_record(volume_id) for volume_id in self.volume_ids()]
         return [{"volume_id": r["volume_id"], "shape": r["shape"], **r["attributes"]} for r in records]
 
@@ -196,7 +196,7 @@ class VolumeStore:
             if record_path.exists():
                 return False
             folder = self.path / "volumes" / volume_id
-            shutil.rmtree(folder, ignore_errors=True)  # of a writer killed before its commit
+            shutil.rmtree(folder, ignore_errors=True)  # left by a writer killed before its commit
             for stale in (self.path / "volumes").glob(f".{volume_id}.*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
             staging = self.path / "volumes" / f".{volume_id}.{os.getpid()}.tmp"
@@ -241,7 +241,7 @@ class VolumeStore:
                 compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=2), Crc32cCodec()],
                 fill_value=AIR_HU,
                 dimension_names=("z", "y", "x"),
-                config={"write_empty_chunks": True},  # else a chunk of air would look like a lost one
+                config={"write_empty_chunks": True},  # else a chunk of air would look like a missing one
             )
             array[...] = hu
             arrays[str(level)] = {"shape": list(hu.shape), "sha256": _array_digest(hu)}
@@ -287,14 +287,14 @@ class VolumeStore:
         return Volume(hu, _float3(scale[::-1]), _float3(translation[::-1]))
 
     def read_view(self, volume_id: str, size: int, edge: int = 256, centre: Int3 | None = None) -> NDArray[np.float32]:
-        """What a model sees: a cube of level 0, `edge` voxels wide, at `size` voxels an axis; outside is AIR_HU.
+        """What a model sees: a cube of level 0, `edge` voxels wide, sampled at `size` voxels per axis; outside is AIR_HU.
 
         The coarsest stored level that fits is read, and the rest is pooled in float32.
 
         Args:
             volume_id: a committed volume.
-            size: voxels an axis of the result.
-            edge: voxels an axis of the cube on level 0; a multiple of size.
+            size: voxels per axis of the result.
+            edge: voxels per axis of the cube on level 0; a multiple of size.
             centre: level-0 voxel (z, y, x) in the middle; the volume's middle when None.
         Returns: float32 HU, shape (size, size, size).
         Raises:
@@ -327,7 +327,7 @@ class VolumeStore:
         for name, entry in record["files"].items():
             if not name.startswith(f"{level}/"):
                 continue
-            # zarr hands out the fill value for a shard that is gone: look before reading.
+            # zarr returns the fill value for a missing shard, so check before reading.
             path = folder / name
             if not path.is_file():
                 raise MissingArtifactError(
@@ -369,17 +369,19 @@ class VolumeStore:
                     f"{path} is missing: volume {volume_id} was committed with it. Ingest again."
                 )
             if sha256_file(path) != entry["sha256"]:
-                raise DamagedArtifactError(f"{path} was changed after it was committed (SHA-256 differs).")
+                raise DamagedArtifactError(
+                    f"{path} was changed after it was committed (SHA-256 differs). Remove the volume and ingest again."
+                )
         for level in range(self.num_levels):
             array = self._array(volume_id, level, record)
             hu = self._read(array, tuple(slice(0, n) for n in array.shape), volume_id)
             if _array_digest(hu) != record["arrays"][str(level)]["sha256"]:
                 raise DamagedArtifactError(
-                    f"Level {level} of volume {volume_id} in {self.path} decodes to other values."
+                    f"Level {level} of volume {volume_id} in {self.path} decodes to other values. Remove it and ingest again."
                 )
 
     def remove(self, volume_id: str) -> None:
-        """Take a volume out: the record first, so that no reader finds half of it."""
+        """Remove a volume: the record first, so that no reader finds half of it."""
         _check_id(volume_id)
         with self._writer(volume_id):
             (self.path / "commits" / f"{volume_id}.json").unlink(missing_ok=True)

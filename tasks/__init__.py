@@ -1,1 +1,1 @@
-"""One folder a stage: its thin Prefect task, its configuration and its work."""
+"""One folder per stage with its configuration, function and work; `run` and `model` hold what stages share."""

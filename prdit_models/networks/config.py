@@ -113,7 +113,7 @@ class ModelConfig:
             raise ValueError(
                 f"hidden_size {self.hidden_size} with depth {self.depth}: the position table needs a sine and a cosine "
                 "for each of three axes, so hidden_size must be divisible by 6. Published size L (1024) cannot have a "
-                'transformer; use B (768) or XL (1152), depth 0, or position="rotary" (settings.position), which has no table.'
+                'transformer; use B (768) or XL (1152), or depth 0, or position="rotary" (recipe.global.settings.position).'
             )
 
     def _check_options(self) -> None:

@@ -121,7 +121,7 @@ class Anatomy:
 
 
 def _paint(hu: Array, inside_mm: Array, value: "float | Array") -> Array:
-    """Blend a tissue in where the (approximate) signed distance is positive; the edge is 1.5 mm soft."""
+    """Blend a tissue in where the (approximate) signed distance is positive, over an edge 1.5 mm wide."""
     weight = np.clip(inside_mm / np.float32(1.5) + np.float32(0.5), 0, 1)
     painted: Array = hu + weight * (value - hu)
     return painted

@@ -1,6 +1,6 @@
 """Synthetic chest phantoms written as real DICOM CT series: data for the demo and the tests, from a seed.
 
-Acquisitions differ in orientation, position and spacing. A localizer and a series with missing slices come with them.
+Acquisitions differ in orientation, position and spacing. A localizer and a series with missing slices are included.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def write_demo_data(
     small: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write phantom patients as DICOM series, a localizer of the first and one more patient with missing slices.
+    """Write phantom patients as DICOM series, a localizer of the first patient, and one more patient with missing slices.
 
     Same arguments, same bytes. Files already there under the same names are replaced; nothing else is touched.
 
@@ -92,7 +92,7 @@ def write_demo_data(
         seed: of anatomy and noise.
         small: 44 × 44 pixels and 6 mm slices, for tests.
         progress: called with (done, total) series.
-    Returns: one entry a series: patient_id, series_uid, folder, num_slices, orientation, expected (verdict or reason).
+    Returns: one entry per series: patient_id, series_uid, folder, num_slices, orientation, expected (verdict or reason).
     Raises: ValueError: num_patients below 1.
     """
     if num_patients < 1:
@@ -138,7 +138,7 @@ def _write_series(directory: Path, patient: int, seed: int, scan: Acquisition, *
     uid = _uid(seed, patient, "series", scan.num_pixels, broken)
     written = 0
     for index in range(num_slices):
-        noise = rng.normal(0, 14, (scan.num_pixels, scan.num_pixels)).astype(np.float32)  # drawn for left-out ones too
+        noise = rng.normal(0, 14, (scan.num_pixels, scan.num_pixels)).astype(np.float32)  # drawn for missing slices too
         if broken and num_slices // 2 <= index < num_slices // 2 + 3:
             continue
         offset = (index - (num_slices - 1) / 2) * scan.slice_mm
@@ -242,7 +242,7 @@ def _dicom_bytes(data: Dataset) -> bytes:
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    """Atomic for readers, without fsync: a thousand of them take longer than drawing, and the data can be made again."""
+    """Atomic for readers, without fsync: a thousand fsyncs take longer than drawing, and the data can be made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)

@@ -1,1 +1,1 @@
-"""An average of the weights, of a length chosen after training: checkpoint -> checkpoint."""
+"""Post-hoc EMA: checkpoint -> checkpoint with an average of the weights whose length is chosen after training."""

@@ -6,7 +6,7 @@ from tasks.run.config import StageConfig
 
 
 class AverageConfig(StageConfig):
-    """Which average is made of a training's snapshots."""
+    """Which average is made from a training's snapshots."""
 
     sigma_rel: float = Field(0.10, description="width of the average relative to the training's length")
-    updates: int | None = Field(None, ge=1, description="as of which optimiser step; default: the last")
+    updates: int | None = Field(None, ge=1, description="optimiser step at which the average ends; default: the last")

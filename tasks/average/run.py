@@ -1,4 +1,4 @@
-"""A checkpoint whose EMA weights are another average of its training."""
+"""Post-hoc EMA: a checkpoint whose EMA weights are an average of another length, from the training's snapshots."""
 
 import logging
 import shutil
@@ -23,14 +23,14 @@ logger = logging.getLogger("prdit.average")
 
 
 def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, progress: Advance) -> StageOutcome:
-    """Make the average as a checkpoint of its own; it keeps the inputs of the one it is made from.
+    """Make the average as a checkpoint of its own, with the inputs of the checkpoint it is made from.
 
     Raises:
         MissingArtifactError: the training kept no snapshots.
-        ValueError: an average they cannot give, or no checkpoint.
+        ValueError: the snapshots do not give this average, or the reference is not a checkpoint.
     """
     if checkpoint.kind != "checkpoint":
-        raise ValueError(f"ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
+        raise ValueError(f"prdit ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     shares = _shares(checkpoint, config)
     inherited = {role: Ref.model_validate(ref) for role, ref in load_provenance(checkpoint)["inputs"].items()}
     return run_stage(
@@ -45,7 +45,7 @@ def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, p
 def average(
     checkpoint: Ref, shares: dict[str, float], config: AverageConfig, directory: Path, progress: Advance
 ) -> None:
-    """Write the checkpoint: raw weights and metrics as they are, EMA weights from the snapshots' shares."""
+    """Write the checkpoint: raw weights and metrics unchanged, EMA weights as the weighted sum of the snapshots."""
     tensors: dict[str, torch.Tensor] = {}
     for done, (name, share) in enumerate(shares.items(), start=1):
         snapshot = load_tensors(checkpoint.path / FOLDER / name)
@@ -58,13 +58,13 @@ def average(
     for name in (WEIGHTS_FILES["raw"], METRICS):
         shutil.copyfile(checkpoint.path / name, directory / name)
     info: dict[str, Any] = load_checkpoint_info(checkpoint)
-    info["gates"] = {}  # losses of the EMA it replaces say nothing about it
+    info["gates"] = {}  # the losses were those of the EMA that is replaced
     described = {"sigma_rel": config.sigma_rel, "updates": config.updates, "shares": shares}
     write_json_atomic(directory / "checkpoint.json", info | {"average": described})
 
 
 def _shares(checkpoint: Ref, config: AverageConfig) -> dict[str, float]:
-    """Share of each snapshot file."""
+    """Coefficient of each snapshot file in the average."""
     index = checkpoint.path / FOLDER / INDEX
     if not index.is_file():
         raise MissingArtifactError(

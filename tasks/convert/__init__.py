@@ -1,1 +1,1 @@
-"""Checkpoints of the published code in and out."""
+"""Import and export of checkpoints of the published code."""

@@ -1,7 +1,7 @@
-"""What a PyTorch file claims, before anything of it is loaded: its zip directory and the names its pickle asks for.
+"""Checks of a PyTorch file before anything of it is loaded: its zip directory and the objects its pickle names.
 
-`torch.load(weights_only=True)` runs no code, but allocates what a file tells it to (`bytearray(10**10)`, a tensor class called with
-a size) and stops at the first object it does not know. This looks at both first, without building anything.
+`torch.load(weights_only=True)` runs no code, but allocates whatever a file asks for (`bytearray(10**10)`, a tensor class called
+with a size) and stops at the first object it does not know. Both are checked here first, without building anything.
 """
 
 import pickletools
@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-# what `torch.save` of nested dictionaries of tensors needs; none of these allocates, all refer to bytes of the file
+# what `torch.save` of nested dictionaries of tensors needs; none of these allocates memory, all refer to bytes of the file
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 ALLOWED = frozenset(
     {
@@ -34,20 +34,20 @@ _MAX_PICKLE_BYTES = 1 << 24  # names and shapes of a published checkpoint with i
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a file that is no whole, uncompressed PyTorch archive of weights and plain settings.
+    """Refuse a file that is not a complete, uncompressed PyTorch archive of weights and plain settings.
 
-    Raises: ValueError: naming what the file claims or contains; nothing of it was built.
+    Raises: ValueError: naming what the file claims or contains; no object of it was built.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is not a PyTorch checkpoint archive (or is cut short). Files older than PyTorch 1.6 must be saved again "
+            f"{path} is not a PyTorch checkpoint archive (or is truncated). Files older than PyTorch 1.6 must be saved again "
             "with torch.save; a broken download must be fetched again."
         )
     try:
         with zipfile.ZipFile(path) as archive:
             _check_directory(path, archive)
             pickled = archive.read(_pickle_name(path, archive))
-            if damaged := archive.testzip():  # torch.load does not look at checksums of what it maps
+            if damaged := archive.testzip():  # torch.load does not check the checksums of what it maps
                 raise zipfile.BadZipFile(f"{damaged} differs from its checksum")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
         raise ValueError(f"{path} is a damaged archive: {error}. Fetch it again.") from error
@@ -67,7 +67,7 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
     names = Counter(entry.filename for entry in entries)
     if double := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(
-            f"{path} has several entries of one name, {double}; which one counts is not defined, so none does."
+            f"{path} has several entries of one name, {double}; which one to read is undefined. Save it again with torch.save."
         )
 
 
@@ -75,7 +75,7 @@ def _pickle_name(path: Path, archive: zipfile.ZipFile) -> str:
     found = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
     if len(found) != 1 or any(entry.filename.endswith("/constants.pkl") for entry in archive.infolist()):
         raise ValueError(
-            f"{path} is a zip file, but no checkpoint of torch.save (one data.pkl, no TorchScript); it has "
+            f"{path} is a zip file, but not a checkpoint of torch.save (one data.pkl, no TorchScript); it has "
             f"{[entry.filename for entry in found] or 'no data.pkl'}. Give the published .pt file."
         )
     if found[0].file_size > _MAX_PICKLE_BYTES:
@@ -87,7 +87,7 @@ def _pickle_name(path: Path, archive: zipfile.ZipFile) -> str:
 
 
 def _check_names(path: Path, pickled: bytes) -> None:
-    """Refuse a pickle that asks for any object outside `ALLOWED`, naming all of them."""
+    """Refuse a pickle that names any object outside `ALLOWED`; the message lists all of them."""
     foreign: set[str] = set()
     try:
         for operation, argument, _ in pickletools.genops(pickled):
@@ -100,7 +100,7 @@ def _check_names(path: Path, pickled: bytes) -> None:
         raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}. Fetch it again.") from error
     if foreign:
         raise ValueError(
-            f"{path} contains Python objects that are not loaded, {sorted(foreign)}: building them could run code of the file's "
-            "choosing. Where you trust the file, open it once where it was made and save what is needed, "
+            f"{path} contains Python objects that are not loaded, {sorted(foreign)}: building them could run arbitrary code. "
+            "Where you trust the file, load it once in the environment it was made in and save what is needed, "
             'torch.save({"model": ckpt["model"], "ema": ckpt["ema"]}, "weights.pt"); import that with --variant and --volume-size.'
         )

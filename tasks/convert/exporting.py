@@ -1,4 +1,4 @@
-"""One of our checkpoint artifacts to a file the published code reads."""
+"""Export: a checkpoint artifact -> a file that the published code reads."""
 
 import logging
 from dataclasses import asdict
@@ -30,9 +30,9 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
     Args:
         checkpoint: any checkpoint artifact whose arithmetic was published.
         path: the file, new.
-        progress: called with (steps done, of all).
+        progress: called with (steps done, total).
     Raises:
-        ValueError: the model uses arithmetic the published code has not; every such field is named.
+        ValueError: the model uses arithmetic that the published code does not have; every such field is named.
         FileExistsError: the file exists.
         StorageError: the artifact is missing or damaged.
     """
@@ -95,7 +95,7 @@ def _published(info: CheckpointInfo) -> tuple[NetworkConfig, Process]:
     if network is None or info.process is None:
         raise ValueError(
             f"export-checkpoint writes what the published PRDiT code reads; a {info.of_family.title} (family {info.family!r}) "
-            "is none of its models. It stays in our format."
+            "is not one of its models. It can be used in our format only."
         )
     return network, info.process
 
@@ -103,12 +103,12 @@ def _published(info: CheckpointInfo) -> tuple[NetworkConfig, Process]:
 def _variant(network: NetworkConfig, process: Process) -> str:
     """Which published model this is.
 
-    Raises: ValueError: something about it has no published counterpart; all of that is named.
+    Raises: ValueError: it has properties without a published counterpart; all are named.
     """
-    ours = _ours_only(network, process)
-    if ours:
+    unpublished = _unpublished(network, process)
+    if unpublished:
         raise ValueError(
-            f"The published code cannot compute this model: it has no {', '.join(ours)}. It stays in our format."
+            f"The published code cannot compute this model: it has no {', '.join(unpublished)}. It can be used in our format only."
         )
     if process.prediction == "velocity":
         return "fm"
@@ -117,26 +117,26 @@ def _variant(network: NetworkConfig, process: Process) -> str:
     return "tf" if network.chain[-1].arithmetic == "tf" else "prdit"
 
 
-def _ours_only(network: NetworkConfig, process: Process) -> list[str]:
-    ours: list[str] = []
+def _unpublished(network: NetworkConfig, process: Process) -> list[str]:
+    found: list[str] = []
     *heads, inner = network.chain
     is_flow = process.prediction == "velocity"
     if heads:
-        ours += _options_of(heads[0])
+        found += _options_of(heads[0])
         if is_flow:
-            ours.append("refinement of a flow-matching model")
+            found.append("refinement of a flow-matching model")
         if len(heads) > 1:
-            ours.append("chained refinements")
+            found.append("chained refinements")
         elif inner.arithmetic == "tf":
-            ours.append("refinement of a model with arithmetic 'tf'")
-    ours += _options_of(inner)
+            found.append("refinement of a model with arithmetic 'tf'")
+    found += _options_of(inner)
     if inner.arithmetic == "tf" and is_flow:
-        ours.append("flow matching with arithmetic 'tf'")
+        found.append("flow matching with arithmetic 'tf'")
     if process.prediction == "image":
-        ours.append("prediction 'image'")
+        found.append("prediction 'image'")
     if process.num_steps != _PUBLISHED_STEPS:
-        ours.append(f"num_steps {process.num_steps}")
-    return list(dict.fromkeys(ours))
+        found.append(f"num_steps {process.num_steps}")
+    return list(dict.fromkeys(found))
 
 
 def _options_of(part: ModelConfig) -> list[str]:
@@ -148,7 +148,7 @@ def _options_of(part: ModelConfig) -> list[str]:
 
 
 def _configuration(info: CheckpointInfo, network: NetworkConfig, process: Process) -> dict[str, Any]:
-    """`config` of the file: what the published code calls things, and under `prdit` what it does not record."""
+    """`config` of the file: the published code's own keys, and under `prdit` what it does not record."""
     inner = network.chain[-1]
     return {
         "model": _published_name(inner),
@@ -176,6 +176,6 @@ def _published_name(network: ModelConfig) -> str:
         try:
             if preset_config(preset, network.volume_size, **options) == network:
                 return prefix + preset
-        except ValueError:  # registered, but not at this size, or at none
+        except ValueError:  # registered, but not for this size
             continue
     return prefix + "custom"

@@ -1,6 +1,6 @@
-"""Reading a PyTorch checkpoint file of other people: checked before it is believed.
+"""Reads a checkpoint file of the published code; its content is checked before it is used.
 
-Only `torch.load(weights_only=True, mmap=True)` is used, after `check_archive`: no object of the file's choosing is built, and
+Only `torch.load(weights_only=True, mmap=True)` is used, after `check_archive`: no object outside the allow-list is built, and
 weights stay on disk until they are written one by one.
 """
 
@@ -21,7 +21,7 @@ from tasks.convert.archive import check_archive
 
 logger = logging.getLogger("prdit.convert")
 
-EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # those float32 holds without rounding
+EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # types whose values float32 represents exactly
 _MAX_TENSORS = 4096  # the largest published model has 205
 _MAX_SETTINGS = 10_000
 _KNOWN = ("model", "ema", "config", "epoch", "train_steps", "optimizer")
@@ -34,10 +34,10 @@ class ForeignCheckpoint:
     Attributes:
         model: raw weights, still on disk.
         ema: averaged weights, still on disk.
-        missing: which of the two the file lacks (the other stands in for it), or nothing.
+        missing: which of the two the file lacks (the other is used in its place), or nothing.
         config: its configuration as nested dictionaries.
-        step: optimiser steps, 0 where it does not say.
-        epoch: 0 where it does not say.
+        step: optimiser steps, 0 where it is not stated.
+        epoch: 0 where it is not stated.
         sha256: of the file.
     """
 
@@ -107,7 +107,7 @@ def _load(path: Path) -> Any:
         AttributeError,
         AssertionError,
         OverflowError,
-    ) as error:  # what a broken pickle makes the reader run into
+    ) as error:  # what torch raises on a broken pickle
         reason = str(error).split("\n", 1)[0]
         raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {reason}. Fetch or save it again.") from error
 
@@ -120,37 +120,40 @@ def _state_dict(path: Path, name: str, values: Mapping[Any, Any]) -> dict[str, T
     for key, value in values.items():
         short = str(key).removeprefix("module.")
         if short in state:
-            raise ValueError(f"{path} has {short!r} under {name!r} both with and without 'module.'; which one counts?")
+            raise ValueError(
+                f"{path} has {short!r} under {name!r} both with and without 'module.'. Remove one of them."
+            )
         state[short] = value
-    strange = [key for key, value in state.items() if type(value) not in (Tensor, torch.nn.Parameter)]
-    tensors = {key: value for key, value in state.items() if key not in strange}
+    not_tensors = [key for key, value in state.items() if type(value) not in (Tensor, torch.nn.Parameter)]
+    tensors = {key: value for key, value in state.items() if key not in not_tensors}
     inexact = [f"{key} ({value.dtype})" for key, value in tensors.items() if value.dtype not in EXACT_DTYPES]
-    hollow = [key for key, value in tensors.items() if _is_hollow(value)]
+    incomplete = [key for key, value in tensors.items() if not _is_complete(value)]
     for what, keys in (
-        ("no plain tensors", strange),
+        ("not plain tensors", not_tensors),
         (f"not of a type that float32 holds exactly ({', '.join(str(dtype) for dtype in EXACT_DTYPES)})", inexact),
-        ("views of less data than they show, or not contiguous", hollow),
+        ("views of fewer bytes than their shape needs, or not contiguous", incomplete),
     ):
         if keys:
             raise ValueError(f"{path}: under {name!r} these are {what}: {', '.join(keys)}. Nothing was imported.")
     claimed, size = sum(value.nbytes for value in tensors.values()), path.stat().st_size
     if claimed > size:
         raise ValueError(
-            f"{path}: the weights under {name!r} show {claimed} bytes of a file of {size}: they share data."
+            f"{path}: the weights under {name!r} have {claimed} bytes in a file of {size}: they share data. Save each on its own."
         )
     return {key: value.detach() for key, value in tensors.items()}
 
 
-def _is_hollow(value: Tensor) -> bool:
+def _is_complete(value: Tensor) -> bool:
+    """Whether every element has bytes of its own, in one contiguous block."""
     if value.layout is not torch.strided or value.device.type != "cpu" or not value.is_contiguous():
-        return True
-    return value.untyped_storage().nbytes() < value.nbytes
+        return False
+    return value.untyped_storage().nbytes() >= value.nbytes
 
 
 def _count(path: Path, content: Mapping[Any, Any], name: str) -> int:
     value = content.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        # containers by name alone: shared lists in lists may be short in the file and endless when written out
+        # containers by type name only: lists that share lists are short in the file, but their text may be endless
         shown = f"a {type(value).__name__}" if isinstance(value, (list, tuple, Mapping, set)) else reprlib.repr(value)
         raise ValueError(
             f"{path}: {name} is {shown}; expected a whole number. Is it a checkpoint of the published code?"
@@ -159,7 +162,7 @@ def _count(path: Path, content: Mapping[Any, Any], name: str) -> int:
 
 
 def _plain_settings(path: Path, value: Any) -> dict[str, Any]:
-    """The configuration with namespaces as dictionaries, all the way down; bounded, as pickles can nest one thing in itself."""
+    """The configuration with namespaces as dictionaries, at every depth; bounded, because a pickle can contain itself."""
     left = _MAX_SETTINGS
 
     def plain(part: Any, depth: int) -> Any:

@@ -1,4 +1,4 @@
-"""A published checkpoint file to one of our checkpoint artifacts."""
+"""Import: a checkpoint file of the published code -> a checkpoint artifact."""
 
 import logging
 import math
@@ -39,7 +39,7 @@ logger = logging.getLogger("prdit.convert")
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the volumes were that a published model was trained on (SPEC §5).
+    """The volumes that a published model was trained on (SPEC §5).
 
     Attributes:
         axes: order of the arrays.
@@ -57,7 +57,7 @@ DATASETS = {"lidc": Dataset("xyz", 1.0, "published-lidc"), "rad": Dataset("zyx",
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What a file does not say. None takes what the file, or else the data set and the variant, says.
+    """What a file does not state. None: taken from the file, else from the data set and the variant.
 
     Attributes:
         variant: `prdit`, `fm`, `sr` or `tf`; None takes it from the stored model name.
@@ -66,7 +66,7 @@ class ImportSettings:
         noise_std: of the process.
         dataset: one of `DATASETS`, for the three below.
         axes: order of the arrays the model was trained on.
-        window_hu: Hounsfield units the ends of the model's range stand for.
+        window_hu: Hounsfield units that the ends of the model's range correspond to.
         spacing_mm: voxel distance of the training data at full size.
     """
 
@@ -93,16 +93,17 @@ class ImportSettings:
 def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettings, progress: Progress) -> Ref:
     """Turn a published checkpoint file into a checkpoint artifact.
 
-    Weights go from file to file: what is in memory at a time does not grow with the model (half precision: one set of weights).
+    Weights are copied from a mapped file to the new one, so that memory does not grow with the model (half precision: one set of
+    weights is converted in memory).
 
     Args:
         path: the file, opened read-only.
         directory: where the artifact goes, new or empty; None: `.prdit/imported/<first 12 digits of the file's SHA-256>`.
-        settings: what the file does not say.
-        progress: called with (steps done, of all).
-    Returns: its reference; of the artifact already there, where the same file was imported with the same settings.
+        settings: what the file does not state.
+        progress: called with (steps done, total).
+    Returns: its reference; that of the existing artifact where the same file was imported with the same settings.
     Raises:
-        ValueError: anything about the file is not as it must be; nothing is written then.
+        ValueError: the file cannot be imported with these settings; nothing is written.
         FileExistsError: the directory holds something else.
     """
     total = 5
@@ -140,7 +141,7 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
 
 
 def _already_there(target: Path, info: dict[str, Any]) -> Ref | None:
-    """The artifact of an equal earlier import, verified; None where the folder is free."""
+    """The artifact of an equal earlier import, verified; None where the folder is empty or missing."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     ref = committed_ref(target) if target.is_dir() else None
@@ -163,7 +164,7 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
     edge, centre = int(ours.get("edge", _LEVEL_0_EDGE)), ours.get("centre")
     if edge % size:
         logger.warning(
-            "volume size %d does not divide the box of %d voxels, so what the model saw is unknown: taken as a box of %d",
+            "volume size %d does not divide the box of %d voxels, so the box it was trained on is unknown; assuming one of %d",
             size,
             edge,
             size,
@@ -202,7 +203,7 @@ def _process(variant: str, noise_std: float | None) -> Process:
 def _window(
     variant: str, dataset: Dataset, ours: dict[str, Any], given: tuple[float, float] | None
 ) -> HounsfieldWindow:
-    """How HU and the model's range go together: as recorded by our export, or nominally."""
+    """How HU map to the model's range: as recorded by our export, or nominally."""
     if ours:
         window = HounsfieldWindow(**ours["intensity"])
     elif variant == "tf":
@@ -225,9 +226,9 @@ _OURS_NEEDED = ("axes", "spacing_mm", "noise_std", "intensity", "edge", "centre"
 
 
 def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
-    """What one of our exports recorded, or nothing.
+    """What `prdit export-checkpoint` recorded, or nothing.
 
-    Raises: ValueError: there is such a record, and it is not whole.
+    Raises: ValueError: there is such a record, and it is incomplete.
     """
     record = foreign.config.get(OURS)
     if record is None:
@@ -247,6 +248,6 @@ def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
     if not whole:
         raise ValueError(
             f"The file's configuration has an entry {OURS!r} that is not what `prdit export-checkpoint` writes; "
-            f"expected {list(_OURS_NEEDED)}. Take it out and give --axes, --window and --spacing-mm."
+            f"expected {list(_OURS_NEEDED)}. Remove it and give --axes, --window and --spacing-mm."
         )
     return record

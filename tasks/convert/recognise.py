@@ -1,4 +1,4 @@
-"""Which network published weights belong to: shapes tell its sizes, never its arithmetic."""
+"""Which network published weights belong to: shapes determine its sizes, not its arithmetic."""
 
 import logging
 import re
@@ -53,10 +53,10 @@ def recognise(
 
     Args:
         foreign: the file's content.
-        variant: what the user says; needed where the file does not tell.
-        volume_size: edge in voxels; needed where the file's configuration does not tell.
+        variant: given by the user; needed where the file does not state it.
+        volume_size: edge in voxels; needed where the file's configuration does not state it.
         num_heads: attention heads; needed for widths that are not published.
-    Raises: ValueError: something is not known or contradicts; the message names the option that settles it.
+    Raises: ValueError: something is unknown or contradictory; the message names the option that resolves it.
     """
     keys = foreign.ema
     is_cascade = any(key.startswith("base.") for key in keys)
@@ -84,7 +84,7 @@ def _stored_names(foreign: ForeignCheckpoint) -> list[str]:
     return list(dict.fromkeys(v for _, v in foreign.settings() if isinstance(v, str) and _NAME.match(v)))
 
 
-def _told_by_name(name: str, out_channels: int) -> str:
+def _variant_of_name(name: str, out_channels: int) -> str:
     match = _NAME.match(name)
     family, mark = (match.group(1), match.group(2)) if match else ("", None)
     if family == "DiT":
@@ -97,31 +97,31 @@ def _told_by_name(name: str, out_channels: int) -> str:
 def _variant(given: str | None, names: list[str], is_cascade: bool, out_channels: int) -> str:
     if given is not None and given not in VARIANTS:
         raise ValueError(f"Unknown variant {given!r}; expected one of {list(VARIANTS)}.")
-    told = sorted({_told_by_name(name, out_channels) for name in names})
+    stated = sorted({_variant_of_name(name, out_channels) for name in names})
     if is_cascade:  # a refinement's configuration may also name its base
-        told = sorted({"sr", *told} - {"prdit"})
-    elif given == "sr" or "sr" in told:
+        stated = sorted({"sr", *stated} - {"prdit"})
+    elif given == "sr" or "sr" in stated:
         raise ValueError(
             f"Variant 'sr' ({'--variant' if given == 'sr' else f'model name {names}'}) needs weights of a base model under "
             "'base.'; the file has none. Give the refinement's own file, or --variant prdit for a base alone."
         )
-    if len(told) > 1:
+    if len(stated) > 1:
         keys = ", its keys a refinement ('base.')" if is_cascade else ""
         raise ValueError(
-            f"The file contradicts itself: its model names are {names}{keys}, which stand for {told}. Take the wrong name out of "
+            f"The file contradicts itself: its model names are {names}{keys}, which mean {stated}. Remove the wrong name from "
             "its configuration."
         )
-    if not told and given is None:
+    if not stated and given is None:
         raise ValueError(
-            "The file does not say which model it is, and the weights cannot tell: PRDiT and TF-PRDiT have the same keys and "
+            "The file does not state which model it is, and weights do not show it: PRDiT and TF-PRDiT have the same keys and "
             "shapes but other arithmetic, and the wrong one gives wrong volumes without any error. Give --variant prdit, fm or tf."
         )
-    if told and given not in (None, *told):
+    if stated and given not in (None, *stated):
         source = "keys ('base.')" if is_cascade else f"model name {names[0]!r} with {out_channels} output channel(s)"
         raise ValueError(
-            f"--variant {given} contradicts the file, whose {source} means {told[0]!r}. Leave --variant out."
+            f"--variant {given} contradicts the file, whose {source} means {stated[0]!r}. Leave --variant out."
         )
-    chosen = told[0] if told else str(given)
+    chosen = stated[0] if stated else str(given)
     if (chosen == "fm") != (out_channels == 1):
         raise ValueError(
             f"Variant {chosen!r} has {'one output channel' if chosen == 'fm' else 'two output channels'}; these weights have "
@@ -133,13 +133,15 @@ def _variant(given: str | None, names: list[str], is_cascade: bool, out_channels
 def _volume_size(foreign: ForeignCheckpoint, given: int | None, keys: tuple[str, ...]) -> int:
     stored = foreign.numbers(*keys)
     if given is None and len(stored) != 1:
-        what = f"names several volume sizes, {stored}" if stored else "does not tell the volume size its model works at"
+        what = f"names several volume sizes, {stored}" if stored else "does not state the volume size of its model"
         raise ValueError(f"The file {what}; give --volume-size (such as 128).")
     size = stored[0] if given is None else given
     if not 1 <= size <= _MAX_VOLUME_SIZE:
         raise ValueError(f"Volume size {size}: expected 1 to {_MAX_VOLUME_SIZE}. Give --volume-size (such as 128).")
     if stored and size not in stored:
-        logger.warning("trained at volume size %s, imported for %d: positions mean another place there", stored, size)
+        logger.warning(
+            "trained at volume size %s, imported for %d: its position table was trained for the former", stored, size
+        )
     return size
 
 
@@ -150,7 +152,7 @@ def _cube_root(number: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What the shapes of a local denoiser's weights tell."""
+    """Sizes that follow from the shapes of a local denoiser's weights."""
 
     hidden_size: int
     patch_size: int
@@ -166,7 +168,7 @@ def _sizes(keys: Mapping[str, Tensor], time: str, branch: str) -> _Sizes:
             "of the published code."
         )
     width_out, width_in = keys[needed[1]].shape
-    # a number and its double are never both cubes, so s³·O tells O
+    # a number and its double are never both cubes, so s³·O determines O
     channels = 1 if _cube_root(width_out) else 2
     patch, stride = _cube_root(width_in), _cube_root(width_out // channels)
     if patch is None or stride is None or width_out != channels * stride**3:
@@ -201,7 +203,7 @@ def _model(
     names: list[str],
     arithmetic: str,
 ) -> ModelConfig:
-    """A PRDiT of these weights, which must be the one its stored name stands for."""
+    """A PRDiT of these weights, which must agree with its stored name."""
     sizes = _sizes(keys, *_LOCAL_PARTS)
     depth = len({key.split(".")[2] for key in keys if key.startswith("fine.blocks.")})
     options = {"out_channels": sizes.out_channels, "arithmetic": arithmetic}

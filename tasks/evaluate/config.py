@@ -22,7 +22,7 @@ class EvaluateConfig(ComputeConfig):
     batch_size: int = Field(4, ge=1, description="volumes whose features are computed together")
     num_bootstrap: int = Field(200, ge=0, description="bootstrap draws behind each interval; 0: no intervals")
     bootstrap_seed: int = Field(0, ge=0)
-    num_shown: int = Field(4, ge=1, le=32, description="real and generated volumes shown in the report, each")
+    num_shown: int = Field(4, ge=1, le=32, description="volumes shown in the report, of each side")
 
     @model_validator(mode="after")
     def _weights_with_digest(self) -> "EvaluateConfig":

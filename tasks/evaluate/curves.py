@@ -23,14 +23,14 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; empty where there is none.
 
-    Raises: DamagedArtifactError: a line is no JSON.
+    Raises: DamagedArtifactError: a line is not JSON.
     """
     if not path.is_file():
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
-        raise DamagedArtifactError(f"{path} has a line that is no JSON ({error}). Train the stage again.") from error
+        raise DamagedArtifactError(f"{path} has a line that is not JSON ({error}). Train the stage again.") from error
 
 
 def series(rows: Sequence[dict[str, Any]], name: str) -> Points:
@@ -41,7 +41,7 @@ def series(rows: Sequence[dict[str, Any]], name: str) -> Points:
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred moving mean over a share of the row (at least 1 value), shortened at the ends so that nothing is invented."""
+    """Centred moving mean over a share of the values (at least 1), shortened at the ends instead of padded."""
     half = int(len(values) * _SMOOTHED_SHARE / 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
@@ -71,7 +71,7 @@ def draw_losses(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> bytes
             steps, losses = series(rows, name)
             if len(steps):
                 panel.plot(steps, losses, color=color, linewidth=1.1, marker=marker, markersize=3.5, label=label)
-        _quiet(panel)
+        _style_axes(panel)
         panel.set_title(title, loc="left", fontsize=10, color=INK)
         panel.set_xlabel("step", fontsize=9)
         if panel.has_data():
@@ -89,14 +89,14 @@ def draw_histograms(real: HistogramSum, generated: HistogramSum) -> bytes:
         panel.stairs(side.density, side.edges, color=color, linewidth=1.4, label=f"{label} (n = {side.num_volumes})")
     if (real.counts.sum() + generated.counts.sum()) > 0:
         panel.set_yscale("log")
-    _quiet(panel)
+    _style_axes(panel)
     panel.set_xlabel("HU (values outside the window sit in the outermost bins)", fontsize=9)
     panel.set_ylabel("share of voxels", fontsize=9)
     panel.legend(frameon=False, fontsize=8)
     return _png(figure)
 
 
-def _quiet(panel: Any) -> None:
+def _style_axes(panel: Any) -> None:
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     panel.tick_params(labelsize=8, colors=INK, which="both")

@@ -1,4 +1,4 @@
-"""Volumes of both sides in model range, and their MedicalNet features, cached a volume at a time."""
+"""Volumes of both sides in model range, and their MedicalNet features, cached per volume."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ RANDOM_STATEMENT = (
 
 @dataclass(frozen=True)
 class Extractor:
-    """The feature network and what must be said about it wherever its numbers appear.
+    """The feature network and the statement that goes with its numbers wherever they appear.
 
     Attributes:
         network: MedicalNet ResNet-50.
@@ -40,7 +40,7 @@ def load_extractor(config: EvaluateConfig) -> Extractor:
 
     Raises:
         FileNotFoundError: no file at `feature_weights`.
-        ValueError: the file is another one than its SHA-256 says, or holds other weights.
+        ValueError: the file has another SHA-256 than configured, or holds other weights.
     """
     if config.feature_weights is None or config.feature_weights_sha256 is None:
         network = random_medicalnet(config.feature_seed)

@@ -1,4 +1,4 @@
-"""Where a report's numbers come from: the chain of references from the samples back to the store, and store facts."""
+"""Provenance of a report: the chain of references from the samples back to the store, and facts about the store."""
 
 import platform
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from tasks.model.checkpoint import load_info
 
 PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
 LUNG_LIMIT = 0.01  # share of the lung a view may cut before the report marks it
-_AVERAGED = "averaged"  # role of the checkpoint that `prdit ema` averages; it keeps that one's other inputs
+_AVERAGED = "averaged"  # role of the checkpoint that `prdit ema` averages, whose other inputs the average keeps
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Node:
     Attributes:
         title: what it is, in words.
         ref: its reference.
-        record: its provenance record; empty for a store, or where the record is gone.
+        record: its provenance record; empty for a store, or where the record is missing.
         note: a sentence when something about it must be known.
     """
 
@@ -42,7 +42,7 @@ _TITLES = {"samples": "Samples", "split": "Split", "store": "Volume store"}
 
 
 def trace(samples: Ref, split: Ref, store: Ref) -> list[Node]:
-    """The chain samples → checkpoints → split → store. A record that is gone becomes a note, never a failed report."""
+    """The chain samples → checkpoints → split → store. A missing record becomes a note; it does not fail the report."""
     nodes: list[Node] = []
     ref: Ref | None = samples
     while ref is not None:
@@ -88,7 +88,7 @@ class StoreFacts:
         num_volumes: committed volumes.
         fingerprint: of the store.
         spacing_mm: of level 0.
-        interpolation: how scans came onto the grid.
+        interpolation: how scans were resampled to the grid.
         roles: (role, volumes, patients) of the split.
         notes: sentences of the split.
         cuts: rows `{volume_id, role, body, lung}`, shares outside the default view, where ingest recorded them; the largest

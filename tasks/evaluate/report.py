@@ -23,7 +23,7 @@ from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_fac
 from tasks.evaluate.slices import WINDOWS, draw_volume, png_bytes
 from tasks.model.checkpoint import CheckpointInfo, load_info
 
-ANATOMY_CARDS = {  # a figure and the one it is read beside
+ANATOMY_CARDS = {  # a figure and the one it is compared with
     "anatomy_pass_share": ("Samples that could be a chest", "anatomy_pass_share_real"),
     "nearest_training_distance": ("Samples to nearest training volume", "nearest_training_distance_held_out"),
     "pairwise_distance": ("Between two samples", "pairwise_distance_real"),
@@ -41,7 +41,7 @@ _LOSS_PREFIX = "val/loss_"
 
 @dataclass(frozen=True)
 class ReportInput:
-    """All the report is made from.
+    """Everything the report is made from.
 
     Attributes:
         metrics: content of `metrics.json`.
@@ -91,10 +91,10 @@ def write_pictures(report: ReportInput, folder: Path) -> dict[str, bytes]:
 
 
 def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
-    """The page as text. Nothing in it is fetched from elsewhere; every value is escaped.
+    """The page as text. It loads nothing from elsewhere; every value is escaped.
 
     Args:
-        report: what is said.
+        report: what the page shows.
         pictures: of `write_pictures`.
     """
     nodes = trace(report.samples, report.split, report.store)
@@ -146,13 +146,13 @@ Rows = list[dict[str, Any]]
 
 
 def training_rows(nodes: list[Node]) -> list[tuple[str, Rows]]:
-    """(title, rows of metrics.jsonl) of the trainings, the first of them first; rows are empty where the file is gone."""
+    """(title, rows of metrics.jsonl) of the trainings in order; rows are empty where the file is missing."""
     checkpoints = [node for node in reversed(nodes) if node.ref.kind == "checkpoint"]
     return [(_training_title(node), read_metrics(node.ref.path / "metrics.jsonl")) for node in checkpoints]
 
 
 def comparable(nodes: list[Node]) -> list[tuple[str, Rows]]:
-    """Those of `training_rows` whose losses are of the same volumes: of the size of the first."""
+    """Those of `training_rows` whose losses can be compared: volumes of the size of the first training's."""
     checkpoints = [node for node in nodes if node.ref.kind == "checkpoint"]
     try:
         sizes = {_training_title(node): load_info(node.ref).view.size for node in checkpoints}
@@ -169,13 +169,13 @@ def _training_title(node: Node) -> str:
 
 
 def title(name: str) -> str:
-    """A figure's name for people: as its metric gives it, else the name itself."""
+    """A figure's title: as its metric gives it, else the name itself."""
     titles = {figure: text for metric in METRICS.names() for figure, text in METRICS[metric].titles.items()}
     return titles.get(name, name)
 
 
 def other_figures(figures: dict[str, Any]) -> list[str]:
-    """Figures that have no place of their own on the page: those of other packages' metrics."""
+    """Figures without a section of their own on the page: those of other packages' metrics."""
     ours = {figure for metric in OWN_METRICS for figure in METRICS[metric].titles}
     return [name for name in figures if name not in ours and not name.startswith("anatomy_")]
 
@@ -191,7 +191,7 @@ def cards(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a figure: title, unit, limits, (low, median, high) of both sides, how many generated are outside, distance."""
+    """One row per figure: title, unit, limits, (low, median, high) of both sides, how many generated are outside, distance."""
     section, rows = metrics["details"]["anatomy"], []
     for name, limit in section.get("limits", {}).items():
         allowed = Limit(**limit)
@@ -246,7 +246,7 @@ def number(value: float | None) -> str:
 
 
 def plain(value: float) -> str:
-    """A given quantity (a size, a window) without trailing zeros."""
+    """A configured quantity (a size, a window) without trailing zeros."""
     return f"{value:.6g}".replace("-", "−")
 
 

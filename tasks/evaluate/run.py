@@ -40,8 +40,8 @@ def check(samples: Ref, store: Ref, split: Ref) -> None:
     """Refuse what cannot be compared, before any work.
 
     Raises:
-        ValueError: fewer than two volumes on a side, a split of other volumes than the store's, or another kind of artifact.
-        StorageError: an artifact is not there.
+        ValueError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
+        StorageError: an artifact is missing.
     """
     for ref, kind in ((samples, "samples"), (store, "store"), (split, "split")):
         if ref.kind != kind:
@@ -84,7 +84,7 @@ def evaluate(
         split: roles of them.
         config: how to measure.
         directory: of the artifact.
-        progress: called with (volumes read and measured, of all).
+        progress: called with (volumes read and measured, total).
         repeat_command: the command that repeats the run, for the report.
     Raises:
         ValueError: fewer than two volumes on a side, or unusable feature weights.
@@ -100,7 +100,7 @@ def evaluate(
     if abs(opened.spacing_mm - info.spacing_mm) > 1e-6:
         raise ValueError(
             f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
-            "its view would show another size of body. Evaluate on a store of that spacing."
+            "the same view would cover a box of another size in mm. Evaluate on a store of that spacing."
         )
     generated_store = VolumeStore.open(samples.path / record["store"])
     view = info.view
@@ -113,7 +113,10 @@ def evaluate(
     def read_generated(name: str) -> Hu:
         return generated_store.read_level(name).hu.astype(np.float32)
 
-    total, finished = 2 * (len(real_ids) + len(generated_ids)), 0  # features, then what is seen in Hounsfield units
+    total, finished = (
+        2 * (len(real_ids) + len(generated_ids)),
+        0,
+    )  # each is read for its features, then for the metrics on HU
 
     def done(count: int) -> None:
         nonlocal finished
@@ -181,7 +184,7 @@ def _measure(
     device: torch.device,
     done: Callable[[int], None],
 ) -> Side:
-    """Features of the volumes of one side, and what every metric keeps of them, all of them saturated to the window."""
+    """Features of the volumes of one side, and what every metric keeps of them, both from values saturated to the window."""
     window = setting.window
     features = volume_features(
         extractor,
@@ -208,7 +211,7 @@ def _metrics(
     record: dict[str, Any],
     info: CheckpointInfo,
 ) -> dict[str, Any]:
-    """Content of `metrics.json`, but for what `_sizes` adds.
+    """Content of `metrics.json`, without what `_sizes` adds.
 
     Raises: ValueError: two metrics give a figure of the same name.
     """
@@ -216,7 +219,7 @@ def _metrics(
     for name, comparison in compared.items():
         if doubled := sorted(figures.keys() & comparison.figures.keys()):
             raise ValueError(
-                f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives, too. Rename them."
+                f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives too. Rename them."
             )
         figures |= comparison.figures
     return {
@@ -241,7 +244,7 @@ def _metrics(
 
 
 def _sizes(split: Ref, generated_ids: list[str]) -> dict[str, Any]:
-    """How many volumes stand behind the figures, and what their number rules out."""
+    """Number of volumes behind the figures, and which figures that number rules out."""
     num_held_out, notes = len(_role(split, "val")), []
     if num_held_out < MIN_VOLUMES:
         notes.append(
@@ -269,7 +272,7 @@ def _role_of(split: Ref, name: str) -> str:
 
 
 def _caption(name: str, anatomy: dict[str, Any]) -> str:
-    """A generated volume's name and, where anatomy is judged, how it fares."""
+    """A generated volume's name and, where anatomy is measured, whether it is inside the limits."""
     if anatomy["left_out"]:
         return name
     outside = ", ".join(LIMITS[figure].title for figure in anatomy["generated"][name]["failed"])
@@ -277,6 +280,6 @@ def _caption(name: str, anatomy: dict[str, Any]) -> str:
 
 
 def _spread(first: Sequence[str], second: Sequence[str], count: int) -> list[str]:
-    """Some of two lists, half from each where both have enough."""
+    """`count` entries of two lists, half from each where both have enough."""
     from_first = min(len(first), max(count // 2, count - len(second)))
     return [*first[:from_first], *second[: count - from_first]]

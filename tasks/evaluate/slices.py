@@ -18,7 +18,7 @@ MARK_SIZE = 20
 
 @dataclass(frozen=True)
 class DisplayWindow:
-    """A window HU are shown in: black below level - width/2, white above level + width/2."""
+    """A display window: black below level - width/2, white above level + width/2."""
 
     name: str
     width_hu: float

@@ -15,7 +15,7 @@ REPORT = "report.html"
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
-    """The figures runs are compared by; how each figure of anatomy is distributed is for the report."""
+    """The figures that runs are compared by, without the distances per figure of anatomy, which only the report shows."""
     figures = read_json(directory / METRICS)["figures"]
     kept = {name: figure["value"] for name, figure in figures.items() if not _is_detail(name)}
     return [{"step": 0} | {name: value for name, value in kept.items() if value is not None}]

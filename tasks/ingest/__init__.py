@@ -1,1 +1,1 @@
-"""Stage ingest: a place with scans -> volume store."""
+"""Stage ingest: a source of scans -> volume store."""

@@ -8,7 +8,7 @@ from tasks.run.config import StageConfig
 
 
 class IngestConfig(StageConfig):
-    """The store's grid and what counts as a volume; then where the work is done and the secret behind patient keys."""
+    """The store's grid and what counts as a volume; then where the work is done and the secret of the patient keys."""
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"num_workers", "scheduler", "patient_key_file"})
 
@@ -17,7 +17,5 @@ class IngestConfig(StageConfig):
     interpolation: Literal["cubic", "linear"] = Field("cubic", description="cubic B-spline or linear, onto the grid")
     min_slices: int = Field(16, ge=2, description="a series with fewer slices is quarantined as too_few_slices")
     num_workers: int | None = Field(None, ge=1, description="processes; default by cores and memory")
-    scheduler: str | None = Field(
-        None, description="address of a running Dask scheduler; default: processes of our own"
-    )
+    scheduler: str | None = Field(None, description="address of a running Dask scheduler; default: local processes")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")

@@ -1,4 +1,4 @@
-"""How much of body and lung a view cuts off, from simple HU thresholds on the coarsest level."""
+"""Share of body and lung that a view cuts off, from HU thresholds on the coarsest level."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,11 @@ _VIEW_EDGE = 256  # level-0 voxels
 def body_and_lung(hu: NDArray[np.int16], voxel_ml: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of the body (largest dense part, filled slice by slice) and of the air in it.
 
-    A scanner table that touches the body counts as body; good to about a percent, meant for a warning.
+    A scanner table that touches the body counts as body; accurate to about one percent, which is enough for a warning.
 
     Args:
         hu: shape (z, y, x), about 4 mm voxels.
-        voxel_ml: volume of one voxel; air pockets below 50 ml in total are no lung.
+        voxel_ml: volume of one voxel; air of less than 50 ml in total does not count as lung.
     """
     dense = ndimage.binary_opening(hu > BODY_HU)
     labels, count = ndimage.label(dense)

@@ -1,4 +1,4 @@
-"""Ingest: a folder of scans -> volume store, with a verdict for every series and every file that is none."""
+"""Ingest: a folder of scans -> volume store, with a verdict for every series and for every file that belongs to none."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -55,13 +55,13 @@ class IngestReport(BaseModel):
     notes: list[str] = []
 
     def without_paths(self) -> "IngestReport":
-        """The report as it may be kept and sent: names of files and folders can tell who was scanned, so they become opaque ids."""
+        """The report as it may be stored and sent: file and folder names can reveal who was scanned, so paths become opaque ids."""
         changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
         return self.model_copy(update=changes | {"store": opaque_place(Path(self.store))})
 
 
 def opaque_place(store: Path) -> str:
-    """A store's path as an id that tells only whether another path is the same."""
+    """A store's path as an id that shows only whether two paths are equal."""
     return f"store-{sha256_bytes(str(store.resolve()).encode())[:12]}"
 
 
@@ -73,7 +73,7 @@ def _without_path(entry: Entry) -> Entry:
 
 
 def hash_cache(store_path: Path) -> Path:
-    """Where the hashes of source files are remembered: beside the store, like its key, for file names may tell who was scanned."""
+    """Where the hashes of source files are cached: beside the store, as its key, because file names may reveal who was scanned."""
     return store_path.with_name(store_path.name + ".hashes.json")
 
 
@@ -100,7 +100,7 @@ def ingest(
         store_path: the store, made when missing.
         config: grid and limits; processes or scheduler; patient key.
         progress: called with (done, total) series.
-    Returns: the report; where nothing is usable its `committed` and `unchanged` are empty (the caller decides).
+    Returns: the report; where nothing is usable, `committed` and `unchanged` are empty and the caller decides.
     Raises:
         SourceError: the folder is missing, empty or has no CT at all.
         StoreFormatError: the store has another grid, format or patient key.
@@ -164,7 +164,7 @@ def _record_path(source: Path, store_path: Path) -> Path:
 
 
 def _unchanged_report(store: VolumeStore, record_path: Path, mark: dict[str, Any]) -> IngestReport | None:
-    """The last report of a source with the same bytes, configuration and recipe, as "unchanged"; None when it no longer holds."""
+    """The last report of a source with the same bytes, configuration and recipe, as "unchanged"; None when it is outdated."""
     try:
         record = read_json(record_path)
     except (OSError, ValueError):
@@ -300,7 +300,7 @@ def _entries(entries: Sequence[dict[str, Any]], verdict: str) -> list[Entry]:
 
 
 def _refuse_without_ct(source: Path, scan: ScanResult, report: IngestReport) -> None:
-    """Raise when not one item of the source has to do with CT: most likely the wrong folder was given."""
+    """Raise when no item of the source is CT: most likely the wrong folder was given."""
     foreign = {"not_dicom", "archive", "not_regular_file", "dicomdir", "not_ct"}
     found = [entry.reason or "" for entry in (*report.skipped, *report.quarantined)]
     if scan.series or any(reason not in foreign for reason in found):

@@ -1,4 +1,4 @@
-"""One series -> one committed volume: what a worker process does."""
+"""One series -> one committed volume: the work of one worker process."""
 
 import time
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ MAX_VOXELS = 2**30
 
 @dataclass(frozen=True)
 class SeriesJob:
-    """All a worker needs; it holds a patient key, never a PatientID."""
+    """Everything a worker needs; it contains a patient key, never a PatientID."""
 
     source: str
     store: str

@@ -45,7 +45,7 @@ def ingest_stage(
         write_text_atomic(run.directory / VERDICTS, report.without_paths().model_dump_json(indent=2) + "\n")
 
     def still_valid(directory: Path) -> bool:
-        """The verdicts hold while this very store still has the fingerprint they led to."""
+        """The verdicts are valid while this store still has the fingerprint that resulted from them."""
         report = IngestReport.model_validate(read_json(directory / VERDICTS))
         try:
             return report.store == opaque_place(store) and store_ref(store, config).digest == report.fingerprint

@@ -1,1 +1,1 @@
-"""What several stages share: a trained model out of its checkpoint, what it sees of a volume, where it computes."""
+"""What several stages share: loading a model from its checkpoint, what it sees of a volume, where it computes."""

@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint artifact: safetensors and JSON in, a module ready to run out."""
+"""A trained model from a checkpoint artifact: safetensors and JSON -> a module in evaluation mode."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -16,7 +16,7 @@ from tasks.model.view import ViewConfig
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What `checkpoint.json` says, typed.
+    """Content of `checkpoint.json`, typed.
 
     Attributes:
         family: name of the model family.
@@ -26,7 +26,7 @@ class CheckpointInfo:
         view: box and size of the volumes it was trained on.
         spacing_mm: voxel distance of the training store's level 0.
         step: optimiser steps.
-        axes: order of the model's axes: `zyx` as everything here, `xyz` for published LIDC models.
+        axes: order of the model's axes: `zyx` as in the store, `xyz` for published LIDC models.
         label_column, label_values: what the model's integer labels mean; empty without labels.
     """
 
@@ -63,7 +63,7 @@ class CheckpointInfo:
         Args:
             step: optimiser steps of the weights.
             seed: of the training.
-            gates: its losses.
+            gates: the losses that gates compare.
         """
         labels = {"labels": {"column": self.label_column, "values": list(self.label_values)}}
         return {

@@ -25,7 +25,7 @@ class ComputeConfig(StageConfig):
 def pick_device(config: ComputeConfig) -> torch.device:
     """The device of a stage; also sets its CPU threads.
 
-    Raises: ValueError: CUDA asked for and not there.
+    Raises: ValueError: CUDA was asked for and is not available.
     """
     torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
     if config.device == "cuda" and not torch.cuda.is_available():

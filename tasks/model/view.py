@@ -1,4 +1,4 @@
-"""What a model sees of a stored volume: a box, pooled, and how Hounsfield units become the model's range."""
+"""What a model sees of a stored volume: a pooled box, with Hounsfield units mapped to the model's range."""
 
 from typing import Literal
 
@@ -58,8 +58,8 @@ def read_as_seen(
 ) -> torch.Tensor:
     """A stored volume as a model sees it, in model range, shape (S, S, S), axes (z, y, x).
 
-    A window is applied after pooling, where the store has coarse levels ready; mappings that follow the scan need it in full
-    resolution, as their quantiles were taken there.
+    A window is applied after pooling, so that stored coarse levels are read; mappings that follow the scan read it in full
+    resolution, because the published quantiles were taken there.
 
     Args:
         store: opened store.

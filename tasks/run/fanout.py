@@ -1,6 +1,6 @@
-"""Fan work out over processes: the one place that knows Dask.
+"""Fan work out over processes: the only module that uses Dask.
 
-Each item runs in a worker process with one thread. A worker that is killed costs its own item, never the run.
+Each item runs in a worker process with one thread. A worker that is killed loses its own item, not the run.
 """
 
 import logging
@@ -49,12 +49,12 @@ def fan_out(
     """Apply a picklable function to every item; results in the order of the items.
 
     Args:
-        function: importable by the workers; writes what is big, returns what is small.
+        function: importable by the workers; large results are written by it, small ones returned.
         items: picklable.
         num_workers: processes; default by cores and memory. One worker or one item runs in this process.
         progress: called with (done, total) after each item.
         memory_mb: expected peak of one item, to choose the default number of workers.
-        scheduler: address of a running Dask scheduler to use instead of processes of our own.
+        scheduler: address of a running Dask scheduler to use instead of local processes.
     """
     total = len(items)
     if num_workers is not None and num_workers < 1:
@@ -85,7 +85,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     settings = {
-        # One task at a time on a worker: a dying one takes no waiting neighbour with it, and is not tried again.
+        # One task at a time per worker: a worker that dies loses no waiting task, and its own is not tried again.
         "distributed.scheduler.worker-saturation": 1.0,
         "distributed.scheduler.allowed-failures": 0,
         "distributed.scheduler.work-stealing": False,
@@ -97,7 +97,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ.ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     }
     for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] == "distributed":  # it sets a level on each of its loggers when imported
+        if name.split(".")[0] == "distributed":  # it sets the level of each of its loggers when imported
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set(settings):
         if scheduler is not None:
@@ -112,7 +112,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",  # a free port; None would still take 8787
                 silence_logs=logging.CRITICAL,
-                memory_limit=0,  # the system's own limit decides; Dask's would kill on a guess
+                memory_limit=0,  # the system's own limit decides; Dask's would kill workers by an estimate
             ) as cluster,
             Client(cluster) as client,
         ):
@@ -122,8 +122,8 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
 def _gather(client: Any, function: Callable[[T], R], items: Sequence[T], progress: Advance | None) -> "list[R | Lost]":
     """Results in order. An item whose worker died is tried once more, alone.
 
-    A dying worker also takes finished results along that were not fetched yet: alone, only the item that kills its
-    worker is lost, and one that only lacked memory beside others gets through.
+    A worker that dies also loses finished results that were not fetched yet. Run alone, only an item that kills its worker is
+    lost, and one that lacked memory beside others succeeds.
     """
     from distributed import as_completed
 
@@ -148,7 +148,7 @@ def _gather(client: Any, function: Callable[[T], R], items: Sequence[T], progres
 
 
 def _outcome(future: Any) -> Any:
-    """Wait for one future: its value, or what became of it."""
+    """Wait for one future: its value, or `Lost`."""
     error = future.exception()
     result = future.result() if error is None else None
     future.release()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where a person watches, a line every tenth where a log is kept."""
+"""Progress of long work: a bar on a terminal, elsewhere a log line per tenth of the work."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Advance = Callable[[int, int], None]
 
-_QUIET_S = 20.0  # in a log: no line more often than this, unless a tenth is done
+_QUIET_S = 20.0  # least time between two log lines, but for the first and the last
 logger = logging.getLogger("prdit.progress")
 
 

@@ -1,6 +1,6 @@
-"""What MLflow shows of a stage: the settings people compare by, its figures, the volumes it read, the models it read and made.
+"""What MLflow shows of a stage: the settings that runs are compared by, its figures, its dataset, the models it read and made.
 
-Nothing that is sent names a place: paths of sources, stores and working directories may tell who was scanned.
+No path is sent: those of sources, stores and working directories may reveal who was scanned.
 """
 
 import json
@@ -21,7 +21,7 @@ logger = logging.getLogger("prdit.tracking")
 
 
 class StageRecording:
-    """The MLflow run of one stage; without a tracking server, its figures alone.
+    """The MLflow run of one stage; without a tracking server, only its figures.
 
     Args:
         stage: which.
@@ -58,7 +58,7 @@ class StageRecording:
         return self._run_id
 
     def fail(self, error: BaseException) -> None:
-        """Close the run of a stage that did not end well; the message may name files, so only its kind is sent."""
+        """Close the run of a stage that failed; the message may name files, so only the error's class is sent."""
         if self.tracker:
             self.tracker.set_tags(self._run_id, {"prdit.error": type(error).__name__})
             self.tracker.end_run(self._run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
@@ -83,7 +83,7 @@ class StageRecording:
         if not cached:
             for name in stage.files:
                 self.tracker.log_file(self._run_id, self._directory / name)
-            record = json.dumps(_without_places(load_provenance(ref)), indent=2)
+            record = json.dumps(_without_uris(load_provenance(ref)), indent=2)
             self.tracker.log_text(self._run_id, record, PROVENANCE)
         self.tracker.set_tags(self._run_id, {"prdit.digest": ref.digest})
         self.tracker.end_run(self._run_id, "FINISHED")
@@ -107,7 +107,7 @@ class StageRecording:
 
 
 def record_store(context: "RunContext", run_id: str | None, store: Ref, purpose: str) -> None:
-    """`log_store` for a run whose tracker is not at hand; a server that went away is only named."""
+    """`log_store` for a run without an open tracker; a server that does not answer is logged, not raised."""
     try:
         if run_id and (tracker := context.tracker()):
             log_store(tracker, run_id, store, purpose)
@@ -140,7 +140,7 @@ def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
     """Name a checkpoint as model that a run made; its averaged weights are uploaded once per experiment.
 
     The averaged weights are what sampling takes by default. The others stay in the working directory: a B/12/4 has 373 MB of
-    each, and nobody compares runs by them.
+    each, and runs are not compared by them.
     """
     info = load_checkpoint_info(checkpoint)
     model, view = info["model"], info["view"]
@@ -160,6 +160,6 @@ def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
     )
 
 
-def _without_places(provenance: dict[str, Any]) -> dict[str, Any]:
+def _without_uris(provenance: dict[str, Any]) -> dict[str, Any]:
     inputs = {role: {"kind": ref["kind"], "digest": ref["digest"]} for role, ref in provenance["inputs"].items()}
     return provenance | {"inputs": inputs}

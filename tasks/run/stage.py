@@ -1,7 +1,7 @@
-"""The one way a stage runs: key, lock, verified hit or fresh work, commit, MLflow child run (`tasks/run/recording.py`).
+"""How every stage runs: key, lock, verified cache hit or computation, commit, MLflow child run (`tasks/run/recording.py`).
 
 A stage's body is a plain function that writes into its directory. A hit is verified by hash before it is used: a missing or damaged
-artifact is computed again, and said so. A failed or killed stage leaves its `work/` folder, from which the next try goes on.
+artifact is computed again, with a warning. A failed or killed stage leaves its `work/` folder, from which the next try resumes.
 """
 
 import fcntl
@@ -50,7 +50,7 @@ class RunContext(BaseModel):
         experiment: MLflow experiment.
         parent_run_id: MLflow run that the stages' runs are children of.
         tags: tags of every run.
-        parameters: the settings people compare runs by, by dotted key; a stage's run shows those of its stage.
+        parameters: the settings that runs are compared by, by dotted key; a stage's run shows those of its stage.
         columns: metrics that the table of runs shows.
         repeat_command: the command that repeats this run, for the report.
     """
@@ -80,14 +80,14 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """Identity of a stage, and what people are shown of its artifact.
+    """Identity of a stage, and what MLflow shows of its artifact.
 
     Attributes:
         name: as in the cache key and the directory.
         kind: of the artifact it makes.
         recipe: raised whenever the same inputs and configuration would give other bytes.
         files: files of the artifact that are uploaded to the stage's MLflow run.
-        points: metric points (`{"step": n, name: value, …}`) read from the artifact's directory, so that a stage that is found
+        points: metric points (`{"step": n, name: value, …}`) read from the artifact's directory, so that a cached stage
             shows the numbers of the one that ran.
         figures: names of the metrics whose last values stand for the stage; all where empty.
         streams: whether the body sends its points itself while it runs.
@@ -122,14 +122,14 @@ class StageRun:
 
 
 class StageOutcome(BaseModel):
-    """What a stage gives back.
+    """What a stage returns.
 
     Attributes:
         ref: the artifact.
         cached: True when a verified earlier artifact was used and nothing ran.
         seconds: wall time of the stage, verification included.
         mlflow_run_id: the stage's run, empty where untracked.
-        figures: what came out, in numbers, by MLflow's names for them (`evaluate/hu_std_ratio`).
+        figures: the stage's results as numbers, by their names in MLflow (`evaluate/hu_std_ratio`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,7 +153,7 @@ def run_stage(
     body: Body,
     still_valid: Callable[[Path], bool] | None = None,
 ) -> StageOutcome:
-    """Run one stage, or find that it has run.
+    """Run one stage, or take its artifact from the cache.
 
     Args:
         stage: which.
@@ -203,17 +203,17 @@ def _compute(
 
 
 def _verified_hit(stage: Stage, directory: Path, still_valid: Callable[[Path], bool] | None) -> Ref | None:
-    """The committed artifact if it is whole; otherwise clear what is left of it (scratch stays) and say why."""
+    """The committed artifact if it is undamaged; otherwise remove what is left of it (scratch stays) and log why."""
     try:
         ref = committed_ref(directory)
         if ref is None:
-            return None  # never finished: the body goes on from, or writes over, what is there
+            return None  # never finished: the body resumes from, or overwrites, what is there
         verify_artifact(ref)
         if still_valid is None or still_valid(directory):
             return ref
         logger.info("%s: what it made has changed since; running again", stage.name)
     except (StorageError, ValueError, KeyError) as error:
-        logger.warning("%s: the cached artifact is not whole and is made again: %s", stage.name, error)
+        logger.warning("%s: the cached artifact is incomplete or damaged and is made again: %s", stage.name, error)
     _clear(directory)
     return None
 

@@ -23,7 +23,9 @@ class SampleConfig(ComputeConfig):
     )
     num_steps: int = Field(50, ge=1, le=1000, description="evaluations of the model per volume")
     predictor_step: int = Field(
-        2, ge=1, description="steps the predictor of predictor-corrector jumps; 1 is plain Euler (no corrector)"
+        2,
+        ge=1,
+        description="steps that the predictor of predictor-corrector skips ahead; 1 is plain Euler (no corrector)",
     )
     parametrization: Literal["velocity", "image"] = Field(
         "velocity",
@@ -44,7 +46,7 @@ class SampleConfig(ComputeConfig):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast of the network; about twice as fast where the processor has it"
     )
-    batch_size: int = Field(4, ge=1, description="volumes drawn together; the same volumes whatever it is")
+    batch_size: int = Field(4, ge=1, description="volumes drawn together; does not change the volumes")
     seed: int = Field(42, ge=0, description="volume i is drawn from a seed derived from this and i")
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")
@@ -52,7 +54,7 @@ class SampleConfig(ComputeConfig):
     @field_validator("label", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
-        """Labels are text; YAML makes True and 120.0 of some of them."""
+        """Labels are text; YAML reads some of them as True or 120.0."""
         if isinstance(value, bool | int | float):
             return str(value)
         if isinstance(value, str) and not value.strip():

@@ -31,10 +31,10 @@ logger = logging.getLogger("prdit.sample")
 
 
 def check(checkpoint: Ref, config: SampleConfig) -> None:
-    """Refuse a checkpoint that cannot be sampled from, or not in this way, before any work.
+    """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work.
 
     Raises:
-        ValueError: it is no checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
+        ValueError: it is not a checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":
@@ -44,7 +44,7 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
 
 
 def request(info: CheckpointInfo, config: SampleConfig) -> Request:
-    """What is asked of a checkpoint's model.
+    """What a configuration asks of a checkpoint's model.
 
     Raises: ValueError: the model does not know the label.
     """
@@ -69,14 +69,14 @@ def volume_id(index: int) -> str:
 def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Advance) -> None:
     """Draw volumes into `samples.zarr`, `nifti/` and `samples.json`; volumes a killed run has committed are kept.
 
-    One state a batch is in memory, whatever the number of steps. Noise of a volume comes from its own generator on the
+    One state per batch is in memory, for any number of steps. Noise of a volume comes from its own generator on the
     CPU, so a seed means the same volume in any batch and on any device, up to rounding of the arithmetic.
 
     Args:
         checkpoint: verified by the stage.
         config: what to draw.
         directory: of the artifact.
-        progress: called with (model evaluations done, of all).
+        progress: called with (model evaluations done, total).
     Raises:
         ValueError: the checkpoint cannot be sampled from.
         RuntimeError: the model gave values that are not finite.
@@ -111,7 +111,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         batch = min(config.batch_size, len(missing))
         timing = {"seconds_per_step": seconds / (batches * each), "batch_size": batch}
         write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
-        logger.info("sample: %.3f s a step for a batch of %d", timing["seconds_per_step"], batch)
+        logger.info("sample: %.3f s per step for a batch of %d", timing["seconds_per_step"], batch)
 
 
 def _draw_batch(
@@ -145,7 +145,7 @@ def _draw_batch(
 
 
 def _commit(store: VolumeStore, index: int, x: NDArray[np.float32], info: CheckpointInfo, config: SampleConfig) -> None:
-    """Turn one volume (S, S, S) from model range to int16 HU and commit it, with what the conversion did to it."""
+    """Turn one volume (S, S, S) from model range to int16 HU and commit it; its record has what was clipped."""
     if info.axes == "xyz":
         x = x.transpose(2, 1, 0)
     hu = info.window.to_hu(x)
@@ -171,7 +171,7 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
     if config.nifti:
         for index, name in enumerate(ids):
             path = directory / "nifti" / f"{index}.nii.gz"
-            if not path.exists():  # written atomically: there means whole
+            if not path.exists():  # written atomically: a file that exists is complete
                 write_nifti(path, store.read_level(name))
     record: dict[str, Any] = {
         "store": STORE_NAME,

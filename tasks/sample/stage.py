@@ -15,7 +15,7 @@ RECORD = "samples.json"
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
-    """Mean shares of voxels that left int16, and the window."""
+    """Mean shares of voxels outside int16 and outside the window."""
     record = read_json(directory / RECORD)
     return [{"step": 0} | {name: fmean(record[name]) for name in ("clipped_fraction", "outside_window_fraction")}]
 

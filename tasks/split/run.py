@@ -27,7 +27,7 @@ def split(store_path: Path, config: SplitConfig, directory: Path) -> None:
 
     Raises:
         ValueError: the store has no committed volume.
-        StoreFormatError: the ledger is no ledger of ours.
+        StoreFormatError: the file is not a ledger of roles of this version.
     """
     store = VolumeStore.open(store_path)
     patients = _patients(store)
@@ -45,7 +45,7 @@ def split(store_path: Path, config: SplitConfig, directory: Path) -> None:
 
 
 def ledger_agrees(store_path: Path, directory: Path, config: SplitConfig) -> bool:
-    """Whether a split written earlier still says what store and ledger say now."""
+    """Whether a split written earlier still agrees with store and ledger."""
     try:
         written = read_json(directory / SPLIT_FILE)
         store = VolumeStore.open(store_path)
@@ -74,7 +74,7 @@ def place_patients(new: list[str], known: list[str], roles: dict[str, str], conf
     held = sum(roles[patient] == "val" for patient in known)
     count = min(max(0, wanted - held), len(new))
     if count == len(new) and held == len(known):
-        count -= 1  # someone has to be trained on
+        count -= 1  # at least one patient must be in training
     ordered = sorted(new, key=lambda patient: _rank(config.seed, patient))
     return {patient: "val" if index < count else "train" for index, patient in enumerate(ordered)}
 
@@ -131,13 +131,16 @@ def _read_ledger(path: Path) -> dict[str, str]:
     except (KeyError, TypeError, ValueError) as error:
         raise StoreFormatError(f"{path} is not a ledger of roles ({error!r}). Restore it from a backup.") from error
     if version != LEDGER_VERSION or not set(roles.values()) <= set(ROLES):
-        raise StoreFormatError(f"{path} has format_version {version!r} and roles {sorted(set(roles.values()))}.")
+        raise StoreFormatError(
+            f"{path} has format_version {version!r} and roles {sorted(set(roles.values()))}; expected {LEDGER_VERSION} and "
+            f"{list(ROLES)}. Restore it from a backup, or use the prdit that wrote it."
+        )
     return roles
 
 
 @contextmanager
 def _lock(ledger_path: Path) -> Iterator[None]:
-    """One splitter at a time: two would give one patient two roles."""
+    """One split at a time: two could give one patient two roles."""
     ledger_path.parent.mkdir(parents=True, exist_ok=True)
     with (ledger_path.parent / f".{ledger_path.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

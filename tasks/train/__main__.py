@@ -1,7 +1,7 @@
 """The training subprocess: `python -m tasks.train SPEC.json` prints the checkpoint's reference as its last line.
 
-It dies with its parent: standard input is a pipe the parent holds open, and its end (parent gone, however it went)
-asks the training to save and stop, then ends the process if that takes too long.
+It ends with its parent: standard input is a pipe that the parent holds open. End of file (the parent ended, for whatever
+reason) asks the training to save and stop, and ends the process if that takes too long.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ def main(spec_path: Path) -> int:
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     spec = TrainSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
-    # Heavy imports after the watch is on: a parent that is killed while torch loads must not leave a trainer behind.
+    # Heavy imports after the watch has started: a parent killed while torch loads must not leave an orphaned trainer.
     from tasks.train.loop import Stopped, Training
     from tasks.train.setup import assemble
 
@@ -61,7 +61,7 @@ def _commit(spec: TrainSpec) -> Ref:
 
 
 def _watch_parent(stop: threading.Event) -> None:
-    """Block until standard input ends, then ask the training to stop; force the end after the grace period."""
+    """Block until standard input ends, then ask the training to stop; end the process after the grace period."""
     while os.read(0, 4096):
         continue
     stop.set()
@@ -70,7 +70,7 @@ def _watch_parent(stop: threading.Event) -> None:
 
 
 def _lock(path: Path) -> int:
-    """One trainer a directory: an orphan that is still saving is waited for, never joined."""
+    """One trainer per directory: wait for an orphaned one that is still saving its state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     deadline = time.monotonic() + _LOCK_WAIT_S

@@ -35,7 +35,7 @@ class PowerAverages:
         self._gammas = {sigma: gamma_of(sigma) for sigma in TRACKED_SIGMAS}
 
     def update(self, updates: int, parameters: Iterable[torch.Tensor]) -> None:
-        """Take in the weights after an optimiser step, and keep a snapshot where one is due."""
+        """Average in the weights after an optimiser step, and write a snapshot where one is due."""
         current = list(parameters)
         for sigma, average in self.averages.items():
             power_update(average.values(), current, updates, self._gammas[sigma])
@@ -43,7 +43,7 @@ class PowerAverages:
             self.keep(updates)
 
     def keep(self, updates: int) -> None:
-        """Write both averages as of an update."""
+        """Write both averages at an update."""
         if updates in self.taken or updates == 0:
             return
         for sigma, tensors in self.arrays().items():
@@ -63,14 +63,14 @@ class PowerAverages:
 
     @torch.no_grad()
     def restore(self, groups: dict[str, Tensors], taken: list[int]) -> None:
-        """Go on from a resume state."""
+        """Load a resume state."""
         for sigma, average in self.averages.items():
             for name, tensor in average.items():
                 tensor.copy_(torch.from_numpy(groups[f"power-{sigma:g}"][name]))
         self.taken = list(taken)
 
     def write_index(self) -> None:
-        """List what is kept, for `tasks.average`; files of updates that are not listed (of a killed run) are removed."""
+        """List the snapshots for `tasks.average`; files that are not listed (left by a killed run) are removed."""
         entries = [
             {"file": _file(updates, sigma), "updates": updates, "sigma_rel": sigma}
             for updates in self.taken

@@ -13,8 +13,8 @@ Losses = dict[str, float]
 class BestWeights:
     """Trained weights and their EMA at the validation with the lowest EMA loss so far.
 
-    The record travels in the resume state. A training resumed from before the file's step comes to that step again with the
-    same numbers and writes the same file again, so file and record agree at the end.
+    The record is part of the resume state. A training resumed from before the files' step reaches that step again with the
+    same numbers and writes the same files again, so files and record agree at the end.
 
     Args:
         directory: where the two files go, made on first use.
@@ -39,7 +39,7 @@ class BestWeights:
     def take(self) -> tuple[int, Losses, Losses, Tensors, Tensors]:
         """(step, raw losses, EMA losses, weights, EMA weights) of the best validation.
 
-        Raises: DamagedArtifactError: nothing was kept, or the files are not those that were.
+        Raises: DamagedArtifactError: nothing was kept, or the files are not those recorded.
         """
         if self.record is None:
             raise DamagedArtifactError(f"No best weights in {self.directory}: no validation had a finite loss.")
@@ -47,7 +47,7 @@ class BestWeights:
             path = self.directory / f"{name}.safetensors"
             if not path.is_file() or sha256_file(path) != digest:
                 raise DamagedArtifactError(
-                    f"{path} is not what was kept at step {self.record['step']}; remove its stage folder."
+                    f"{path} is not what was written at step {self.record['step']}; remove its stage folder."
                 )
         weights, averaged = (load_tensors(self.directory / f"{name}.safetensors") for name in ("model", "ema"))
         return self.record["step"], self.record["raw"], self.record["ema"], weights, averaged

@@ -1,4 +1,4 @@
-"""Refusals before a training starts, and what it begins with."""
+"""Checks before a training starts, and what it starts with."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ _SAME_MM = 1e-6
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a training begins with, found by its checks.
+    """What a training starts with, found by its checks.
 
     Attributes:
         roles: volume ids by role.
@@ -27,11 +27,11 @@ class Beginning:
 
 
 def check_training(store: Ref, split: Ref, start: Ref | None, config: TrainingConfig) -> Beginning:
-    """Refuse a training that cannot work, before anything starts; return what it begins with.
+    """Refuse a training that cannot work, before anything starts; return what it starts with.
 
     Args:
         store, split: what it trains on.
-        start: checkpoint it starts from; None for a training from nothing.
+        start: checkpoint it starts from; None for training from scratch.
         config: of the training.
     Raises: ValueError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
     """
@@ -53,7 +53,7 @@ def check_training(store: Ref, split: Ref, start: Ref | None, config: TrainingCo
     if below and abs(opened.spacing_mm - below.spacing_mm) > _SAME_MM:
         raise ValueError(
             f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint below was trained at "
-            f"{below.spacing_mm} mm: its view would show another size of body. Ingest into a store of that spacing "
+            f"{below.spacing_mm} mm: the same view would cover a box of another size in mm. Ingest into a store of that spacing "
             "(ingest.spacing_mm)."
         )
     values = label_values(opened, config.label_column, roles["train"]) if config.label_column else ()

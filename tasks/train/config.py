@@ -29,7 +29,7 @@ class TrainingConfig(ComputeConfig):
     enabled: bool = Field(True, description="whether a run has this training")
     family: str = Field(..., description="model family: local, global, refiner, or another package's")
     start: str | None = Field(
-        None, description="earlier training whose checkpoint it starts from; default: from nothing"
+        None, description="earlier training whose checkpoint it starts from; default: none, trained from scratch"
     )
     start_weights: Literal["ema", "raw"] = Field("ema", description="which weights of that checkpoint (published: raw)")
     settings: Any = Field(None, description="settings of the family", validate_default=False)
@@ -37,8 +37,8 @@ class TrainingConfig(ComputeConfig):
         None,
         description="name (cosine, flow) and settings of the process; default: that of the training it starts from, or cosine",
     )
-    view: ViewConfig | None = Field(None, description="of a training from nothing; others see what their start saw")
-    intensity: IntensityConfig | None = Field(None, description="of a training from nothing, as view")
+    view: ViewConfig | None = Field(None, description="only for training from scratch; others take that of their start")
+    intensity: IntensityConfig | None = Field(None, description="only for training from scratch, as view")
     label_column: str | None = Field(
         None, description="column of the store's volume table that conditions the model (sample.label); default: none"
     )
@@ -125,7 +125,9 @@ class TrainingConfig(ComputeConfig):
                 f"start is not set; family {self.family!r} starts from a {family.needs}: name the earlier training that makes it."
             )
         if self.start is not None and not family.needs:
-            raise ValueError(f"start is {self.start!r}, but family {self.family!r} starts from nothing. Leave it out.")
+            raise ValueError(
+                f"start is {self.start!r}, but family {self.family!r} is trained from scratch. Leave it out."
+            )
         if self.start is not None and (self.view or self.intensity):
             given = " and ".join(name for name in ("view", "intensity") if getattr(self, name))
             raise ValueError(

@@ -22,7 +22,7 @@ class ViewDataset:
         volume_ids: which volumes, in this order.
         view: box and size.
         window: how HU become the model's range.
-        cache_mb: memory for views kept; the least recently used leaves first.
+        cache_mb: memory for cached views; the least recently used is dropped first.
         axes: order of the model's axes; `xyz` for models trained on published LIDC arrays.
     """
 
@@ -81,16 +81,16 @@ def batch_shifts(batch_size: int, max_shift: int, seed: int, place: int) -> list
 
 
 def batch_indices(num_volumes: int, batch_size: int, seed: int, place: int) -> list[int]:
-    """Which volumes make a batch: consecutive places of an endless row of shuffled epochs.
+    """Which volumes make a batch: consecutive positions in an endless sequence of shuffled epochs.
 
-    No volume comes a second time before all have come once, a store smaller than the batch is no special case, and a
+    No volume is used a second time before all were used once, a store smaller than the batch is no special case, and a
     resumed training needs no data position beyond its step.
 
     Args:
         num_volumes: volumes in the training role.
         batch_size: B.
         seed: of the training.
-        place: of the batch in the row of batches, from 0.
+        place: position of the batch in the sequence of batches, from 0.
     """
     orders: dict[int, npt.NDArray[np.int64]] = {}
     indices = []

@@ -1,4 +1,4 @@
-"""What a training will make, before it is made: the checkpoint's description from its configuration and the one below."""
+"""Description of the checkpoint a training will make, from its configuration and the checkpoint it starts from."""
 
 from prdit_models.diffusion.process import PROCESSES, Process
 from prdit_models.families.family import FAMILIES, Given
@@ -15,10 +15,10 @@ def describe(
 
     Args:
         config: of the training.
-        start: the checkpoint it starts from; None for a training from nothing.
+        start: the checkpoint it starts from; None for training from scratch.
         spacing_mm: voxel distance of the store's level 0.
         label_values: values of its label column; empty without labels.
-    Raises: ValueError: settings, process, view or start that do not go together.
+    Raises: ValueError: settings, process, view or start do not fit together.
     """
     family = FAMILIES[config.family]
     if start is None:

@@ -1,4 +1,4 @@
-"""What a configuration may demand of the trainings before a run counts as good."""
+"""Gates: conditions on the trainings of a run, without which it counts as failed."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from tasks.run.config import StageConfig
 
 
 class GatesConfig(StageConfig):
-    """Demands on the trainings, checked after the report is written, so that a failure can be looked at."""
+    """Conditions on the trainings, checked after the report is written, so that a failure can be inspected."""
 
     max_loss_ratio: dict[str, Annotated[float, Field(gt=0)] | None] = Field(
         {}, description="by training: its last loss ≤ this × its first loss; null: no demand"
@@ -24,23 +24,23 @@ class GatesConfig(StageConfig):
 def check_gates(
     config: GatesConfig, checkpoints: Mapping[str, Ref], starts: Mapping[str, str | None]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Compare the checkpoints of a run with the demands.
+    """Compare the checkpoints of a run with the gates.
 
     Args:
-        config: the demands.
+        config: the gates.
         checkpoints: by the training's name, in order.
         starts: the training each starts from, by name.
-    Returns: the figures, and a sentence for each demand not met.
+    Returns: the figures, and a sentence for each gate that failed.
     """
     losses = {name: load_checkpoint_info(ref)["gates"] for name, ref in checkpoints.items()}
     ratios = {name: found["last_loss"] / found["first_loss"] for name, found in losses.items() if found["first_loss"]}
     figures = {f"{name}_loss_ratio": ratio for name, ratio in ratios.items()}
     figures |= {f"{name}_val_loss_ema": found["val_loss_ema"] for name, found in losses.items()}
     failed = []
-    for name, most in config.max_loss_ratio.items():
-        if most is not None and name in losses and not ratios.get(name, float("inf")) <= most:
+    for name, limit in config.max_loss_ratio.items():
+        if limit is not None and name in losses and not ratios.get(name, float("inf")) <= limit:
             failed.append(
-                f"{name} ended at {ratios.get(name, float('inf')):.2f} of its first loss; gates.max_loss_ratio asks for ≤ {most}"
+                f"{name} ended at {ratios.get(name, float('inf')):.2f} of its first loss; gates.max_loss_ratio asks for ≤ {limit}"
             )
     for name in config.below_start:
         start = starts.get(name)

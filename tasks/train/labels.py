@@ -8,7 +8,7 @@ _MOST = 100  # distinct values; a column with more is a measurement, not a label
 
 
 def label_values(store: VolumeStore, column: str, volume_ids: Sequence[str]) -> tuple[str, ...]:
-    """Distinct values of a column among some volumes, as text, in order; their places are the integers a model sees.
+    """Distinct values of a column among some volumes, as text, in order; their positions are the integers a model sees.
 
     Raises: ValueError: no such column, fewer than two values or more than a hundred.
     """

@@ -1,4 +1,4 @@
-"""Starts the training subprocess, follows its metrics, and takes it along when the run is cancelled."""
+"""Starts the training subprocess, follows its metrics, and stops it when the run is cancelled."""
 
 import logging
 import subprocess
@@ -17,7 +17,7 @@ from tasks.run.stage import StageRun
 from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec
 
 _POLL_S = 0.5
-_STOP_S = 75.0  # a little longer than the child's own grace
+_STOP_S = 75.0  # a little longer than the child's own grace period
 logger = logging.getLogger("prdit.train")
 
 
@@ -35,7 +35,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
 
     Raises:
         ValueError: the subprocess refused its input; the message is its own.
-        TrainingFailedError: it died; names the log and quotes its end.
+        TrainingFailedError: it ended without a checkpoint; names the log and quotes its last lines.
     """
     scratch = spec.directory / "work"
     spec_path, log_path = scratch / "spec.json", scratch / "train.log"
@@ -54,7 +54,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
     if child.returncode == EXIT_BAD_INPUT:
         raise ValueError(last[-1].split(": ", 1)[-1] if last else "the training refused its input")
     raise TrainingFailedError(
-        f"{spec.stage} ended with exit code {child.returncode}. The next run goes on from its newest resumable state. "
+        f"{spec.stage} ended with exit code {child.returncode}. The next run resumes from its newest resumable state. "
         f"Log: {log_path}. It ends with:\n" + "\n".join(last)
     )
 
@@ -64,7 +64,7 @@ def _subprocess(spec_path: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[by
     """The child; whatever ends the block early (cancellation, an error) stops the child first and waits for its save."""
     child = subprocess.Popen(
         [sys.executable, "-m", "tasks.train", str(spec_path)],
-        stdin=subprocess.PIPE,  # never written: its end tells the child that we are gone
+        stdin=subprocess.PIPE,  # never written: end of file tells the child that this process ended
         stdout=subprocess.PIPE,
         stderr=log,
     )

@@ -1,7 +1,7 @@
 """The training loop of all families: one visible loop over one resumable state.
 
-Every random choice (batch, times, noise) is a pure function of the seed and the batch's place, so a training stopped after step n
-and resumed computes what an uninterrupted one computes; on one CPU with the same threads the weights are equal bit by bit.
+Every random choice (batch, times, noise) is a pure function of the seed and the batch's position, so a training that is stopped
+after step n and resumed computes what an uninterrupted one computes: on one CPU with the same threads, bit-identical weights.
 """
 
 import json
@@ -34,12 +34,12 @@ _MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
 _MAX_SKIPPED_IN_A_ROW = 50
 _TIMES = ("time_ms", "train/steps_per_s")
 _RECENT = 50  # steps whose mean is "the last loss"
-_TURN_SEEDS = 2**40  # between the random numbers of the optimisers of one step
+_TURN_SEEDS = 2**40  # distance between the seeds of the optimisers of one step
 logger = logging.getLogger("prdit.train")
 
 
 class Stopped(Exception):
-    """The training was asked to stop; its state is saved and the next run goes on from there."""
+    """The training was asked to stop; its state is saved and the next run resumes from it."""
 
 
 class Training:
@@ -83,7 +83,7 @@ class Training:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, should_stop: Any) -> None:
-        """Train from the newest good state to the configured step and write the checkpoint's files."""
+        """Train from the newest undamaged state to the configured step and write the checkpoint's files."""
         self.restore()
         config = self.config
         self.assembly.module.train()
@@ -94,7 +94,7 @@ class Training:
         while self.step < config.steps:
             if should_stop():
                 self.save()
-                raise Stopped(f"stopped at step {self.step} of {config.steps}; the next run goes on from there")
+                raise Stopped(f"stopped at step {self.step} of {config.steps}; the next run resumes from there")
             window.append(self._train_step())
             if self.step % config.log_every == 0 or self.step == config.steps:
                 now = time.monotonic()
@@ -115,7 +115,7 @@ class Training:
         stepped = False
         for number, (turn, optimizer) in enumerate(self.optimizers.items()):
             found = self._turn(number, turn, optimizer)
-            if found is None:  # skipped: not a finite loss or gradient
+            if found is None:  # skipped: the loss or the gradient is not finite
                 return {"loss": math.nan, "grad_norm": math.nan}
             stepped = stepped or bool(found)
             values |= found if number == 0 else {f"{turn}_{name}": value for name, value in found.items()}
@@ -162,7 +162,7 @@ class Training:
         return {name: total / config.accumulation for name, total in sums.items()} | {"grad_norm": float(norm)}
 
     def _losses(self, number: int, turn: str, place: int) -> Losses | None:
-        """Losses of one optimiser on the batch at a place in the row of batches."""
+        """Losses of one optimiser on the batch at a position in the sequence of batches."""
         assembly, config = self.assembly, self.config
         indices = batch_indices(len(assembly.data), config.batch_size, config.seed, place)
         shifts = batch_shifts(config.batch_size, config.max_shift, config.seed, place)
@@ -174,7 +174,7 @@ class Training:
         )
         seed = config.seed * 1_000_003 + place + number * _TURN_SEEDS
         self._generator.manual_seed(seed)
-        torch.manual_seed(seed)  # of a family with dropout
+        torch.manual_seed(seed)  # for a family with dropout
         with autocast(assembly.device, config.precision):
             return assembly.family.losses(turn, self.network, batch, assembly.training, self._generator)
 
@@ -258,7 +258,7 @@ class Training:
         )
 
     def restore(self) -> None:
-        """Go on from the newest good state, or start; metrics after that step are cut off (they will come again)."""
+        """Resume from the newest undamaged state, or start; metrics after that step are removed (they are logged again)."""
         found = self.resume_states.newest_good()
         if found is None:
             self._cut_metrics(-1)
@@ -281,10 +281,10 @@ class Training:
         if self.power:
             self.power.restore(groups, state["snapshots"])
         self._cut_metrics(self.step)
-        logger.info("going on from step %d", self.step)
+        logger.info("resuming from step %d", self.step)
 
     def _buffers(self) -> dict[str, Tensor]:
-        """What of the state dict is no parameter: running statistics, say."""
+        """Entries of the state dict that are not parameters, such as running statistics."""
         module = self.assembly.module
         parameters = dict(module.named_parameters())
         return {name: value for name, value in module.state_dict().items() if name not in parameters}
@@ -298,7 +298,7 @@ class Training:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
-                continue  # the half line a kill left behind
+                continue  # an incomplete line left by a killed process
         write_text_atomic(self.metrics_path, "".join(kept))
 
     def _write_artifact(self) -> None:
@@ -323,14 +323,14 @@ class Training:
         }
         info = self.assembly.info.to_json(step=step, seed=self.config.seed, gates=gates)
         write_json_atomic(directory / "checkpoint.json", info)
-        # The spool's times stay in scratch: a training repeated must give the same artifact, or all that follows runs again.
+        # Times stay in scratch: a repeated training must give the same artifact, or every later stage runs again.
         points = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps({key: value for key, value in point.items() if key not in _TIMES}) for point in points]
         write_text_atomic(directory / METRICS, "".join(line + "\n" for line in lines))
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:
-    """Means over an interval by name, each over the steps that have it; a skipped step has a loss that is not a number."""
+    """Means over an interval by name, each over the steps that have it; the loss of a skipped step is NaN."""
     names = dict.fromkeys(name for point in window for name in point)
     values = {name: [point[name] for point in window if name in point] for name in names}
     return {f"train/{name}": sum(column) / len(column) for name, column in values.items()}

@@ -1,4 +1,4 @@
-"""Plain dataclasses of settings, validated at the edge: unknown keys, wrong types and impossible values are named by key."""
+"""Validation of plain settings dataclasses: unknown keys, wrong types and impossible values are named by key."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be used, one line for each problem, with keys relative to where the settings stand."""
+    """Settings that cannot be used; one line per problem, with keys relative to the settings."""
 
 
 def settings_of(kind: type[T], values: Any, where: str) -> T:

@@ -25,11 +25,11 @@ class Validation:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A training put together.
+    """The parts of a training.
 
     Attributes:
         family: what is trained.
-        module: on its device; what is frozen is loaded.
+        module: on its device, with frozen weights loaded.
         training: settings and process, as the family's methods take them.
         info: description of the checkpoint it makes.
         data: training volumes.
@@ -49,7 +49,7 @@ class Assembly:
 
 
 def assemble(spec: TrainSpec) -> Assembly:
-    """Build module, process and data of a training; seeds the initialisation."""
+    """Build module, process and data of a training; sets the seed of the initialisation."""
     config = spec.config
     beginning = check_training(spec.store, spec.split, spec.start, config)
     info, family = beginning.info, beginning.info.of_family

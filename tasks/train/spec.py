@@ -17,8 +17,8 @@ EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
-    """Every validation and the last training loss of a finished training: what a found stage shows of its curves."""
-    spool = directory / SCRATCH / METRICS  # with the times, where it is still there
+    """Every validation and the last training loss of a finished training: what a cached stage shows of its curves."""
+    spool = directory / SCRATCH / METRICS  # with the times, where it still exists
     lines = (spool if spool.is_file() else directory / METRICS).read_text(encoding="utf-8").splitlines()
     points: list[dict[str, Any]] = [json.loads(line) for line in lines]
     last = max((index for index, point in enumerate(points) if "train/loss" in point), default=-1)
@@ -40,7 +40,7 @@ def training_stage(name: str) -> Stage:
 
 
 class TrainSpec(BaseModel):
-    """One training, complete.
+    """Everything the subprocess needs for one training.
 
     Attributes:
         stage: name of its stage.

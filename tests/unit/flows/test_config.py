@@ -196,7 +196,7 @@ def test_numbers_that_are_not_finite_are_refused_by_key(tmp_path: Path, value: s
             r"recipe\.global\.start is 'refiner', which comes later; it must name an earlier training: local$",
         ),
         (of("global", start=None), r"recipe\.global: start is not set; family 'global' starts from a local denoiser"),
-        (of("local", start="global"), r"recipe\.local: start is 'global', but family 'local' starts from nothing"),
+        (of("local", start="global"), r"recipe\.local: start is 'global', but family 'local' is trained from scratch"),
         (
             of("refiner", enabled=True, start="local"),
             r"recipe\.refiner: family 'refiner' starts from a denoiser, got a local denoiser",

@@ -67,7 +67,9 @@ def test_published_names(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("network", [TINY, LOCAL, TF, FLOW])
 def test_without_a_name_nothing_is_guessed(network: ModelConfig) -> None:
-    with pytest.raises(ValueError, match=r"does not say which model.*other arithmetic.*Give --variant prdit, fm or tf"):
+    with pytest.raises(
+        ValueError, match=r"does not state which model.*other arithmetic.*Give --variant prdit, fm or tf"
+    ):
         found(shapes(network), {"data": {"image_size": 8}}, num_heads=4)
 
 
@@ -101,7 +103,7 @@ def test_two_names_of_different_arithmetic() -> None:
 
 def test_the_name_of_a_run_is_not_the_name_of_a_model() -> None:
     config = {"wandb": "PRDiT-lr1e-4", "out": "DiT-baseline", "image_size": 8, "num_heads": 4}
-    with pytest.raises(ValueError, match=r"does not say which model.*Give --variant"):
+    with pytest.raises(ValueError, match=r"does not state which model.*Give --variant"):
         found(shapes(TINY), config)
     assert found(shapes(TF), config | {"model": "DiT-custom"}).variant == "tf"
 
@@ -118,7 +120,7 @@ def test_a_published_name_must_fit_the_weights() -> None:
 
 def test_volume_size_is_known_or_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     state = shapes(TINY)
-    with pytest.raises(ValueError, match=r"does not tell the volume size.*give --volume-size"):
+    with pytest.raises(ValueError, match=r"does not state the volume size.*give --volume-size"):
         found(state, {"model": "PRDiT-custom"}, num_heads=4)
     both = named("PRDiT-custom", data={"image_size": 16})
     with pytest.raises(ValueError, match=r"several volume sizes, \[8, 16\]; give --volume-size"):
@@ -129,7 +131,7 @@ def test_volume_size_is_known_or_asked_for(caplog: pytest.LogCaptureFixture) -> 
     assert "trained at volume size [8], imported for 12" in caplog.text
     with pytest.raises(ValueError, match="Volume size 100000: expected 1 to 1024"):
         found(state, named("PRDiT-custom", size=100000))
-    with pytest.raises(ValueError, match="does not tell the volume size"):  # the base's size is not the refinement's
+    with pytest.raises(ValueError, match="does not state the volume size"):  # the base's size is not the refinement's
         found(shapes(REFINED), named("PRDiT-custom"))
     with pytest.raises(ValueError, match="15 is odd"):
         found(shapes(REFINED), named("PRDiT-custom"), volume_size=15)

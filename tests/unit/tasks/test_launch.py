@@ -63,7 +63,7 @@ def test_kill_minus_nine_then_again_gives_the_same_weights(data: tuple[Ref, Ref]
             killed.append(child.pid)
 
     killed: list[int] = []
-    with pytest.raises(TrainingFailedError, match=r"exit code -9.*goes on from"):
+    with pytest.raises(TrainingFailedError, match=r"exit code -9.*resumes from"):
         start(spec, kill_after_ten)
     assert resume_steps(spec.directory)
     again = start(spec)
