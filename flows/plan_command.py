@@ -11,8 +11,6 @@ from flows.console import Json, clear_errors, show_result
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from prdit_models.plan import Plan
-
 _WIDTH = 150
 _MIB, _GIB = 2**20, 2**30
 _NOTES = (
@@ -36,61 +34,64 @@ def plan(
     with clear_errors():
         from prdit_models.plan import plan as make_plan
 
-        # which attention a meta tensor takes says nothing about a real one
+        # which attention a fake tensor takes says nothing about a real one
         logging.getLogger("prdit.models.attention").setLevel(logging.WARNING)
         found = make_plan(preset, size, batch, refine=refine)
-        show_result({**found.to_dict(), "notes": _NOTES}, as_json, lambda: plan_text(found))
+        show_result({**found, "notes": _NOTES}, as_json, lambda: plan_text(found))
 
 
-def plan_text(plan: "Plan") -> str:
+def plan_text(plan: dict[str, Any]) -> str:
     """A plan as tables."""
     from rich.console import Console
 
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, highlight=False)
-    refined = ", refined from half the edge" if plan.refine else ""
-    console.print(f"PRDiT-{plan.preset} at {plan.size}³{refined}, batch {plan.batch}")
+    refined = ", refined from half the edge" if plan["refine"] else ""
+    console.print(f"PRDiT-{plan['preset']} at {plan['size']}³{refined}, batch {plan['batch']}")
     for table in (_work_table(plan), _cpu_table(plan), _gpu_table(plan)):
         console.print(table)
     console.print(_NOTES)
     return out.getvalue().rstrip()
 
 
-def _table(title: str, *columns: str, left: int = 1) -> "Table":
+def _table(title: str, *columns: str) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right")
+        table.add_column(column, justify="right" if number else "left")
     return table
 
 
-def _work_table(plan: "Plan") -> "Table":
+def _work_table(plan: dict[str, Any]) -> "Table":
     columns = ("stage", "parameters", "trainable", "forward", "training step", "with checkpointing")
     table = _table("Parameters, and TFLOPs of the batch", *columns)
-    for stage, parameters in plan.parameters.items():
-        flops = plan.flops[stage]
+    for stage, parameters in plan["parameters"].items():
+        flops = plan["flops"][stage]
         keys = ("forward", "training_step", "training_step_checkpointing")
         work = [f"{flops[key] / 1e12:.3f}" if key in flops else "" for key in keys]
         table.add_row(stage, f"{parameters['all']:,}", f"{parameters['trainable']:,}", *work)
     return table
 
 
-def _cpu_table(plan: "Plan") -> "Table":
-    columns = ("", "weights", "gradients", "moments", "ema", "activations", "allocator", "total")
-    table = _table("CPU memory, MiB", *columns)
-    for work, memory in plan.cpu:
-        parts: dict[str, Any] = {**vars(memory), "total": memory.total}
-        table.add_row(str(work), *(f"{value / _MIB:,.0f}" for value in parts.values()))
+def _cpu_table(plan: dict[str, Any]) -> "Table":
+    parts = ("weights", "gradients", "moments", "ema", "activations", "allocator", "total")
+    table = _table("CPU memory, MiB", "", *parts)
+    for row in plan["cpu"]:
+        table.add_row(_work(row), *(f"{row[part] / _MIB:,.0f}" for part in parts))
     return table
 
 
-def _gpu_table(plan: "Plan") -> "Table":
-    sizes = [row.gpu_gib for row in plan.gpu[0][1]]
-    table = _table(
-        "GPU memory (estimate): largest batch that fits", "", "needed, GiB", *(f"{size} GB" for size in sizes)
-    )
-    for work, rows in plan.gpu:
-        fits = [f"{'yes' if row.fits else 'no'}, {row.largest_batch}" for row in rows]
-        table.add_row(str(work), f"{rows[0].needed_bytes / _GIB:.1f}", *fits)
+def _gpu_table(plan: dict[str, Any]) -> "Table":
+    sizes = plan["gpu"][0]["largest_batch"]
+    title = "GPU memory (estimate): whether the batch fits, largest that does"
+    table = _table(title, "", "needed, GiB", *(f"{size} GB" for size in sizes))
+    for row in plan["gpu"]:
+        fits = [f"{'yes' if most >= plan['batch'] else 'no'}, {most}" for most in row["largest_batch"].values()]
+        table.add_row(_work(row), f"{row['needed_bytes'] / _GIB:.1f}", *fits)
     return table
+
+
+def _work(row: dict[str, Any]) -> str:
+    again = ", checkpointing" if row["checkpointing"] else ""
+    return f"{row['what']} {row['stage']}, {row['precision']}{again}"

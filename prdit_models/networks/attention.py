@@ -8,7 +8,7 @@ Backends compute the same softmax(q·kᵀ/√D)·v:
 * `published-flash`: q, k, v rounded to bfloat16, result back in the input's dtype (SPEC §1.5: what every shipped
   configuration did; it moves the model's output by up to 1.4e-3);
 * `auto`: xformers for CUDA tensors where it is installed and has kernels for them, else SDPA; compiled code takes SDPA, which is
-  traced whole.
+  traced whole, and bfloat16 on a CPU without gradient is done by rows (`_attend_by_rows`).
 """
 
 import functools
@@ -115,7 +115,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     if chosen == "plain":
         weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
         mixed = weights.to(dtype) @ v
-    elif chosen == "sdpa" and _rows_are_faster(v):
+    elif automatic and chosen == "sdpa" and _rows_are_faster(v):
         mixed = _attend_by_rows(q, k, v)
     else:
         mixed = F.scaled_dot_product_attention(q, k, v)

@@ -68,7 +68,5 @@ class FullPrecisionLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (…, in) to (…, out) in the weights' precision."""
-        if input.is_meta:  # autocast does not know the device
-            return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.to(self.weight.dtype))

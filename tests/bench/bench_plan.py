@@ -32,8 +32,8 @@ MIB = 2**20
 TRAIN_STEPS = int(os.environ.get("PRDIT_BENCH_STEPS", "3"))
 SAMPLE_STEPS = 4
 WATCH_EVERY_S = 0.002
-TINY = ModelConfig(32, 10, 8, 1, 48, 4, 1)
-TINY_CASCADE = CascadeConfig(ModelConfig(64, 10, 8, 1, 48, 4, 0), TINY)
+TINY = ModelConfig(16, 6, 4, 1, 48, 4, 1)
+TINY_CASCADE = CascadeConfig(ModelConfig(32, 6, 4, 1, 48, 4, 0), TINY)
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # preset, size, batch, work; the allocator's share (ALLOCATOR_SHARES) was chosen on the first NUM_FITTED, the rest came after

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prdit_models.dry_run import Memory
+from prdit_models import plan as planning
 from prdit_models.networks.config import ModelConfig
-from prdit_models.plan import GIB, GPU_CONTEXT_BYTES, Work, gpu_estimates, memory_of
+from prdit_models.plan import GIB, Memory, Work, memory_of
 from prdit_models.tracing import MemoryTrace
 from tests.gpu_check.report import Fact
 from tests.gpu_check.setting import Setting, power_of_two
 
-# Planned against measured bytes of tensors. The plan runs the same code on the meta device and is right to 3 % on a CPU; kernels of
+# Planned against measured bytes of tensors. The plan runs the same code on fake tensors and is right to 3 % on a CPU; kernels of
 # a GPU have workspaces and keep statistics that it does not count.
 PLAN_LIMIT = 0.15
 TINY_BATCH = 2
@@ -34,11 +34,11 @@ def largest_batch(setting: Setting, work: Work, config: ModelConfig, at_most: in
         return TINY_BATCH
     setting.free_memory()
     free, _ = torch.cuda.mem_get_info(setting.device)
-    # the plan takes a whole card and sets a CUDA context aside, which is there already
-    room = (free + GPU_CONTEXT_BYTES) // GIB
-    fits = gpu_estimates(work, config, 1, [room])[0].largest_batch
+    fits = planning.largest_batch(work, config, free, "cuda")
     if fits < 1:
-        raise RuntimeError(f"{work}: by the plan not even one volume of {config.volume_size}³ fits into {room} GiB.")
+        raise RuntimeError(
+            f"{work}: by the plan not even one volume of {config.volume_size}³ fits into {free / GIB:.1f} GiB."
+        )
     return min(power_of_two(fits), at_most)
 
 

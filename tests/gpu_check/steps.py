@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from prdit_models.dry_run import count_flops
 from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.prdit import PRDiT
-from prdit_models.plan import Work
+from prdit_models.plan import Work, count_flops
 from tests.gpu_check.cards import device_name, matmul_tflops, peak_tflops
 from tests.gpu_check.memory import PLAN_LIMIT, largest_batch, memory_facts, peak, plan_error, planned
 from tests.gpu_check.report import Fact, Row, compared, skipped

@@ -13,7 +13,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from prdit_models.dry_run import count_flops
+from prdit_models.plan import count_flops
 from tests.gpu_check.__main__ import main
 from tests.gpu_check.parts import PARTS, Part
 from tests.gpu_check.setting import TINY_CONFIG

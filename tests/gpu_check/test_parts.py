@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prdit_models.dry_run import Memory
 from prdit_models.networks.config import model_config
 from prdit_models.networks.linear import Linear
-from prdit_models.plan import Work, memory_of
+from prdit_models.plan import Memory, Work, memory_of
 from tests.gpu_check import memory, own, steps, training
 from tests.gpu_check.__main__ import run_part
 from tests.gpu_check.cards import peak_tflops

@@ -122,5 +122,3 @@ def test_full_precision_layers_ignore_autocast():
         out = layer(x.bfloat16())
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), _exact(layer, x.bfloat16()), atol=1e-5, rtol=1e-6)
-    full = FullPrecisionLinear(96, 40, device="meta")
-    assert full(torch.empty(2, 96, device="meta")).shape == (2, 40)
