@@ -155,7 +155,9 @@ def sample(
         show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint)}), as_json)
 
 
-app.command(epilog=example("prdit plan --preset B/12/4 --size 128 --batch 8"))(plan)
+app.command(
+    epilog=example("prdit plan --config published/lidc-128 --set recipe.global.settings.preset=B/12/12 --batch 8")
+)(plan)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 

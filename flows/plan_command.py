@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.console import Json, clear_errors, show_result
+from flows.console import Config, Json, Set, clear_errors, load_settings, show_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,33 +21,44 @@ _NOTES = (
 
 
 def plan(
-    preset: Annotated[str, typer.Option(help="Published preset: size/patch/depth.")] = "B/12/4",
-    size: Annotated[int, typer.Option(help="Volume edge in voxels.")] = 128,
-    batch: Annotated[int, typer.Option(help="Volumes a step.")] = 8,
-    refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Plan stage 3 instead: a refining head at --size on the preset at half of it."),
-    ] = False,
+    config: Config = "published/lidc-128",
+    settings: Set = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Volumes computed together; default: each training's batch_size.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters, FLOPs and memory of every stage, before anything is allocated; and which GPU it fits."""
+    """Parameters, FLOPs and memory of every training of a configuration, before anything is allocated; and which GPU it fits."""
     with clear_errors():
+        loaded = load_settings(config, settings)
+        from prdit_models.families.family import Training
+        from prdit_models.plan import Planned
         from prdit_models.plan import plan as make_plan
 
         # which attention a fake tensor takes says nothing about a real one
         logging.getLogger("prdit.models.attention").setLevel(logging.WARNING)
-        found = make_plan(preset, size, batch, refine=refine)
-        show_result({**found, "notes": _NOTES}, as_json, lambda: plan_text(found))
+        infos = loaded.checkpoints()
+        trainings = {
+            name: Planned(
+                infos[name].of_family,
+                infos[name].model,
+                Training(training.settings, infos[name].process, training.lr, training.weight_decay),
+                infos[name].view.size,
+            )
+            for name, training in loaded.trainings.items()
+        }
+        found = make_plan(trainings, {name: batch or each.batch_size for name, each in loaded.trainings.items()})
+        show_result({"configuration": config, **found, "notes": _NOTES}, as_json, lambda: plan_text(config, found))
 
 
-def plan_text(plan: dict[str, Any]) -> str:
+def plan_text(config: str, plan: dict[str, Any]) -> str:
     """A plan as tables."""
     from rich.console import Console
 
     out = io.StringIO()
     console = Console(file=out, width=_WIDTH, highlight=False)
-    refined = ", refined from half the edge" if plan["refine"] else ""
-    console.print(f"PRDiT-{plan['preset']} at {plan['size']}³{refined}, batch {plan['batch']}")
+    batches = ", ".join(f"{name} {batch}" for name, batch in plan["batch"].items())
+    console.print(f"Configuration {config}; volumes computed together: {batches}")
     for table in (_work_table(plan), _cpu_table(plan), _gpu_table(plan)):
         console.print(table)
     console.print(_NOTES)
@@ -64,13 +75,13 @@ def _table(title: str, *columns: str) -> "Table":
 
 
 def _work_table(plan: dict[str, Any]) -> "Table":
-    columns = ("stage", "parameters", "trainable", "forward", "training step", "with checkpointing")
+    columns = ("training", "parameters", "trainable", "forward", "training step", "with checkpointing")
     table = _table("Parameters, and TFLOPs of the batch", *columns)
-    for stage, parameters in plan["parameters"].items():
-        flops = plan["flops"][stage]
+    for name, parameters in plan["parameters"].items():
+        flops = plan["flops"][name]
         keys = ("forward", "training_step", "training_step_checkpointing")
-        work = [f"{flops[key] / 1e12:.3f}" if key in flops else "" for key in keys]
-        table.add_row(stage, f"{parameters['all']:,}", f"{parameters['trainable']:,}", *work)
+        work = [f"{flops[key] / 1e12:.3f}" for key in keys]
+        table.add_row(name, f"{parameters['all']:,}", f"{parameters['trainable']:,}", *work)
     return table
 
 
@@ -87,11 +98,13 @@ def _gpu_table(plan: dict[str, Any]) -> "Table":
     title = "GPU memory (estimate): whether the batch fits, largest that does"
     table = _table(title, "", "needed, GiB", *(f"{size} GB" for size in sizes))
     for row in plan["gpu"]:
-        fits = [f"{'yes' if most >= plan['batch'] else 'no'}, {most}" for most in row["largest_batch"].values()]
+        fits = [
+            f"{'yes' if most >= plan['batch'][row['name']] else 'no'}, {most}" for most in row["largest_batch"].values()
+        ]
         table.add_row(_work(row), f"{row['needed_bytes'] / _GIB:.1f}", *fits)
     return table
 
 
 def _work(row: dict[str, Any]) -> str:
     again = ", checkpointing" if row["checkpointing"] else ""
-    return f"{row['what']} {row['stage']}, {row['precision']}{again}"
+    return f"{row['what']} {row['name']}, {row['precision']}{again}"

@@ -7,7 +7,7 @@ the scans.
 
 import bisect
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampler import Sampler
-from prdit_models.networks.build import Network, build_network
-from prdit_models.networks.cascade import RefinedPRDiT, low_frequency_loss
-from prdit_models.networks.config import CascadeConfig, NetworkConfig, model_config
+from prdit_models.families.family import FAMILIES, Batch, Family, Request, Training, family_of
+from prdit_models.networks.config import NetworkConfig
 from prdit_models.networks.prdit import trainable_parameters
 from prdit_models.tracing import MemoryTrace
 
@@ -39,81 +39,108 @@ _SAMPLER_VOLUMES = 6  # states, estimates, noise
 _LARGEST_BATCH = 2**20
 
 
-# -- what is trained: all that knows the kinds of networks ---
+# -- what is planned ---
 
 
-def stage_networks(preset: str, size: int, *, refine: bool = False) -> dict[str, NetworkConfig]:
-    """Networks that are trained on the way to a preset: stage 1 and 2, or with `refine` stage 3 alone.
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """One training of a recipe, as far as its size is concerned.
 
-    Args:
-        preset: see `model_config`; with depth 0, stage 1 is all there is.
-        size: volume edge S in voxels; with `refine` the edge of the refined volume, whose base works at half of it.
-    Raises: ValueError: for an unknown preset or a size it cannot have.
+    Attributes:
+        family: what is trained.
+        description: of its model, by the family.
+        training: settings and process.
+        size: edge of its volumes in voxels.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}; expected the volume edge in voxels, such as 64 or 128.")
-    local = preset.rpartition("/")[0] + "/0"
-    if not refine:
-        last = model_config(preset, size)
-        networks: dict[str, NetworkConfig] = {"local": model_config(local, size)}
-        return networks | {"global": last} if last.depth else networks
-    if size % 2:
-        raise ValueError(f"size is {size}; refining doubles the edge of a base model, so it must be even.")
-    base = model_config(preset, size // 2)
-    if not base.depth:
-        raise ValueError(f"Preset {preset!r} has depth 0; stage 3 refines a stage-2 model. Use depth 4, for example.")
-    return {"refiner": CascadeConfig(model_config(local, size), base)}
+
+    family: Family
+    description: Mapping[str, Any]
+    training: Training
+    size: int
+
+    def build(self, *, attention: str, checkpointing: bool = False) -> Any:
+        """The module as its training starts, without the values of weights."""
+        module = self.family.build(self.description, attention=attention, checkpointing=checkpointing)
+        self.family.freeze(module, self.training.settings)
+        return module
+
+    def volumes(self, batch: int) -> Tensor:
+        """A batch of volumes without values."""
+        return torch.empty(batch, 1, self.size, self.size, self.size)
+
+    def losses(self, module: nn.Module, batch: int) -> list[Tensor]:
+        """The loss of every optimiser that steps on a batch, as the training computes it."""
+        process = self.training.process
+        stand_in: Any = process and _WithoutValues(process)
+        training = replace(self.training, process=stand_in)
+        given, generator = Batch(self.volumes(batch)), torch.Generator()
+        found = [self.family.losses(turn, module, given, training, generator) for turn in self.family.turns]
+        return [losses["loss"] for losses in found if losses is not None]
 
 
-def _loss(network: Network, x_t: Tensor, x0: Tensor, eps: Tensor, t: Tensor, *, bf16: bool) -> Tensor:
-    """Loss of one batch, as `tasks.train` computes it."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        if isinstance(network, RefinedPRDiT):
-            parts = network(x_t, t, parts=True)
-            losses = CosineProcess().losses((parts.upsampled + parts.head).float(), x0, eps)
-            return losses["loss"] + low_frequency_loss(parts, network.config.in_channels).mean()
-        output = network(x_t, t)
-    return CosineProcess().losses(output.float(), x0, eps)["loss"]
+class _WithoutValues:
+    """A process whose draws and checks need no values of tensors; shapes, types and losses are the process's own."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._process, name)
+
+    def draw_times(self, batch: int, *_: Any, **__: Any) -> Tensor:
+        """As the process's, see `Process.draw_times`."""
+        return torch.empty((batch,), dtype=next(iter(self._process.validation_times().values())).dtype)
+
+    def noise(self, shape: tuple[int, ...], *_: Any) -> Tensor:
+        """As the process's."""
+        return torch.empty(shape)
+
+    def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """As the process's: a weighted sum of both."""
+        share = t.float().view(-1, 1, 1, 1, 1)
+        return share * x0 + share * eps
+
+
+@functools.cache
+def of_network(config: NetworkConfig) -> Planned:
+    """A network of ours by itself, trained with the published process."""
+    description = config.to_dict()
+    family = FAMILIES[family_of(description)]
+    return Planned(family, description, Training(family.settings(), CosineProcess()), config.volume_size)
 
 
 # -- arithmetic ---
 
 
 @functools.cache
-def count_parameters(config: NetworkConfig) -> dict[str, int]:
-    """Numbers of all parameters of a network and of those an optimiser trains."""
+def count_parameters(planned: Planned) -> dict[str, int]:
+    """Numbers of all parameters of a module and of those an optimiser trains."""
     with torch.device("meta"):
-        network = build_network(config)
-    return {"all": _numel(network.parameters()), "trainable": _numel(trainable_parameters(network))}
+        module = planned.build(attention="sdpa")
+    return {"all": _numel(module.parameters()), "trainable": _numel(trainable_parameters(module))}
 
 
-def count_flops(config: NetworkConfig, batch: int, *, training: bool, checkpointing: bool = False) -> int:
-    """Floating-point operations of the matrix products of a forward pass or of a training step, two per multiply-add.
+def count_flops(planned: Planned, batch: int, *, training: bool, checkpointing: bool = False) -> int:
+    """Floating-point operations of the matrix products of the losses of a batch, two per multiply-add.
 
     Args:
-        config: of the network.
+        planned: what is trained.
         batch: B.
         training: count the backward pass, too, with what checkpointing recomputes.
-        checkpointing: see `PRDiT`.
+        checkpointing: see `Family.build`.
     """
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(), torch.set_grad_enabled(training):
-        network = build_network(config, attention="plain", checkpointing=checkpointing)  # products the counter knows
-        inputs = _inputs(network, batch)
+        module = planned.build(attention="plain", checkpointing=checkpointing)  # products the counter knows
         with counter:
-            loss = _loss(network, *inputs, bf16=False)
+            losses = planned.losses(module, batch)
             if training:
-                loss.backward()
+                torch.stack(losses).sum().backward()
     return int(counter.get_total_flops())
 
 
 def _numel(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def _inputs(network: Network, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = (batch, network.config.in_channels, *(network.config.volume_size,) * 3)
-    return torch.empty(shape), torch.empty(shape), torch.empty(shape), torch.empty(batch, dtype=torch.long)
 
 
 # -- memory ---
@@ -124,14 +151,14 @@ class Work:
     """What memory is planned for.
 
     Attributes:
-        stage: `local`, `global` or `refiner`.
+        name: of the training.
         what: `train`, or `sample` for drawing volumes.
         precision: `fp32`, or `bf16` for autocast.
-        checkpointing: see `PRDiT`.
+        checkpointing: see `Family.build`.
     Raises: ValueError: at construction, for an unknown precision.
     """
 
-    stage: str
+    name: str
     what: str
     precision: str = "fp32"
     checkpointing: bool = False
@@ -141,7 +168,7 @@ class Work:
             raise ValueError(f"precision is {self.precision!r}; expected one of {list(PRECISIONS)}.")
 
     def __str__(self) -> str:
-        return f"{self.what} {self.stage}, {self.precision}" + (", checkpointing" if self.checkpointing else "")
+        return f"{self.what} {self.name}, {self.precision}" + (", checkpointing" if self.checkpointing else "")
 
 
 @dataclass(frozen=True)
@@ -170,12 +197,12 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def memory_of(work: Work, config: NetworkConfig, batch: int, device: str = "cpu") -> Memory:
+def memory_of(work: Work, planned: Planned, batch: int, device: str = "cpu") -> Memory:
     """Peak of a training step with AdamW and EMA, after the first one, or of drawing a batch with the default sampler.
 
     Args:
-        work: of a network with this `config`; its stage does not matter.
-        config: of the network.
+        work: what is done; its name does not matter.
+        planned: what is trained or sampled.
         batch: B.
         device: `cpu` or `cuda`.
     Raises: ValueError: for an unknown device or a batch below 1.
@@ -184,10 +211,10 @@ def memory_of(work: Work, config: NetworkConfig, batch: int, device: str = "cpu"
         raise ValueError(f"device is {device!r}; expected one of {list(ALLOCATOR_SHARES)}.")
     if batch < 1:
         raise ValueError(f"batch is {batch}; expected at least 1 volume.")
-    counts = count_parameters(config)
+    counts = count_parameters(planned)
     trained = 4 * counts["trainable"] if work.what == "train" else 0
     parts = Memory(4 * counts["all"], trained, 2 * trained, trained)
-    fixed, per_volume = _traced(config, work, float32_norms=device == "cuda" and work.precision == "bf16")
+    fixed, per_volume = _traced(planned, work, float32_norms=device == "cuda" and work.precision == "bf16")
     peak = int((fixed + batch * per_volume).max()) + parts.moments + parts.ema
     activations = max(peak - parts.total, 0)
     of_kept, of_passing = ALLOCATOR_SHARES[device]
@@ -197,19 +224,19 @@ def memory_of(work: Work, config: NetworkConfig, batch: int, device: str = "cpu"
 
 
 @functools.cache
-def _traced(config: NetworkConfig, work: Work, *, float32_norms: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _traced(planned: Planned, work: Work, *, float32_norms: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Bytes alive after each operation: those of no volume and those per volume; all batches make the same operations."""
     few, more = _TRACED_BATCHES
     lives = []
     for batch in _TRACED_BATCHES:
         with FakeTensorMode():
-            network = build_network(config, attention="sdpa", checkpointing=work.checkpointing)
+            module = planned.build(attention="sdpa", checkpointing=work.checkpointing)
             if float32_norms:
-                _normalize_in_float32(network)
+                _normalize_in_float32(module)
             trace = MemoryTrace()
-            trace.hold([*network.parameters(), *network.buffers()])
+            trace.hold([*module.parameters(), *module.buffers()])
             with trace:
-                (_train if work.what == "train" else _evaluate)(network, batch, work.precision == "bf16")
+                (_train if work.what == "train" else _evaluate)(planned, module, batch, work.precision == "bf16")
         lives.append(np.array(trace.timeline))
     per_volume = (lives[1] - lives[0]) // (more - few)
     return lives[0] - few * per_volume, per_volume
@@ -222,83 +249,82 @@ def _normalize_in_float32(network: nn.Module) -> None:
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
-def _train(network: Network, batch: int, bf16: bool) -> None:
+def _train(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> None:
     """One step in the order of the training loop."""
-    inputs, parameters = _inputs(network, batch), trainable_parameters(network)
+    parameters = trainable_parameters(module)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)  # of the step before
-    loss = _loss(network, *inputs, bf16=bf16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = torch.stack(planned.losses(module, batch)).sum()
     for parameter in parameters:
         parameter.grad = None
     loss.backward()
 
 
 @torch.no_grad()
-def _evaluate(network: Network, batch: int, bf16: bool) -> None:
+def _evaluate(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> None:
     """One evaluation of the default sampler, with what it holds meanwhile."""
-    network.eval().requires_grad_(False)
-    states = [_inputs(network, batch)[0] for _ in range(_SAMPLER_VOLUMES)]
-    modulations = [module.weight for name, module in network.named_modules() if name.endswith("adaLN_modulation.1")]
-    prepared = [torch.empty(Sampler().num_steps, len(weight)) for weight in modulations]  # see `PRDiT.prepared`
+    module.eval().requires_grad_(False)
+    states = [planned.volumes(batch) for _ in range(_SAMPLER_VOLUMES)]
+    prepared = torch.empty(Sampler().num_steps, getattr(module, "prepared_width", 0))  # see `PRDiT.prepared`
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        network(states[0], torch.tensor(0.0))
+        module(states[0], torch.tensor(0.0))
     del states, prepared
 
 
-def largest_batch(work: Work, config: NetworkConfig, limit_bytes: int, device: str) -> int:
+def largest_batch(work: Work, planned: Planned, limit_bytes: int, device: str) -> int:
     """The largest batch of some work that stays within a limit; 0 if none does."""
     return bisect.bisect_right(
-        range(1, _LARGEST_BATCH), limit_bytes, key=lambda batch: memory_of(work, config, batch, device).total
+        range(1, _LARGEST_BATCH), limit_bytes, key=lambda batch: memory_of(work, planned, batch, device).total
     )
 
 
 # -- the plan ---
 
 
-def plan(preset: str, size: int, batch: int, *, refine: bool = False) -> dict[str, Any]:
-    """Plan every stage on the way to a preset, in both precisions, stage 2 also with activation checkpointing.
+def plan(trainings: Mapping[str, Planned], batches: Mapping[str, int]) -> dict[str, Any]:
+    """Plan trainings and sampling in both precisions, trainings also with activation checkpointing.
 
     Args:
-        preset, size, refine: see `stage_networks`.
-        batch: B.
-    Returns: JSON-ready: the arguments; by stage `parameters` and `flops` (of a forward pass and of a training step of the batch);
-        rows `cpu`, the fields of a `Work` and of its `Memory`; rows `gpu`, the fields of a `Work`, `needed_bytes` and
-        `largest_batch` by GiB of the GPU. The latter are estimates (planned bytes, the allocator's share, a CUDA context).
-    Raises: ValueError: for an unknown preset, a size it cannot have, or a batch below 1.
+        trainings: by name, in order.
+        batches: volumes computed together, by the training's name.
+    Returns: JSON-ready: by training `parameters`, `batch` and `flops` (of the losses and of a training step of the batch); rows
+        `cpu`, the fields of a `Work` and of its `Memory`; rows `gpu`, the fields of a `Work`, `needed_bytes` and `largest_batch`
+        by GiB of the GPU. The latter are estimates (planned bytes, the allocator's share, a CUDA context).
+    Raises: ValueError: a batch below 1, or a training that cannot be planned.
     """
-    networks = stage_networks(preset, size, refine=refine)
     cpu, gpu = [], []
-    for stage, config in networks.items():
-        for work in _works(stage):
-            memory = memory_of(work, config, batch)
+    for name, planned in trainings.items():
+        for work in _works(name, planned):
+            memory = memory_of(work, planned, batches[name])
             cpu.append({**asdict(work), **asdict(memory), "total": memory.total})
-            needed = memory_of(work, config, batch, "cuda").total + GPU_CONTEXT_BYTES
-            fits = {gib: largest_batch(work, config, gib * GIB - GPU_CONTEXT_BYTES, "cuda") for gib in GPU_SIZES_GIB}
+            needed = memory_of(work, planned, batches[name], "cuda").total + GPU_CONTEXT_BYTES
+            fits = {gib: largest_batch(work, planned, gib * GIB - GPU_CONTEXT_BYTES, "cuda") for gib in GPU_SIZES_GIB}
             gpu.append({**asdict(work), "needed_bytes": needed, "largest_batch": fits, "estimate": True})
     return {
-        "preset": preset,
-        "size": size,
-        "batch": batch,
-        "refine": refine,
-        "parameters": {stage: count_parameters(config) for stage, config in networks.items()},
-        "flops": {stage: _stage_flops(stage, config, batch) for stage, config in networks.items()},
+        "batch": dict(batches),
+        "parameters": {name: count_parameters(planned) for name, planned in trainings.items()},
+        "flops": {name: _flops(planned, batches[name]) for name, planned in trainings.items()},
         "cpu": cpu,
         "gpu": gpu,
     }
 
 
-def _works(stage: str) -> list[Work]:
-    """Checkpointing is planned for stage 2, where it saves most; a local denoiser alone draws no anatomy."""
-    recompute = (False, True) if stage == "global" else (False,)
-    trainings = [Work(stage, "train", precision, again) for precision in PRECISIONS for again in recompute]
-    return trainings + [Work(stage, "sample", precision) for precision in PRECISIONS if stage != "local"]
+def _works(name: str, planned: Planned) -> list[Work]:
+    trainings = [Work(name, "train", precision, again) for precision in PRECISIONS for again in (False, True)]
+    process = planned.training.process
+    if process is None:
+        return trainings
+    try:  # a sampler that every process of ours has
+        planned.family.check(planned.description, process, Request(Sampler("euler")))
+    except ValueError:  # it draws no volumes
+        return trainings
+    return trainings + [Work(name, "sample", precision) for precision in PRECISIONS]
 
 
-def _stage_flops(stage: str, config: NetworkConfig, batch: int) -> dict[str, int]:
-    found = {
-        "forward": count_flops(config, batch, training=False),
-        "training_step": count_flops(config, batch, training=True),
+def _flops(planned: Planned, batch: int) -> dict[str, int]:
+    return {
+        "forward": count_flops(planned, batch, training=False),
+        "training_step": count_flops(planned, batch, training=True),
+        "training_step_checkpointing": count_flops(planned, batch, training=True, checkpointing=True),
     }
-    if stage == "global":
-        found["training_step_checkpointing"] = count_flops(config, batch, training=True, checkpointing=True)
-    return found

@@ -50,6 +50,9 @@ class Denoiser:
     scale = 1
     turns: tuple[str, ...] = ("main",)
 
+    def freeze(self, module: nn.Module, settings: Any) -> None:
+        """Nothing."""
+
     def optimizers(self, module: nn.Module, training: Training) -> dict[str, torch.optim.Optimizer]:
         """AdamW over all trained parameters (SPEC §4)."""
         return {"main": adamw([({"lr": training.lr}, trainable_parameters(module))], training.weight_decay)}

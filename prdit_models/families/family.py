@@ -124,7 +124,7 @@ class Family(Protocol):
         """
 
     def begin(self, module: nn.Module, settings: Any, start: Mapping[str, Tensor] | None) -> None:
-        """Turn a fresh module into the start of a training: initial weights, those of the model below, and what is frozen.
+        """Give a fresh module the weights its training starts with: initial ones, and those of the model below.
 
         Args:
             module: from `build`, on the CPU.
@@ -132,6 +132,9 @@ class Family(Protocol):
             start: weights of the model below; None for a family that starts from nothing.
         Raises: ValueError: weights that do not fit.
         """
+
+    def freeze(self, module: nn.Module, settings: Any) -> None:
+        """Take out of the training what it leaves as it is (`requires_grad`)."""
 
     def optimizers(self, module: nn.Module, training: Training) -> dict[str, torch.optim.Optimizer]:
         """One optimiser per turn, over parameters that are trained; no parameter in two of them."""
@@ -200,7 +203,18 @@ FAMILIES: Registry[Family] = Registry(
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),
-        *("describe", "build", "begin", "optimizers", "losses", "validate", "evaluations", "check", "generate"),
+        *(
+            "describe",
+            "build",
+            "begin",
+            "freeze",
+            "optimizers",
+            "losses",
+            "validate",
+            "evaluations",
+            "check",
+            "generate",
+        ),
     ),
 )
 

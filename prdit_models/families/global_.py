@@ -74,8 +74,11 @@ class Global(Denoiser):
         return network
 
     def begin(self, module: Any, settings: GlobalSettings, start: Mapping[str, Tensor] | None) -> None:
-        """Gain 0.1, then the local weights, frozen (SPEC §1.8)."""
+        """Gain 0.1, then the local weights (SPEC §1.8)."""
         start_global(module, start or {})
+
+    def freeze(self, module: Any, settings: GlobalSettings) -> None:
+        """The local branch, unless it is trained along."""
         module.freeze_local(not settings.joint_local)
 
     def fits(self, description: Mapping[str, Any]) -> bool:

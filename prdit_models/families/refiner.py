@@ -75,8 +75,11 @@ class Refiner(Denoiser):
         return network
 
     def begin(self, module: Any, settings: RefinerSettings, start: Mapping[str, Tensor] | None) -> None:
-        """Load the model below, frozen unless it is trained along."""
+        """Load the model below."""
         module.load_base(start or {})
+
+    def freeze(self, module: Any, settings: RefinerSettings) -> None:
+        """The model below, unless it is trained along."""
         module.freeze_base(settings.fine_tune_lr is None)
 
     def optimizers(self, module: Any, training: Training) -> dict[str, torch.optim.Optimizer]:

@@ -13,7 +13,7 @@ from prdit_models.networks.config import CascadeConfig
 from prdit_models.networks.embeddings import TimeEmbedder
 from prdit_models.networks.local import LocalBranch
 from prdit_models.networks.patches import extract_patches, unpatchify
-from prdit_models.networks.prdit import PRDiT, Time
+from prdit_models.networks.prdit import PRDiT, Time, prepared_width
 from prdit_models.networks.weights import load_weights
 
 
@@ -113,6 +113,11 @@ class RefinedPRDiT(nn.Module):
         tokens = extract_patches(x, head.patch_size, head.stride, head.padding)
         added = self.sr(tokens, self._modulation(t, x))
         return CascadeParts(base, upsampled, unpatchify(added, head.out_channels, head.stride, head.volume_size))
+
+    @property
+    def prepared_width(self) -> int:
+        """See `PRDiT.prepared_width`; of head and base."""
+        return prepared_width(self)
 
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:

@@ -76,6 +76,11 @@ class PRDiT(nn.Module):
             out = out + self.fine(tokens, modulations.refiner)
         return unpatchify(out, self.config.out_channels, self.config.stride, self.config.volume_size)
 
+    @property
+    def prepared_width(self) -> int:
+        """Values that `prepared` keeps for each time."""
+        return prepared_width(self)
+
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:
         """Inside, `forward` at one of these scalar times (without labels) finds its modulations computed, once for the schedule.
@@ -163,3 +168,9 @@ class PRDiT(nn.Module):
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters an optimiser may change (all of a depth-0 model; the refiner and its time head otherwise)."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def prepared_width(module: nn.Module) -> int:
+    """Outputs of all modulations of a network."""
+    named = (part for name, part in module.named_modules() if name.endswith("adaLN_modulation.1"))
+    return sum(int(part.out_features) for part in named)

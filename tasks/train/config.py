@@ -109,7 +109,9 @@ class TrainingConfig(ComputeConfig):
             chosen = dict(process)
             typed["process"] = settings_of(PROCESSES[str(chosen.pop("name", "cosine"))], chosen, "process")
         elif process is not None and getattr(process, "name", None) not in PROCESSES:
-            raise ValueError(f"process is {process!r}; expected a name ({', '.join(PROCESSES.names())}) or a mapping with a name.")
+            raise ValueError(
+                f"process is {process!r}; expected a name ({', '.join(PROCESSES.names())}) or a mapping with a name."
+            )
         return typed
 
     @model_validator(mode="after")

@@ -57,6 +57,7 @@ def assemble(spec: TrainSpec) -> Assembly:
     torch.manual_seed(config.seed)
     module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
     family.begin(module, config.settings, load_state(spec.start, config.start_weights) if spec.start else None)
+    family.freeze(module, config.settings)
     store = VolumeStore.open(spec.store.path)
     ids = {"train": beginning.roles["train"], "val": sorted(beginning.roles["val"])[: config.val_volumes]}
     data = {

@@ -24,9 +24,9 @@ from prdit_models.diffusion.sampling import sample
 from prdit_models.ema import ema_update
 from prdit_models.networks.build import Network, build_network
 from prdit_models.networks.cascade import RefinedPRDiT, low_frequency_loss
-from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig
+from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig, model_config
 from prdit_models.networks.prdit import trainable_parameters
-from prdit_models.plan import Work, memory_of, stage_networks
+from prdit_models.plan import Work, memory_of, of_network
 
 MIB = 2**20
 TRAIN_STEPS = int(os.environ.get("PRDIT_BENCH_STEPS", "3"))
@@ -128,13 +128,21 @@ def _sample(network: Network, batch: int) -> None:
 
 def _measure(preset: str, size: int, batch: int, work: Work) -> int:
     """Peak resident bytes of one case in this process, above its baseline."""
-    config = stage_networks(preset, size, refine=work.stage == "refiner")[work.stage]
-    _do(TINY_CASCADE if work.stage == "refiner" else TINY, 1, work)
+    config = _network(preset, size, work.name)
+    _do(TINY_CASCADE if work.name == "refiner" else TINY, 1, work)
     gc.collect()
     baseline, peak = _resident(), list[int]()
     with _watched(peak):
         _do(config, batch, work)
     return peak[-1] - baseline
+
+
+def _network(preset: str, size: int, name: str) -> NetworkConfig:
+    """The network that a preset's training of a name trains; a refiner's works on the preset at half the size."""
+    local = preset.rpartition("/")[0] + "/0"
+    if name == "refiner":
+        return CascadeConfig(model_config(local, size), model_config(preset, size // 2))
+    return model_config(local if name == "local" else preset, size)
 
 
 def _do(config: NetworkConfig, batch: int, work: Work) -> None:
@@ -147,10 +155,10 @@ def _do(config: NetworkConfig, batch: int, work: Work) -> None:
 
 def _row(number: int) -> dict[str, Any]:
     preset, size, batch, work = CASES[number]
-    config = stage_networks(preset, size, refine=work.stage == "refiner")[work.stage]
+    config = _network(preset, size, work.name)
     command = [sys.executable, "-m", "tests.bench.bench_plan", "--measure", str(number)]
     done = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, check=True)
-    measured, planned = int(done.stdout.split()[-1]), memory_of(work, config, batch).total
+    measured, planned = int(done.stdout.split()[-1]), memory_of(work, of_network(config), batch).total
     return {
         "preset": preset,
         "size": size,

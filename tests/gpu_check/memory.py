@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prdit_models import plan as planning
 from prdit_models.networks.config import ModelConfig
-from prdit_models.plan import GIB, Memory, Work, memory_of
+from prdit_models.plan import GIB, Memory, Work, memory_of, of_network
 from prdit_models.tracing import MemoryTrace
 from tests.gpu_check.report import Fact
 from tests.gpu_check.setting import Setting, power_of_two
@@ -22,7 +22,7 @@ TINY_BATCH = 2
 
 def planned(setting: Setting, work: Work, config: ModelConfig, batch: int) -> Memory:
     """Of the plan, for this kind of device."""
-    return memory_of(work, config, batch, setting.device.type)
+    return memory_of(work, of_network(config), batch, setting.device.type)
 
 
 def largest_batch(setting: Setting, work: Work, config: ModelConfig, at_most: int) -> int:
@@ -34,7 +34,7 @@ def largest_batch(setting: Setting, work: Work, config: ModelConfig, at_most: in
         return TINY_BATCH
     setting.free_memory()
     free, _ = torch.cuda.mem_get_info(setting.device)
-    fits = planning.largest_batch(work, config, free, "cuda")
+    fits = planning.largest_batch(work, of_network(config), free, "cuda")
     if fits < 1:
         raise RuntimeError(
             f"{work}: by the plan not even one volume of {config.volume_size}³ fits into {free / GIB:.1f} GiB."

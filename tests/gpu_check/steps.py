@@ -7,7 +7,7 @@ import torch
 
 from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.prdit import PRDiT
-from prdit_models.plan import Work, count_flops
+from prdit_models.plan import Work, count_flops, of_network
 from tests.gpu_check.cards import device_name, matmul_tflops, peak_tflops
 from tests.gpu_check.memory import PLAN_LIMIT, largest_batch, memory_facts, peak, plan_error, planned
 from tests.gpu_check.report import Fact, Row, compared, skipped
@@ -69,7 +69,7 @@ def _measured(setting: Setting, what: str, work: Work, config: ModelConfig, batc
         step(given)
     plan = planned(setting, work, config, batch)
     seconds = {phase: statistics.median(lap[phase] for lap in laps) for phase in PHASES}
-    flops = count_flops(config, batch, training=True, checkpointing=work.checkpointing)
+    flops = count_flops(of_network(config), batch, training=True, checkpointing=work.checkpointing)
     facts = seconds | _speed(setting, work.precision, batch, sum(seconds.values()), flops, rate)
     error = plan_error(plan, found)
     note = "error: planned tensors against measured"

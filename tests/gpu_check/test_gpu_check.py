@@ -13,7 +13,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from prdit_models.plan import count_flops
+from prdit_models.plan import count_flops, of_network
 from tests.gpu_check.__main__ import main
 from tests.gpu_check.parts import PARTS, Part
 from tests.gpu_check.setting import TINY_CONFIG
@@ -157,7 +157,7 @@ def test_times_and_rates_belong_together(tiny: dict[str, Any]) -> None:
     facts = rows_of(tiny, "steps")["tiny 16³, fp32, batch 2"]["facts"]
     assert facts["step_s"] == pytest.approx(sum(facts[name] for name in ("forward_s", "backward_s", "optimiser_s")))
     assert facts["volumes_per_s"] == pytest.approx(2 / facts["step_s"])
-    flops = count_flops(TINY_CONFIG, 2, training=True)
+    flops = count_flops(of_network(TINY_CONFIG), 2, training=True)
     assert facts["tflops"] == pytest.approx(flops / facts["step_s"] / 1e12)
     assert 0 < facts["of_matrix_product"] < 2
     assert facts["of_peak"] is None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prdit_models.networks.config import model_config
 from prdit_models.networks.linear import Linear
-from prdit_models.plan import Memory, Work, memory_of
+from prdit_models.plan import Memory, Work, memory_of, of_network
 from tests.gpu_check import memory, own, steps, training
 from tests.gpu_check.__main__ import run_part
 from tests.gpu_check.cards import peak_tflops
@@ -84,8 +84,8 @@ def test_the_batch_is_the_largest_power_of_two_the_plan_fits_into_what_is_free(
     batch = memory.largest_batch(ON_CUDA, work, config, 512)
     assert 1 < batch < 512
     assert batch & (batch - 1) == 0
-    assert memory_of(work, config, batch, "cuda").total <= 6 * GIB
-    assert memory_of(work, config, 2 * batch, "cuda").total > 6 * GIB
+    assert memory_of(work, of_network(config), batch, "cuda").total <= 6 * GIB
+    assert memory_of(work, of_network(config), 2 * batch, "cuda").total > 6 * GIB
     assert memory.largest_batch(ON_CUDA, work, config, 4) == 4
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (0, 80 * GIB))
     with pytest.raises(RuntimeError, match="not even one volume of 64³"):

@@ -11,32 +11,54 @@ runner = CliRunner()
 
 
 def test_json_has_published_counts_and_estimates() -> None:
-    done = runner.invoke(app, ["plan", "--preset", "B/12/0", "--size", "64", "--batch", "2", "--json"])
+    done = runner.invoke(app, ["plan", "--config", "published/lidc-128", "--batch", "2", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found["parameters"] == {"local": {"all": 39_156_160, "trainable": 39_156_160}}
+    assert found["parameters"] == {
+        "local": {"all": 39_156_160, "trainable": 39_156_160},
+        "global": {"all": 93_228_992, "trainable": 54_072_832},
+    }
     assert found["cpu"][0]["weights"] == 4 * 39_156_160
     assert {row["estimate"] for row in found["gpu"]} == {True}
-    assert (found["size"], found["batch"], found["refine"]) == (64, 2, False)
+    assert (found["configuration"], found["batch"]) == ("published/lidc-128", {"local": 2, "global": 2})
 
 
 def test_text_shows_the_refiner_and_says_estimate() -> None:
-    done = runner.invoke(app, ["plan", "--preset", "XS/12/1", "--size", "128", "--batch", "1", "--refine"])
+    done = runner.invoke(app, ["plan", "--config", "tiny", "--set", "recipe.refiner.enabled=true"])
     assert done.exit_code == 0, done.output
-    for words in ("train refiner, fp32", "sample refiner, bf16", "GPU memory (estimate)", "80 GB", "refined from half"):
+    for words in (
+        "train refiner, fp32",
+        "sample refiner, bf16",
+        "GPU memory (estimate)",
+        "80 GB",
+        "local 2, global 2, refiner 1",
+    ):
         assert words in done.stdout
 
 
+def test_settings_reach_the_plan() -> None:
+    joint = ["--set", "recipe.global.settings.joint_local=true", "--set", "recipe.local.process=flow"]
+    counts = []
+    for settings in ([], joint):
+        done = runner.invoke(app, ["plan", "--config", "tiny", *settings, "--json"])
+        assert done.exit_code == 0, done.output
+        counts.append(json.loads(done.stdout.strip().splitlines()[-1])["parameters"]["global"])
+    frozen, trained = counts
+    assert trained["trainable"] == trained["all"] < frozen["all"]  # one output channel less
+    assert frozen["trainable"] < frozen["all"]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "code", "complaint"),
     [
-        (["--preset", "M/12/4"], "Unknown preset 'M/12/4'"),
-        (["--size", "100"], "not divisible by stride 8"),
-        (["--batch", "0"], "batch is 0; expected at least 1"),
+        (["--set", "recipe.local.settings.preset=M/12/0"], 2, "recipe.local: Unknown preset 'M/12/0'"),
+        (["--set", "recipe.local.view={size: 100, edge: 100}"], 2, "not divisible by stride 8"),
+        (["--config", "lidc"], 2, "'lidc' is not a configuration"),
+        (["--batch", "0"], 2, "Invalid value for '--batch'"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], complaint: str) -> None:
+def test_bad_input_is_one_sentence(arguments: list[str], code: int, complaint: str) -> None:
     done = runner.invoke(app, ["plan", *arguments])
-    assert done.exit_code == 1
+    assert done.exit_code == code
     assert complaint in done.stderr
     assert "Traceback" not in done.output

@@ -54,6 +54,9 @@ class CodecFamily:
     def begin(self, module, settings, start):
         pass
 
+    def freeze(self, module, settings):
+        pass
+
     def optimizers(self, module, training):
         return {"codec": adamw([({"lr": training.lr}, trainable_parameters(module))], training.weight_decay)}
 

@@ -29,7 +29,7 @@ class Latent(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.codec = Codec(channels).requires_grad_(False)
+        self.codec = Codec(channels)
         self.denoiser = nn.Conv3d(channels + 1, channels, 3, padding=1)
         self.critic = nn.Conv3d(channels, 1, 3, padding=1)
         self.register_buffer("turns", torch.zeros(1))
@@ -58,6 +58,9 @@ class LatentFamily:
 
     def begin(self, module, settings, start):
         load_weights(module.codec, start, "They must be those of the autoencoder.")
+
+    def freeze(self, module, settings):
+        module.codec.requires_grad_(False)
 
     def optimizers(self, module, training):
         rates = {"denoiser": training.lr, "critic": training.settings.critic_lr}
