@@ -13,10 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -51,11 +49,14 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
     if dicom is not None and not dicom.is_dir():
         console.print(f"[red]{escape(str(dicom))} is not a folder.[/] Give the folder that holds the DICOM series.")
         return 1
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C: the run is cancelled, the servers are stopped
     began = time.monotonic()
     already_up = local.running(state_dir / "services") is not None
     stop_at_end = not (keep or already_up)
     try:
-        with _sigterm_as_interrupt(), PeakMemory() as memory:
+        with PeakMemory() as memory:
             parameters = _parameters(dicom, config, state_dir)
             settings = from_parameters(**parameters)  # refused here, before anything is written or started
             _heading(console, "Input")
@@ -270,17 +271,3 @@ def _show_ending(console: Console, services: local.Services, *, up: bool) -> Non
 
 def _heading(console: Console, text: str) -> None:
     console.print(f"\n[bold cyan]{escape(text)}[/]")
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: run cancelled, servers stopped."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

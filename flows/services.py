@@ -87,7 +87,8 @@ def child_environment(services: Services) -> dict[str, str]:
     """The whole environment of a process working with the services.
 
     Ours without any Prefect or MLflow setting (a profile or key for another server must not leak in), with this Python's
-    scripts first on PATH, so that a worker starts flow runs in the same venv.
+    scripts first on PATH, so that a worker starts flow runs in the same venv. Without the safe path, Prefect's process for
+    cancellation hooks finds a `storage` of its own, beside its script, instead of ours.
     """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     direct = [item for item in inherited.get("NO_PROXY", inherited.get("no_proxy", "")).split(",") if item]
@@ -95,6 +96,7 @@ def child_environment(services: Services) -> dict[str, str]:
     return {
         **inherited,
         "PATH": str(Path(sys.executable).parent) + os.pathsep + inherited.get("PATH", ""),
+        "PYTHONSAFEPATH": "1",
         "PREFECT_API_URL": services.prefect_api_url,
         "PREFECT_HOME": str(services.state_dir / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -134,8 +136,12 @@ def start(state_dir: Path) -> Services:
     for name in ("prefect", "mlflow", "logs"):
         (state_dir / name).mkdir(parents=True, exist_ok=True)
     with _locked(state_dir):
-        with contextlib.suppress(ServiceError):
-            return _bring_up(_supervised(state_dir))
+        with contextlib.suppress(ServiceError):  # none runs
+            services = _supervised(state_dir)
+            try:
+                return _bring_up(services)
+            except ServiceError as error:
+                logger.warning("%s\nAll services are started anew.", error)
         _stop(state_dir)
         try:
             return _bring_up(_start_supervisord(state_dir))
@@ -159,8 +165,15 @@ def deploy(services: Services, directory: Path) -> str:
         directory: where runs work, which is what relative paths of a configuration start from.
 
     Returns: Prefect's own output.
-    Raises: ServiceError: Prefect refused; the message holds its output.
+    Raises: ServiceError: Prefect refused (the message holds its output), or runs there would import other modules than ours.
     """
+    rooms = ("flows", "tasks", "prdit_models", "storage")
+    own = [name for name in rooms if (directory / name / "__init__.py").exists() or (directory / f"{name}.py").exists()]
+    if own and directory.resolve() != Path(__file__).resolve().parents[1]:
+        raise ServiceError(
+            f"{directory} has Python modules named {', '.join(own)}. Prefect looks for modules in the folder a run works in, so "
+            "runs there would import them instead of prdit's. Call prdit in another folder."
+        )
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)],
         cwd=directory,

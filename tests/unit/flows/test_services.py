@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,9 +107,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
 def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIns]:
     value = StandIns(tmp_path)
     monkeypatch.setattr(local, "CONFIGURATION", value.configuration)
-    yield value
-    stop(value.state_dir)
-    assert value.started() == []
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        monkeypatch.setattr(local, "_SOCKETS", Path(short) / "sockets")
+        yield value
+        stop(value.state_dir)
+        assert value.started() == []
 
 
 def test_mlflow_addresses_open_on_runs_and_metrics(tmp_path: Path) -> None:
@@ -364,6 +367,16 @@ def test_every_service_has_a_log_that_is_rotated(stand_ins: StandIns) -> None:
     for section in (name for name in programs.sections() if name.startswith("program:")):
         assert programs[section]["stdout_logfile_maxbytes"] == "10MB"
         assert programs[section]["autorestart"] == programs[section]["stopasgroup"] == "true"
+
+
+def test_modules_that_runs_would_import_instead_of_ours_are_named(tmp_path: Path) -> None:
+    services = Services(state_dir=tmp_path, prefect_ui_url="http://127.0.0.1:1", mlflow_url="http://127.0.0.1:2")
+    (tmp_path / "flows.py").touch()
+    (tmp_path / "storage").mkdir()  # a folder that is no package does not hide ours
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "__init__.py").touch()
+    with pytest.raises(ServiceError, match=rf"{tmp_path} has Python modules named flows, tasks\."):
+        local.deploy(services, tmp_path)
 
 
 @pytest.mark.slow
