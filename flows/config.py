@@ -157,7 +157,7 @@ def _folders(owner: str, package: str) -> list[Path]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"the configurations of {owner} cannot be read: {package!r}, which it names in the entry-point group {_GROUP}, is "
-            f"no package that can be imported ({type(error).__name__}: {error}). Mend or uninstall {owner}."
+            f"no package that can be imported ({type(error).__name__}: {error}). Repair or uninstall {owner}."
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Plain PyTorch: networks, diffusion, samplers, intensity mapping and metric mathematics."""
+"""Plain PyTorch: networks, diffusion processes and samplers, model families, intensity mapping, metrics."""

@@ -9,7 +9,7 @@ from torch import Tensor
 def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
     """Decay of the update after optimiser step n: min(decay, (1 + n) / (10 + n)), or the published constant.
 
-    Without warm-up the average of a short run is still its zero-output initialisation: 0.9999 forgets in 10,000 steps.
+    Without warm-up the average of a short run is still its zero-output initialisation: 0.9999 averages over 10,000 steps.
 
     Args:
         step: n >= 0, optimiser steps done.
@@ -28,7 +28,7 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 def ema_update(averages: Iterable[Tensor], parameters: Iterable[Tensor], decay: float) -> None:
     """Move averages towards parameters in place: ema ← decay·ema + (1 - decay)·w.
 
-    Computed as ema + (1 - decay)·(w - ema), so frozen weights stay bit for bit what they are.
+    Computed as ema + (1 - decay)·(w - ema), so frozen weights stay bit-identical.
 
     Args:
         averages: tensors to change.

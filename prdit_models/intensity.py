@@ -18,11 +18,11 @@ MAPPINGS = ("window", *PUBLISHED_QUANTILES)
 
 @dataclass(frozen=True)
 class HounsfieldWindow:
-    """How HU become what a model sees, and back.
+    """How HU map to the model's range, and back.
 
     `window` is a fixed linear map of [lower_hu, upper_hu], the same for every scan. The published mappings scale each scan by its
     own quantile and minimum (`of_scan`), so HU cannot be recovered from them: for those, `to_hu` and `to_model` are the linear map
-    through the nominal window, and HU of samples are nominal, too.
+    through the nominal window, and HU of samples are nominal too.
 
     Attributes:
         lower_hu: value that becomes `model_lower`; published mappings clip a scan there.
@@ -83,13 +83,13 @@ class HounsfieldWindow:
         * `published-rad`: clipped to the window, brought to `size` by linear interpolation with the corner voxels kept, cap at that
           view's own 0.995 quantile, scaled by its own minimum and maximum.
 
-        A view that is one value throughout becomes model_lower (the published code divides 0 by 0 there).
+        A constant view becomes model_lower (the published code divides 0 by 0 there).
 
         Args:
             hu: cubic view of edge E, shape (E, E, E).
             size: edge of the result; divides E.
         Returns: float32 in [model_lower, model_upper], shape (size, size, size).
-        Raises: ValueError: if the view is no cube or size does not divide its edge.
+        Raises: ValueError: if the view is not a cube or size does not divide its edge.
         Source: SPEC §5.1, §5.2, §5.3.
         """
         edge = hu.shape[-1]

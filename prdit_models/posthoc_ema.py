@@ -52,7 +52,7 @@ def sigma_of(gamma: float) -> float:
 
 
 def power_update(averages: Iterable[Tensor], parameters: Iterable[Tensor], updates: int, gamma: float) -> None:
-    """Take the weights of update t >= 1 into an average in place: decay (1 - 1/t)^(γ+1), which is 0 at the first.
+    """Add the weights of update t >= 1 to an average in place: decay (1 - 1/t)^(γ+1), which is 0 at the first.
 
     Raises: ValueError: t < 1, or tensors that do not match.
     """
@@ -64,20 +64,20 @@ def power_update(averages: Iterable[Tensor], parameters: Iterable[Tensor], updat
 def mixing_coefficients(kept: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
     """How much of each kept average makes the wanted one, shape (len(kept),); they sum to 1.
 
-    Least squares between profiles as functions of τ, under the condition that weights which never moved stay what they are.
+    Least squares between profiles as functions of τ, under the condition that constant weights are reproduced.
 
     Raises: ValueError: nothing is kept, a profile is impossible, more updates are wanted than any snapshot has seen, or the
-        nearest mix is not near.
+        best approximation is too far off.
     """
     if not kept:
         raise ValueError("There are no snapshots to average from; train with ema_snapshots above 0.")
     for profile in (*kept, wanted):
         if not (profile.updates > 0 and profile.gamma >= 0):
-            raise ValueError(f"{profile} is no profile; expected updates > 0 and gamma >= 0.")
+            raise ValueError(f"{profile} is not a profile; expected updates > 0 and gamma >= 0.")
     latest = max(profile.updates for profile in kept)
     if wanted.updates > latest:
         raise ValueError(
-            f"Update {wanted.updates:g} lies behind the last snapshot, {latest:g}; choose {latest:g} or less."
+            f"Update {wanted.updates:g} lies after the last snapshot, {latest:g}; choose {latest:g} or less."
         )
     size = len(kept)
     system, right = np.ones((size + 1, size + 1)), np.ones(size + 1)

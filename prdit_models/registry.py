@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Named things: our rows, and those of other installed packages.
+    """Named things: prdit's rows, and those of other installed packages.
 
     A row says where the thing is, `package.module:NAME`; it is imported when it is asked for by name. Another package adds one as
     an entry point of the table's group (docs/extending.md):
@@ -21,7 +21,7 @@ class Registry(Generic[T]):
     Args:
         what: one of the things in words, for messages.
         group: entry-point group.
-        rows: our own.
+        rows: prdit's own.
         needs: attributes that a thing must have.
     """
 
@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         self._found: dict[str, T] = {}
 
     def names(self) -> tuple[str, ...]:
-        """Every name, ours first.
+        """Every name, prdit's own first.
 
         Raises: ValueError: a name is registered twice.
         """
@@ -45,7 +45,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """The thing of a name.
 
-        Raises: ValueError: no such name, a row that cannot be imported, or a thing that lacks something.
+        Raises: ValueError: no such name, a row that cannot be imported, or a thing that lacks a needed attribute.
         """
         if name in self._found:
             return self._found[name]
@@ -57,7 +57,7 @@ class Registry(Generic[T]):
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"The {self.what} {name!r} of {owner} cannot be imported from {place!r} ({type(error).__name__}: {error}). "
-                f"Mend or uninstall {owner}."
+                f"Repair or uninstall {owner}."
             ) from error
         if missing := [need for need in self._needs if not hasattr(found, need)]:
             raise ValueError(
@@ -69,7 +69,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _places(self) -> dict[str, tuple[str, str]]:
-        """(where, whose) by name."""
+        """(place, owner) by name."""
         places = {name: (place, "prdit") for name, place in self._rows.items()}
         for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
             owner = _owner(point)

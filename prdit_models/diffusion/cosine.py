@@ -1,4 +1,4 @@
-"""The image-and-noise process: a quarter turn from the volume to noise, and the loss of a network that predicts both."""
+"""The cosine process: a rotation by π/2 from the volume to noise, and the loss of a network that predicts both."""
 
 import math
 from collections.abc import Callable
@@ -188,7 +188,7 @@ class CosineProcess:
     def integrate(
         self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
     ) -> SampleResult:
-        """From noise to volumes along a schedule of angles (SPEC §3).
+        """Integrate from noise to volumes along a schedule of angles (SPEC §3).
 
         Args:
             model: maps (x (B, C, S, S, S), 0-d t) to (B, O, S, S, S).
@@ -226,7 +226,7 @@ class CosineProcess:
             return parametrize(state, evaluate(state, t, sin, cos), sin, cos)
 
         for step in steps:
-            if step.t == 0.0:  # the published schedule looks once more at t = 0 and moves no more
+            if step.t == 0.0:  # the published schedule ends with an evaluation at t = 0, without a step
                 evaluate(x, step.t, step.sin, step.cos)
                 break
             found = estimate(x, step.t, step.sin, step.cos)

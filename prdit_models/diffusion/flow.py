@@ -17,7 +17,7 @@ from prdit_models.diffusion.times import logit_normal
 class FlowProcess:
     """x_t = (1-t)·eps + t·x0 for t in [0, 1], eps ~ N(0, 1), velocity x0 - eps.
 
-    Time runs the other way than in `CosineProcess`: t = 0 is noise. The network is given `model_time(t)` = 1000·t.
+    Time runs opposite to `CosineProcess`: t = 0 is noise. The network is given `model_time(t)` = 1000·t.
 
     Attributes:
         noise_std: 1, by definition of the variant.
@@ -132,7 +132,7 @@ class FlowProcess:
     def integrate(
         self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
     ) -> SampleResult:
-        """From noise (t = 0) to the volume (t = 1) in equal steps of time (SPEC §3.1).
+        """Integrate from noise (t = 0) to the volume (t = 1) in equal steps of time (SPEC §3.1).
 
         Args:
             model: maps (x (B, C, S, S, S), 0-d model time) to (B, C, S, S, S).

@@ -10,12 +10,12 @@ from prdit_models.diffusion.process import prepared
 
 
 class Guided:
-    """A labelled model as the samplers call one: uncond + w·(cond - uncond).
+    """A model with labels, called by the samplers as one without: uncond + w·(cond - uncond).
 
     Args:
         model: a network with classes: `model(x, t, labels)`, with `config.num_classes`.
-        labels: one a volume, shape (B,).
-        scale: w; 1 is the conditional model itself (one evaluation), above 1 the label is exaggerated (both in one doubled batch).
+        labels: one per volume, shape (B,).
+        scale: w; 1 is the conditional model itself (one evaluation), above 1 amplifies the label (both in one doubled batch).
     Raises: ValueError: if the scale is not a positive number or the model has no classes.
     Source: Ho & Salimans (2022).
     """
@@ -30,7 +30,7 @@ class Guided:
         self.scale = scale
 
     def prepared(self, times: Tensor) -> AbstractContextManager[None]:
-        """See `PRDiT.prepared`; labelled steps are computed all the same."""
+        """See `PRDiT.prepared`; steps with labels are not prepared."""
         return prepared(self.model, times)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class Guided:
         if self.scale == 1.0:
             out: Tensor = self.model(x, t, self.labels)
             return out
-        nothing = torch.full_like(self.labels, self.model.config.num_classes)
+        no_label = torch.full_like(self.labels, self.model.config.num_classes)
         steps = t.expand(2 * x.shape[0])  # labels differ within the batch, so each row has its own modulations
-        both: Tensor = self.model(torch.cat([x, x]), steps, torch.cat([self.labels, nothing]))
+        both: Tensor = self.model(torch.cat([x, x]), steps, torch.cat([self.labels, no_label]))
         conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)

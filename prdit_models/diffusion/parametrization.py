@@ -1,7 +1,7 @@
-"""Between network and stepper: what a state is taken to be made of, and the drift that follows.
+"""From a network's estimates to what a stepper uses: noise and image of a state, and the drift that follows.
 
-A network trained on noise and image puts out both, and a real one contradicts itself: cos(β)·x0_hat + sin(β)·eps_hat is not the
-state it was given. If a stepper builds the next state from such a pair, its errors multiply with the steps.
+A network trained on noise and image predicts both, and in practice the two are inconsistent: cos(β)·x0_hat + sin(β)·eps_hat is not
+the state it was given. If a stepper builds the next state from such a pair, the error grows with every step.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Heads(NamedTuple):
-    """A network's own estimates in a state: its noise and its image, each (B, C, S, S, S)."""
+    """A network's own estimates for a state: its noise and its image, each (B, C, S, S, S)."""
 
     eps: Tensor
     x0: Tensor
@@ -31,8 +31,8 @@ Parametrize = Callable[[Tensor, Heads, float, float], Estimates]
 def from_velocity(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
     """The published drift f, and the only image and noise that agree with it and with the state.
 
-    cos(β)·x + sin(β)·f and sin(β)·x - cos(β)·f: turned back by β they give x and -f. The image is the mean, weighted sin² : cos²,
-    of the network's own and of the one its noise leaves in x, so each counts where it is well determined.
+    cos(β)·x + sin(β)·f and sin(β)·x - cos(β)·f: rotated back by β they give x and -f. The image is the mean, weighted sin² : cos²,
+    of the network's own and of the one its noise implies for x, so each counts where it is well determined.
 
     Source: v-prediction (Salimans & Ho 2022, appendix D), drift of SPEC §3.
     """
@@ -41,7 +41,7 @@ def from_velocity(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
 
 
 def from_image(x: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
-    """The network's image, and the noise it leaves in the state: (x - cos(β)·x0_hat)/sin(β); needs sin(β) > 0."""
+    """The network's image, and the noise it implies for the state: (x - cos(β)·x0_hat)/sin(β); needs sin(β) > 0."""
     eps = (x - cos * heads.x0) / sin
     return Estimates(eps, heads.x0, sin * heads.x0 - cos * eps)
 

@@ -1,4 +1,4 @@
-"""What a process is: the noise a network learns to undo, and how it is undone step by step."""
+"""The interface of a process: how volumes are noised, the loss of a network that removes the noise, and sampling."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -32,7 +32,7 @@ class SampleResult:
 
 
 class Process(Protocol):
-    """From volumes to noise, the loss of a network that goes back, and the way back.
+    """A forward process from volumes to noise, the loss of a network that reverses it, and the integration of the reverse.
 
     Frozen dataclasses whose fields are settings; a checkpoint stores them by `to_dict`.
 
@@ -40,7 +40,7 @@ class Process(Protocol):
         name: as in the table of processes.
         noise_std: standard deviation of the noise in model units.
         num_steps: scale T of the time a network sees.
-        prediction: what a network puts out.
+        prediction: what a network predicts.
         outputs: output channels of a network for each channel of the volume.
     """
 
@@ -81,7 +81,7 @@ class Process(Protocol):
     def integrate(
         self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
     ) -> SampleResult:
-        """From noise to volumes; `report(evaluations done, image estimate)` after every evaluation."""
+        """Integrate from noise to volumes; `report(evaluations done, image estimate)` after every evaluation."""
 
     def to_dict(self) -> dict[str, Any]:
         """The process as a checkpoint stores it."""

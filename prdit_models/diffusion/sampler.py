@@ -1,4 +1,4 @@
-"""Which sampler: a name, a schedule, a number of evaluations. Imports no PyTorch, so that configurations can use it."""
+"""Settings of a sampler: name, schedule, number of evaluations. Imports no PyTorch, so that configurations can use it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from prdit_models.registry import Registry
 
 _STEPPERS = "prdit_models.diffusion.steppers"
-# Of `Solver`s: how each makes a step, for every process it works with.
+# `Solver`s: how each sampler makes a step, for every process it works with.
 SAMPLERS: Registry[Any] = Registry(
     "sampler",
     "prdit.samplers",
@@ -27,15 +27,15 @@ DEFAULT_PREDICTOR_STEP = 2
 
 @dataclass(frozen=True)
 class Sampler:
-    """How volumes are drawn: a stepper on a schedule, and what it makes of the network's two estimates.
+    """How volumes are drawn: a stepper on a schedule, and how it combines the network's two estimates.
 
     Attributes:
         name: one of `SAMPLERS`.
-        num_steps: evaluations of the network (`heun` makes two per step). The published schedule makes them a divisor's worth, see
-            `respaced_times`; `heun` on it evaluates at both ends of every step.
+        num_steps: evaluations of the network (`heun` makes two per step). The published schedule gives exactly that number only for
+            divisors of T, see `respaced_times`; `heun` on it evaluates at both ends of every step.
         schedule: `even`: exactly num_steps evaluations from t = T(1 - 1/T) down, evenly spaced in the square root of time, none at
             t = 0. `published`: multiples of ⌊T/n⌋, the last evaluation at t = 0.
-        predictor_step: k of `predictor-corrector`: the predictor jumps k steps, the corrector goes k - 1 back by adding noise.
+        predictor_step: k of `predictor-corrector`: the predictor advances k steps, the corrector goes k - 1 back by adding noise.
         parametrization: `velocity`: the published drift of both estimates, image and noise as it and the state determine them.
             `image`: the image alone, noise from the state.
 

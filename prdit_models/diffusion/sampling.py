@@ -1,4 +1,4 @@
-"""From noise to volumes: one state in memory, whatever the number of steps."""
+"""Sampling, from noise to volumes: one state in memory, for any number of steps."""
 
 from collections.abc import Callable, Sequence
 
@@ -38,9 +38,9 @@ def sample(
 ) -> SampleResult:
     """Draw one volume per generator.
 
-    One state is kept whatever the number of steps; nothing is clipped. Noise is drawn where each generator lives and
-    moved, so a seed means the same volume on every device (up to rounding). A model with `prepared(times)` computes what depends
-    on time alone once for the schedule.
+    One state is kept for any number of steps; nothing is clipped. Noise is drawn on each generator's device and then moved, so a
+    seed gives the same volume on every device (up to rounding). A model with `prepared(times)` computes what depends on time alone
+    once for the schedule.
 
     Args:
         model: maps (x (B, C, S, S, S), 0-d t) to (B, O, S, S, S) as the process's prediction says; in the mode it should run in.

@@ -1,4 +1,4 @@
-"""When a sampler evaluates the network, and how it gets from one time to the next."""
+"""Times at which a sampler evaluates the network, and the coefficients of the steps between them."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from prdit_models.diffusion.sampler import SAMPLERS, Sampler
 
 @dataclass(frozen=True)
 class Step:
-    """Numbers of one sampler step from a visited time to the next lower one.
+    """Coefficients of one sampler step from a visited time to the next lower one.
 
     Attributes:
         t: visited time.
@@ -41,7 +41,7 @@ class Step:
 def respaced_times(num_steps: int, num_train_steps: int = 1000) -> list[int]:
     """Visited times of the published schedule in decreasing order: multiples of ⌊T / n⌋ below T.
 
-    Only divisors of T give exactly n evaluations (n = 300 of 1000 gives 334): the published rule, kept.
+    Only divisors of T give exactly n evaluations (n = 300 of 1000 gives 334); that is the published rule.
 
     Raises: ValueError: if n is not in [1, T].
     Source: SPEC §3.
@@ -107,7 +107,7 @@ def _even_intervals(sampler: Sampler) -> int:
 
 
 def _evaluations(sampler: Sampler, visited: list[float]) -> list[int]:
-    """Evaluations of each step: a sampler that looks at both ends does so where a step does not end at t = 0."""
+    """Evaluations of each step: a sampler that evaluates both ends of a step does so unless it ends at t = 0."""
     single = [1] * len(visited)
     if not SAMPLERS[sampler.name].both_ends:
         return single

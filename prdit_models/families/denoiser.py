@@ -1,4 +1,4 @@
-"""What families have in common whose one network undoes the noise of a process: losses, validation, sampling."""
+"""The base of families with one network that removes the noise of a process: losses, validation, sampling."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from prdit_models.diffusion.sampling import sample
 from prdit_models.families.family import Batch, Callback, Losses, Request, Training
 from prdit_models.networks.prdit import trainable_parameters
 
-_VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds compare
+_VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds can be compared
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DenoiserSettings:
 
 
 class Denoiser:
-    """A family of one network that predicts what its process asks for; see `Family` for the methods.
+    """A family of one network that predicts what its process needs; see `Family` for the methods.
 
     The module is called as `module(x, t)` or, with classes, `module(x, t, labels)`, and has `config` with `volume_size`,
     `in_channels` and `num_classes`.
@@ -106,9 +106,9 @@ class Denoiser:
         return _known(process).evaluations(request.sampler)
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
-        """Refuse a sampler the process does not have, and a label the model does not know.
+        """Refuse requests that cannot be drawn.
 
-        Raises: ValueError: see above.
+        Raises: ValueError: the process has no such sampler, or a label was asked for of a model without labels.
         """
         self.evaluations(process, request)
         if request.label is not None and not description.get("num_classes", 0):

@@ -1,4 +1,4 @@
-"""What a model family is, and the table of them."""
+"""The interface of a model family, and the table of families."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ Callback = Callable[[int, int, Tensor], None]
 
 @dataclass(frozen=True)
 class Given:
-    """What a family shapes its model by.
+    """What a family needs to describe its model, besides its settings.
 
     Attributes:
         size: edge of its volumes in voxels.
         voxel_mm: their voxel distance.
         process: the process it is trained with; None for a family without one.
         num_classes: integer labels of the training volumes; 0: none.
-        start: description of the model it starts from; None for a family that starts from nothing.
+        start: description of the model it starts from; None for a family that is trained from scratch.
     """
 
     size: int
@@ -42,7 +42,7 @@ class Batch:
     Attributes:
         volumes: model range, shape (B, C, D, H, W), on the training's device.
         labels: integers, shape (B,); None without labels.
-        no_label: the integer that stands for "no label".
+        no_label: the integer that means "no label".
         label_dropout: share of volumes to be shown without their label.
     """
 
@@ -70,7 +70,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a trained model.
+    """How volumes are to be drawn from a trained model.
 
     Attributes:
         sampler: how volumes are drawn, for families with a process.
@@ -86,14 +86,14 @@ class Request:
 
 
 class Family(Protocol):
-    """What can be trained and sampled. One object per family; what differs between trainings comes in by arguments.
+    """What can be trained and sampled. One object per family; what differs between trainings is passed in.
 
     Attributes:
         title: in words, for reports: `local denoiser`.
         settings: frozen dataclass of its settings; its `__post_init__` refuses what no training can have.
         processes: names of the processes it works with, its default first; empty for a family without one.
-        offers: what its checkpoint is to a training that starts from it, empty for nothing.
-        needs: what it starts from, one of the others' `offers`; empty for a family that starts from nothing.
+        offers: what a training that starts from its checkpoint gets; empty where none can start from it.
+        needs: what it starts from, one of the others' `offers`; empty for a family that is trained from scratch.
         scale: edge of its volumes relative to those of the model it starts from.
         turns: names of its optimisers in the order in which they step.
     """
@@ -129,7 +129,7 @@ class Family(Protocol):
         Args:
             module: from `build`, on the CPU.
             settings: of the family's type.
-            start: weights of the model below; None for a family that starts from nothing.
+            start: weights of the model below; None for a family that is trained from scratch.
         Raises: ValueError: weights that do not fit.
         """
 
@@ -156,10 +156,10 @@ class Family(Protocol):
     def validate(
         self, module: nn.Module, volumes: Tensor, labels: Tensor | None, training: Training, batch_size: int
     ) -> dict[str, float]:
-        """Losses on fixed volumes with fixed noise, `loss` and its parts; the same numbers whenever weights are the same.
+        """Losses on fixed volumes with fixed noise, `loss` and its parts; equal weights give equal numbers.
 
         Args:
-            module: where it was put.
+            module: on its device.
             volumes: (V, C, D, H, W), on the CPU.
             labels: (V,) or None.
             training: settings and process.
@@ -189,7 +189,7 @@ class Family(Protocol):
             process: the process it was trained with.
             request: how to draw.
             generators: on the CPU, one for each volume.
-            callback: called as (evaluations done, of all, image estimate).
+            callback: called as (evaluations done, total, image estimate).
         """
 
 
@@ -220,9 +220,9 @@ FAMILIES: Registry[Family] = Registry(
 
 
 def family_of(description: Mapping[str, Any]) -> str:
-    """Name of the family whose networks a description is of, for models that come from elsewhere.
+    """Name of the family whose networks a description fits, for imported models.
 
-    Raises: ValueError: of none that recognises its own (by a method `fits(description)`).
+    Raises: ValueError: no family recognises it (by a method `fits(description)`).
     """
     for name in FAMILIES.names():
         fits = getattr(FAMILIES[name], "fits", None)

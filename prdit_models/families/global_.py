@@ -22,7 +22,7 @@ class GlobalSettings(DenoiserSettings):
 
     Attributes:
         preset: `size/patch/depth` with the local denoiser's size and patch and a depth above 0.
-        joint_local: train the local branch along instead of freezing it.
+        joint_local: train the local branch too, instead of freezing it.
         qk_norm: RMS norm of queries and keys (ViT-22B, Dehghani et al. 2023).
         position: `table` (published), or `rotary`: rotary embedding in mm (RoFormer, Su et al. 2021); size L needs it.
     """
@@ -47,7 +47,7 @@ class Global(Denoiser):
         options = inherited(below)
         if not settings.preset.partition("-")[0].endswith(
             "/0"
-        ):  # else the message below says more than that of its options
+        ):  # at depth 0 the message below is clearer than that of these options
             options |= {"qk_norm": settings.qk_norm, "num_classes": given.num_classes}
         if settings.position == "rotary":
             options |= {"position": "rotary", "voxel_mm": given.voxel_mm}
@@ -87,7 +87,7 @@ class Global(Denoiser):
 
 
 def inherited(below: ModelConfig) -> dict[str, Any]:
-    """What a network takes over from the one it is added to: channels and norms."""
+    """What a network inherits from the one it is added to: channels and norms."""
     return {name: getattr(below, name) for name in ("in_channels", "out_channels", "arithmetic", "norm")}
 
 

@@ -29,7 +29,7 @@ class LocalSettings(DenoiserSettings):
 
 
 class Local(Denoiser):
-    """Trained from nothing; what it has learned is low frequencies, which no sampler joins into an anatomy."""
+    """Trained from scratch; what it learns is low frequencies, from which no sampler makes an anatomy."""
 
     title = "local denoiser"
     settings = LocalSettings
@@ -66,7 +66,7 @@ class Local(Denoiser):
         """Always refuses. Raises: ValueError."""
         raise ValueError(
             "Sampling needs a model of the whole volume, got a local denoiser (stage 1): patches denoised on their own do not "
-            "join into an anatomy. Train stage 2 on it (`prdit train global`) and sample the result."
+            "form an anatomy. Train stage 2 on it (`prdit train global`) and sample the result."
         )
 
     def fits(self, description: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The refiner (stage 3): a local denoiser one pyramid level above a model, whose output it completes."""
+"""The refiner (stage 3): a local denoiser one pyramid level above a model, whose output it refines."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class RefinerSettings(DenoiserSettings):
     Attributes:
         preset: `size/patch/0` of the refining head.
         low_frequency_weight: of the refined image's pooled distance to the image of the model below.
-        fine_tune_lr: learning rate of the model below, trained along; None: it is frozen.
+        fine_tune_lr: learning rate of the model below where it is trained too; None: it is frozen.
     """
 
     preset: str = "XS/12/0"
@@ -83,7 +83,7 @@ class Refiner(Denoiser):
         module.freeze_base(settings.fine_tune_lr is None)
 
     def optimizers(self, module: Any, training: Training) -> dict[str, torch.optim.Optimizer]:
-        """One AdamW, the model below at its own rate where it is trained along."""
+        """One AdamW, the model below at its own rate where it is trained too."""
         below = trainable_parameters(module.base)
         inside = set(below)
         head = [parameter for parameter in trainable_parameters(module) if parameter not in inside]
@@ -93,7 +93,7 @@ class Refiner(Denoiser):
     def losses(
         self, turn: str, network: Callable[..., Any], batch: Batch, training: Training, generator: torch.Generator
     ) -> Losses | None:
-        """Losses of the process, and how far the refined image has moved from that of the level below (SPEC §9)."""
+        """Losses of the process, and the distance of the refined image from that of the level below (SPEC §9)."""
         x_t, t, eps = self.noised(batch, training, generator)
         process = training.process
         if process is None:
@@ -108,8 +108,8 @@ class Refiner(Denoiser):
         """Refuse a sampler the process does not have, and any label. Raises: ValueError."""
         if request.label is not None:
             raise ValueError(
-                "A label was asked for (sample.label) of a refined model, which knows no labels: they act in the model below. "
-                "Sample that one's checkpoint, or leave the label out."
+                "A label was asked for (sample.label) of a refined model, which takes no labels: they condition the model "
+                "below. Sample the checkpoint of that model, or leave the label out."
             )
         super().check(description, process, request)
 

@@ -1,4 +1,4 @@
-"""Does a volume look like a chest? Figures of one volume that need no network, and the limits they are judged by.
+"""Does a volume look like a chest? Figures of one volume that need no network, and the limits within which a chest lies.
 
 Masks are made on a grid of about 8 mm, whatever the volume's resolution, so that one set of limits serves 32³, 64³ and 128³;
 Hounsfield units are read at full resolution. Limits were fixed on real scans and phantoms before any sample was looked at; which
@@ -19,10 +19,10 @@ Mask = NDArray[np.bool_]
 Figures = dict[str, float | None]
 
 AIR_HU = -500.0  # half way between lung or outside air and soft tissue
-TISSUE_HU = -300.0  # above it a voxel of the body is no lung and no edge of one
+TISSUE_HU = -300.0  # above it a voxel of the body is neither lung nor its edge
 BONE_HU = 150.0  # at 8 mm, cortical bone is averaged with marrow and muscle
 MASK_MM = 8.0
-_MIN_OUTSIDE = 0.005  # share of a volume below which the air around the body has no mean worth judging
+_MIN_OUTSIDE = 0.005  # share of a volume below which the air around the body is too little for a mean
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def failures(figures: Figures, voxel_mm: float) -> list[str]:
 
 
 def pooled(hu: Hu, voxel_mm: float) -> Hu:
-    """The volume on voxels of at most `MASK_MM`: means of blocks, which overlap by a voxel where their edge is no whole number."""
+    """The volume on voxels of at most `MASK_MM`: means of blocks, which overlap by a voxel where their edge is not an integer."""
     sizes = tuple(min(n, math.ceil(n * voxel_mm / MASK_MM - 1e-6)) for n in hu.shape)
     volume = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))[None, None]
     means: Hu = nn.functional.adaptive_avg_pool3d(volume, (sizes[0], sizes[1], sizes[2]))[0, 0].numpy()
@@ -138,8 +138,8 @@ def neighbour_distance(hu: Hu) -> Hu:
 def _outside_air(air: Mask) -> Mask:
     """Air that reaches the front or the back of the box within its axial slice.
 
-    Not the sides: a box that cuts a wide chest cuts its lungs there. Not through other slices: an open windpipe would join lungs
-    and room.
+    Not the sides: a box that cuts a wide chest cuts its lungs there. Not through other slices: an open windpipe would connect the
+    lungs with the air around the body.
     """
     outside = np.zeros_like(air)
     for found, plane in zip(outside, air, strict=True):
@@ -179,7 +179,7 @@ def _filled(body: Mask) -> float:
 def _taper(lung: Mask, body: Mask) -> float | None:
     """Minus the correlation of height and distance from the body's axis over all lung voxels.
 
-    Lungs end in narrow tops near the axis and in wide bases around the diaphragm; mirrored top to bottom, the sign turns.
+    Lungs end in narrow tops near the axis and in wide bases around the diaphragm; upside down, the sign is reversed.
     """
     z, y, x = np.nonzero(lung)
     if len(z) < 2:
@@ -196,7 +196,7 @@ def _mean(hu: Hu, mask: Mask) -> float | None:
 
 
 def _finer(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """A mask on the grid of the volume: every voxel takes what the coarse voxel it lies in has."""
+    """A mask on the grid of the volume: every voxel takes the value of its coarse voxel."""
     fine = nn.functional.interpolate(torch.from_numpy(mask)[None, None].float(), size=shape, mode="nearest")
     return fine[0, 0].numpy() > 0
 

@@ -12,14 +12,14 @@ from prdit_models.metrics.anatomy import LIMITS, Figures, anatomy, failures, poo
 from prdit_models.metrics.copies import nearest, pairwise
 from prdit_models.metrics.metric import LEVEL, Comparison, Figure, Hu, Setting, Side
 
-SHIFT_MM = 16.0  # trainings move their boxes by this much in the shipped configurations: a copy may be as far off
+SHIFT_MM = 16.0  # the shipped configurations shift training boxes by this much, so a copy may be shifted as far
 COPY_RATIO = 0.5  # samples this much nearer to a training volume than held-out patients are may be copies
-MIN_REAL_SHARE = 0.5  # below it, the real volumes show no chest in this view, and generated ones need not
+MIN_REAL_SHARE = 0.5  # below it, the real volumes show no chest in this view, so generated ones need not either
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What is seen in one volume.
+    """What is measured of one volume.
 
     Attributes:
         figures: by the names of `LIMITS`.
@@ -39,7 +39,7 @@ class Anatomy:
 
 
 def why_left_out(real: Sequence[Anatomy]) -> str:
-    """Why anatomy says nothing about this view, or an empty text: real volumes must look like a chest themselves."""
+    """Why anatomy is not measured in this view, or an empty text: the real volumes must look like a chest themselves."""
     passed = sum(not volume.failed for volume in real)
     if passed >= MIN_REAL_SHARE * len(real):
         return ""
@@ -79,7 +79,7 @@ class Nearest:
 
 
 def nearest_training(volumes: Sequence[Anatomy], training: dict[str, Anatomy], box_mm: float) -> list[Nearest]:
-    """For each volume the nearest training volume, boxes moved by up to `SHIFT_MM`.
+    """For each volume the nearest training volume, boxes shifted by up to `SHIFT_MM`.
 
     Args:
         volumes: of one side.
@@ -169,7 +169,7 @@ class AnatomyMetric:
 
 
 class CopiesMetric:
-    """Distances of the samples to training volumes and to each other: what tells samples from copies."""
+    """Distances of the samples to training volumes and to each other: what distinguishes samples from copies."""
 
     titles: Mapping[str, str] = {
         "nearest_training_distance": "Samples to nearest training volume, median",

@@ -1,4 +1,4 @@
-"""How far volumes are from the nearest one of a set, and from each other: what tells samples from copies."""
+"""How far volumes are from the nearest one of a set, and from each other: what distinguishes samples from copies."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ Distances = NDArray[np.float64]
 def nearest(volumes: Volumes, references: Volumes, max_shift: int = 0) -> tuple[Distances, NDArray[np.int64]]:
     """Root mean square difference of every volume to its nearest reference, and which one that is.
 
-    A copy of a training volume may be moved, since trainings move their boxes: references are tried at every whole-voxel shift up
-    to `max_shift` on every axis, compared where both overlap. The search is one matrix product per shift; the distance of the pair
+    A copy of a training volume may be shifted, because training boxes are: references are compared at every whole-voxel shift up
+    to `max_shift` on every axis, where both overlap. The search is one matrix product per shift; the distance of the pair
     it finds is then computed exactly.
 
     Args:
@@ -68,7 +68,7 @@ def _rms(first: Volumes, second: Volumes) -> float:
 
 
 def _overlap(shift: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where an array and one moved by `shift` voxels overlap: slices of the first, slices of the second."""
+    """Where an array and one shifted by `shift` voxels overlap: slices of the first, slices of the second."""
     here = tuple(slice(max(s, 0), min(s, 0) or None) for s in shift)
     there = tuple(slice(max(-s, 0), min(-s, 0) or None) for s in shift)
     return here, there

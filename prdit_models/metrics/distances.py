@@ -14,12 +14,12 @@ Features = NDArray[np.float32]
 
 MIN_VOLUMES = 2  # of a side of a distance
 MIN_BOOTSTRAP = 5  # volumes of a side: below that, resampling says nothing about the spread
-RANDOM_SUFFIX = "_random_features"  # ends the name of every distance that has no other features behind it
+RANDOM_SUFFIX = "_random_features"  # ends the name of every distance that was computed on random features
 _SIDES = {"": "all real volumes", "_val": "held-out volumes only"}
 
 
 class Distances:
-    """FID and MMD to all real volumes, and to the held-out ones by themselves where there are enough."""
+    """FID and MMD to all real volumes, and to the held-out ones alone where there are enough."""
 
     titles: Mapping[str, str] = {
         f"{name}{side}{suffix}": f"{name.upper()}{' (random features)' * bool(suffix)}, {words}"
@@ -32,7 +32,7 @@ class Distances:
         """Nothing: it works on features."""
 
     def compare(self, real: Side, generated: Side, setting: Setting) -> Comparison:
-        """On random features the names of the figures say so."""
+        """See `distance_figures`; on random features the names of the figures end in `RANDOM_SUFFIX`."""
         options: dict[str, int] = {"num_bootstrap": setting.num_bootstrap, "seed": setting.seed}
         figures = distance_figures(real.features, generated.features, setting.features, **options)
         held_out = real.of_role("val")
@@ -84,8 +84,8 @@ def bootstrap_interval(
 ) -> dict[str, Any] | None:
     """Spread of a distance when volumes are drawn again with replacement, both sides.
 
-    Repeated volumes raise both distances, so the plain percentiles may lie beside the value. They are shifted until the
-    median of the draws meets it, and cut at 0.
+    Repeated volumes raise both distances, so the plain percentiles may not contain the value. They are shifted so that the
+    median of the draws equals it, and clipped at 0.
 
     Returns: `{low, high, level, num_bootstrap, method}`, or None without draws.
     """
@@ -104,7 +104,7 @@ def bootstrap_interval(
         "high": float(value + high - middle),
         "level": LEVEL,
         "num_bootstrap": num_draws,
-        "method": "bootstrap over volumes, percentiles shifted so that their median meets the value",
+        "method": "bootstrap over volumes, percentiles shifted so that their median equals the value",
     }
 
 

@@ -150,7 +150,7 @@ def load_medicalnet(path: Path, sha256: str) -> MedicalNet:
         sha256: expected SHA-256 of the file, hex, with or without a leading `sha256:`.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is another one, holds no state dict, or its keys or shapes are not this network's (listed).
+        ValueError: if the file has another SHA-256, holds no state dict, or its keys or shapes are not this network's (listed).
     """
     data = Path(path).read_bytes()
     found, expected = hashlib.sha256(data).hexdigest(), sha256.lower().removeprefix("sha256:")

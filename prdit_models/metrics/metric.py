@@ -1,4 +1,4 @@
-"""What a metric is, and the table of them."""
+"""The interface of a metric, and the table of metrics."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -57,7 +57,7 @@ class Side:
     roles: tuple[str, ...] = ()
 
     def of_role(self, role: str) -> list[int]:
-        """Places of the volumes that have a role."""
+        """Indices of the volumes that have a role."""
         return [place for place, found in enumerate(self.roles) if found == role]
 
 
@@ -88,7 +88,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a metric says of two sides.
+    """The result of a metric on two sides.
 
     Attributes:
         figures: by name; names are unique among all metrics.
@@ -111,7 +111,7 @@ class Metric(Protocol):
     titles: Mapping[str, str]
 
     def of_volume(self, hu: Hu, setting: Setting) -> Any:
-        """What is kept of one volume (S, S, S) in HU, saturated to the window: small, for all are kept; None where features do."""
+        """What is kept of one volume (S, S, S) in HU, saturated to the window; small, as all are kept. None: nothing."""
 
     def compare(self, real: Side, generated: Side, setting: Setting) -> Comparison:
         """Figures of both sides, each of two volumes or more."""

@@ -1,4 +1,4 @@
-"""Self-attention over all tokens; the only door to xformers.
+"""Self-attention over all tokens; the only module that uses xformers.
 
 Backends compute the same softmax(q·kᵀ/√D)·v:
 
@@ -7,8 +7,8 @@ Backends compute the same softmax(q·kᵀ/√D)·v:
 * `plain`: a softmax that materialises the (B, heads, N, N) matrix, the reference;
 * `published-flash`: q, k, v rounded to bfloat16, result back in the input's dtype (SPEC §1.5: what every shipped
   configuration did; it moves the model's output by up to 1.4e-3);
-* `auto`: xformers for CUDA tensors where it is installed and has kernels for them, else SDPA; compiled code takes SDPA, which is
-  traced whole, and bfloat16 on a CPU without gradient is done by rows (`_attend_by_rows`).
+* `auto`: xformers for CUDA tensors where it is installed and has kernels for them, else SDPA; compiled code takes SDPA, which can
+  be traced completely, and bfloat16 on a CPU without gradient is computed by rows (`_attend_by_rows`).
 """
 
 import functools
@@ -33,7 +33,7 @@ BACKENDS = ("auto", "sdpa", "xformers", "plain", "published-flash")
 
 
 def is_accelerated(x: Tensor) -> bool:
-    """Whether xformers has kernels for this tensor: it lives on a CUDA device."""
+    """Whether xformers has kernels for this tensor: it is on a CUDA device."""
     return x.is_cuda
 
 
@@ -134,7 +134,7 @@ def _attend_by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     PyTorch's fused CPU kernel is no faster in bfloat16 than in float32; plain products are, by three quarters at 4096 tokens.
     Scores are rounded to bfloat16, so they are kept small: the mean key, which adds the same to all scores of a query and
-    cancels in the softmax, is taken off first. The softmax itself works in float32.
+    cancels in the softmax, is subtracted first. The softmax itself works in float32.
     """
     scale = q.shape[-1] ** -0.5
     centred = (k.float() - k.float().mean(-2, keepdim=True)).mul_(scale).to(k.dtype)
@@ -172,7 +172,7 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(hidden_size // num_heads, eps=QK_NORM_EPS) if qk_norm else None
 
     def forward(self, x: Tensor, rotary: RotaryTable | None = None) -> Tensor:
-        """Mix tokens (B, N, H) with each other: same shape; with `rotary`, queries and keys are turned by position."""
+        """Mix tokens (B, N, H) with each other: same shape; with `rotary`, queries and keys are rotated by position."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:

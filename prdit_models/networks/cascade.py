@@ -32,9 +32,9 @@ class CascadeParts(NamedTuple):
 
 
 def low_frequency_loss(parts: CascadeParts, in_channels: int) -> Tensor:
-    """How far the refined image, pooled by 2, is from the image of the base network: mean squared error a volume, shape (B,).
+    """How far the refined image, pooled by 2, is from the image of the base network: mean squared error per volume, shape (B,).
 
-    The base's image is the target and gets no gradient: the term keeps the refinement from moving what the level below has decided.
+    The base's image is the target and gets no gradient: the term keeps the refinement from changing the low frequencies.
 
     Args:
         parts: of one refined prediction.
@@ -49,9 +49,9 @@ def low_frequency_loss(parts: CascadeParts, in_channels: int) -> Tensor:
 class RefinedPRDiT(nn.Module):
     """A network at edge S/2 inside a network at edge S (SPEC §3.3).
 
-    The base sees the even-indexed voxels of the noisy volume (whose noise is as strong as the full one's). Its image estimate
-    goes up trilinearly, its noise estimate by repetition; a complete local denoiser on the patches of the full volume adds what
-    is missing.
+    The base sees the even-indexed voxels of the noisy volume (whose noise has the same variance). Its image estimate
+    is upsampled trilinearly, its noise estimate by repetition; a complete local denoiser on the patches of the full volume adds
+    the remainder.
 
     Args:
         config: of head and base.
@@ -68,13 +68,13 @@ class RefinedPRDiT(nn.Module):
         self.t_embedder_sr = TimeEmbedder(head.hidden_size, head.token_width, has_refiner=False)
         self.sr = LocalBranch(head, checkpointing=checkpointing)
         for name, parameter in self.sr.named_parameters():
-            if "linear_final" in name or "adaLN_modulation" in name:  # all else keeps PyTorch's own start
+            if "linear_final" in name or "adaLN_modulation" in name:  # all else keeps PyTorch's default initialisation
                 nn.init.zeros_(parameter)
         self._prepared: dict[float, Tensor] = {}
         self.freeze_base()
 
     def load_base(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the model below, whole.
+        """Load all weights of the model below.
 
         Raises: ValueError: keys are missing, extra or misshapen, or values not finite; all are listed, nothing is changed.
         """
@@ -82,7 +82,7 @@ class RefinedPRDiT(nn.Module):
         load_weights(self.base, weights, remedy)
 
     def freeze_base(self, frozen: bool = True) -> None:
-        """Take the whole base out of training, or all of it in (joint fine-tuning): every parameter, not only some."""
+        """Freeze the base, or unfreeze it (joint fine-tuning): all of its parameters."""
         self.base.requires_grad_(not frozen)
 
     def forward(self, x: Tensor, t: Time, *, parts: bool = False) -> Tensor | CascadeParts:
@@ -99,7 +99,7 @@ class RefinedPRDiT(nn.Module):
         return found if parts else found.upsampled + found.head
 
     def forward_parts(self, x: Tensor, t: Time) -> CascadeParts:
-        """The pieces whose sum `forward` returns; the base's without gradient unless it is trained along."""
+        """The parts whose sum `forward` returns; the base's without gradient unless it is trained too."""
         head = self.config.head
         expected = (head.in_channels, *(head.volume_size,) * 3)
         if x.dim() != 5 or tuple(x.shape[1:]) != expected:
@@ -121,7 +121,7 @@ class RefinedPRDiT(nn.Module):
 
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:
-        """See `PRDiT.prepared`; prepares the base, too."""
+        """See `PRDiT.prepared`; prepares the base too."""
         with self.base.prepared(times):
             if times.numel():
                 with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`torch.compile` for a training, or the network as it is where compiling fails."""
+"""`torch.compile` for a training, or the uncompiled network where compiling fails."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ logger = logging.getLogger("prdit.models.compilation")
 
 
 class CompiledNetwork:
-    """Calls a network compiled, or as it is once compiling has failed; the module itself, its keys and its hooks stay untouched.
+    """Calls a network compiled, or uncompiled once compiling has failed; the module, its keys and its hooks stay unchanged.
 
-    It compiles at its first call, in that call's shapes, precision and gradient mode. If that fails, one warning tells why.
+    It compiles at its first call, in that call's shapes, precision and gradient mode. If that fails, one warning says why.
     Compiled code reads parameters where they are at each call, so weights may be updated in place and `parameter.data` swapped.
 
     Attributes:
@@ -34,7 +34,7 @@ class CompiledNetwork:
         return call(*inputs, **options)
 
     def __getattr__(self, name: str) -> Any:
-        """What else the module has (of one with several networks, their names); not compiled."""
+        """Other attributes of the module (of one with several networks, those networks); not compiled."""
         if name.startswith("_") or name == "network":
             raise AttributeError(name)
         return getattr(self.network, name)
@@ -68,6 +68,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """The kind of an error and its first sentence; compilers add pages."""
+    """The class of an error and the first line of its message; compilers print pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

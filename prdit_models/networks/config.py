@@ -14,7 +14,7 @@ TILING_SUFFIX = (
     "-s16"  # of patch 16: stride 16, patches that tile the volume without overlap (PRDiT-FM at 256³, SPEC §3.4)
 )
 CHOICES = {"arithmetic": ("prdit", "tf"), "norm": ("layer", "rms"), "position": ("table", "rotary")}
-_MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair an axis
+_MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair per axis
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ModelConfig:
         if 2 * padding != patch - stride:
             grid = (size + 2 * padding - patch) // stride + 1
             raise ValueError(
-                f"padding {padding} with patch_size {patch} and stride {stride} gives {grid} windows an axis where the "
+                f"padding {padding} with patch_size {patch} and stride {stride} gives {grid} windows per axis where the "
                 f"position table has {size // stride}. Use padding {(patch - stride) // 2}."
             )
         if padding >= size:
@@ -127,7 +127,7 @@ class ModelConfig:
             if self.hidden_size // self.num_heads < _MIN_HEAD_WIDTH_ROTARY:
                 raise ValueError(
                     f"heads are {self.hidden_size // self.num_heads} wide; position 'rotary' needs "
-                    f"{_MIN_HEAD_WIDTH_ROTARY} or more (a pair an axis). Use fewer heads."
+                    f"{_MIN_HEAD_WIDTH_ROTARY} or more (a pair per axis). Use fewer heads."
                 )
         elif self.voxel_mm is not None:
             raise ValueError(
@@ -135,7 +135,7 @@ class ModelConfig:
             )
         if self.depth == 0 and (self.num_classes or self.qk_norm):
             raise ValueError(
-                f"num_classes {self.num_classes}, qk_norm {self.qk_norm} with depth 0: both live in the refiner. Use depth > 0."
+                f"num_classes {self.num_classes}, qk_norm {self.qk_norm} with depth 0: both belong to the refiner. Use depth > 0."
             )
 
     @property
@@ -215,7 +215,7 @@ def model_config(preset: str, volume_size: int, **options: Any) -> ModelConfig:
     stride, padding = PRESET_STRIDE, (patch_size - PRESET_STRIDE) // 2
     if name.endswith(TILING_SUFFIX):
         stride, padding = patch_size, 0
-    if patch_size == 4:  # the two published oddities: no overlap at depth 0, no padding at depth 1
+    if patch_size == 4:  # the two published exceptions: no overlap at depth 0, no padding at depth 1
         stride, padding = (4, 0) if depth == "0" else (2, 0)
     try:
         return ModelConfig(
@@ -240,7 +240,7 @@ class CascadeConfig:
         head: the local denoiser (depth 0) at the target size.
         base: the network below, itself a cascade where refinements are chained.
 
-    Raises: ValueError: at construction, if head and base do not go together.
+    Raises: ValueError: at construction, if head and base do not fit together.
     Source: SPEC §3.3.
     """
 

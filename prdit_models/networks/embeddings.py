@@ -66,7 +66,7 @@ def rotary_table(grid_size: int, pitch_mm: float, head_width: int) -> RotaryTabl
     Args:
         grid_size: tokens along one axis, G.
         pitch_mm: distance of neighbouring tokens.
-        head_width: width D of an attention head; D // 6 pairs an axis turn, the rest stays.
+        head_width: width D of an attention head; D // 6 pairs per axis are rotated, the rest is unchanged.
     Returns: cosines and sines, each (G³, 1, 3·(D // 6)), float32; tokens in C order of (d, h, w), pairs of d, then h, then w.
     Source: RoFormer (Su et al. 2021), by axis.
     """
@@ -82,12 +82,12 @@ def rotary_table(grid_size: int, pitch_mm: float, head_width: int) -> RotaryTabl
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Turn the leading pairs of every head of x (B, N, heads, D) by a `rotary_table`: same shape and dtype."""
+    """Rotate the leading pairs of every head of x (B, N, heads, D) by a `rotary_table`: same shape and dtype."""
     cos, sin = (part.to(x.dtype) for part in table)
-    turning = 2 * cos.shape[-1]
-    first, second = x[..., :turning].unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
-    return torch.cat([turned, x[..., turning:]], dim=-1)
+    width = 2 * cos.shape[-1]
+    first, second = x[..., :width].unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+    return torch.cat([rotated, x[..., width:]], dim=-1)
 
 
 class TimeEmbedder(nn.Module):
@@ -107,6 +107,6 @@ class TimeEmbedder(nn.Module):
         self.fine_head = FullPrecisionLinear(hidden_size, hidden_size) if has_refiner else None
 
     def forward(self, t: Tensor) -> Tensor:
-        """Shared features of t (B,), shape (B, H); the two heads are applied by the branches' owner."""
+        """Shared features of t (B,), shape (B, H); the two heads are applied by the network that has the branches."""
         features: Tensor = self.mlp(timestep_embedding(t).to(self.coarse_head.weight.dtype))
         return features

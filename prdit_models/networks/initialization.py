@@ -22,7 +22,7 @@ def initialize(model: nn.Module, gain: float) -> None:
     """Draw a network's published initial weights, in place.
 
     Linear weights are Xavier uniform with `gain` (the embedder's skip always 0.1), the time layers normal with std 0.02, biases
-    0, modulations and read-outs 0: both branches put out exactly 0.
+    0, modulations and read-outs 0: the output of both branches is exactly 0.
 
     Args:
         model: a PRDiT, or any network with its key names.
@@ -57,7 +57,7 @@ def start_global(model: "PRDiT", local_state_dict: Mapping[str, Tensor]) -> None
         model: the network to be trained in stage 2.
         local_state_dict: weights of a depth-0 model of the same patches and widths.
     Raises: ValueError: if the model has no refiner, keys are missing, extra or misshapen, or values not finite (all are
-        listed; the model is left untouched).
+        listed; the model is left unchanged).
     Source: SPEC §1.8, §4.
     """
     if model.config.depth == 0:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NUM_IMAGES = (
-    16  # from so many on, PyTorch gives 1x1 convolutions to oneDNN whatever their size and the number of threads
+    16  # from this number on, PyTorch gives 1x1 convolutions to oneDNN whatever their size and the number of threads
 )
 
 
 @functools.cache
 def processor() -> str:
-    """What Linux says of the processors, maker and instruction sets among it; empty elsewhere."""
+    """`/proc/cpuinfo`, with vendor and instruction sets of the processors; empty where it does not exist."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -41,7 +41,7 @@ class Linear(nn.Linear):
 
 
 def _convolves(x: Tensor) -> bool:
-    """Asks nothing of the batch, so that a volume's values do not depend on which others are in it."""
+    """Whether to convolve, independent of the batch size, so that a volume's values do not depend on the rest of its batch."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
@@ -61,9 +61,9 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class FullPrecisionLinear(nn.Linear):
-    """A linear layer that autocast leaves alone, for the few rows every token depends on: time and modulations.
+    """A linear layer without autocast, for the few rows that every token depends on: time and modulations.
 
-    Rounding them would move all tokens the same way, and casting their weights would take longer than the product.
+    Rounding them would shift all tokens in the same way, and casting their weights would take longer than the product.
     """
 
     def forward(self, input: Tensor) -> Tensor:

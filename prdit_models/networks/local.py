@@ -66,7 +66,7 @@ class TokenDenoiser(nn.Module):
 
     Args:
         token_width: raw token width d.
-        output_width: predicted values a token, s³·O.
+        output_width: predicted values per token, s³·O.
         norm: before the two modulations.
         normalized_modulation: RMS-normalise the six modulations together (TF-PRDiT, SPEC §3.2 b).
         checkpointing: recompute each MLP in the backward pass instead of keeping its activations.

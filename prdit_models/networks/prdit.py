@@ -53,7 +53,7 @@ class PRDiT(nn.Module):
         return {key: value for key, value in self.state_dict().items() if key.startswith(LOCAL_PREFIXES)}
 
     def freeze_local(self, frozen: bool = True) -> None:
-        """Take the local branch and the time layers it reads out of training (SPEC §1.7), or back in (joint training)."""
+        """Freeze the local branch and the time layers it uses (SPEC §1.7), or unfreeze them (joint training)."""
         for name, parameter in self.named_parameters():
             if name.startswith(LOCAL_PREFIXES):
                 parameter.requires_grad_(not frozen)
@@ -83,9 +83,9 @@ class PRDiT(nn.Module):
 
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:
-        """Inside, `forward` at one of these scalar times (without labels) finds its modulations computed, once for the schedule.
+        """Inside, `forward` at one of these scalar times (without labels) uses modulations computed once for the schedule.
 
-        Modulations depend on time alone but read as many weights as a tenth of the network; a schedule of n steps computes
+        Modulations depend on time alone but take a tenth of the network's weights; a schedule of n steps computes
         them as one product.
 
         Args:
@@ -128,7 +128,7 @@ class PRDiT(nn.Module):
             steps = steps[None]
         elif steps.shape != (x.shape[0],):
             raise ValueError(
-                f"t has shape {tuple(steps.shape)}; expected a number or ({x.shape[0]},), one step a volume."
+                f"t has shape {tuple(steps.shape)}; expected a number or ({x.shape[0]},), one step per volume."
             )
         if labels is not None:
             self._check_labels(labels, x.shape[0])
@@ -154,7 +154,7 @@ class PRDiT(nn.Module):
             raise ValueError("labels were given, but the model has num_classes 0; leave them out.")
         if labels.shape != (batch,) or labels.is_floating_point():
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected integers ({batch},), one a volume."
+                f"labels have shape {tuple(labels.shape)}, {labels.dtype}; expected integers ({batch},), one per volume."
             )
         if int(labels.min()) < 0 or int(labels.max()) > classes:
             raise ValueError(

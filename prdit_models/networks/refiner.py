@@ -65,7 +65,7 @@ class Block(nn.Module):
     def forward(self, h: Tensor, modulation: Tensor, rotary: RotaryTable | None = None) -> Tensor:
         """Refine h (B, N, H) under a `modulation`: same shape.
 
-        Checkpointing goes by halves: one keeps an h more, which is less than what the other half would hold meanwhile.
+        Each half is checkpointed on its own: that keeps one more h, which is less than the activations of the other half.
         """
         h = recomputed(self.checkpointing, self.mix, h, modulation, rotary)
         return recomputed(self.checkpointing, self.feed_forward, h, modulation)

@@ -1,4 +1,4 @@
-"""Weights into a network: every key, every shape, every value finite, or nothing."""
+"""Loading weights: all of them, if every key and shape fits and every value is finite, or none."""
 
 from collections.abc import Mapping
 
@@ -24,8 +24,8 @@ def check_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], r
     shapes = [(key, tuple(given[key].shape), tuple(expected[key].shape)) for key in common]
     if misshapen := [f"{key}: {found} instead of {wanted}" for key, found, wanted in shapes if found != wanted]:
         problems.append(f"misshapen {misshapen}")
-    if not problems and (wild := [key for key in common if not torch.isfinite(given[key]).all()]):
-        problems.append(f"values that are not finite in {wild}")
+    if not problems and (not_finite := [key for key in common if not torch.isfinite(given[key]).all()]):
+        problems.append(f"values that are not finite in {not_finite}")
     if problems:
         raise ValueError(f"The weights do not fit this network: {'; '.join(problems)}. {remedy}")
 
@@ -34,7 +34,7 @@ def check_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], r
 def load_weights(network: nn.Module, given: Mapping[str, Tensor], remedy: str) -> None:
     """Copy weights into a network, all of them or none.
 
-    Raises: ValueError: see `check_weights`; the network is untouched.
+    Raises: ValueError: see `check_weights`; the network is unchanged.
     """
     expected = network.state_dict()
     check_weights(given, expected, remedy)

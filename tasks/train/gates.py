@@ -14,7 +14,7 @@ class GatesConfig(StageConfig):
     """Conditions on the trainings, checked after the report is written, so that a failure can be inspected."""
 
     max_loss_ratio: dict[str, Annotated[float, Field(gt=0)] | None] = Field(
-        {}, description="by training: its last loss ≤ this × its first loss; null: no demand"
+        {}, description="by training: its last loss ≤ this × its first loss; null: no gate"
     )
     below_start: tuple[str, ...] = Field(
         (), description="trainings whose validation loss (EMA) must be below that of the training they start from"

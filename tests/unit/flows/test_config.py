@@ -522,7 +522,7 @@ LABELLED = of("global", label_column="KVP")
         ),
         (
             {"sample": {"label": "B"}, "recipe": {**LABELLED["recipe"], "refiner": {"enabled": True}}},
-            r"training 'refiner'\. .* refined model, which knows no labels",
+            r"training 'refiner'\. .* refined model, which takes no labels",
         ),
         (
             {

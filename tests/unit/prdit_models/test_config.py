@@ -28,7 +28,7 @@ def test_round_trip_and_unknown_key() -> None:
         ({"volume_size": 9}, "9 is not divisible by stride 2.*8 or 10"),
         ({"patch_size": 5}, "must be even"),
         ({"patch_size": 1}, "must be even and >= 0"),
-        ({"padding": 0}, "3 windows an axis .* 4.*padding 1"),
+        ({"padding": 0}, "3 windows per axis .* 4.*padding 1"),
         ({"hidden_size": 50}, "not divisible by num_heads"),
         ({"hidden_size": 64}, "divisible by 6"),
         ({"volume_size": 4, "patch_size": 12, "stride": 4, "padding": 4}, "reflects more than volume_size 4"),
@@ -51,7 +51,7 @@ def test_width_need_not_divide_by_six_without_a_transformer() -> None:
     ("preset", "size", "message"),
     [
         ("L/12/4", 32, "Preset 'L/12/4' at volume_size 32.*divisible by 6"),
-        ("XS/4/1", 16, "XS/4/1.*7 windows an axis"),
+        ("XS/4/1", 16, "XS/4/1.*7 windows per axis"),
         ("XS/12/4", 30, "Impossible preset/size pair.*30.*24 or 32"),
         ("XS/13/4", 32, "Unknown preset"),
         ("XS/12", 32, "Unknown preset"),

@@ -123,9 +123,9 @@ def test_what_families_refuse() -> None:
         refiner.settings(low_frequency_weight=-1.0)
     with pytest.raises(ValueError, match="logit_std is 0"):
         local.settings(logit_std=0.0)
-    with pytest.raises(ValueError, match="patches denoised on their own do not join"):
+    with pytest.raises(ValueError, match="patches denoised on their own do not form an anatomy"):
         local.check(found["local"], cosine, Request(Sampler()))
     with pytest.raises(ValueError, match=r"label was asked for .* of a global transformer that was trained without"):
         above.check(found["global"], cosine, Request(Sampler(), label=0))
-    with pytest.raises(ValueError, match="refined model, which knows no labels"):
+    with pytest.raises(ValueError, match="refined model, which takes no labels"):
         refiner.check(found["refiner"], cosine, Request(Sampler(), label=0))

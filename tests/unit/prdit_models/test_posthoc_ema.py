@@ -123,8 +123,8 @@ def test_weights_that_never_moved_stay() -> None:
     ("kept", "wanted", "message"),
     [
         ([], Profile(1, 1), "ema_snapshots"),
-        ([Profile(100, 7)], Profile(101, 7), "behind the last snapshot"),
-        ([Profile(0, 7)], Profile(0, 7), "no profile"),
+        ([Profile(100, 7)], Profile(101, 7), "after the last snapshot"),
+        ([Profile(0, 7)], Profile(0, 7), "not a profile"),
     ],
 )
 def test_impossible_averages_are_refused(kept: list[Profile], wanted: Profile, message: str) -> None:
