@@ -1,1 +1,1 @@
-"""prdit flows: wiring, configuration and the command line. No arithmetic lives here."""
+"""prdit flows: wiring, configuration and the command line. No arithmetic."""

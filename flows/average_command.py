@@ -12,7 +12,9 @@ def ema(
         str, typer.Argument(help="Checkpoint trained with ema_snapshots: its directory, or a reference.")
     ],
     sigma_rel: Annotated[float, typer.Option(help="Width of the average relative to the training's length.")] = 0.10,
-    updates: Annotated[int | None, typer.Option(min=1, help="As of which optimiser step; default: the last.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser step at which it ends; default: the last.")
+    ] = None,
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:

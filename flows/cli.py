@@ -116,14 +116,14 @@ def train(
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
-    """Train one training of a recipe, those it starts from included. Splits the store by patient first."""
+    """Run one training of a recipe, after those it starts from. Splits the store by patient first."""
     with clear_errors():
         from flows.config import ConfigError
 
         loaded = load_settings(config, settings, store=store, workdir=workdir)
         if name not in loaded.recipe:
             raise ConfigError(
-                f"{name!r} is no training of configuration {config!r}, which has {', '.join(loaded.recipe)}."
+                f"{name!r} is not a training of configuration {config!r}, which has {', '.join(loaded.recipe)}."
             )
         if not loaded.recipe[name].enabled:
             switched_on = [*(settings or []), f"recipe.{name}.enabled=true"]
@@ -132,7 +132,7 @@ def train(
         if start is not None:
             if below is None:
                 raise ConfigError(
-                    f"--start was given, but training {name!r} starts from nothing (recipe.{name}.start)."
+                    f"--start was given, but training {name!r} is trained from scratch (recipe.{name}.start)."
                 )
             given[f"train-{below}"] = found_artifact(start)
         show_outcome(run_stages(loaded, f"train-{name}", given), as_json)
@@ -172,7 +172,7 @@ def evaluate(
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
-    """Measure samples against the store they were trained on, or another one; writes metrics.json and report.html."""
+    """Compare samples with the store their model was trained on, or another one; writes metrics.json and report.html."""
     with clear_errors():
         loaded = load_settings(config, settings, store=store, workdir=workdir)
         from storage.artifacts import input_ref
@@ -185,13 +185,13 @@ def evaluate(
 
 
 def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
-    """Store and split that samples of a checkpoint are compared with, by the stage that gives them; none: the configuration's.
+    """Store and split that samples of a checkpoint are compared with, by stage name; empty: the configuration's.
 
     Args:
         checkpoint: reference of the checkpoint the samples were drawn from.
         loaded: configuration, with the store of `--store`.
-        given: whether `--store` was; else it is the store of the training.
-    Raises: ValueError: an imported checkpoint, which was trained on none of our stores, and no store given.
+        given: whether `--store` was given; else it is the store of the training.
+    Raises: ValueError: an imported checkpoint, which names no store, and no store given.
     """
     from storage.artifacts import input_ref, load_provenance
 
@@ -221,11 +221,13 @@ def run(
 
         paths = {"source": str(source or ""), "store": str(store or "")}
         loaded = from_parameters(config, **paths, overrides=overrides(settings))
-        # The temporary server of a run without PREFECT_API_URL takes its time on a busy machine.
+        # The temporary server of a run without PREFECT_API_URL starts slowly on a busy machine.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
         from flows.pipeline import pipeline
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the training saves, the server goes too
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # as Ctrl-C: the training saves its state, and the server ends
         what = loaded.source or "no new scans"
         typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
 
@@ -286,7 +288,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up.")] = False,
     config: Config = "demo",
 ) -> None:
-    """Everything once: servers, deployment, the pipeline, and where to look."""
+    """Run everything once: servers, deployment, pipeline; then say where the results are."""
     with clear_errors():
         from flows.demo import demo as run_demo
 

@@ -21,7 +21,7 @@ from tasks.train.describe import describe
 from tasks.train.gates import GatesConfig
 from tasks.train.settings import SettingsError
 
-# Settings that decide where a run works and how much of it, never what a stage makes: outside every cache key.
+# Settings that decide where a run works and how it is judged, never what a stage makes: outside every cache key.
 RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "gates"})
 _NAME = r"^[a-z0-9][a-z0-9-]*$"
 _GROUP = "prdit.configurations"
@@ -60,7 +60,7 @@ class PipelineConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
-        """Trainings that fit their volumes and each other, and gates on trainings that are there, before any scan is read."""
+        """Check, before any scan is read, that trainings fit their volumes and each other, and that gates name trainings."""
         if not self.trainings:
             raise ValueError("recipe has no training that is enabled; a run needs one")
         self.checkpoints()
@@ -77,9 +77,9 @@ class PipelineConfig(BaseModel):
         return {name: training for name, training in self.recipe.items() if training.enabled}
 
     def checkpoints(self) -> dict[str, CheckpointInfo]:
-        """What each training of a run will make, by its name; labels stand for those of a store that is not read yet.
+        """What each training of a run will make, by its name; labels are placeholders, because the store is not read.
 
-        Raises: ValueError: trainings that do not join: a start that is not there, or one that a training cannot start from.
+        Raises: ValueError: trainings do not fit together: a start is missing, or a training cannot start from it.
         """
         found: dict[str, CheckpointInfo] = {}
         for name, training in self.trainings.items():
@@ -99,12 +99,12 @@ class PipelineConfig(BaseModel):
         return found
 
     def digest(self) -> str:
-        """`sha256:…` of what makes this the configuration it is: settings that change results, and gates; no path, no device."""
+        """`sha256:…` of the settings that change results and of the gates, without paths and devices."""
         order = list(self.trainings)  # the last is sampled
         return "sha256:" + sha256_json(self._identity(order) | {"order": order})
 
     def tags(self) -> dict[str, str]:
-        """How a run says what it runs: the named configuration, which keys differ from it, and the digest.
+        """Tags that say what a run runs: the named configuration, the keys that differ from it, and the digest.
 
         `prdit.config` is the plain name only where the digest is that of the named configuration.
         """
@@ -134,7 +134,7 @@ class ConfigError(ValueError):
 
 @cache
 def _named_files() -> dict[str, Path]:
-    """YAML files by name: ours, and those of packages that name a folder of theirs in the group `prdit.configurations`."""
+    """YAML files by name: prdit's, and those of packages with an entry point in the group `prdit.configurations`."""
     places = [(point.dist.name if point.dist else point.name, point.value) for point in entry_points(group=_GROUP)]
     found: dict[str, Path] = {}
     for owner, package in (("prdit", "flows.configs"), *places):
@@ -151,13 +151,13 @@ def _named_files() -> dict[str, Path]:
 
 
 def _folders(owner: str, package: str) -> list[Path]:
-    """Where a package lies; one without `__init__.py` may lie in several folders."""
+    """Folders of a package; one without `__init__.py` may have several."""
     try:
         return [Path(path) for path in import_module(package).__path__]
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"the configurations of {owner} cannot be read: {package!r}, which it names in the entry-point group {_GROUP}, is "
-            f"no package that can be imported ({type(error).__name__}: {error}). Repair or uninstall {owner}."
+            f"not an importable package ({type(error).__name__}: {error}). Repair or uninstall {owner}."
         ) from error
 
 
@@ -235,7 +235,7 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
 
 
 def explain(error: ValidationError) -> str:
-    """One line a problem: dotted key, what is wrong, and the keys that would be known."""
+    """One line per problem: dotted key, what is wrong, and the keys that would be known."""
     lines = []
     for problem in error.errors():
         place = problem["loc"]
@@ -257,7 +257,7 @@ def explain(error: ValidationError) -> str:
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`, nested keys one by one.
 
-    Where both name a family, or a process, and not the same one, what `below` set for its own is dropped.
+    Where both name a family or a process, and different ones, the settings that `below` has for its own are dropped.
     """
     result = dict(below)
     if _differ("family", below, above):
@@ -278,7 +278,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differ(key: str, below: dict[str, Any], above: dict[str, Any]) -> bool:
-    """Whether both have a key, with another value each."""
+    """Whether both have a key, with different values."""
     return key in below and key in above and below[key] != above[key]
 
 

@@ -38,12 +38,12 @@ def example(text: str) -> str:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """What a user can mend is one sentence on stderr and exit 1 (2 for bad usage); anything else keeps its traceback."""
+    """Errors a user can correct become one message on stderr and exit 1 (2 for bad usage); others keep their traceback."""
     from flows.config import ConfigError
 
     try:
         yield
-    except typer.Exit:  # a RuntimeError to Python, an exit code to us
+    except typer.Exit:  # a RuntimeError by class, but only an exit code
         raise
     except ConfigError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
@@ -127,7 +127,7 @@ def run_context(config: Any) -> Any:
 
 
 def found_artifact(text: str) -> Any:
-    """`find_ref` of an artifact that is whole. Raises: StorageError: it is missing or damaged."""
+    """`find_ref`, then verified by hash. Raises: StorageError: it is missing or damaged."""
     from storage.artifacts import verify_artifact
 
     ref = find_ref(text)
@@ -136,12 +136,12 @@ def found_artifact(text: str) -> Any:
 
 
 def run_stages(config: Any, last: str, given: dict[str, Any]) -> Any:
-    """Run the stages that `last` needs, each with its progress, and return what the last gave.
+    """Run the stages that `last` needs, each with its progress, and return the outcome of the last.
 
     Args:
         config: of the run.
         last: name of the stage.
-        given: references that are there, by the stage that gives them; the store as it is, where ingest is not asked for.
+        given: references that exist already, by stage name; the store as it is, where ingest is not asked for.
     """
     from flows.stages import needed, rows
     from tasks.ingest.stage import store_ref

@@ -1,4 +1,4 @@
-"""`prdit import-checkpoint` and `prdit export-checkpoint`: published checkpoints in and out."""
+"""`prdit import-checkpoint` and `prdit export-checkpoint`: checkpoints of the published code."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ def import_checkpoint(
         str | None,
         typer.Option(
             metavar="prdit|fm|sr|tf",
-            help="Which arithmetic the weights were trained with; default: the file's stored model name, never a guess.",
+            help="Which arithmetic the weights were trained with; default: by the file's stored model name.",
         ),
     ] = None,
     volume_size: Annotated[
@@ -55,7 +55,7 @@ def import_checkpoint(
     ] = None,
     window: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOWER UPPER", help="HU the ends of the model's range stand for; default: nominal."),
+        typer.Option(metavar="LOWER UPPER", help="HU at the ends of the model's range; default: nominal."),
     ] = None,
     noise_std: Annotated[
         float | None, typer.Option(help="Noise std of the training; default: 0.5 for prdit and sr, 1 for tf and fm.")
@@ -65,9 +65,9 @@ def import_checkpoint(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a published checkpoint file into prdit: read safely, checked key by key, written as safetensors and JSON.
+    """Import a checkpoint file of the published code: read safely, checked key by key, written as safetensors and JSON.
 
-    The result is a checkpoint like any other: `prdit sample` draws from it, `prdit train` goes on from it.
+    The result is a checkpoint like any other: `prdit sample` draws from it, `prdit train` starts from it.
     """
     with clear_errors():
         from storage.files import read_json
@@ -103,12 +103,12 @@ def _summary(info: dict[str, Any]) -> str:
     lines = [
         f"variant {imported['variant']} (model name {name}), {size}³, {info['step']} steps",
         f"width {base['hidden_size']}, depth {base['depth']}, {base['num_heads']} heads, noise std {info['process']['noise_std']}",
-        f"axes {info['axes']}, {info['spacing_mm']} mm, the range stands for [{lower:g}, {upper:g}] HU",
+        f"axes {info['axes']}, {info['spacing_mm']} mm, model range [{lower:g}, {upper:g}] HU",
     ]
     if imported["per_scan_intensity"]:
         lines.append("each training scan was scaled by itself: HU of samples are nominal")
     if imported["substituted"]:
-        lines.append(f"the file has no weights under {imported['substituted']!r}: the others stand in for them")
+        lines.append(f"the file has no weights under {imported['substituted']!r}: the others are used in their place")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`prdit doctor`: is this installation able to run, and if not, what to do about it."""
+"""`prdit doctor`: checks whether this installation can run, and says what to do where it cannot."""
 
 import os
 import shutil
@@ -15,8 +15,8 @@ from flows import services as local
 
 Status = Literal["ok", "warn", "fail"]
 
-# What breaks outside the bounds, where the failure itself does not say (docs/decisions/0001-dependency-bounds.md).
-_KNOWN_TRAPS = {
+# What fails outside the bounds, where the failure itself does not show why (docs/decisions/0001-dependency-bounds.md).
+_KNOWN_FAILURES = {
     "fastapi": "with another FastAPI, Prefect 3.8 runs no flow (TypeError: min_items)",
     "sqlalchemy": "with another SQLAlchemy, Prefect 3.8's scheduler creates no runs and says nothing",
     "pydicom": "older pydicom has a known vulnerability",
@@ -67,7 +67,7 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
 
 
 def check_versions(requirements: list[str] | None = None) -> list[Check]:
-    """Installed versions against the bounds prdit declares (a resolver's word is not enough: `pip check` misses some)."""
+    """Installed versions against the bounds prdit declares (`pip check` misses some)."""
     findings = []
     for text in metadata.requires("prdit") or [] if requirements is None else requirements:
         requirement = Requirement(text)
@@ -88,8 +88,8 @@ def _check_version(requirement: Requirement) -> Check:
         return Check(name=name, status="fail", detail="not installed", remedy=remedy)
     if requirement.specifier.contains(version, prereleases=True):
         return Check(name=name, status="ok", detail=version)
-    trap = _KNOWN_TRAPS.get(name.lower())
-    detail = f"{version} is outside {requirement.specifier}" + (f": {trap}" if trap else "")
+    failure = _KNOWN_FAILURES.get(name.lower())
+    detail = f"{version} is outside {requirement.specifier}" + (f": {failure}" if failure else "")
     return Check(name=name, status="fail", detail=detail, remedy=remedy)
 
 
@@ -119,7 +119,7 @@ def check_torch() -> list[Check]:
 
 
 def check_decoders() -> list[Check]:
-    """No GPL decoder beside prdit unless somebody chose it."""
+    """No GPL decoder is installed beside prdit unless intended."""
     try:
         version = metadata.version(_GPL_DECODER)
     except metadata.PackageNotFoundError:
@@ -131,7 +131,7 @@ def check_decoders() -> list[Check]:
 
 
 def check_disk(directory: Path) -> Check:
-    """Free space where results go: about 60 MB a volume at 1 mm, and checkpoints."""
+    """Free space where results go: about 60 MB per volume at 1 mm, and checkpoints."""
     there = next(path for path in [directory.resolve(), *directory.resolve().parents] if path.exists())
     free_gb = shutil.disk_usage(there).free / 1e9
     detail = f"{free_gb:.1f} GB free at {there}"
@@ -139,7 +139,7 @@ def check_disk(directory: Path) -> Check:
         return Check(name="disk", status="ok", detail=detail)
     status: Status = "fail" if free_gb < _FAIL_FREE_GB else "warn"
     return Check(
-        name="disk", status=status, detail=detail, remedy=f"free some space: {_WARN_FREE_GB:.0f} GB is comfortable"
+        name="disk", status=status, detail=detail, remedy=f"free some space: {_WARN_FREE_GB:.0f} GB are recommended"
     )
 
 

@@ -22,8 +22,8 @@ class PeakMemory:
     """Samples the summed PSS of processes and their descendants in a thread, from `__enter__` to `__exit__`.
 
     Args:
-        pids: roots beside this process, which is always one (services live in sessions of their own).
-        interval_s: seconds between samples, at least; a sample that is slow is paid for by a longer pause, so that sampling
+        pids: roots beside this process, which is always one (services run in sessions of their own).
+        interval_s: seconds between samples, at least; a slow sample is followed by a longer pause, so that sampling
             stays below 2 % of one core.
 
     Attributes:
@@ -79,7 +79,7 @@ class PeakMemory:
 
 
 def tree(roots: Iterable[int]) -> set[int]:
-    """Ids of the roots and all their descendants (one walk over /proc; psutil's `children` takes one walk a root)."""
+    """Ids of the roots and all their descendants (one walk over /proc; psutil's `children` takes one walk per root)."""
     parents = _parents()
     members = {pid for pid in roots if pid in parents}
     grown = True
@@ -91,7 +91,7 @@ def tree(roots: Iterable[int]) -> set[int]:
 
 
 def pss_bytes(pid: int) -> int:
-    """Proportional set size of one process, in bytes (its resident size where the kernel does not let us read PSS).
+    """Proportional set size of one process, in bytes (its resident size where the kernel denies access to PSS).
 
     Raises: OSError, psutil.Error: the process is gone.
     """

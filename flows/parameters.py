@@ -1,6 +1,6 @@
-"""Which settings MLflow shows of a run: the few that people compare by, and those that differ from the named configuration.
+"""Which settings MLflow shows of a run: the few that runs are compared by, and those that differ from the named configuration.
 
-The complete configuration is an artifact of the run, without the places it names: paths may tell who was scanned.
+The complete configuration is an artifact of the run, without paths: they may reveal who was scanned.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _NAMED_ELSEWHERE = frozenset({"base", "experiment"})  # the parameter `configura
 
 
 def compared(config: PipelineConfig) -> tuple[str, ...]:
-    """Dotted keys of the settings a run is compared by, in order; trainings that are switched off have none."""
+    """Dotted keys of the settings a run is compared by, in order; disabled trainings have none."""
     trainings = [f"recipe.{name}.{key}" for name in config.trainings for key in _OF_A_TRAINING]
     return ("ingest.spacing_mm", *trainings, *(f"sample.{key}" for key in _OF_SAMPLING))
 
@@ -34,7 +34,7 @@ def columns(config: PipelineConfig) -> tuple[str, ...]:
 
 
 def run_parameters(config: PipelineConfig) -> dict[str, Any]:
-    """`configuration`, its name, then settings by dotted key: those of `compared`, and what was changed from the name's.
+    """`configuration`, its name, then settings by dotted key: those of `compared`, and those that differ from the named ones.
 
     A configuration without a base shows what is not a default, of its trainings what they are compared by.
     """
@@ -46,7 +46,7 @@ def run_parameters(config: PipelineConfig) -> dict[str, Any]:
 
 
 def public_yaml(config: PipelineConfig) -> str:
-    """The resolved configuration without the places it names, as YAML."""
+    """The resolved configuration without `PLACES`, as YAML."""
     values = _without(config.model_dump(mode="json"), "")
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

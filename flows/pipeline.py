@@ -38,7 +38,7 @@ class GateError(RuntimeError):
 
 
 class PipelineRun:
-    """One run of the chain: hands references from stage to stage and keeps the record of what happened.
+    """One run of the chain: passes references from stage to stage and keeps the stages' outcomes.
 
     Args:
         config: the run's settings.
@@ -162,12 +162,12 @@ def pipeline(
     """DICOM folder to report: ingest, split, the trainings of the recipe, sampling, evaluation.
 
     Args:
-        configuration: Named configuration to run. Left as it is below, exactly this configuration runs.
+        configuration: Named configuration to run. With the fields below unchanged, exactly this configuration runs.
         source: Folder with DICOM series, as the worker sees it; opened read-only. Empty: no ingest, the store is used as it is.
         store: Folder of the volume store. Empty: the configuration's (.prdit/store).
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, for example
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.
-        stage: The run goes through the chain up to this stage; a training that is off by default is switched on by naming it.
+        stage: Last stage of the run; those before it run first. A training that is disabled by default is enabled by naming it.
     """
     config = from_parameters(configuration, source, store, overrides)
     for name, training in config.recipe.items():

@@ -1,4 +1,4 @@
-"""The record a run leaves: its configuration, what each stage gave, where the report is, and how it ended."""
+"""The record of a run: its configuration, the outcome of each stage, where the report is, and how it ended."""
 
 import os
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ class RunRecord:
     Args:
         directory: the run's directory.
         tracker: of the MLflow parent run.
-        parent: its id, empty where MLflow went away.
+        parent: its id, empty where MLflow did not answer.
     """
 
     def __init__(self, directory: Path, tracker: Tracker, parent: str) -> None:
@@ -75,14 +75,14 @@ class RunRecord:
     def _close_parent(
         self, outcomes: dict[str, StageOutcome], tags: dict[str, str], error: BaseException | None, *, killed: bool
     ) -> None:
-        """The parent run shows every stage's final figures under their own names, the model and the report: what people compare."""
+        """The parent run shows every stage's final figures under their own names, the model and the report."""
         tags = tags | {f"prdit.ref.{name}": outcome.ref.digest for name, outcome in outcomes.items()}
         if error is not None:
             tags["prdit.error"] = type(error).__name__  # its message may name files; record.json has it
         points: dict[str, Any] = {f"gate/{name}": value for name, value in self.gates.items()}
         seconds = {f"seconds/{name}": outcome.seconds for name, outcome in outcomes.items()}
         for outcome in outcomes.values():
-            points = outcome.figures | points  # what came last stands first
+            points = outcome.figures | points  # the figures of the last stage come first
         trained = [outcome.ref for outcome in outcomes.values() if outcome.ref.kind == "checkpoint"]
         if trained:
             log_checkpoint(self._tracker, self._parent, trained[-1])

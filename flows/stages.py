@@ -25,8 +25,8 @@ class Row:
 
     Attributes:
         name: of the stage.
-        what: what a run up to it gives, in a few words.
-        inputs: stage that gives an input, by the input's role.
+        what: what a run up to it makes, in a few words.
+        inputs: name of the stage that makes each input, by the input's role.
         config: its settings.
         run: (inputs by role, context, progress) -> outcome.
     """
@@ -81,12 +81,12 @@ def stage_names() -> tuple[str, ...]:
 
 
 def needed(table: Mapping[str, Row], last: str, given: Mapping[str, Ref]) -> tuple[str, ...]:
-    """Names of the stages that must run for `last`, in order; what is given needs none.
+    """Names of the stages that must run for `last`, in order; stages whose reference is given do not run.
 
     Raises: ValueError: there is no such stage.
     """
     if last not in table:
-        raise ValueError(f"stage {last!r} is none of this configuration, which has {', '.join(table)}")
+        raise ValueError(f"stage {last!r} is not a stage of this configuration, which has {', '.join(table)}")
     wanted, open_ = set(), [last]
     while open_:
         name = open_.pop()

@@ -56,7 +56,7 @@ class StageProgress:
     _last: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
 
     def report(self, percent: float, note: str, now: float) -> None:
-        """Take in a report of the stage, seen at `now` (s)."""
+        """Record a report of the stage, seen at `now` (s)."""
         self.note = note
         if self.percent is None or percent < self.percent:  # a stage in two passes counts again from zero
             self._first = (now, percent)
@@ -65,7 +65,7 @@ class StageProgress:
         self.percent = percent
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate by the mean rate since the first report; what a resumed training had before counts as no work. None: unknown."""
+        """Estimate by the mean rate since the first report, so steps done before a resume do not count. None: unknown."""
         (began, start), (seen, percent) = self._first, self._last
         if self.state != "running" or self.percent is None or percent <= start or seen <= began:
             return None
@@ -90,7 +90,7 @@ class RunProgress:
         self._flow_run_id = flow_run_id
 
     def ask(self, now: float) -> None:
-        """Take in what Prefect knows at `now` (s). Raises: ServiceError: it does not answer."""
+        """Update from what Prefect reports at `now` (s). Raises: ServiceError: it does not answer."""
         state = self._call("GET", f"/flow_runs/{self._flow_run_id}", None)
         tasks = self._call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [self._flow_run_id]}}})
         wanted = {"flow_run_id": {"any_": [self._flow_run_id]}, "type": {"any_": ["progress"]}}
@@ -149,7 +149,7 @@ def follow(
         flow_run_id: the run.
         stages: names of its stages, in order.
         console: where to; bars where it is a terminal, else lines.
-        clock, sleep: of the process; a test brings its own.
+        clock, sleep: of the process; replaced in tests.
     Returns: whether the run completed.
     Raises: ServiceError: Prefect has not answered for a minute.
     """

@@ -79,7 +79,7 @@ class Refiner(Denoiser):
         module.load_base(start or {})
 
     def freeze(self, module: Any, settings: RefinerSettings) -> None:
-        """The model below, unless it is trained along."""
+        """The model below, unless it is trained too."""
         module.freeze_base(settings.fine_tune_lr is None)
 
     def optimizers(self, module: Any, training: Training) -> dict[str, torch.optim.Optimizer]:

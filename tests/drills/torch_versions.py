@@ -38,6 +38,7 @@ CARRIED = (
     "tests/conftest.py",
     "tests/oracles",
     "tests/perturbations.py",
+    "tests/submodules.py",
     "tests/unit/__init__.py",
     *TESTS,
 )

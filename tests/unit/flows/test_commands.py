@@ -75,8 +75,8 @@ def test_train_takes_a_checkpoint_to_start_from(asked: Asked, checkpoint: Ref, n
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("best",), 2, "error: 'best' is no training of configuration 'tiny', which has local, global, refiner."),
-        (("local", "--start", "x"), 2, "training 'local' starts from nothing (recipe.local.start)"),
+        (("best",), 2, "error: 'best' is not a training of configuration 'tiny', which has local, global, refiner."),
+        (("local", "--start", "x"), 2, "training 'local' is trained from scratch (recipe.local.start)"),
         (("global", "--start", "x"), 1, "error: x is not the directory of a committed artifact"),
         (("global", "--start", '{"kind": "checkpoint"}'), 2, "is not a reference"),
         (("local", "--set", "recipe.local.rate=1"), 2, "recipe.local.rate: unknown key. Known here: accumulation, "),

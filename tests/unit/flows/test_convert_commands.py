@@ -83,7 +83,7 @@ def test_text_says_what_was_recognised_and_assumed(tmp_path: Path) -> None:
     lines = shown.stdout.splitlines()
     assert lines[0] == "variant prdit (model name PRDiT-custom), 8³, 130000 steps"
     assert lines[1] == "width 48, depth 2, 4 heads, noise std 0.5"
-    assert lines[2] == "axes zyx, 1.0 mm, the range stands for [-900, 500] HU"
+    assert lines[2] == "axes zyx, 1.0 mm, model range [-900, 500] HU"
     assert lines[3].endswith("HU of samples are nominal")
     assert "no weights under 'model'" in lines[4]
     assert lines[5] == f"checkpoint: {tmp_path / 'here'}"
@@ -99,7 +99,7 @@ def test_text_says_what_was_recognised_and_assumed(tmp_path: Path) -> None:
         (["a.pt", "--axes", "yxz"], 1, "error: axis order is 'yxz'"),
         (["a.pt", "--volume-size", "0"], 2, "--volume-size"),
         (["a.pt", "--output", "busy"], 1, "error: busy holds something else"),
-        (["weights.pt"], 1, "error: The file does not say which model it is"),
+        (["weights.pt"], 1, "error: The file does not state which model it is"),
     ],
 )
 def test_refusals_of_the_import(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:

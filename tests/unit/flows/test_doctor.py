@@ -20,7 +20,7 @@ def test_versions_of_this_installation_are_within_bounds() -> None:
     assert int(total) >= 25
 
 
-def test_a_version_outside_names_bound_trap_and_remedy() -> None:
+def test_a_version_outside_names_bound_failure_and_remedy() -> None:
     installed = metadata.version("fastapi")
     summary, finding = check_versions([f"fastapi<{installed}"])
     assert summary.detail == "0 of 1 core packages within bounds"

@@ -117,7 +117,7 @@ def test_what_cannot_run_is_refused_by_name(parameters: dict[str, Any], message:
 def test_a_stage_that_the_configuration_lacks_is_refused(tmp_path: Path) -> None:
     overrides = {"workdir": str(tmp_path / "work")}
     with pytest.raises(
-        ValueError, match=r"stage 'train-other' is none of this configuration, which has ingest, split, "
+        ValueError, match=r"stage 'train-other' is not a stage of this configuration, which has ingest, split, "
     ):
         pipeline.pipeline.fn(configuration="tiny", overrides=overrides, stage="train-other")
     assert not (tmp_path / "work").exists()

@@ -99,12 +99,12 @@ def test_a_training_that_another_does_not_start_from_is_not_needed() -> None:
     another = {"family": "local", "steps": 1, "lr": 1e-3, "settings": {"preset": "XS/4/0"}}
     table = rows(load_config("tiny", {"recipe": {"another": another}}))
     assert needed(table, "train-another", {}) == ("ingest", "split", "train-another")
-    assert "train-local" not in needed(table, "sample", {})  # the last training is sampled, and starts from nothing
+    assert "train-local" not in needed(table, "sample", {})  # the last training is sampled, and is trained from scratch
 
 
 def test_an_unknown_stage_is_named_with_those_there_are() -> None:
     with pytest.raises(
-        ValueError, match=r"stage 'train-refiner' is none of .* has ingest, split, train-local, .*evaluate"
+        ValueError, match=r"stage 'train-refiner' is not a stage of .* has ingest, split, train-local, .*evaluate"
     ):
         needed(rows(load_config("tiny")), "train-refiner", {})
 
