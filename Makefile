@@ -20,7 +20,7 @@ STAMP := $(VENV)/.stamp
 BIN := $(VENV)/bin
 CODE := flows tasks prdit_models storage
 
-# gpu-check needs nothing of ours installed: the PYTHON that was named, else .venv's, else what is there.
+# gpu-check does not need prdit installed: the PYTHON that was named, else .venv's, else any.
 GPU_PYTHON = $(or $(if $(filter-out file,$(origin PYTHON)),$(PYTHON)),$(wildcard $(BIN)/python),$(PYTHON),python3)
 
 .PHONY: help setup demo up wheel down test lint bench drills gpu-check constraints third-party clean
@@ -75,7 +75,7 @@ bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.
 drills: $(STAMP) ## random kills (ROUNDS=10 each), every page (SHOTS=<folder>), oldest and newest torch (6 GB to download); prints JSON
 	@$(BIN)/python -m tests.drills $(ROUNDS) $(SHOTS)
 
-gpu-check: ## what a machine with one NVIDIA GPU makes of it (PYTHON= with torch >= 2.10); ARGS=--tiny: on a CPU
+gpu-check: ## compare an NVIDIA GPU with the CPU: values, speed, memory (PYTHON= with torch >= 2.10); ARGS=--tiny: on a CPU
 	@$(GPU_PYTHON) -m tests.gpu_check $(ARGS)
 
 constraints: $(STAMP) ## rewrite constraints.txt from what is installed in .venv
