@@ -1,4 +1,4 @@
-"""Fixtures every room shares: where the real CT and the parity arrays are, and quiet dependencies."""
+"""Fixtures that all tests share: where the real CT and the parity arrays are, and quiet dependencies."""
 
 import os
 from pathlib import Path

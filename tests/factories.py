@@ -15,7 +15,7 @@ from tasks.train.spec import TrainSpec, training_stage
 
 
 def make_store(path: Path, num_volumes: int = 3, edge: int = 16, spacing_mm: float = 8.0) -> Ref:
-    """A store (one level) of smooth, different, thorax-coloured blobs."""
+    """A store (one level) of smooth, different blobs with HU of a thorax."""
     store = VolumeStore.create(path, spacing_mm=spacing_mm, num_levels=1, interpolation="linear")
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, edge)] * 3, indexing="ij")
     for index in range(num_volumes):

@@ -1,4 +1,4 @@
-"""Ways to spoil a volume that the anatomy limits must notice; shared by tests and the table of docs/anatomy.md."""
+"""Perturbed volumes that the anatomy limits must reject; shared by tests and the table of docs/anatomy.md."""
 
 from collections.abc import Callable
 

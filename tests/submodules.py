@@ -1,4 +1,4 @@
-"""What a network's parts put out, by hooks."""
+"""Outputs of a network's parts, by hooks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -134,7 +134,7 @@ class Family(Protocol):
         """
 
     def freeze(self, module: nn.Module, settings: Any) -> None:
-        """Take out of the training what it leaves as it is (`requires_grad`)."""
+        """Freeze the parameters that this training does not change (`requires_grad`)."""
 
     def optimizers(self, module: nn.Module, training: Training) -> dict[str, torch.optim.Optimizer]:
         """One optimiser per turn, over parameters that are trained; no parameter in two of them."""

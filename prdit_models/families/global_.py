@@ -78,7 +78,7 @@ class Global(Denoiser):
         start_global(module, start or {})
 
     def freeze(self, module: Any, settings: GlobalSettings) -> None:
-        """The local branch, unless it is trained along."""
+        """The local branch, unless it is trained too."""
         module.freeze_local(not settings.joint_local)
 
     def fits(self, description: Mapping[str, Any]) -> bool:

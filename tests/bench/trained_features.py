@@ -6,7 +6,7 @@ saturated to the same window. Prints one JSON object. The weights are optional, 
 
 A distance depends on the number of volumes (2048 features, tens of volumes): compare values of equal counts only. What a value
 means, `--references` says: distances of real volumes to other real volumes, blurred ones and noise. The features see texture and
-local shape; averaged over the volume, they hardly see where things are (a chest upside down is as near as another chest).
+local shape; averaged over the volume, they hardly depend on where organs are (a chest upside down is as near as another chest).
 """
 
 import argparse
@@ -109,7 +109,7 @@ def samples(path: Path, protocol: Protocol) -> list[Seen]:
         return lambda: window.to_hu(window.to_model(store.read_level(name).hu))
 
     ids: list[str] = read_json(path / SAMPLES_FILE)["volume_ids"]
-    # ids of samples are their indices, the same in every artifact: only the digest of the voxels tells them apart
+    # ids of samples are their indices, the same in every artifact: only the digest of the voxels distinguishes them
     return [Seen(_key(_content(store, name), protocol, "sample"), reader(name)) for name in ids]
 
 
@@ -212,7 +212,7 @@ def row(name: str, real: Features, generated: Features) -> Row:
 def reference_rows(real: Sequence[Seen], window: HounsfieldWindow, cache: FeatureCache) -> list[Row]:
     """What distances mean for these scans.
 
-    Halves are compared with the other half, as a sample is compared with scans it is no copy of. A degraded copy against its own
+    Halves are compared with the other half, as a sample is compared with scans it is not a copy of. A degraded copy against its own
     original leaves the sampling error out, so a generator does not reach that value.
 
     Raises: ValueError: fewer than four scans.

@@ -93,7 +93,7 @@ def run(root: Path, rounds: int, shots: Path | None = None) -> dict[str, Any]:
 
 
 class Page:
-    """The browser's page, with patience: pages build themselves after they are loaded.
+    """The browser's page, with waiting: pages are built by scripts after they are loaded.
 
     Args:
         driver: the browser.
@@ -148,7 +148,7 @@ class Page:
                 try:
                     element.click()
                     return True
-                except WebDriverException:  # hidden, or behind something
+                except WebDriverException:  # hidden or covered
                     continue
             return False
 

@@ -36,7 +36,7 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
         _kill_tree(child)
         store = VolumeStore.open(root / "killed") if (root / "killed" / "zarr.json").is_file() else None
         for volume_id in store.volume_ids() if store else []:
-            store.verify(volume_id)  # what is committed is whole
+            store.verify(volume_id)  # what is committed is complete
         committed.append(len(store.volume_ids()) if store else 0)
     final = ingest(root / "source", root / "killed", _config(root))
     assert final.fingerprint == whole.fingerprint, (final, whole)

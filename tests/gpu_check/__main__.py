@@ -70,13 +70,13 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _read_rows(path: Path) -> tuple[tuple[Row, ...], str | None]:
-    """A worker's rows, and its last word (None if it did not come to it)."""
+    """A worker's rows, and its last line (None if it did not get that far)."""
     rows, end = [], None
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # half a line of a worker that died
+            continue  # an incomplete line of a worker that died
         if "row" in entry:
             rows.append(row_from_dict(entry["row"]))
         else:
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
 
 
 def _new_file(text: str) -> Path:
-    """A file to write, whose folder is there: found out before minutes are spent."""
+    """A file to write, whose folder exists: checked before minutes are spent."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")

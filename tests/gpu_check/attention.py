@@ -1,4 +1,4 @@
-"""Attention by every kernel there is, as the model calls it, against float64 on the CPU.
+"""Attention by every available kernel, as the model calls it, against float64 on the CPU.
 
 Queries, keys and values are views of one projection, as in the model, not contiguous tensors. The reference takes the rounded
 inputs, so that errors are the kernel's own.
@@ -68,7 +68,7 @@ def _kernels() -> dict[str, Attend]:
 
 
 def _projection(tokens: int, heads: int) -> Tensor:
-    """What the qkv layer puts out for one volume, shape (1, N, 3, heads, D), float32 on the CPU."""
+    """Output of the qkv layer for one volume, shape (1, N, 3, heads, D), float32 on the CPU."""
     return torch.randn(1, tokens, 3, heads, HEAD_WIDTH, generator=torch.Generator().manual_seed(tokens))
 
 

@@ -1,4 +1,4 @@
-"""How fast a card can multiply: what its maker says of known ones, and what its library reaches in a large product."""
+"""How fast a card multiplies: the maker's figure of known cards, and the rate its library reaches in a large product."""
 
 import re
 

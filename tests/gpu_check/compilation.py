@@ -16,11 +16,11 @@ from tests.gpu_check.setting import TINY_CONFIG, Setting, let_speak, relative_er
 from tests.gpu_check.training_step import Batch, TrainingStep, random_batch
 
 BATCH, TINY_BATCH = 16, 2
-COMPILED_CPU = 2e-5  # what compiled code is granted on the CPU, of the largest output
+COMPILED_CPU = 2e-5  # tolerance of compiled code on the CPU, relative to the largest output
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """The smallest timed network, in the best precision: seconds of a step as it is and compiled."""
+    """The smallest timed network, in the best precision: seconds per step, uncompiled and compiled."""
     name, config = next(iter(setting.configs.items()))
     precision = "fp32" if setting.tiny else setting.precisions[-1]
     config = TINY_CONFIG if setting.tiny else config
@@ -54,12 +54,12 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def _compiler(setting: Setting) -> AbstractContextManager[object]:
-    """The compiler itself; for the tiny check only what it does before it writes code, which takes a minute and tells no more."""
+    """The compiler itself; for the tiny check only up to code generation, which takes a minute and shows nothing more."""
     if not setting.tiny:
         return nullcontext()
     return mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
 def _step_seconds(setting: Setting, step: TrainingStep, given: Batch) -> float:
-    """Median of a step; the weights stay what they are (learning rate 0)."""
+    """Median seconds of a step; the weights do not change (learning rate 0)."""
     return setting.seconds(lambda: step(given))

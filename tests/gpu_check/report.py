@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of one part.
+    """The outcome of one part.
 
     Attributes:
         name, title: of the part.
@@ -74,12 +74,12 @@ class PartResult:
 
 
 def compared(what: str, error: float, limit: float, *, note: str = "", group: str = "", **facts: Fact) -> Row:
-    """A row that agrees if the error is within the limit; one that is no number differs."""
+    """A row that agrees if the error is within the limit; one that is not a number differs."""
     return Row(what, "agrees" if error <= limit else "differs", error, limit, facts, note, group)
 
 
 def measured(what: str, *, note: str = "", **facts: Fact) -> Row:
-    """A row that only tells."""
+    """A row that only reports."""
     return Row(what, "measured", facts=facts, note=note)
 
 
@@ -150,7 +150,7 @@ def _row_lines(row: Row) -> list[str]:
 
 
 def _group_lines(group: str, rows: Sequence[Row]) -> list[str]:
-    """How many agree and which comes nearest to its limit; what does not agree stands below it."""
+    """How many agree and which comes nearest to its limit; what does not agree is listed below it."""
     agreeing = [row for row in rows if row.verdict == "agrees"]
     worst = max(rows, key=_nearness)
     verdict = max((row.verdict for row in rows), key=VERDICTS.index)

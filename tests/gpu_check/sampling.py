@@ -20,7 +20,7 @@ from tests.gpu_check.setting import TINY_CONFIG, Setting, let_speak, relative_er
 MAX_BATCH = {"bf16": 32, "fp32": 8}  # more volumes at once do not make one any cheaper
 SAMPLER = Sampler()
 _WARM_UP = Sampler(num_steps=2)
-SAME_SEED_CPU = 2e-5  # what a sampler is granted on the CPU in float32, see `tests.parity.own.cases`
+SAME_SEED_CPU = 2e-5  # tolerance of a sampler on the CPU in float32, see `tests.parity.own.cases`
 
 
 def rows(setting: Setting) -> Iterator[Row]:
@@ -51,7 +51,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def _timed(setting: Setting, network: PRDiT, precision: str, batch: int) -> tuple[float, Peak]:
-    """Seconds of a batch and its memory, on a CPU in a second run: counting takes time there."""
+    """Seconds per batch and its memory; on a CPU memory is measured in a second run, because counting takes time there."""
     draw(setting, network, precision, batch, _WARM_UP)
     setting.free_memory()
     held = [*network.parameters(), *network.buffers()]

@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """`fp32`, and `bf16` where the device has it (a CPU without does it slowly, in tiny sizes that is well)."""
+        """`fp32`, and `bf16` where the device has it (a CPU without it is slow, which is fine in tiny sizes)."""
         has_bf16 = not self.is_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
         return ("fp32", "bf16") if has_bf16 else ("fp32",)
 
@@ -63,7 +63,7 @@ class Setting:
             torch.cuda.synchronize(self.device)
 
     def free_memory(self) -> None:
-        """Give back what no tensor holds."""
+        """Free the memory that no tensor holds."""
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()
@@ -82,7 +82,7 @@ class Setting:
 
 
 def let_speak(network: nn.Module, seed: int = 0) -> None:
-    """Move every weight off its start (the published one puts out 0), the same way on every device."""
+    """Move every weight off its start (the published one outputs 0), in the same way on every device."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -28,7 +28,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             for again in (False, True)
             for precision in setting.precisions[::-1]
         ]
-        for work in works[:-1] if len(works) > 2 else works:  # checkpointing in fp32 would tell nothing new
+        for work in works[:-1] if len(works) > 2 else works:  # checkpointing in fp32 would show nothing new
             what = f"{name}, {work.precision}{', checkpointing' if work.checkpointing else ''}"
             if setting.out_of_time:
                 yield skipped(what, "budget")
@@ -37,7 +37,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def _rows_of(setting: Setting, what: str, work: Work, config: ModelConfig, rate: float) -> Iterator[Row]:
-    """One cell; where memory runs out at a batch the plan says fits, that is said, and half of it is tried."""
+    """One cell; where memory runs out at a batch that should fit by the plan, the row says so, and half the batch is tried."""
     batch = largest_batch(setting, work, config, MAX_BATCH)
     while True:
         setting.free_memory()
@@ -77,7 +77,7 @@ def _measured(setting: Setting, what: str, work: Work, config: ModelConfig, batc
 
 
 def _speed(setting: Setting, precision: str, batch: int, seconds: float, flops: int, rate: float) -> dict[str, Fact]:
-    """Volumes and FLOPs per second, the latter as shares of what the card can and of what its library reaches."""
+    """Volumes and FLOPs per second, the latter as shares of the card's figure and of the rate its library reaches."""
     tflops = flops / seconds / 1e12
     known = peak_tflops(device_name(setting), precision)
     return {

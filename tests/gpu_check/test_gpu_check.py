@@ -113,7 +113,7 @@ def test_every_part_agrees_with_nothing_else_importable(tiny: dict[str, Any]) ->
     assert tiny["torch"] == torch.__version__
     assert list(tiny["parts"]) == list(PARTS)
     verdicts = {name: part["verdict"] for name, part in tiny["parts"].items()}
-    assert verdicts.pop("recorded") in ("agrees", "skipped")  # skipped where the arrays are not at hand
+    assert verdicts.pop("recorded") in ("agrees", "skipped")  # skipped where the arrays do not exist
     assert set(verdicts.values()) == {"agrees"}
     assert "failed" not in tiny["table"]
     assert tiny["table"].splitlines()[-1].startswith("agrees: machine, own")

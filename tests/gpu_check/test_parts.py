@@ -1,4 +1,4 @@
-"""What the check's parts are made of: limits that tell right from wrong, batches by the plan, rates by name, rows and tables."""
+"""Components of the check's parts: limits that separate right from wrong, batches by the plan, rates by name, rows and tables."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tests.gpu_check.report import PartResult, Row, compared, measured, part_lin
 from tests.gpu_check.setting import Setting
 from tests.parity.own.cases import CASES
 
-# -- that the limits can tell right from wrong ------------------------------------------------------------------------
+# -- limits separate right from wrong ----------------------------------------------------------------------------------
 
 
 def _to_tf32(x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def test_a_plan_that_is_a_quarter_off_is_found() -> None:
     assert memory.plan_error(plan, memory.Peak(tensors=1000)) > memory.PLAN_LIMIT
 
 
-# -- what only a GPU runs, with its memory pretended ------------------------------------------------------------------
+# -- what only a GPU runs, with a simulated memory --------------------------------------------------------------------
 
 GIB = 2**30
 ON_CUDA = Setting(torch.device("cuda"), False, float("inf"))

@@ -1,6 +1,6 @@
 """Golden values of every stage on the small phantom: `python -m tests.integration.golden` writes golden.json anew.
 
-A stage whose output moves must raise its recipe version (the cache would hand out the old output otherwise); only then are the
+A stage whose output changes must raise its recipe version (the cache would return the old output otherwise); only then are the
 values recorded anew, by the command above, and the change of golden.json is part of the same commit.
 """
 
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 
 
 def compute(root: Path) -> dict[str, Any]:
-    """Run every stage of the tiny configuration in `root`; recipe version and telling values by stage."""
+    """Run every stage of the tiny configuration in `root`; recipe version and characteristic values by stage."""
     write_demo_data(root / "source", num_patients=3, small=True)
     (root / "key").write_text("00" * 32)
     short = {"steps": 5, "val_every": 5, "log_every": 1}

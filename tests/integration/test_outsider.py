@@ -1,4 +1,4 @@
-"""A package that is not ours adds two families, a sampler, a metric and a configuration; not a line of ours knows them."""
+"""Another package adds two families, a sampler, a metric and a configuration; no line of prdit names them."""
 
 import json
 import os

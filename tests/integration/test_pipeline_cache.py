@@ -1,6 +1,6 @@
 """The whole flow on small phantoms, again and again: what runs, what is found, what is made again.
 
-The tests of this file are one story on one working directory, in order.
+The tests of this file build on each other, in order, on one working directory.
 """
 
 import shutil
@@ -119,7 +119,7 @@ def without_seconds(run: Run) -> dict[str, float]:
 
 
 def test_what_mlflow_has_names_no_place(story: Story, first: dict[str, Any]) -> None:
-    """Neither the database nor an uploaded file: paths may tell who was scanned."""
+    """Neither the database nor an uploaded file: paths may reveal who was scanned."""
     kept = [story.root / "work" / "mlflow.db", *(story.root / "work" / "mlflow-artifacts").rglob("*")]
     names = {path.name for path in kept}
     assert {"config.yaml", "report.html", "metrics.json", "ingest.json", "provenance.json", "samples.json"} <= names

@@ -1,6 +1,6 @@
 """The literal oracle in float64 against the recorded arrays: nearer to them than a quarter of their tolerance.
 
-What is left is the published code's own float32 rounding; the oracle may so stand in for the arrays where they are not at hand.
+What is left is the published code's own float32 rounding; so the oracle can replace the arrays where they do not exist.
 """
 
 import json

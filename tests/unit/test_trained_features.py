@@ -1,4 +1,4 @@
-"""The judge of sample quality used in benchmarks: its network's shape, what it is shown, and that both sides are seen alike."""
+"""The metric of sample quality used in benchmarks: its network's shape and input, and that both sides are read alike."""
 
 import hashlib
 import sys

@@ -216,7 +216,7 @@ def test_a_recipe_that_does_not_join_is_refused(overrides: dict[str, Any], messa
 
 
 def test_a_training_can_be_added_to_a_recipe() -> None:
-    """A second refiner, one level above the first: what it starts from is looked at, not what it is called."""
+    """A second refiner, one level above the first: what counts is what it starts from, not its name."""
     finer = {"family": "refiner", "start": "refiner", "steps": 10, "lr": 1e-3}
     config = load_config("small", {"recipe": {"refiner": {"enabled": True}, "finer": finer}})
     assert list(config.trainings) == ["local", "global", "refiner", "finer"]
@@ -303,7 +303,7 @@ def test_settings_of_a_family_that_an_override_replaces_are_dropped() -> None:
 
 
 def test_one_overrides_settings_are_kept_whatever_order_they_are_named_in() -> None:
-    """`--set …process.noise_std=1 --set …process.name=flow` must not lose the first in silence."""
+    """`--set …process.noise_std=1 --set …process.name=flow` must not lose the first silently."""
     assert merge({"process": {"noise_std": 1.0}}, {"process": {"name": "flow"}}) == {
         "process": {"noise_std": 1.0, "name": "flow"}
     }

@@ -34,7 +34,7 @@ def deployments() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PipelineConfig, str]]:
-    """What the flow hands on, instead of running it."""
+    """What the flow would run, instead of running it."""
     calls: list[tuple[PipelineConfig, str]] = []
     monkeypatch.setattr(pipeline, "run_through", lambda config, last: calls.append((config, last)))
     return calls

@@ -95,7 +95,7 @@ class SlowSampler(PeakMemory):
 
 
 def test_a_slow_sample_is_paid_for_by_a_longer_pause() -> None:
-    """20 ms at 2 % of a core means a second's pause, whatever the interval asks for."""
+    """20 ms at 2 % of a core means a pause of a second, for any interval."""
     with SlowSampler(interval_s=0.01) as memory:
         time.sleep(2)
     assert 2 <= memory.num_samples <= 4

@@ -122,7 +122,7 @@ def test_the_names_of_all_stages() -> None:
 
 
 def test_the_names_of_stages_follow_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another package's training is a stage like ours."""
+    """Another package's training is a stage like prdit's own."""
     toy = load_config("tiny").model_copy(update={"recipe": {"toy": load_config("tiny").recipe["local"]}})
     monkeypatch.setattr(module, "config_names", lambda: ["tiny", "toy"])
     monkeypatch.setattr(module, "load_config", lambda name: toy if name == "toy" else load_config(name))

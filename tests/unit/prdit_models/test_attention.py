@@ -47,7 +47,7 @@ def test_published_flash_rounds_to_bfloat16_and_returns_float32() -> None:
 
 @pytest.fixture
 def pretended_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, ...], torch.dtype]]]:
-    """CUDA and an installed xformers are pretended; its one function is the definition in its documented layout (B, N, H, D).
+    """CUDA and an installed xformers are simulated; its one function is the definition in its documented layout (B, N, H, D).
 
     Yields the (shape, dtype) of the values of every call but trials. Like the original it takes q, k, v of one dtype only, scales
     by 1/sqrt(D), returns the dtype of v, and has no operator for heads that do not align.

@@ -1,4 +1,4 @@
-"""Options of the network that the published one has not: each against its formula in float64."""
+"""Options of the network that the published one does not have: each against its formula in float64."""
 
 import math
 
@@ -26,7 +26,7 @@ def _random(model: PRDiT) -> PRDiT:
 
 
 def test_rotary_turns_pairs_by_position_in_mm():
-    grid, pitch, width = 3, 16.0, 20  # 3 pairs an axis, 2 channels left alone
+    grid, pitch, width = 3, 16.0, 20  # 3 pairs per axis, 2 channels unchanged
     x = torch.randn(1, grid**3, 2, width)
     turned = rotate(x, rotary_table(grid, pitch, width)).double()
     wavelengths = [32.0 * 32.0 ** (j / 2) for j in range(3)]
@@ -49,7 +49,7 @@ def test_rotary_attention_depends_on_distance_alone():
     turned_k = rotate(k.expand(1, 64, 1, 24), table)[0, :, 0]
     scores = (turned_q @ turned_k.T).double().reshape(4, 4, 4, 4, 4, 4)
     torch.testing.assert_close(scores[0, 1, 2, 1, 1, 0], scores[2, 2, 3, 3, 2, 1], atol=1e-5, rtol=0)
-    assert abs(float(scores[0, 0, 0, 1, 0, 0] - scores[0, 0, 0, 0, 0, 1])) > 1e-3  # axes are told apart
+    assert abs(float(scores[0, 0, 0, 1, 0, 0] - scores[0, 0, 0, 0, 0, 1])) > 1e-3  # axes are distinguished
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ HEAD = ModelConfig(16, 6, 4, 1, 24, 1, 0)
 
 
 def cascade(config: CascadeConfig | None = None) -> RefinedPRDiT:
-    """A cascade whose every branch speaks."""
+    """A cascade whose every branch contributes."""
     torch.manual_seed(3)
     model = RefinedPRDiT(config or CascadeConfig(HEAD, BASE)).eval()
     with torch.no_grad():

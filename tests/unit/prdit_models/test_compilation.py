@@ -43,7 +43,7 @@ def test_compiled_values_gradients_and_swapped_weights() -> None:
     found = call(*_inputs())
     assert call.failure is None
     assert list(network.state_dict()) == keys
-    assert all(parameter.grad is None for parameter in network.parameters())  # the trial leaves nothing behind
+    assert all(parameter.grad is None for parameter in network.parameters())  # the trial has no effect
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     for ours, theirs in zip(_gradients(call, network), _gradients(network, network), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()) + 1e-9, rtol=1e-4)

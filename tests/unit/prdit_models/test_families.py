@@ -49,7 +49,7 @@ def test_a_loss_is_the_processes_at_the_generators_times_and_noise(process: Proc
     training = Training(family.settings(preset="XS/10/0"), process)
     x0 = torch.randn(3, 1, 16, 16, 16, generator=torch.Generator().manual_seed(5))
     module = family.build(description)
-    with torch.no_grad():  # a fresh network puts out zeros
+    with torch.no_grad():  # a fresh network outputs zeros
         torch.nn.init.normal_(module.coarse.mlp_denoise.linear_final.weight, std=0.1)  # type: ignore[union-attr]
     losses = family.losses("main", module, Batch(x0), training, torch.Generator().manual_seed(9))
     generator = torch.Generator().manual_seed(9)
@@ -63,7 +63,7 @@ def test_a_loss_is_the_processes_at_the_generators_times_and_noise(process: Proc
 
 
 def test_flow_matching_at_patches_that_tile() -> None:
-    """B/16/0-s16 in small: no overlap, one output channel, the closed form of a network that puts out zeros."""
+    """B/16/0-s16 in small: no overlap, one output channel, the closed form of a network that outputs zeros."""
     process = FlowProcess()
     description = describe(process, size=32, patch="16", suffix="-s16")["local"]
     assert {key: description[key] for key in ("patch_size", "stride", "padding", "out_channels")} == {

@@ -54,7 +54,7 @@ def test_gradients_equal_float64():
 @pytest.mark.parametrize("widths", WIDTHS)
 @torch.no_grad()
 def test_a_volume_alone_has_the_bits_it_has_in_a_batch(widths, num_threads):
-    """Sampling promises it. PyTorch would give small convolutions of few images, and all on one thread, to the other library."""
+    """Sampling relies on it. PyTorch would give small convolutions of few images, and all on one thread, to the other library."""
     torch.manual_seed(0)
     layer = Linear(*widths)
     threads = torch.get_num_threads()

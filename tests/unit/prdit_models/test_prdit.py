@@ -42,7 +42,7 @@ def test_patches_of_a_coordinate_volume() -> None:
 def test_unpatchify_places_blocks_with_the_channel_fastest() -> None:
     tokens = torch.arange(8 * 16).reshape(1, 8, 16)
     volume = unpatchify(tokens, 2, 2, 4)
-    # voxel (d, h, w) = (1, 2, 3): block (0, 1, 1) = token 3, inside (1, 0, 1) = 5, two channels a voxel
+    # voxel (d, h, w) = (1, 2, 3): block (0, 1, 1) = token 3, inside (1, 0, 1) = 5, two channels per voxel
     assert volume[0, :, 1, 2, 3].tolist() == [3 * 16 + 5 * 2, 3 * 16 + 5 * 2 + 1]
     with pytest.raises(ValueError, match=r"\(B, 8, 16\)"):
         unpatchify(tokens[:, :7], 2, 2, 4)
@@ -138,7 +138,7 @@ def test_start_global_loads_exactly_the_local_branch() -> None:
     local = _randomised(PRDiT(_config(0)))
     model = _randomised(PRDiT(_config(2)))
     start_global(model, local.state_dict())
-    assert torch.equal(model(_volume(), 9), PRDiT.forward(local, _volume(), 9))  # the refiner still puts out zero
+    assert torch.equal(model(_volume(), 9), PRDiT.forward(local, _volume(), 9))  # the refiner still outputs zero
     assert model.state_dict()["fine.blocks.1.mlp.fc1.weight"].abs().max() <= 0.1 * (6.0 / (48 + 192)) ** 0.5
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == set(local.state_dict())
 

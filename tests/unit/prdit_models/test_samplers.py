@@ -117,7 +117,7 @@ def test_flow_matching_finds_gaussian_data() -> None:
         assert float(drawn.std()) == pytest.approx(gaussian.SPREAD, rel=bound)
 
 
-# -- networks that contradict themselves -------------------------------------------------------------------------------
+# -- networks with inconsistent heads ----------------------------------------------------------------------------------
 
 
 def _contradicting(x: Tensor, t: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _raw(_: Tensor, heads: Heads, sin: float, cos: float) -> Estimates:
 
 
 def test_estimates_that_agree_with_the_state_keep_it_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotating raw heads multiplies the state by up to 1.1 a step; a rotation of the state itself cannot do that."""
+    """Rotating raw heads multiplies the state by up to 1.1 per step; a rotation of the state itself cannot do that."""
     bounded = _largest(Sampler("rotation", 200))
     assert bounded < 4.0  # 0.5 times the largest of 512 normal numbers is below 2
     assert _largest(Sampler("rotation", 200, parametrization="image")) < 4.0
@@ -235,7 +235,7 @@ def test_coefficients_of_any_predictor_step(k: int, schedule: str) -> None:
         assert sum(step.corrects for step in steps) == (0 if k == 1 else 20 - k - 1)
 
 
-# -- what cannot be ----------------------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -305,9 +305,7 @@ def test_same_seed_same_volume_whatever_the_batch(moved_model: PRDiT, name: str)
 
 def test_progress_and_image_estimates() -> None:
     seen: list[tuple[int, int, float]] = []
-    model = PRDiT(
-        ModelConfig(4, 4, 2, 1, 12, 2, 0)
-    )  # puts out zero: noise enters the state, the image estimate is zero
+    model = PRDiT(ModelConfig(4, 4, 2, 1, 12, 2, 0))  # outputs zero: noise enters the state, the image estimate is zero
     result = sample(
         model,
         CosineProcess(),

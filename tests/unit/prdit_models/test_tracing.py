@@ -57,7 +57,7 @@ def test_fake_tensors_count_as_real_ones() -> None:
             q, k, v = (torch.zeros(1, 2, 512, 8, requires_grad=True) for _ in range(3))
             mixed = F.scaled_dot_product_attention(q, k, v)
         assert mixed.shape == q.shape
-        assert memory.live_bytes == 4 * 2 * 512 * (3 * 8 + 8 + 1)  # the result and one number a query
+        assert memory.live_bytes == 4 * 2 * 512 * (3 * 8 + 8 + 1)  # the result and one number per query
         with mode, MemoryTrace() as memory, torch.autocast("cpu", torch.bfloat16):
             layer, x = nn.Linear(1000, 1, bias=False), torch.zeros(1, 1000, dtype=torch.bfloat16)
             kept = [layer(x) for _ in range(3)]

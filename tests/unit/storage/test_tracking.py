@@ -1,4 +1,4 @@
-"""The MLflow door against a real MLflow server: nothing blocks, nothing is lost, nothing is silent."""
+"""`storage.tracking` against a real MLflow server: nothing blocks, nothing is lost, nothing is silent."""
 
 import json
 import os
@@ -196,7 +196,7 @@ def test_source_commit_note_and_user(local: Local) -> None:
         "mlflow.source.git.commit": "0123abc",
         "mlflow.note.content": "what this is",
     }
-    assert run.info.user_id == "unknown"  # nobody's login name leaves the machine
+    assert run.info.user_id == "unknown"  # no login name leaves the machine
     without = client.get_run(start(local()[0]))
     assert "mlflow.source.git.commit" not in without.data.tags
 
@@ -255,7 +255,7 @@ def test_a_refused_upload_ends_no_run_and_leaves_no_ready_model(
     what: dict[str, Any] = {"digest": "sha256:7", "step": 20, "facts": {}}
 
     class StoreError(Exception):
-        """What a client of an object store raises is no MlflowException."""
+        """What a client of an object store raises is not an MlflowException."""
 
     def refuse(*arguments: Any) -> None:
         raise StoreError("access denied")

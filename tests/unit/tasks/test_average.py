@@ -98,7 +98,7 @@ def test_command(trained: tuple[Ref, np.ndarray], tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "expected a width" in refused.output
     late = run(app, ["ema", trained[0].uri, "--updates", "999", "--workdir", str(tmp_path)])
-    assert "behind the last snapshot" in late.output
+    assert "after the last snapshot" in late.output
 
 
 def test_a_training_without_snapshots_is_told_how(data: tuple[Ref, Ref], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading files of other people: what is taken, and everything that is refused before it does harm."""
+"""Reading checkpoint files of others: what is accepted, and everything that is refused before it does harm."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Which network a foreign file holds: told by the file or the user, never guessed."""
+"""Which network a foreign file holds: stated by the file or the user, never guessed."""
 
 import logging
 from typing import Any

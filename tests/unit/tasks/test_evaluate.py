@@ -135,7 +135,7 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
 
 
 def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, Ref], tmp_path: Path) -> None:
-    """The store's volumes are blobs of 128 mm: no chests, so generated ones are not judged as chests."""
+    """The store's volumes are blobs of 128 mm: not chests, so generated ones are not measured as chests."""
     evaluate(data["samples"], data["store"], data["split"], config(), tmp_path, silent)
     metrics = read_json(tmp_path / "metrics.json")
     reason = metrics["details"]["anatomy"]["left_out"]

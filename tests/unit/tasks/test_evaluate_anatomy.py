@@ -54,7 +54,7 @@ def test_a_figure_that_no_volume_of_a_side_has_gives_no_distance() -> None:
     figures = anatomy_figures([seen()], [seen(outside_hu=None)])
     assert figures["anatomy_outside_hu_distance"].value is None
     assert "Not defined" in figures["anatomy_outside_hu_distance"].note
-    assert figures["anatomy_pass_share"].value == 1.0  # no air around the body to judge
+    assert figures["anatomy_pass_share"].value == 1.0  # no air around the body to measure
 
 
 def test_it_is_left_out_where_most_real_volumes_show_no_chest() -> None:
@@ -73,7 +73,9 @@ def test_nearest_training_volume_is_found_though_its_box_was_moved() -> None:
     found = nearest_training([moved], training, box_mm=128.0)
     assert found[0].volume_id == "v1"
     assert found[0].distance_hu == pytest.approx(0, abs=1e-3)
-    assert nearest_training([moved], training, box_mm=256.0)[0].distance_hu > 100  # 32 mm: further than boxes are moved
+    assert (
+        nearest_training([moved], training, box_mm=256.0)[0].distance_hu > 100
+    )  # 32 mm: further than boxes are shifted
     figures = nearest_figures([Nearest("v1", 10.0), Nearest("v2", 30.0), Nearest("v1", 80.0)], [Nearest("v0", 50.0)], 3)
     assert {name: figure.value for name, figure in figures.items()} == {
         "nearest_training_distance": 30.0,

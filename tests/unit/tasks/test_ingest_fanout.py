@@ -44,7 +44,7 @@ def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
 
 
 def test_a_running_scheduler_gives_the_same_store(tmp_path: Path) -> None:
-    """`ingest.scheduler`: the work goes to a Dask cluster that somebody else runs."""
+    """`ingest.scheduler`: the work goes to a Dask cluster that runs already."""
     for k in range(2):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k, 26, 28))
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:

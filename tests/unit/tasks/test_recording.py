@@ -39,7 +39,7 @@ def site(tmp_path: Path, mlflow_file: Path) -> "Site":
 
 
 class Site:
-    """A store whose path would tell who was scanned, a working directory, and MLflow in a file."""
+    """A store whose path would reveal who was scanned, a working directory, and MLflow in a file."""
 
     def __init__(self, root: Path, mlflow_file: Path) -> None:
         self.store, self.split = make_data(root / "DOE^JOHN")
@@ -160,7 +160,7 @@ def test_a_refused_upload_ends_no_training(
     run = site.run(outcome)
     assert (run.info.status, without_seconds(run.data.metrics)) == ("FINISHED", LAST)
     assert run.outputs.model_outputs == []
-    again = site.train()  # the next run, which finds the training, brings its model along
+    again = site.train()  # the next run, which finds the training, uploads its model
     assert again.cached
     assert len(site.run(again).outputs.model_outputs) == 1
 

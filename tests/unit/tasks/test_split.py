@@ -1,4 +1,4 @@
-"""Split: by patient, sticky, nobody in two roles."""
+"""Split: by patient, sticky, no patient in two roles."""
 
 import json
 from pathlib import Path

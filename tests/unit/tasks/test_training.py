@@ -171,7 +171,7 @@ def test_batches_visit_every_volume_once_before_any_twice() -> None:
 
 
 def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
-    """A learning rate that ruins the weights: `best` keeps the step before, also across a stop; `last` keeps the ruin."""
+    """A learning rate that ruins the weights: `best` keeps the step before, also across a stop; `last` keeps the ruined weights."""
     refs = {}
     for select in ("last", "best"):
         config = global_config(select=select, steps=9, lr=0.3)
@@ -196,7 +196,7 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
 
 
 def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
-    """A box moved by (z, y, x) = (0, 4, 4) voxels holds what the unmoved one holds that much further on."""
+    """A box shifted by (z, y, x) = (0, 4, 4) voxels contains what the unshifted one has at that offset."""
     view = ViewConfig(size=8, edge=8)
     dataset = ViewDataset(data[0].path, ["v0"], view, HounsfieldWindow(), cache_mb=1)
     still, moved = dataset.get(0), dataset.get(0, (0, 4, 4))

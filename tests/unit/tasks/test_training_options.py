@@ -296,7 +296,7 @@ def test_the_refining_head_takes_the_norms_of_the_model_below(train: Train) -> N
 
 def test_a_label_for_a_refined_model_is_refused(train: Train, stage_2: Ref, tmp_path: Path) -> None:
     refined = train(refiner_config(steps=1), stage_2)
-    with pytest.raises(ValueError, match=r"of a refined model.*act in the model below"):
+    with pytest.raises(ValueError, match=r"of a refined model.*condition the model below"):
         sample(refined, SampleConfig(label="B", num_steps=2), tmp_path / "out", lambda done, total: None)
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder: a family without a process, which others stand on and nobody samples."""
+"""The autoencoder: a family without a process, from which others start and which is not sampled."""
 
 from dataclasses import dataclass
 

@@ -17,7 +17,7 @@ class LatentSettings:
 
     Attributes:
         critic_lr: learning rate of the critic.
-        critic_every: the critic steps once in so many steps.
+        critic_every: the critic steps once per this many steps.
     """
 
     critic_lr: float = 1e-3
