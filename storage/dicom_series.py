@@ -100,8 +100,8 @@ def load_series(source: Path, files: Sequence[str], series_uid: str, *, min_slic
     )
 
 
-def _refuse(reason: str, where: str, detail: str) -> None:
-    raise UnusableSeriesError(reason, sentence(reason, where, detail))
+def _refuse(reason: str, where: str, detail: str, file: str | None = None) -> None:
+    raise UnusableSeriesError(reason, sentence(reason, where, detail), file)
 
 
 def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple[str, Dataset]], int]:
@@ -117,7 +117,7 @@ def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple
                 for tag in (*_GEOMETRY, "RescaleSlope", "RescaleIntercept", "Rows", "Columns"):
                     header.get(tag)
         except DECODE_ERRORS as error:
-            _refuse("unreadable_file", f"{where}, file {name}", type(error).__name__)
+            _refuse("unreadable_file", f"{where}, file {name}", type(error).__name__, name)
         instance = str(header.get("SOPInstanceUID") or name)
         if instance in seen and _same_bytes(source / name, source / seen[instance]):
             duplicates += 1  # with other bytes both are kept, and their positions decide
@@ -135,25 +135,25 @@ def _check_consistent(headers: list[tuple[str, Dataset]], where: str) -> None:
     for name, header in headers:
         missing = [tag for tag in _GEOMETRY if not _numeric(header.get(tag))]
         if missing:
-            _refuse("missing_geometry", f"{where}, file {name}", ", ".join(missing))
+            _refuse("missing_geometry", f"{where}, file {name}", ", ".join(missing), name)
         slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
         if not _numeric(slope) or not _numeric(intercept) or float(slope) == 0:
-            _refuse("missing_rescale", f"{where}, file {name}", f"slope {slope!r}, intercept {intercept!r}")
+            _refuse("missing_rescale", f"{where}, file {name}", f"slope {slope!r}, intercept {intercept!r}", name)
         if int(header.get("SamplesPerPixel") or 1) != 1:
-            _refuse("unsupported_pixels", f"{where}, file {name}", f"{header.SamplesPerPixel} samples per pixel")
+            _refuse("unsupported_pixels", f"{where}, file {name}", f"{header.SamplesPerPixel} samples per pixel", name)
         if min(_floats(header.PixelSpacing)) <= 0:
-            _refuse("missing_geometry", f"{where}, file {name}", "a positive PixelSpacing")
+            _refuse("missing_geometry", f"{where}, file {name}", "a positive PixelSpacing", name)
     first = headers[0][1]
     for name, header in headers[1:]:
         if (header.Rows, header.Columns) != (first.Rows, first.Columns):
             detail = f"{first.Rows} × {first.Columns} and {header.Rows} × {header.Columns} in {name}"
-            _refuse("inconsistent_shape", where, detail)
+            _refuse("inconsistent_shape", where, detail, name)
         off = np.abs(np.subtract(_floats(header.ImageOrientationPatient), _floats(first.ImageOrientationPatient)))
         if off.max() > ORIENTATION_TOLERANCE:
-            _refuse("inconsistent_orientation", where, f"direction cosines differ by {off.max():.4f} in {name}")
+            _refuse("inconsistent_orientation", where, f"direction cosines differ by {off.max():.4f} in {name}", name)
         off = np.abs(np.subtract(_floats(header.PixelSpacing), _floats(first.PixelSpacing)))
         if off.max() > PIXEL_SPACING_TOLERANCE_MM:
-            _refuse("inconsistent_spacing", where, f"pixel spacing differs by {off.max():.4f} mm in {name}")
+            _refuse("inconsistent_spacing", where, f"pixel spacing differs by {off.max():.4f} mm in {name}", name)
 
 
 def _check_positions(positions: NDArray[np.float64], normal: NDArray[np.float64], where: str) -> NDArray[np.float64]:
@@ -195,9 +195,9 @@ def _read_pixels(source: Path, headers: list[tuple[str, Dataset]], where: str) -
         try:
             plane = _slice_hu(source / name)
         except DECODE_ERRORS as error:
-            _refuse("unreadable_pixels", f"{where}, file {name}", _short(error))
+            _refuse("unreadable_pixels", f"{where}, file {name}", _short(error), name)
         if plane.shape != (rows, columns):
-            _refuse("inconsistent_shape", where, f"{plane.shape} pixels in {name}, its header says {(rows, columns)}")
+            _refuse("inconsistent_shape", where, f"{plane.shape} pixels in {name}, its header says {(rows, columns)}", name)
         stack[index] = np.clip(plane, AIR_HU, np.iinfo(np.int16).max)
     return stack
 

@@ -14,11 +14,13 @@ class UnusableSeriesError(StorageError, ValueError):
 
     Attributes:
         reason: reason code from `storage.verdicts.REASONS`.
+        file: relative path that the message names, which must not leave the machine; None where it names none.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, file: str | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.file = file
 
 
 class StoreFormatError(StorageError, ValueError):

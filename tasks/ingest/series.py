@@ -53,7 +53,8 @@ def ingest_series(job: SeriesJob) -> dict[str, Any]:
     try:
         volume_id, written, source = _convert(job)
     except UnusableSeriesError as error:
-        return {**entry, "verdict": "quarantined", "reason": error.reason, "message": str(error)}
+        found = {"reason": error.reason, "message": str(error), "path": error.file}
+        return {**entry, "verdict": "quarantined", **found}
     except MemoryError:
         text = sentence("worker_died", f"series {job.series_uid}", "out of memory")
         return {**entry, "verdict": "quarantined", "reason": "worker_died", "message": text}

@@ -262,7 +262,7 @@ def code_version() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), *arguments]

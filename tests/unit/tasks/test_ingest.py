@@ -329,3 +329,18 @@ def test_demo_data_is_repeatable_and_gets_its_expected_verdicts(tmp_path: Path) 
         for offset, low, high in (((28, -22, -26), 0, 180), ((-45, -5, -90), 0, 120), ((-50, 0, 30), -1000, -600)):
             z, y, x = np.rint(volume.index_of(np.add(centre, offset))).astype(int)
             assert low <= np.median(volume.hu[z - 1 : z + 2, y - 1 : y + 2, x - 1 : x + 2]) <= high
+
+
+def test_the_file_a_sentence_names_stays_on_this_machine(tmp_path: Path) -> None:
+    """A folder named after a patient: in the report for people, an opaque id in store and artifact."""
+    write_series(tmp_path / "src" / "doe-john", change=drop("RescaleSlope"), shape=(16, 16, 20))
+    write_series(tmp_path / "src" / "other", shape=(16, 16, 20), uid="1.2.3")
+    report = run(tmp_path / "src", tmp_path / "store")
+    (entry,) = report.quarantined
+    assert "doe-john" in (entry.message or "")
+    (kept,) = report.without_paths().quarantined
+    assert (kept.path or "").startswith("file-")
+    assert kept.path in (kept.message or "")
+    exclusions = "".join(path.read_text() for path in (tmp_path / "store" / "exclusions").iterdir())
+    assert "missing_rescale" in exclusions
+    assert "doe-john" not in exclusions + report.without_paths().model_dump_json()
