@@ -1,6 +1,7 @@
 """The stage wrapper: a hit is verified, damage means computing again, keys see what matters."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from storage.artifacts import PROVENANCE, Ref, input_ref, load_provenance, stage_key, verify_artifact
 from storage.errors import DamagedArtifactError, MissingArtifactError
-from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, code_version, git_commit, run_stage
 
 STAGE = Stage("split", "split", recipe=1)
 SOURCE = Ref(kind="store", uri="/nowhere", digest="sha256:1")
@@ -109,3 +110,11 @@ def test_a_reference_with_another_digest_is_refused(tmp_path: Path) -> None:
         verify_artifact(ref.model_copy(update={"digest": "sha256:" + "0" * 64}))
     with pytest.raises(MissingArtifactError, match=r"provenance\.json is missing"):
         verify_artifact(ref.model_copy(update={"uri": str(tmp_path / "nothing")}))
+
+
+def test_the_code_version_names_the_commit_of_the_checkout(repository: Path) -> None:
+    if not (repository / ".git").exists():
+        pytest.skip("not a checkout: there is no commit to name")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True)
+    assert git_commit() == head.stdout.strip()
+    assert code_version().partition("+")[2].startswith(head.stdout[:7])
