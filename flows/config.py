@@ -54,9 +54,12 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _start_from_base(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("base") is not None:
-            return merge(load_named(values["base"]), values)
-        return values
+        if not isinstance(values, dict):
+            return values
+        found = merge(load_named(values["base"]), values) if values.get("base") is not None else dict(values)
+        if isinstance(recipe := found.get("recipe"), dict):
+            found["recipe"] = {name: training for name, training in recipe.items() if training is not None}
+        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
@@ -229,7 +232,8 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
     if not values.get("base"):
         raise ConfigError(
             f"configuration {name_or_path!r} names no base. A deployment starts from a named configuration: add a line such as "
-            f"`base: small` (there are {', '.join(config_names())})."
+            f"`base: small` (there are {', '.join(config_names())}), and `null` for each of its trainings that yours "
+            "replace; or run the file as it is with `prdit run --config`."
         )
     return str(values.pop("base")), values
 
@@ -240,7 +244,12 @@ def explain(error: ValidationError) -> str:
     for problem in error.errors():
         place = problem["loc"]
         key = ".".join(str(part) for part in place)
-        if problem["type"] == "extra_forbidden":
+        if place and place[-1] == "[key]":
+            name = ".".join(str(part) for part in place[:-1])
+            lines.append(
+                f"  {name}: not a name for a training; use lower-case letters, digits and hyphens, such as local-2"
+            )
+        elif problem["type"] == "extra_forbidden":
             known = _known_keys(PipelineConfig, place[:-1])
             lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
         elif isinstance(found := problem.get("ctx", {}).get("error"), SettingsError):

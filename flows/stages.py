@@ -1,11 +1,14 @@
 """The table of stages: what runs after what. The flow, the deployments, the command line and the cache read it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from flows.config import PipelineConfig, config_names, load_config
+import yaml
+
+from flows.config import PipelineConfig, config_names, load_named
 from storage.artifacts import Ref
 from tasks.evaluate.stage import evaluate_stage
 from tasks.ingest.stage import ingest_stage
@@ -17,6 +20,7 @@ from tasks.split.stage import split_stage
 from tasks.train.stage import train
 
 Inputs = Mapping[str, Ref]
+logger = logging.getLogger("prdit.stages")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def rows(config: PipelineConfig) -> dict[str, Row]:
         Row("split", "split: a role for every patient", {"store": "ingest"}, config.split, partial(_split, config)),
     ]
     for name, training in config.trainings.items():
-        start = {training.start: training_row(training.start)} if training.start else {}
+        start = {"start": training_row(training.start)} if training.start else {}
         what = f"checkpoint of training {name!r}"
         found.append(Row(training_row(name), what, real | start, training, partial(_train, config, name)))
     found += [
@@ -75,8 +79,18 @@ def training_row(name: str) -> str:
 
 
 def stage_names() -> tuple[str, ...]:
-    """Every stage that some named configuration has, its trainings enabled; in the order of the pipeline."""
-    trainings = dict.fromkeys(training_row(name) for each in config_names() for name in load_config(each).recipe)
+    """Every stage that some named configuration has, its trainings enabled; in the order of the pipeline.
+
+    A configuration that cannot be read has none, with a warning: it must not keep the others from being run.
+    """
+    trainings: dict[str, None] = {}
+    for each in config_names():
+        try:
+            recipe = load_named(each).get("recipe")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            logger.warning("the configuration %r is left out: %s", each, error)
+            continue
+        trainings |= dict.fromkeys(training_row(str(name)) for name in recipe or ())
     return ("ingest", "split", *trainings, "sample", "evaluate")
 
 

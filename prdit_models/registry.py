@@ -67,6 +67,11 @@ class Registry(Generic[T]):
         self._found[name] = found
         return found
 
+    def owners(self, *names: str) -> dict[str, str]:
+        """Package and version of those of some names that are not ours: part of the identity of what is computed with them."""
+        owners = {name: self._places[name][1] for name in names if name in self._places}
+        return {f"{self.what} {name}": owner for name, owner in owners.items() if owner != "prdit"}
+
     @cached_property
     def _places(self) -> dict[str, tuple[str, str]]:
         """(place, owner) by name."""
@@ -79,11 +84,11 @@ class Registry(Generic[T]):
                     continue
                 raise ValueError(
                     f"The {self.what} {point.name!r} is registered twice: by {first} ({place}) and by {owner} ({point.value}). "
-                    "Rename one of them or uninstall its package."
+                    "Uninstall one of the two, or have it renamed."
                 )
             places[point.name] = (point.value, owner)
         return places
 
 
 def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "an installed package"
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"

@@ -33,7 +33,9 @@ logger = logging.getLogger("prdit.checkpoints")
 def save_tensors(path: Path, tensors: Tensors) -> None:
     """Write named arrays as one safetensors file: temp + fsync + rename."""
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary)
+        save_file(
+            {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in tensors.items()}, temporary
+        )
 
 
 def load_tensors(path: Path) -> Tensors:

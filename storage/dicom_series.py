@@ -197,7 +197,9 @@ def _read_pixels(source: Path, headers: list[tuple[str, Dataset]], where: str) -
         except DECODE_ERRORS as error:
             _refuse("unreadable_pixels", f"{where}, file {name}", _short(error), name)
         if plane.shape != (rows, columns):
-            _refuse("inconsistent_shape", where, f"{plane.shape} pixels in {name}, its header says {(rows, columns)}", name)
+            _refuse(
+                "inconsistent_shape", where, f"{plane.shape} pixels in {name}, its header says {(rows, columns)}", name
+            )
         stack[index] = np.clip(plane, AIR_HU, np.iinfo(np.int16).max)
     return stack
 

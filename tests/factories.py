@@ -85,7 +85,7 @@ def train_spec(config: TrainingConfig, store: Ref, split: Ref, directory: Path, 
     """A complete job in a fresh directory; the training is named like its family."""
     directory.mkdir(parents=True, exist_ok=True)
     stage = training_stage(config.family)
-    inputs = {"store": store, "split": split} | ({config.start: start} if config.start and start else {})
+    inputs = {"store": store, "split": split} | ({"start": start} if start else {})
     provenance = {
         "stage": stage.name,
         "recipe": stage.recipe,

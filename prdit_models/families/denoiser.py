@@ -87,7 +87,7 @@ class Denoiser:
         process, device = _process(training), next(module.parameters()).device
         found = {}
         for name, time in process.validation_times().items():
-            seed = _VALIDATION_SEED + int(name.removeprefix("t"))
+            seed = _VALIDATION_SEED + round(float(process.model_time(time)))
             total = 0.0
             for start in range(0, len(volumes), batch_size):
                 x0 = volumes[start : start + batch_size]

@@ -66,7 +66,7 @@ class Local(Denoiser):
         """Always refuses. Raises: ValueError."""
         raise ValueError(
             "Sampling needs a model of the whole volume, got a local denoiser (stage 1): patches denoised on their own do not "
-            "form an anatomy. Train stage 2 on it (`prdit train global`) and sample the result."
+            "form an anatomy. Train a global transformer on it (published recipe: `prdit train global`), then sample that."
         )
 
     def fits(self, description: Mapping[str, Any]) -> bool:

@@ -221,6 +221,12 @@ def _metrics(
             raise ValueError(
                 f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives too. Rename them."
             )
+        for figure, found in comparison.figures.items():
+            if found.value is not None and not np.isfinite(found.value):
+                raise ValueError(
+                    f"The metric {name!r} gives {figure} as {found.value}; expected a finite number, or None with a note that says "
+                    "why there is none."
+                )
         figures |= comparison.figures
     return {
         "format_version": FORMAT_VERSION,

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from prdit_models.metrics import metric
 from storage.artifacts import Ref
 from storage.files import read_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.run import RECIPE, check, evaluate
 from tasks.run.progress import Advance
-from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
 
 METRICS = "metrics.json"
 REPORT = "report.html"
@@ -43,7 +44,7 @@ def evaluate_stage(
     return run_stage(
         EVALUATE,
         inputs={"samples": samples, "store": store, "split": split},
-        config=config.key_fields(),
+        config=with_owners(config.key_fields(), metric.METRICS.owners(*metric.METRICS.names())),
         context=context,
         body=body,
     )

@@ -185,6 +185,11 @@ def run_stage(
     return StageOutcome(ref=ref, cached=cached, seconds=seconds, mlflow_run_id=run_id, figures=figures)
 
 
+def with_owners(settings: dict[str, Any], owners: dict[str, str]) -> dict[str, Any]:
+    """Key fields of a stage together with the packages of others that decide its result: another version is another result."""
+    return settings | ({"packages": owners} if owners else {})
+
+
 def _compute(
     stage: Stage, inputs: dict[str, Ref], config: dict[str, Any], run: StageRun, body: Body, began: float
 ) -> Ref:

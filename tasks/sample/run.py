@@ -133,6 +133,12 @@ def _draw_batch(
             [torch.Generator().manual_seed(seed) for seed in seeds],
             callback=advance,
         )
+    size = info.view.size
+    if drawn.dim() != 5 or (len(drawn), *drawn.shape[2:]) != (len(seeds), size, size, size):
+        raise RuntimeError(
+            f"family {info.family!r} drew {tuple(drawn.shape)} for {len(seeds)} seeds; expected ({len(seeds)}, 1, {size}, {size}, "
+            f"{size}). Its generate() is wrong, or its checkpoint is of another size."
+        )
     volumes: NDArray[np.float32] = drawn[:, 0].float().cpu().numpy()
     for index, seed, x in zip(indices, seeds, volumes, strict=True):
         if not np.isfinite(x).all():

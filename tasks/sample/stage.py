@@ -4,10 +4,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from prdit_models.diffusion.sampler import SAMPLERS
+from prdit_models.families.family import FAMILIES
 from storage.artifacts import Ref
 from storage.files import read_json
+from tasks.model.checkpoint import load_info
 from tasks.run.progress import Advance
-from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
+from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage, with_owners
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import RECIPE, check, sample
 
@@ -32,7 +35,9 @@ def sample_stage(checkpoint: Ref, config: SampleConfig, context: RunContext, pro
     return run_stage(
         SAMPLE,
         inputs={"checkpoint": checkpoint},
-        config=config.key_fields(),
+        config=with_owners(
+            config.key_fields(), FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler)
+        ),
         context=context,
         body=lambda run: sample(checkpoint, config, run.directory, progress),
     )

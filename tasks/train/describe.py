@@ -1,11 +1,15 @@
 """Description of the checkpoint a training will make, from its configuration and the checkpoint it starts from."""
 
+import json
+from typing import Any
+
 from prdit_models.diffusion.process import PROCESSES, Process
 from prdit_models.families.family import FAMILIES, Given
 from prdit_models.intensity import HounsfieldWindow
 from tasks.model.checkpoint import CheckpointInfo
 from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.train.config import TrainingConfig
+from tasks.train.settings import settings_of
 
 
 def describe(
@@ -37,7 +41,7 @@ def describe(
     )
     return CheckpointInfo(
         family=config.family,
-        model=family.describe(config.settings, given),
+        model=_as_json(config.family, family.describe(config.settings, given)),
         process=process,
         window=window,
         view=view,
@@ -48,12 +52,25 @@ def describe(
     )
 
 
+def _as_json(family: str, description: Any) -> dict[str, Any]:
+    """A family's description as a checkpoint will hold it."""
+    try:
+        stored = json.loads(json.dumps(description, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        stored, reason = None, str(error)
+    else:
+        reason = f"got {type(description).__name__}"
+    if not isinstance(stored, dict):
+        raise ValueError(f"family {family!r} describes its model by something that is no JSON object ({reason}).")
+    return stored
+
+
 def _check_offer(config: TrainingConfig, start: CheckpointInfo) -> None:
     family, offered = FAMILIES[config.family], start.of_family.offers
     if offered != family.needs:
         raise ValueError(
             f"family {config.family!r} starts from a {family.needs}, got a {start.of_family.title} (family {start.family!r}, "
-            f"which is {'a ' + offered if offered else 'nothing to start from'})."
+            f"which offers {'a ' + offered if offered else 'nothing to start from'})."
         )
 
 
@@ -79,7 +96,7 @@ def _process(config: TrainingConfig, start: CheckpointInfo | None) -> Process | 
         )
     if not processes:
         return None
-    process = own or inherited or PROCESSES[processes[0]]()
+    process = own or inherited or settings_of(PROCESSES[processes[0]], {}, "process")
     if process.name not in processes:
         raise ValueError(
             f"family {config.family!r} works with the process {' or '.join(processes)}, not with {process.name!r} of the "

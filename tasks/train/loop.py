@@ -34,6 +34,7 @@ _MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
 _MAX_SKIPPED_IN_A_ROW = 50
 _TIMES = ("time_ms", "train/steps_per_s")
 _RECENT = 50  # steps whose mean is "the last loss"
+_NO_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 _TURN_SEEDS = 2**40  # distance between the seeds of the optimisers of one step
 logger = logging.getLogger("prdit.train")
 
@@ -68,6 +69,12 @@ class Training:
                 f"Family {assembly.info.family!r} gave optimisers {sorted(made)} for its turns {sorted(turns)}; each needs one."
             )
         self.optimizers = {turn: made[turn] for turn in turns}
+        stepped = [id(p) for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
+        if len(stepped) != len(set(stepped)) or not set(stepped) <= {id(p) for p in self.parameters.values()}:
+            raise ValueError(
+                f"The optimisers of family {assembly.info.family!r} share a parameter, or have one that is not trained (frozen or "
+                "of another module); each trained parameter belongs to one of them at most."
+            )
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
@@ -77,7 +84,7 @@ class Training:
         self.best = BestWeights(scratch / "best") if self.config.select == "best" else None
         every = self.config.ema_snapshots
         self.power = PowerAverages(spec.directory, self.parameters, every) if every else None
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = dict.fromkeys(turns, 0)
         self._generator = torch.Generator(device=assembly.device)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -109,25 +116,25 @@ class Training:
         self._write_artifact()
 
     def _train_step(self) -> dict[str, float]:
-        """One step of every optimiser in turn, then the averages (SPEC §4)."""
+        """One step of every optimiser in turn, then the averages (SPEC §4); where any of them stepped, it was a step."""
         self.step += 1
         values: dict[str, float] = {}
         stepped = False
         for number, (turn, optimizer) in enumerate(self.optimizers.items()):
             found = self._turn(number, turn, optimizer)
-            if found is None:  # skipped: the loss or the gradient is not finite
-                return {"loss": math.nan, "grad_norm": math.nan}
-            stepped = stepped or bool(found)
+            if found is None:  # skipped: not a finite loss or gradient
+                found = {"loss": math.nan, "grad_norm": math.nan}
+            else:
+                stepped = stepped or bool(found)
             values |= found if number == 0 else {f"{turn}_{name}": value for name, value in found.items()}
         if not stepped:
             return values
         self.updates += 1
-        self._skipped_in_a_row = 0
         decay = ema_decay(self.updates, self.config.ema_decay, warmup=self.config.ema_warmup)
         ema_update(list(self.ema.values()), list(self.parameters.values()), decay)
         if self.power:
             self.power.update(self.updates, self.parameters.values())
-        if "loss" in values:
+        if math.isfinite(values.get("loss", math.nan)):
             self.first_loss = values["loss"] if self.first_loss is None else self.first_loss
             self.recent.append(values["loss"])
         return values
@@ -144,21 +151,27 @@ class Training:
             losses = self._losses(number, turn, (self.step - 1) * config.accumulation + part)
             if losses is None:
                 return {}
+            if "loss" not in losses:
+                raise ValueError(
+                    f"Family {self.assembly.info.family!r} gave {sorted(losses)} for its turn {turn!r}; what it minimises must be "
+                    "there as 'loss'."
+                )
             values = {name: float(value.detach()) for name, value in losses.items()}
             if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
-                self._skip(values["loss"])
+                self._skip(turn, values["loss"])
                 return None
             (losses["loss"] / config.accumulation).backward()
             sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
         if not torch.isfinite(norm):  # clipping by a non-finite norm would write NaN into every weight
-            self._skip(float(norm))
+            self._skip(turn, float(norm))
             return None
         factor = decay_factor(self.step - 1, config.steps, config.lr_decay)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
         optimizer.step()
+        self._skipped_in_a_row[turn] = 0
         return {name: total / config.accumulation for name, total in sums.items()} | {"grad_norm": float(norm)}
 
     def _losses(self, number: int, turn: str, place: int) -> Losses | None:
@@ -178,10 +191,10 @@ class Training:
         with autocast(assembly.device, config.precision):
             return assembly.family.losses(turn, self.network, batch, assembly.training, self._generator)
 
-    def _skip(self, value: float) -> None:
-        self._skipped_in_a_row += 1
-        logger.warning("step %d skipped: loss or gradient norm is %s", self.step, value)
-        if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+    def _skip(self, turn: str, value: float) -> None:
+        self._skipped_in_a_row[turn] += 1
+        logger.warning("step %d skipped: loss or gradient norm is %s (optimiser %s)", self.step, value, turn)
+        if self._skipped_in_a_row[turn] >= _MAX_SKIPPED_IN_A_ROW:
             raise RuntimeError(
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
                 f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
@@ -195,7 +208,8 @@ class Training:
         self._log({"val/loss": raw["loss"], "val/loss_ema": ema["loss"]} | parts)
         self._last_validation = (raw, ema)
         if self.best:
-            self.best.offer(self.step, raw, ema, _arrays(self.parameters), _arrays(self.ema))
+            buffers = _arrays(self._buffers())
+            self.best.offer(self.step, raw, ema, _arrays(self.parameters) | buffers, _arrays(self.ema) | buffers)
 
     def _validate(self) -> dict[str, float]:
         assembly = self.assembly
@@ -206,6 +220,10 @@ class Training:
                 module, held_out.volumes, held_out.labels, assembly.training, self.config.batch_size
             )
         module.train()
+        if "loss" not in found:
+            raise ValueError(
+                f"Family {assembly.info.family!r} validates to {sorted(found)}; expected 'loss' among them."
+            )
         return found
 
     def _validate_ema(self) -> dict[str, float]:
@@ -283,6 +301,13 @@ class Training:
         self._cut_metrics(self.step)
         logger.info("resuming from step %d", self.step)
 
+    def _by_every_name(self, tensors: Tensors) -> Tensors:
+        """Tensors of parameters, under every name that a shared parameter has in the state dict."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        every = self.assembly.module.named_parameters(remove_duplicate=False)
+        shared = {name: names[id(parameter)] for name, parameter in every if id(parameter) in names}
+        return tensors | {name: tensors[first] for name, first in shared.items()}
+
     def _buffers(self) -> dict[str, Tensor]:
         """Entries of the state dict that are not parameters, such as running statistics."""
         module = self.assembly.module
@@ -304,11 +329,11 @@ class Training:
     def _write_artifact(self) -> None:
         directory: Path = self.spec.directory
         weights = _arrays(self.assembly.module.state_dict())
-        model, averaged, step = weights, weights | _arrays(self.ema), self.step
+        model, averaged, step = weights, weights | self._by_every_name(_arrays(self.ema)), self.step
         raw, ema = self._last_validation
         if self.best:
             step, raw, ema, chosen, chosen_ema = self.best.take()
-            model, averaged = weights | chosen, weights | chosen_ema
+            model, averaged = weights | self._by_every_name(chosen), weights | self._by_every_name(chosen_ema)
         save_tensors(directory / WEIGHTS_FILES["raw"], model)
         save_tensors(directory / WEIGHTS_FILES["ema"], averaged)
         if self.power:
@@ -337,4 +362,6 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _arrays(tensors: dict[str, Any]) -> Tensors:
-    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+    """As NumPy arrays, in their own type where NumPy has it."""
+    parts = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return {name: (part.float() if part.dtype in _NO_NUMPY else part).numpy() for name, part in parts.items()}

@@ -23,9 +23,13 @@ def settings_of(kind: type[T], values: Any, where: str) -> T:
         where: key of the settings, for messages.
     Raises: SettingsError: an unknown key, a wrong type, or a value the dataclass refuses; every problem is listed.
     """
+    if not dataclasses.is_dataclass(kind):
+        raise SettingsError(
+            f"{where}: {kind!r} is no dataclass, so it has no settings to check. Its package has to make it one."
+        )
     if isinstance(values, kind):
         return values
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(values, Mapping):
         raise SettingsError(f"{where}: expected a mapping with {', '.join(known)}; got {values!r}")
     if unknown := [key for key in values if key not in known]:

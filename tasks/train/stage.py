@@ -1,8 +1,10 @@
 """The training stages as one function: check, launch, checkpoint reference."""
 
+from prdit_models.diffusion.process import PROCESSES
+from prdit_models.families.family import FAMILIES
 from storage.artifacts import Ref
 from tasks.run.progress import Advance
-from tasks.run.stage import RunContext, StageOutcome, StageRun, run_stage
+from tasks.run.stage import RunContext, StageOutcome, StageRun, run_stage, with_owners
 from tasks.train.check import check_training
 from tasks.train.config import TrainingConfig
 from tasks.train.launch import launch
@@ -16,7 +18,7 @@ def train(
 
     Args:
         name: of the training.
-        inputs: `store`, `split` and, by the name of the training it starts from, that one's checkpoint.
+        inputs: `store`, `split` and, where it starts from another training, `start`: that one's checkpoint.
         config: of the training.
         context: where the run works and reports.
         progress: called with (step, steps).
@@ -24,7 +26,7 @@ def train(
     Raises: ValueError: input that cannot be trained on, before any work starts.
     """
     store, split = inputs["store"], inputs["split"]
-    start = inputs.get(config.start) if config.start else None
+    start = inputs.get("start")
     check_training(store, split, start, config)
     stage = training_stage(name)
 
@@ -41,4 +43,11 @@ def train(
         )
         return launch(spec, run, progress)
 
-    return run_stage(stage, inputs=inputs, config=config.key_fields(), context=context, body=body)
+    settings = with_owners(config.key_fields(), made_by(config))
+    return run_stage(stage, inputs=inputs, config=settings, context=context, body=body)
+
+
+def made_by(config: TrainingConfig) -> dict[str, str]:
+    """Packages of others that decide what a training computes."""
+    process = () if config.process is None else (config.process.name,)
+    return FAMILIES.owners(config.family) | PROCESSES.owners(*process)

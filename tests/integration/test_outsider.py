@@ -78,7 +78,7 @@ def test_both_optimisers_stepped_and_the_codec_stayed(record: dict[str, Any]) ->
     weights, start = load_tensors(latent / "model.safetensors"), load_tensors(codec / "ema.safetensors")
     for name, value in start.items():
         np.testing.assert_array_equal(weights[f"codec.{name}"], value)
-    assert weights["turns"].tolist() == [20.0]
+    assert (weights["turns"].shape, weights["turns"].dtype, float(weights["turns"])) == ((), np.float64, 20.0)
     info = read_json(latent / "checkpoint.json")
     assert (info["family"], info["process"]["prediction"]) == ("toy-latent", "image")
     assert read_json(codec / "checkpoint.json")["process"] is None
@@ -130,3 +130,31 @@ def test_commands_know_its_trainings(installed: Installed, record: dict[str, Any
     )
     assert wrong.returncode == 2
     assert "recipe.latent.settings.critic: unknown key. Known here: critic_every, critic_lr" in wrong.stderr
+
+
+def test_another_version_of_its_metric_is_measured_again(installed: Installed, record: dict[str, Any]) -> None:
+    samples = record["stages"]["sample"]["ref"]["uri"]
+    evaluate = ("evaluate", samples, "--config", "toy", "--json")
+    same = json.loads(installed.prdit(*evaluate).stdout.splitlines()[-1])
+    assert same["cached"]
+    (metadata,) = installed.site.glob("toy_ct-*.dist-info/METADATA")
+    text = metadata.read_text()
+    metadata.write_text(text.replace("Version: 0.1.0", "Version: 0.1.1"))
+    try:
+        other = json.loads(installed.prdit(*evaluate).stdout.splitlines()[-1])
+    finally:
+        metadata.write_text(text)
+    assert not other["cached"]
+
+
+def test_a_broken_configuration_does_not_keep_the_others_from_running(
+    installed: Installed, record: dict[str, Any]
+) -> None:
+    broken = installed.site / "toy_ct" / "configs" / "broken.yaml"
+    broken.write_text("recipe: {one: {family: nobody, steps: 1, lr: 1}, 7")
+    try:
+        done = installed.prdit("run", "--config", "toy", "--store", "store", "--json")
+    finally:
+        broken.unlink()
+    assert json.loads(done.stdout.splitlines()[-1])["error"] is None
+    assert "the configuration 'broken' is left out" in done.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from flows import console
 from flows import stages as module
-from flows.config import PipelineConfig, config_names, load_config
+from flows.config import PipelineConfig, config_names, load_config, load_named
 from flows.pipeline import PipelineRun
 from flows.stages import Row, needed, rows, stage_names, training_row
 from storage.artifacts import Ref
@@ -24,8 +24,8 @@ def test_the_stages_of_a_configuration_and_their_inputs() -> None:
         "ingest": {},
         "split": {"store": "ingest"},
         "train-local": {"store": "ingest", "split": "split"},
-        "train-global": {"store": "ingest", "split": "split", "local": "train-local"},
-        "train-refiner": {"store": "ingest", "split": "split", "global": "train-global"},
+        "train-global": {"store": "ingest", "split": "split", "start": "train-local"},
+        "train-refiner": {"store": "ingest", "split": "split", "start": "train-global"},
         "sample": {"checkpoint": "train-refiner"},
         "evaluate": {"samples": "sample", "store": "ingest", "split": "split"},
     }
@@ -121,12 +121,31 @@ def test_the_names_of_all_stages() -> None:
     )
 
 
-def test_the_names_of_stages_follow_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another package's training is a stage like prdit's own."""
-    toy = load_config("tiny").model_copy(update={"recipe": {"toy": load_config("tiny").recipe["local"]}})
-    monkeypatch.setattr(module, "config_names", lambda: ["tiny", "toy"])
-    monkeypatch.setattr(module, "load_config", lambda name: toy if name == "toy" else load_config(name))
+def test_the_names_of_stages_follow_the_configurations(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another package's training is a stage like prdit's own; one that cannot be read does not stop the others."""
+
+    def named(name: str) -> dict[str, Any]:
+        if name == "broken":
+            raise ValueError("base 'nothing' is not a configuration")
+        return {"recipe": {"toy": {}}} if name == "toy" else load_named(name)
+
+    monkeypatch.setattr(module, "config_names", lambda: ["tiny", "broken", "toy"])
+    monkeypatch.setattr(module, "load_named", named)
     assert stage_names()[2:-2] == ("train-local", "train-global", "train-refiner", "train-toy")
+    assert "the configuration 'broken' is left out: base 'nothing'" in caplog.text
+
+
+def test_a_training_may_be_called_like_another_input() -> None:
+    local = load_config("tiny").model_dump(mode="json")["recipe"]["local"]
+    above = {**load_config("tiny").model_dump(mode="json")["recipe"]["global"], "start": "split"}
+    config = load_config(
+        "tiny", {"recipe": {"local": None, "global": None, "refiner": None, "split": local, "top": above}}
+    )
+    assert list(config.recipe) == ["split", "top"]  # null takes a training of the base out
+    table = rows(config)
+    assert table["train-top"].inputs == {"store": "ingest", "split": "split", "start": "train-split"}
 
 
 # -- who runs the table -----------------------------------------------------------------------------------------------
@@ -164,7 +183,7 @@ def test_the_flow_hands_references_from_stage_to_stage(tmp_path: Path, ran: list
         ("train-local", {"store": "sha256:ingest", "split": "sha256:split"}),
         (
             "train-global",
-            {"store": "sha256:ingest", "split": "sha256:split", "local": "sha256:train-local"},
+            {"store": "sha256:ingest", "split": "sha256:split", "start": "sha256:train-local"},
         ),
     ]
     assert list(run.outcomes) == [name for name, _, _ in ran]
@@ -193,7 +212,7 @@ def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> Non
     outcome = console.run_stages(config, "train-global", {"train-local": below})
     assert [(name, inputs) for name, inputs, _ in ran] == [
         ("split", {"store": store.digest}),
-        ("train-global", {"store": store.digest, "split": "sha256:split", "local": "sha256:mine"}),
+        ("train-global", {"store": store.digest, "split": "sha256:split", "start": "sha256:mine"}),
     ]
     assert outcome.ref.digest == "sha256:train-global"
     ran.clear()

@@ -22,7 +22,7 @@ class Point(EntryPoint):
 
     @property
     def dist(self) -> SimpleNamespace:  # type: ignore[override]
-        return SimpleNamespace(name=self.owner)
+        return SimpleNamespace(name=self.owner, version="1.2")
 
 
 def table(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str], needs: tuple[str, ...] = ()) -> Registry[object]:
@@ -39,19 +39,25 @@ def test_rows_of_other_packages_stand_behind_ours(monkeypatch: pytest.MonkeyPatc
     assert "beta" not in things
 
 
+def test_what_others_bring_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = table(monkeypatch, ("alpha", "math:floor"))
+    assert things.owners("alpha", "square", "beta") == {"thing alpha": "toy-package 1.2"}
+
+
 def test_an_unknown_name_is_answered_by_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"^Unknown thing 'beta'; there are square, alpha\.$"):
         table(monkeypatch, ("alpha", "math:floor"))["beta"]
 
 
 @pytest.mark.parametrize(
-    ("first", "message"), [("square", "by prdit .math:sqrt."), ("alpha", "by toy-package .math:floor.")]
+    ("first", "message"), [("square", "by prdit .math:sqrt."), ("alpha", "by toy-package 1.2 .math:floor.")]
 )
 def test_a_name_registered_twice_is_refused(monkeypatch: pytest.MonkeyPatch, first: str, message: str) -> None:
     points = [("alpha", "math:floor"), (first, "math:ceil")]
     things = table(monkeypatch, *points)
     with pytest.raises(
-        ValueError, match=rf"thing '{first}' is registered twice: {message} and by toy-package .math:ceil.*Rename"
+        ValueError,
+        match=rf"thing '{first}' is registered twice: {message} and by toy-package 1.2 .math:ceil.*Uninstall",
     ):
         things.names()
 
@@ -63,7 +69,7 @@ def test_one_distribution_found_twice_is_one(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("place", ["no_such_module:X", "math:no_such_name"])
 def test_a_row_that_cannot_be_imported_says_whose_it_is(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"'alpha' of toy-package cannot be imported from '{place}'.*uninstall toy-package"
+        ValueError, match=rf"'alpha' of toy-package 1.2 cannot be imported from '{place}'.*uninstall toy-package"
     ):
         table(monkeypatch, ("alpha", place))["alpha"]
 
@@ -71,7 +77,7 @@ def test_a_row_that_cannot_be_imported_says_whose_it_is(monkeypatch: pytest.Monk
 def test_a_thing_that_lacks_something_says_what(monkeypatch: pytest.MonkeyPatch) -> None:
     things = table(monkeypatch, ("alpha", "math:floor"), needs=("__call__", "generate", "validate"))
     with pytest.raises(
-        ValueError, match=r"'alpha' of toy-package \(math:floor\) lacks generate, validate; a thing has __call__"
+        ValueError, match=r"'alpha' of toy-package 1.2 \(math:floor\) lacks generate, validate; a thing has __call__"
     ):
         things["alpha"]
 

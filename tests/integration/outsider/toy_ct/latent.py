@@ -25,14 +25,14 @@ class LatentSettings:
 
 
 class Latent(nn.Module):
-    """A frozen codec, a denoiser, a critic with a counter (a buffer that a resumed training must not lose)."""
+    """A frozen codec, a denoiser, a critic with a counter: a float64 buffer without axes."""
 
     def __init__(self, channels):
         super().__init__()
         self.codec = Codec(channels)
         self.denoiser = nn.Conv3d(channels + 1, channels, 3, padding=1)
         self.critic = nn.Conv3d(channels, 1, 3, padding=1)
-        self.register_buffer("turns", torch.zeros(1))
+        self.register_buffer("turns", torch.zeros((), dtype=torch.float64))
 
     def denoise(self, latents, t):
         time = (t.float() / 1000).expand(len(latents)).view(-1, 1, 1, 1, 1).expand(-1, 1, *latents.shape[2:])
