@@ -223,8 +223,9 @@ def run(
         loaded = from_parameters(config, **paths, overrides=overrides(settings))
         # The temporary server of a run without PREFECT_API_URL starts slowly on a busy machine.
         os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-        from flows.pipeline import pipeline
+        from flows.pipeline import check_sampling, pipeline
 
+        check_sampling(loaded)  # before the server starts
         signal.signal(
             signal.SIGTERM, signal.default_int_handler
         )  # as Ctrl-C: the training saves its state, and the server ends
