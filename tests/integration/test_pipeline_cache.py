@@ -186,7 +186,7 @@ def test_the_refiner_is_a_switch_away(story: Story, first: dict[str, Any]) -> No
     assert story.ran(refined) == {"sample", "evaluate"}
     assert refs(refined)["train-refiner"] == refs(trained)["train-refiner"]
     assert (
-        load_provenance(refs(refined)["train-refiner"])["inputs"]["global"]["digest"]
+        load_provenance(refs(refined)["train-refiner"])["inputs"]["start"]["digest"]
         == refs(first)["train-global"].digest
     )
     sizes = [read_json(Path(record["metrics"]))["volume_size"] for record in (first, refined)]
