@@ -283,11 +283,23 @@ def test_a_port_that_somebody_else_answers_on_is_not_ours(
         stranger.shutdown()
 
 
+def taken(port: int) -> socket.socket:
+    """A listener of somebody else's; the connections of who listened there before may take a moment to go."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def test_a_port_lost_at_a_restart_is_replaced_by_the_next_start(stand_ins: StandIns) -> None:
     services = start(stand_ins.state_dir)
     port = int(services.mlflow_url.rsplit(":", 1)[1])
     local._supervisor(services.state_dir, "stopProcess", "mlflow")
-    with socket.create_server(("127.0.0.1", port)):
+    with taken(port):
         again = start(stand_ins.state_dir)
         assert again.mlflow_url != services.mlflow_url
         assert running(stand_ins.state_dir) == again
