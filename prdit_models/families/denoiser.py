@@ -11,6 +11,8 @@ from prdit_models.diffusion.guidance import Guided
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
 from prdit_models.families.family import Batch, Callback, Losses, Request, Training
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import trainable_parameters
 
 _VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds can be compared
@@ -49,6 +51,15 @@ class Denoiser:
     processes: tuple[str, ...] = ("cosine", "flow")
     scale = 1
     turns: tuple[str, ...] = ("main",)
+
+    def build(
+        self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
+    ) -> nn.Module:
+        """The network of a shape as `describe` gave it: a `PRDiT`, or a `RefinedPRDiT`."""
+        network: nn.Module = build_network(
+            network_config(description), attention=attention, checkpointing=checkpointing
+        )
+        return network
 
     def freeze(self, module: nn.Module, settings: Any) -> None:
         """Nothing."""

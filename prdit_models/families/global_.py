@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from prdit_models.families.denoiser import Denoiser, DenoiserSettings
 from prdit_models.families.family import Description, Given
 from prdit_models.families.local import with_depth
-from prdit_models.networks.build import build_network
 from prdit_models.networks.config import ModelConfig, model_config
 from prdit_models.networks.initialization import start_global
 
@@ -63,15 +62,6 @@ class Global(Denoiser):
                 "the size letter and patch of the local denoiser."
             )
         return shape.to_dict()
-
-    def build(
-        self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
-    ) -> nn.Module:
-        """A `PRDiT` of depth > 0."""
-        network: nn.Module = build_network(
-            ModelConfig.from_dict(description), attention=attention, checkpointing=checkpointing
-        )
-        return network
 
     def begin(self, module: Any, settings: GlobalSettings, start: Mapping[str, Tensor] | None) -> None:
         """Gain 0.1, then the local weights (SPEC §1.8)."""

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from prdit_models.diffusion.process import Process
 from prdit_models.families.denoiser import Denoiser, DenoiserSettings
 from prdit_models.families.family import Description, Given, Request
-from prdit_models.networks.build import build_network
-from prdit_models.networks.config import ModelConfig, model_config
+from prdit_models.networks.config import model_config
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,6 @@ class Local(Denoiser):
         if given.num_classes:
             raise ValueError("label_column is set; a local denoiser takes no labels. Set it in the training above.")
         return shape.to_dict()
-
-    def build(
-        self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
-    ) -> nn.Module:
-        """A `PRDiT` of depth 0."""
-        network: nn.Module = build_network(
-            ModelConfig.from_dict(description), attention=attention, checkpointing=checkpointing
-        )
-        return network
 
     def begin(self, module: nn.Module, settings: LocalSettings, start: Mapping[str, Tensor] | None) -> None:
         """Nothing: the network initialises itself as published (SPEC §1.8)."""

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prdit_models.diffusion.process import Process
 from prdit_models.families.denoiser import Denoiser, DenoiserSettings, adamw
 from prdit_models.families.family import Batch, Description, Given, Losses, Request, Training
 from prdit_models.families.global_ import inherited
 from prdit_models.families.local import with_depth
-from prdit_models.networks.build import build_network
 from prdit_models.networks.cascade import CascadeParts, low_frequency_loss
 from prdit_models.networks.config import CascadeConfig, model_config, network_config
 from prdit_models.networks.prdit import trainable_parameters
@@ -64,15 +63,6 @@ class Refiner(Denoiser):
         if given.num_classes:
             raise ValueError("label_column is set; a refiner takes no labels. Set it in the training below.")
         return CascadeConfig(head, below).to_dict()
-
-    def build(
-        self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
-    ) -> nn.Module:
-        """A `RefinedPRDiT`."""
-        network: nn.Module = build_network(
-            CascadeConfig.from_dict(description), attention=attention, checkpointing=checkpointing
-        )
-        return network
 
     def begin(self, module: Any, settings: RefinerSettings, start: Mapping[str, Tensor] | None) -> None:
         """Load the model below."""

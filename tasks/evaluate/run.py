@@ -113,10 +113,8 @@ def evaluate(
     def read_generated(name: str) -> Hu:
         return generated_store.read_level(name).hu.astype(np.float32)
 
-    total, finished = (
-        2 * (len(real_ids) + len(generated_ids)),
-        0,
-    )  # each is read for its features, then for the metrics on HU
+    total = 2 * (len(real_ids) + len(generated_ids))  # each is read for its features, then for the metrics on HU
+    finished = 0
 
     def done(count: int) -> None:
         nonlocal finished
@@ -136,7 +134,8 @@ def evaluate(
         seed=config.bootstrap_seed,
     )
     measure = partial(_measure, extractor, setting, batch_size=config.batch_size, device=device, done=done)
-    roles = tuple("train" if name in _role(split, "train") else "val" for name in real_ids)
+    train_ids = set(_role(split, "train"))
+    roles = tuple("train" if name in train_ids else "val" for name in real_ids)
     real = measure(real_ids, read_real, cache / "real", roles)
     generated = measure(generated_ids, read_generated, cache / "generated", ())
     compared = {name: METRICS[name].compare(real, generated, setting) for name in METRICS.names()}
