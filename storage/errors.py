@@ -1,7 +1,18 @@
-"""The errors storage raises. Each also subclasses the builtin a caller would expect."""
+"""The errors prdit raises on purpose. Each also subclasses the builtin a caller would expect.
+
+The command line prints a `UserError` as one message; anything else is a fault of ours and keeps its traceback.
+"""
 
 
-class StorageError(Exception):
+class UserError(Exception):
+    """Base of every error whose message tells the user what to do."""
+
+
+class InputError(UserError, ValueError):
+    """What was asked for cannot be done with what was given."""
+
+
+class StorageError(UserError):
     """Base of every error storage raises on purpose."""
 
 
@@ -27,9 +38,17 @@ class StoreFormatError(StorageError, ValueError):
     """A volume store has another format, grid or recipe than the caller asked for."""
 
 
+class VersionError(StorageError, ValueError):
+    """A file was written in a format version that this prdit does not read."""
+
+
 class MissingArtifactError(StorageError, FileNotFoundError):
     """A reference points to something that does not exist."""
 
 
 class DamagedArtifactError(StorageError, OSError):
     """Bytes on disk are not the bytes that were committed."""
+
+
+class UnwritableError(StorageError, OSError):
+    """A file cannot be written: the disk is full, the file system read-only, or access denied."""

@@ -1,15 +1,45 @@
-"""Atomic writes and content hashes, on which everything stored on disk relies."""
+"""Atomic writes and content hashes, on which everything stored on disk relies.
 
+A file appears complete or not at all, and is durable when the call returns: temporary file, fsync, rename (or link, where it must
+not replace another), fsync of the folder. Temporary names say which process made them, so that the next run can remove what a
+killed one left.
+"""
+
+import errno
 import hashlib
 import json
+import logging
 import os
-import tempfile
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from storage.errors import UnwritableError
+
 _CHUNK = 1 << 20
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM, errno.EACCES}
+_REMEDIES = {
+    errno.ENOSPC: "no space is left. Free some (`prdit prune` lists old stages), then run again: finished work is kept.",
+    errno.EDQUOT: "your quota is used up. Free some space (`prdit prune` lists old stages), then run again.",
+    errno.EROFS: "its file system is read-only. Choose another folder, or have it mounted writable.",
+    errno.EACCES: "access is denied. Change its owner or permissions, or choose another folder.",
+    errno.EPERM: "the operation is not permitted. Change its owner or permissions, or choose another folder.",
+}
+_TOKEN = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.tmp$")
+_ABANDONED_AFTER_S = 24 * 3600.0  # a temporary file of another machine, whose processes cannot be asked
+logger = logging.getLogger("prdit.files")
+
+
+# ---- hashes and JSON ---------------------------------------------------------------------------------------------------
 
 
 def canonical_json(value: Any) -> str:
@@ -36,13 +66,54 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_text(value: Any) -> str:
+    """Readable JSON (two-space indent, trailing newline, no NaN)."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """Parse one JSON file. Files with a schema are read through `storage.documents`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# ---- durable writes ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def naming_path(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write (full, read-only, denied) into an `UnwritableError` that names `path`."""
+    try:
+        yield
+    except UnwritableError:
+        raise
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise UnwritableError(error.errno, f"{path} cannot be written: {_REMEDIES[error.errno]}") from error
+
+
 def fsync_directory(path: Path) -> None:
-    """Make renames inside a directory durable."""
+    """Make renames inside a directory durable, where its file system can (some network file systems cannot)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_once(
+            f"{path}: its file system cannot make folders durable; after a power failure the last files may be missing"
+        )
     finally:
         os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file of a folder durable, then the folders that name them, innermost first."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with (Path(root) / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_directory(Path(root))
 
 
 @contextmanager
@@ -50,21 +121,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file's path that takes the place of `path` when the block ends: temp + fsync + rename.
 
     Readers see the old content or the new, never a part. If the block raises, `path` stays unchanged and no temporary file remains.
+
+    Raises: UnwritableError: the disk is full, read-only, or access is denied.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    with naming_path(path), _temporary_file(path) as temporary:
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp makes 0600; artifacts are read by colleagues
+        _fsync_file(temporary)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
+        fsync_directory(path.parent)
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -79,10 +143,125 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`write_bytes_atomic` for readable JSON (two-space indent, trailing newline)."""
-    write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """`write_bytes_atomic` for readable JSON."""
+    write_text_atomic(path, json_text(value))
 
 
-def read_json(path: Path) -> Any:
-    """Parse one JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def put_if_absent(path: Path, data: bytes, mode: int = 0o666) -> bool:
+    """Write a file unless there is one; of several writers exactly one succeeds.
+
+    Args:
+        path: of the file; its folder is made.
+        data: the whole content.
+        mode: permissions, less the umask.
+    Returns: whether this call wrote it.
+    Raises: UnwritableError: the disk is full, read-only, or access is denied.
+    """
+    if path.exists():
+        return False
+    with naming_path(path), _temporary_file(path, mode) as temporary:
+        temporary.write_bytes(data)
+        _fsync_file(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return temporary.stat().st_nlink > 1  # a network file system may have sent our own request twice
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            return _create(path, data, mode)
+        fsync_directory(path.parent)
+        return True
+
+
+def _create(path: Path, data: bytes, mode: int) -> bool:
+    """`put_if_absent` where the file system has no links: of two writers still only one succeeds."""
+    _warn_once(
+        f"{path.parent}: its file system has no hard links; a process killed in the middle of a write may leave half a file"
+    )
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    fsync_directory(path.parent)
+    return True
+
+
+@contextmanager
+def _temporary_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))  # the umask decides, as for any file
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+# ---- temporary names ---------------------------------------------------------------------------------------------------
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path` that says which process it belongs to."""
+    return path.with_name(f".{path.name}.{_process_token(os.getpid())}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files and folders in `folder` whose process has ended; returns them.
+
+    Those of another machine are removed a day after their last change, because it cannot be asked.
+    """
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if is_abandoned(path)]
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a path has a temporary name and the process that made it has ended."""
+    match = _TOKEN.search(path.name)
+    if match is None:
+        return False
+    host, pid, started = match[1], int(match[2]), int(match[3])
+    if host != _host():
+        with suppress(OSError):
+            return time.time() - path.lstat().st_mtime > _ABANDONED_AFTER_S
+        return False
+    with suppress(psutil.NoSuchProcess):
+        return abs(psutil.Process(pid).create_time() - started) > 2  # the number belongs to a later process
+    return True
+
+
+@lru_cache
+def _process_token(pid: int) -> str:
+    return f"{_host()}-{pid}-{int(psutil.Process(pid).create_time())}"
+
+
+@lru_cache
+def _host() -> str:
+    """This machine since its last start, and this container: within one, a process number means one process."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return sha256_json(parts)[:8]

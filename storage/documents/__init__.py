@@ -1,0 +1,1 @@
+"""The JSON files that one room writes and another reads: each a typed, frozen model with one reader and one writer."""

@@ -1,0 +1,87 @@
+"""What every document shares: format version, one reader with one-sentence errors, atomic writing."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.errors import DamagedArtifactError, MissingArtifactError, VersionError
+from storage.files import json_text, put_if_absent, write_text_atomic
+
+
+class Document(BaseModel):
+    """Base of the documents. In the file, `format_version` stands beside the fields.
+
+    Class attributes:
+        FORMAT: version that is written.
+        WHAT: what the file is, for messages.
+        REMEDY: what to do when it is missing or damaged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    FORMAT: ClassVar[int]
+    WHAT: ClassVar[str]
+    REMEDY: ClassVar[str]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check one file.
+
+        Raises:
+            MissingArtifactError: there is none.
+            DamagedArtifactError: it is not JSON, or of another shape.
+            VersionError: written in a version that this prdit does not read.
+        """
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise MissingArtifactError(f"No {cls.WHAT} at {path}. {cls.REMEDY}") from error
+        except OSError as error:
+            raise DamagedArtifactError(f"{path} cannot be read ({error.strerror}). {cls.REMEDY}") from error
+        return cls.parse(data, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Self:
+        """Check the content of one file; `where` names it in errors, which are those of `read`."""
+        try:
+            values: Any = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise DamagedArtifactError(f"{where} is damaged: it is no complete JSON. {cls.REMEDY}") from error
+        if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
+            raise DamagedArtifactError(f"{where} is not a {cls.WHAT}: it has no format_version. {cls.REMEDY}")
+        version = values.pop("format_version")
+        if version != cls.FORMAT:
+            values = cls.upgraded(values, version, where)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "its content"
+            raise DamagedArtifactError(f"{where} is not a {cls.WHAT}: {key}: {first['msg']}. {cls.REMEDY}") from error
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any], version: int, where: str) -> dict[str, Any]:
+        """Fields of an older version as those of `FORMAT`.
+
+        Raises: VersionError: there is no way from this version; always for a newer one.
+        """
+        what = "Update prdit" if version > cls.FORMAT else "Use the prdit that wrote it, or make it again"
+        raise VersionError(f"{where} has format_version {version}; this prdit reads {cls.FORMAT}. {what}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file."""
+        return {"format_version": self.FORMAT, **self.model_dump(mode="json")}
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: equal for equal documents."""
+        return json_text(self.to_json()).encode()
+
+    def write(self, path: Path) -> None:
+        """Write it, in place of one that is there. Raises: UnwritableError."""
+        write_text_atomic(path, self.to_bytes().decode())
+
+    def put(self, path: Path) -> bool:
+        """Write it unless there is one; returns whether this call did. Raises: UnwritableError."""
+        return put_if_absent(path, self.to_bytes())
