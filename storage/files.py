@@ -89,7 +89,9 @@ def naming_path(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        raise UnwritableError(error.errno, f"{path} cannot be written: {_REMEDIES[error.errno]}") from error
+        refused = UnwritableError(f"{path} cannot be written: {_REMEDIES[error.errno]}")
+        refused.errno = error.errno
+        raise refused from error
 
 
 def fsync_directory(path: Path) -> None:
@@ -263,5 +265,5 @@ def _host() -> str:
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
     with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return sha256_json(parts)[:8]
