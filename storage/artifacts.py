@@ -18,7 +18,7 @@ from storage.files import read_json, sha256_file, sha256_json, write_json_atomic
 Kind = Literal[
     "source",
     "verdicts",
-    "store",
+    "snapshot",
     "split",
     "checkpoint",
     "samples",

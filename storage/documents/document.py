@@ -46,16 +46,22 @@ class Document(BaseModel):
     def parse(cls, data: bytes, where: str) -> Self:
         """Check the content of one file; `where` names it in errors, which are those of `read`."""
         try:
-            values: Any = json.loads(data)
+            values = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise DamagedArtifactError(f"{where} is damaged: it is no complete JSON. {cls.REMEDY}") from error
-        if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
+        return cls.from_json(values, where)
+
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Self:
+        """`parse` of a JSON value that is part of another file."""
+        if not isinstance(values, dict) or type(values.get("format_version")) is not int:
             raise DamagedArtifactError(f"{where} is not a {cls.WHAT}: it has no format_version. {cls.REMEDY}")
-        version = values.pop("format_version")
+        version = values["format_version"]
+        fields = {key: value for key, value in values.items() if key != "format_version"}
         if version != cls.FORMAT:
-            values = cls.upgraded(values, version, where)
+            fields = cls.upgraded(fields, version, where)
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "its content"

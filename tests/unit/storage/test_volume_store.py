@@ -1,16 +1,20 @@
 """The volume store: pyramids against a float64 oracle, damage found, views, formats."""
 
-import hashlib
 import json
+import multiprocessing
 import pickle
+import re
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ngff_zarr
 import numpy as np
 import pytest
 from ngff_zarr.rfc4 import anatomical_orientation_to_itk_direction
 
-from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError, VersionError
 from storage.geometry import AIR_HU, Volume
 from storage.volume_store import VolumeStore
 
@@ -27,6 +31,11 @@ def store(tmp_path: Path) -> VolumeStore:
     made = VolumeStore.create(tmp_path / "s")
     made.write(Volume(smooth_hu(), (1.0,) * 3, (-10.0, 20.0, 30.5)), volume_id="a", attributes={"KVP": 120.0})
     return made
+
+
+def folder(store: VolumeStore) -> Path:
+    """Where the files of volume "a" are."""
+    return store.path / "volumes" / store.commit_record("a").folder
 
 
 def oracle_level(hu: np.ndarray, factor: int) -> np.ndarray:
@@ -65,7 +74,7 @@ def test_coarse_levels_carry_their_half_voxel(store: VolumeStore) -> None:
 
 
 def test_an_independent_reader_sees_the_same(store: VolumeStore) -> None:
-    scales = ngff_zarr.from_ngff_zarr(str(store.path / "volumes" / "a"), validate=True)
+    scales = ngff_zarr.from_ngff_zarr(str(folder(store)), validate=True)
     assert len(scales.images) == 3
     for level, image in enumerate(scales.images):
         mine = store.read_level("a", level)
@@ -83,31 +92,13 @@ def test_an_independent_reader_sees_the_same(store: VolumeStore) -> None:
 
 def test_another_reader_turns_the_axes_as_dicom_does(store: VolumeStore) -> None:
     """The direction matrix of ITK and DICOM: where x, y, z lead in LPS, so the identity."""
-    image = ngff_zarr.from_ngff_zarr(str(store.path / "volumes" / "a")).images[0]
+    image = ngff_zarr.from_ngff_zarr(str(folder(store))).images[0]
     columns = [anatomical_orientation_to_itk_direction(image.axes_orientations[axis].value) for axis in "xyz"]
     np.testing.assert_array_equal(np.array(columns).T, np.eye(3))
 
 
-def test_a_store_from_before_the_axes_had_orientations_opens(store: VolumeStore) -> None:
-    group = store.path / "volumes" / "a" / "zarr.json"
-    document = json.loads(group.read_text())
-    for axis in document["attributes"]["ome"]["multiscales"][0]["axes"]:
-        del axis["orientation"]
-    group.write_text(json.dumps(document))
-    record_path = store.path / "commits" / "a.json"
-    record = json.loads(record_path.read_text())
-    entry = {"size": group.stat().st_size, "sha256": hashlib.sha256(group.read_bytes()).hexdigest()}
-    record_path.write_text(json.dumps(record | {"files": record["files"] | {"zarr.json": entry}}))
-    old = VolumeStore.open(store.path)
-    old.verify("a")
-    np.testing.assert_array_equal(old.read_level("a").hu, smooth_hu())
-    assert old.read_level("a").origin_mm == (-10.0, 20.0, 30.5)
-
-
 def shard(store: VolumeStore, level: int) -> Path:
-    return next(
-        p for p in (store.path / "volumes" / "a" / str(level)).rglob("*") if p.is_file() and p.name != "zarr.json"
-    )
+    return next(p for p in (folder(store) / str(level)).rglob("*") if p.is_file() and p.name != "zarr.json")
 
 
 def test_every_flipped_byte_is_found(store: VolumeStore) -> None:
@@ -140,45 +131,182 @@ def test_a_volume_of_air_has_its_shards(tmp_path: Path) -> None:
     air = Volume(np.full((16, 16, 16), AIR_HU, np.int16), (8.0,) * 3, (0.0,) * 3)
     store.write(air, volume_id="g-0", attributes={"seed": 1})
     store.verify("g-0")
-    assert [n for n in store.commit_record("g-0")["files"] if "/c/" in n]
+    assert [n for n in store.commit_record("g-0").files if "/c/" in n]
 
 
 def test_without_commit_record_there_is_no_volume(store: VolumeStore) -> None:
     (store.path / "commits" / "a.json").unlink()
-    assert store.volume_ids() == []
+    fresh = VolumeStore.open(store.path)
+    assert fresh.volume_ids() == []
     with pytest.raises(MissingArtifactError, match="not committed"):
-        store.read_level("a")
-    assert store.write(Volume(smooth_hu(), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
-    store.verify("a")
+        fresh.read_level("a")
+    assert fresh.write(Volume(smooth_hu(), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
+    fresh.verify("a")
 
 
-def test_a_writer_killed_midway_leaves_nothing(store: VolumeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = store.fingerprint()
-
-    def killed(*_: object) -> None:
+def test_a_writer_stopped_midway_leaves_nothing(store: VolumeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("storage.volume_store.write_json_atomic", killed)
+    monkeypatch.setattr("storage.volume_store.fsync_tree", stopped)
     volume = Volume(smooth_hu(seed=3), (1.0,) * 3, (0.0,) * 3)
     with pytest.raises(KeyboardInterrupt):
         store.write(volume, volume_id="b", attributes={})
-    assert store.fingerprint() == before
+    assert store.volume_ids() == ["a"]
+    assert len(list((store.path / "volumes").iterdir())) == 2  # zarr.json and "a"
     monkeypatch.undo()
     assert store.write(volume, volume_id="b", attributes={})
     np.testing.assert_array_equal(store.read_level("b").hu, volume.hu)
+
+
+def test_files_and_folders_are_durable_before_the_record_is(
+    store: VolumeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def noting(descriptor: int) -> None:
+        order.append(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(store.path.resolve()).as_posix())
+
+    monkeypatch.setattr("storage.files.os.fsync", noting)
+    store.write(Volume(smooth_hu((8, 8, 8)), (1.0,) * 3, (0.0,) * 3), volume_id="b", attributes={})
+    kinds = [re.sub(r"volumes/\.b\.[^/]*", "volumes/b", re.sub(r"/\.b\.json\..*", "/b.json", name)) for name in order]
+    assert kinds[-3:] == ["volumes", "commits/b.json", "commits"]
+    assert kinds.index("volumes/b") == len(kinds) - 4  # the folder after everything in it
+    assert {"volumes/b/0/c/0/0/0", "volumes/b/0/zarr.json", "volumes/b/zarr.json"} <= set(kinds)
+    assert kinds.index("volumes/b/0/c/0/0/0") < kinds.index("volumes/b/0/c/0/0") < kinds.index("volumes/b/0")
+
+
+def flip_shape(path: Path) -> None:
+    """Another shape in as many bytes, as an editor or a bad disk could leave it."""
+    text = path.read_text()
+    changed = re.sub(r'"shape": \[\s*(\d+)', lambda m: m[0][:-1] + str((int(m[0][-1]) + 1) % 10), text, count=1)
+    assert changed != text
+    assert len(changed) == len(text)
+    path.write_text(changed)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_metadata_edited_at_equal_size_are_never_read(store: VolumeStore, level: int) -> None:
+    flip_shape(folder(store) / str(level) / "zarr.json")
+    fresh = VolumeStore.open(store.path)
+    with pytest.raises(DamagedArtifactError, match="changed after it was committed"):
+        fresh.read_level("a", level)
+    with pytest.raises(DamagedArtifactError, match="changed after it was committed"):
+        fresh.read_view("a", 64 // 2**level, 64)
+    with pytest.raises(DamagedArtifactError, match="changed after it was committed"):
+        store.verify("a")
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:40]),
+    "empty": lambda path: path.write_bytes(b""),
+    "an object": lambda path: path.write_text("{}"),
+    "a list": lambda path: path.write_text("[]"),
+    "another volume's": lambda path: path.write_text(path.read_text().replace('"volume_id": "a"', '"volume_id": "b"')),
+    "without metadata": lambda path: path.write_text(path.read_text().replace('"0/zarr.json"', '"0/zarr.jsom"')),
+    "of a folder outside": lambda path: path.write_text(
+        re.sub(r'"folder": "[^"]*"', '"folder": "../../x"', path.read_text())
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_record_is_one_sentence(store: VolumeStore, damage: str) -> None:
+    DAMAGE[damage](store.path / "commits" / "a.json")
+    fresh = VolumeStore.open(store.path)
+    assert fresh.volume_ids() == ["a"]
+    with pytest.raises(DamagedArtifactError) as found:
+        fresh.read_level("a")
+    assert str(store.path / "commits" / "a.json") in str(found.value)
+    assert "--repair" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("what", ["shard", "metadata", "record", "record lost", "folder lost", *DAMAGE])
+def test_repair_brings_back_what_was_committed(store: VolumeStore, what: str) -> None:
+    record, before = store.path / "commits" / "a.json", store.commit_record("a")
+    if what == "shard":
+        path = shard(store, 1)
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    elif what == "metadata":
+        flip_shape(folder(store) / "0" / "zarr.json")
+    elif what == "folder lost":
+        shutil.rmtree(folder(store))
+    elif what == "record lost":
+        record.unlink()
+    else:
+        DAMAGE.get(what, DAMAGE["truncated"])(record)
+    broken = VolumeStore.open(store.path)
+    with pytest.raises(StorageError):
+        broken.verify("a")
+    broken.repair(Volume(smooth_hu(), (1.0,) * 3, (-10.0, 20.0, 30.5)), volume_id="a", attributes={"KVP": 120.0})
+    broken.verify("a")
+    assert VolumeStore.open(store.path).commit_record("a") == before
+    assert len(list((store.path / "volumes").iterdir())) == 2
+
+
+def test_repair_does_not_put_other_values_in_place(store: VolumeStore) -> None:
+    before = store.commit_record("a")
+    with pytest.raises(DamagedArtifactError, match="other values"):
+        store.repair(Volume(smooth_hu(seed=1), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
+    assert VolumeStore.open(store.path).commit_record("a") == before
+    store.verify("a")
+
+
+def test_a_lost_root_is_written_again(store: VolumeStore) -> None:
+    text = (store.path / "zarr.json").read_text()
+    (store.path / "zarr.json").unlink()
+    with pytest.raises(MissingArtifactError, match="--repair"):
+        VolumeStore.open(store.path)
+    with pytest.raises(MissingArtifactError, match="--repair"):  # not taken for an empty folder
+        VolumeStore.create(store.path)
+    with pytest.raises(StoreFormatError, match=r"3 levels, the settings say 1\.0 mm and 2"):
+        VolumeStore.restore_root(store.path, store.grid.model_copy(update={"num_levels": 2}))
+    VolumeStore.restore_root(store.path, store.grid)
+    assert (store.path / "zarr.json").read_text() == text
+    VolumeStore.open(store.path).verify("a")
+
+
+def test_what_a_killed_creator_left_does_not_matter(tmp_path: Path) -> None:
+    for name in ("nothing", "folder", "group"):
+        path = tmp_path / name
+        if name != "nothing":
+            (path / "volumes").mkdir(parents=True)
+        if name == "group":
+            (path / "volumes" / "zarr.json").write_text("{}")
+            (path / ".zarr.json.0123abcd-1-1-89abcdef.tmp").write_text("half")
+        VolumeStore.create(path)
+        assert VolumeStore.open(path).volume_ids() == []
+
+
+def _create_and_write(path: str, turn: Any, index: int) -> bool:
+    turn.wait()
+    store = VolumeStore.create(Path(path), num_levels=2)
+    volume = Volume(smooth_hu((24, 24, 24)), (1.0,) * 3, (0.0,) * 3)
+    written = store.write(volume, volume_id="shared", attributes={})
+    store.write(volume, volume_id=f"own-{index}", attributes={})
+    return written
+
+
+def test_of_several_writers_of_one_volume_one_commits(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(3, mp_context=context) as pool:
+        for attempt in range(5):
+            turn = manager.Barrier(3)
+            path = tmp_path / str(attempt)
+            written = list(pool.map(_create_and_write, [str(path)] * 3, [turn] * 3, range(3)))
+            assert sorted(written) == [False, False, True]
+            store = VolumeStore.open(path)
+            assert store.volume_ids() == ["own-0", "own-1", "own-2", "shared"]
+            for volume_id in store.volume_ids():
+                store.verify(volume_id)
+            assert len(list((path / "volumes").iterdir())) == 5  # four volumes and zarr.json
 
 
 def test_writing_a_committed_id_changes_nothing(store: VolumeStore) -> None:
     before = (store.path / "commits" / "a.json").read_bytes()
     assert not store.write(Volume(smooth_hu(seed=9), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
     assert (store.path / "commits" / "a.json").read_bytes() == before
-
-
-def test_fingerprint_depends_on_the_ids_only(store: VolumeStore, tmp_path: Path) -> None:
-    other = VolumeStore.create(tmp_path / "other")
-    assert other.fingerprint() != store.fingerprint()
-    other.write(Volume(smooth_hu((8, 8, 8)), (1.0,) * 3, (0.0,) * 3), volume_id="a", attributes={})
-    assert other.fingerprint() == store.fingerprint()
 
 
 def padded_box(hu: np.ndarray, edge: int) -> np.ndarray:
@@ -228,7 +356,14 @@ def test_other_grid_or_format_is_refused(store: VolumeStore) -> None:
     document = json.loads((store.path / "zarr.json").read_text())
     document["attributes"]["prdit"]["format_version"] = 99
     (store.path / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(StoreFormatError, match="format_version 99"):
+    with pytest.raises(VersionError, match=r"format_version 99.*Update prdit"):
+        VolumeStore.open(store.path)
+    document["attributes"]["prdit"]["format_version"] = 1
+    (store.path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(VersionError, match=r"format_version 1;.*Ingest the scans into a new store"):
+        VolumeStore.open(store.path)
+    (store.path / "zarr.json").write_text("{}")
+    with pytest.raises(DamagedArtifactError, match="not the root"):
         VolumeStore.open(store.path)
 
 

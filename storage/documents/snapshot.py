@@ -1,0 +1,102 @@
+"""`snapshots/<hash>.json` and `history/<number>.json` of a volume store: what a run works on, and which of them is newest."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.documents.document import Document
+from storage.documents.volume import Grid, Shape
+from storage.files import sha256_json
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class SnapshotVolume(BaseModel):
+    """One volume as a snapshot lists it.
+
+    Attributes:
+        patient_key: HMAC of the PatientID; of the scan's id where there is none.
+        patient_known: whether there was a PatientID (or a row in `patients.csv`).
+        shape: of level 0 (z, y, x).
+        attributes: allow-listed facts of the scan.
+        labels: of `labels.csv`, by column.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    patient_key: str
+    patient_known: bool
+    shape: Shape
+    attributes: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Attributes and labels together, as one row of a table."""
+        return {**self.attributes, **self.labels}
+
+
+class Snapshot(Document):
+    """An immutable list of volumes: all that split, training and evaluation see of a store.
+
+    Attributes:
+        grid: of the store.
+        volumes: by volume id.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    WHAT: ClassVar[str] = "snapshot of a volume store"
+    REMEDY: ClassVar[str] = (
+        "`prdit ls STORE` lists the snapshots; `prdit ingest SOURCE --store STORE --repair` makes a new one."
+    )
+
+    grid: Grid
+    volumes: dict[str, SnapshotVolume]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the content: equal lists have equal digests on any machine."""
+        return "sha256:" + sha256_json(self.to_json())
+
+    @property
+    def patients(self) -> dict[str, list[str]]:
+        """Volume ids by patient key, both sorted."""
+        found: dict[str, list[str]] = {}
+        for volume_id, volume in sorted(self.volumes.items()):
+            found.setdefault(volume.patient_key, []).append(volume_id)
+        return dict(sorted(found.items()))
+
+
+class HistoryEntry(Document):
+    """One step of a store's history; the entry of the highest number is what the store is now.
+
+    Attributes:
+        snapshot: digest of the snapshot.
+        change: what made it, in a few words.
+        created: UTC time.
+        num_volumes, num_patients: of the snapshot.
+        withdrawn: ids of volumes that are not to be listed again.
+        given_by: volume id -> opaque id of the source whose tables gave its patient or labels.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    WHAT: ClassVar[str] = "entry of a volume store's history"
+    REMEDY: ClassVar[str] = "`prdit ingest SOURCE --store STORE --repair` sets it aside."
+
+    snapshot: Digest
+    change: str
+    created: str
+    num_volumes: int
+    num_patients: int
+    withdrawn: tuple[str, ...] = ()
+    given_by: dict[str, str] = Field(default_factory=dict)
+
+
+class Roles(Document):
+    """`roles/<name>/<number>.json`: the role of every patient that a split has ever seen; the highest number counts."""
+
+    FORMAT: ClassVar[int] = 2
+    WHAT: ClassVar[str] = "ledger of roles"
+    REMEDY: ClassVar[str] = "Restore it from a backup: without it patients could change roles."
+
+    roles: dict[str, Literal["train", "val"]]

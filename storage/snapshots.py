@@ -1,0 +1,196 @@
+"""Snapshots of a volume store: taken when its list changes, immutable, found again by digest.
+
+A snapshot is a file named by the hash of its content; the store's history says which one is newest and how it came about. Volumes
+are withdrawn by leaving them out of the next snapshot: older ones, and what was made from them, keep meaning what they said.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.artifacts import Ref
+from storage.documents.snapshot import HistoryEntry, Snapshot, SnapshotVolume
+from storage.errors import DamagedArtifactError, InputError, MissingArtifactError
+from storage.numbered import Numbered
+from storage.volume_store import VolumeStore
+
+FOLDER = "snapshots"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a store lists now, as a change to it sees it.
+
+    Attributes:
+        volumes: by volume id.
+        withdrawn: ids that are not to be listed again.
+        given_by: volume id -> opaque id of the source whose tables gave its patient or labels.
+    """
+
+    volumes: dict[str, SnapshotVolume] = field(default_factory=dict)
+    withdrawn: frozenset[str] = frozenset()
+    given_by: dict[str, str] = field(default_factory=dict)
+
+
+def history(store: Path) -> Numbered[HistoryEntry]:
+    """The steps of a store's history."""
+    return Numbered(store / "history", HistoryEntry)
+
+
+def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -> Ref:
+    """Take a snapshot of a changed list; the newest one stays where nothing changes.
+
+    Args:
+        store: opened store.
+        change: the list now -> the new one; called again where another process changed it meanwhile.
+        why: what makes the change, in a few words.
+    Returns: reference of the snapshot that is newest afterwards.
+    Raises:
+        MissingArtifactError: the new list has a volume that is not committed.
+        StorageError: the history is damaged, or cannot be written.
+    """
+
+    def step(entry: HistoryEntry | None) -> HistoryEntry:
+        old = _listing(store, entry)
+        new = change(old)
+        if entry is not None and new == old:
+            return entry
+        snapshot = Snapshot(grid=store.grid, volumes=dict(sorted(new.volumes.items())))
+        for volume_id in new.volumes.keys() - old.volumes.keys():
+            store.commit_record(volume_id)
+        digest = snapshot.digest
+        snapshot.put(_file(store.path, digest))
+        return HistoryEntry(
+            snapshot=digest,
+            change=why,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            num_volumes=len(new.volumes),
+            num_patients=len(snapshot.patients),
+            withdrawn=tuple(sorted(new.withdrawn)),
+            given_by={key: value for key, value in sorted(new.given_by.items()) if key in new.volumes},
+        )
+
+    return _ref(store.path, history(store.path).update(step).snapshot)
+
+
+def listing(store: VolumeStore) -> Listing:
+    """What a store lists now. Raises: StorageError: its newest snapshot is damaged."""
+    return _listing(store, history(store.path).newest())
+
+
+def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
+    if entry is None:
+        return Listing()
+    snapshot = load_snapshot(_ref(store.path, entry.snapshot))
+    return Listing(dict(snapshot.volumes), frozenset(entry.withdrawn), dict(entry.given_by))
+
+
+def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str) -> Ref:
+    """Add volumes to what a store lists, or change how they are listed."""
+    return update(store, lambda old: replace(old, volumes={**old.volumes, **volumes}), why)
+
+
+def withdraw(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
+    """Leave volumes out of the next snapshot and of all later ones; their bytes stay for the older snapshots.
+
+    Raises: InputError: one is not listed.
+    """
+
+    def change(old: Listing) -> Listing:
+        if unknown := sorted(set(volume_ids) - old.volumes.keys()):
+            raise InputError(
+                f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not listed in {store.path}. `prdit ls --volumes "
+                f"{store.path}` shows the volumes that are."
+            )
+        kept = {name: volume for name, volume in old.volumes.items() if name not in volume_ids}
+        return replace(old, volumes=kept, withdrawn=old.withdrawn | set(volume_ids))
+
+    return update(store, change, f"withdrawn: {len(set(volume_ids))}")
+
+
+def allow_again(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
+    """Take back `withdraw`: the next ingest of their source lists the volumes again.
+
+    Raises: InputError: one was not withdrawn.
+    """
+
+    def change(old: Listing) -> Listing:
+        if unknown := sorted(set(volume_ids) - old.withdrawn):
+            raise InputError(f"{', '.join(unknown)}: not withdrawn from {store.path}.")
+        return replace(old, withdrawn=old.withdrawn - set(volume_ids))
+
+    return update(store, change, f"no longer withdrawn: {len(set(volume_ids))}")
+
+
+def newest(store: VolumeStore) -> Ref:
+    """Reference of what a store lists now.
+
+    Raises: MissingArtifactError: nothing was ever listed.
+    """
+    entry = history(store.path).newest()
+    if entry is None:
+        raise MissingArtifactError(
+            f"The store {store.path} has no snapshot: no ingest has finished. Run `prdit ingest`."
+        )
+    return _ref(store.path, entry.snapshot)
+
+
+def find(store: VolumeStore, name: str) -> Ref:
+    """Reference of a snapshot by its digest, the beginning of it (8 digits or more), or its number in the history.
+
+    Raises: InputError: there is no such snapshot, or more than one.
+    """
+    wanted = name.removeprefix("sha256:")
+    steps = history(store.path)
+    if wanted.isdigit() and int(wanted) in steps.numbers():
+        return _ref(store.path, steps.read(int(wanted)).snapshot)
+    found = sorted(path.stem for path in (store.path / FOLDER).glob("*.json") if path.stem.startswith(wanted))
+    if len(wanted) < 8 or len(found) != 1:
+        why = f"{len(found)} snapshots begin so" if len(wanted) >= 8 else "expected a number, or 8 digits of a digest"
+        raise InputError(f"Snapshot {name!r} of {store.path}: {why}. `prdit ls {store.path}` lists them.")
+    return _ref(store.path, f"sha256:{found[0]}")
+
+
+def load_snapshot(ref: Ref) -> Snapshot:
+    """The snapshot of a reference.
+
+    Raises:
+        InputError: a reference to something else.
+        MissingArtifactError: the store has no such snapshot.
+        DamagedArtifactError: its content is not that of its digest.
+    """
+    if ref.kind != "snapshot":
+        raise InputError(f"Expected a reference to a snapshot of a volume store, got a {ref.kind} at {ref.uri}.")
+    path = _file(ref.path, ref.digest)
+    snapshot = Snapshot.read(path)
+    if snapshot.digest != ref.digest:
+        raise DamagedArtifactError(
+            f"{path} was changed after it was written (its content has another hash). {Snapshot.REMEDY}"
+        )
+    return snapshot
+
+
+def open_snapshot(ref: Ref) -> tuple[VolumeStore, Snapshot]:
+    """The store of a snapshot and the snapshot, after checking that it has every volume listed.
+
+    Raises:
+        MissingArtifactError: a volume is not there any more, or the snapshot is not.
+        StorageError: store or snapshot is damaged, or of another grid.
+    """
+    snapshot = load_snapshot(ref)
+    store = VolumeStore.open(ref.path, snapshot.grid)
+    if missing := sorted(snapshot.volumes.keys() - set(store.volume_ids())):
+        raise MissingArtifactError(
+            f"Snapshot {ref.digest[:19]}… lists {len(missing)} volume(s) that the store {ref.path} has lost (first: {missing[0]}). "
+            f"`prdit ingest SOURCE --store {ref.path} --repair` makes them again where SOURCE still has the scans."
+        )
+    return store, snapshot
+
+
+def _file(store: Path, digest: str) -> Path:
+    return store / FOLDER / f"{digest.removeprefix('sha256:')}.json"
+
+
+def _ref(store: Path, digest: str) -> Ref:
+    return Ref(kind="snapshot", uri=str(store.resolve()), digest=digest)
