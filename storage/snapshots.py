@@ -44,7 +44,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
     Args:
         store: opened store.
         change: the list now -> the new one; called again where another process changed it meanwhile.
-        why: what makes the change, in a few words.
+        why: what makes the change, in a word or two; the history adds what changed.
     Returns: reference of the snapshot that is newest afterwards.
     Raises:
         MissingArtifactError: the new list has a volume that is not committed.
@@ -63,7 +63,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
         snapshot.put(_file(store.path, digest))
         return HistoryEntry(
             snapshot=digest,
-            change=why,
+            change=_described(why, old, new),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             num_volumes=len(new.volumes),
             num_patients=len(snapshot.patients),
@@ -72,6 +72,18 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
         )
 
     return _ref(store.path, history(store.path).update(step).snapshot)
+
+
+def _described(why: str, old: Listing, new: Listing) -> str:
+    """What changed, counted."""
+    both = new.volumes.keys() & old.volumes.keys()
+    counts = {
+        "new": len(new.volumes.keys() - both),
+        "left out": len(old.volumes.keys() - both),
+        "with another patient": sum(new.volumes[v].patient_key != old.volumes[v].patient_key for v in both),
+        "with other labels": sum(new.volumes[v].labels != old.volumes[v].labels for v in both),
+    }
+    return f"{why}: " + (", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no other volumes")
 
 
 def listing(store: VolumeStore) -> Listing:
@@ -100,13 +112,13 @@ def withdraw(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
     def change(old: Listing) -> Listing:
         if unknown := sorted(set(volume_ids) - old.volumes.keys()):
             raise InputError(
-                f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not listed in {store.path}. `prdit ls --volumes "
-                f"{store.path}` shows the volumes that are."
+                f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not listed in {store.path}. `prdit ls "
+                f"{store.path} --volumes` shows the volumes that are."
             )
         kept = {name: volume for name, volume in old.volumes.items() if name not in volume_ids}
         return replace(old, volumes=kept, withdrawn=old.withdrawn | set(volume_ids))
 
-    return update(store, change, f"withdrawn: {len(set(volume_ids))}")
+    return update(store, change, "withdrawn")
 
 
 def allow_again(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
@@ -120,7 +132,7 @@ def allow_again(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
             raise InputError(f"{', '.join(unknown)}: not withdrawn from {store.path}.")
         return replace(old, withdrawn=old.withdrawn - set(volume_ids))
 
-    return update(store, change, f"no longer withdrawn: {len(set(volume_ids))}")
+    return update(store, change, "no longer withdrawn")
 
 
 def newest(store: VolumeStore) -> Ref:

@@ -1,0 +1,129 @@
+"""`prdit ls`, `prdit verify`, `prdit remove`: what a volume store lists, whether it is whole, and what is left out from now on."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import Json, clear_errors, example, given_path, show_result
+
+_Store = Annotated[Path, typer.Argument(help="Folder of the volume store.", parser=given_path)]
+_LS = (
+    example("prdit ls .prdit/store")
+    + "\n\n`prdit ls .prdit/store --volumes --snapshot 2` (the volumes of an earlier snapshot)"
+)
+_REMOVE = example("prdit remove .prdit/store 6f1c… 0a97…") + "\n\n`prdit remove .prdit/store 6f1c… --undo`"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("ls", epilog=_LS)(ls)
+    app.command("verify", epilog=example("prdit verify .prdit/store"))(verify)
+    app.command("remove", epilog=_REMOVE)(remove)
+
+
+def ls(
+    store: _Store = Path(".prdit/store"),
+    volumes: Annotated[bool, typer.Option("--volumes", help="List the volumes of a snapshot.")] = False,
+    snapshot: Annotated[
+        str | None, typer.Option(help="Number, or beginning of the digest, of the snapshot; default: the newest.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the snapshots of a volume store, newest last, or the volumes of one.
+
+    A run works on one snapshot: `prdit run --set snapshot=NUMBER` works on an earlier one.
+    """
+    with clear_errors():
+        from storage.snapshots import find, history, load_snapshot, newest
+        from storage.volume_store import VolumeStore
+
+        opened = VolumeStore.open(store)
+        if not volumes and snapshot is None:
+            steps = history(store)
+            entries = [{"number": number, **steps.read(number).to_json()} for number in steps.numbers()]
+            value = {"store": str(store), "grid": opened.grid.model_dump(), "snapshots": entries}
+            show_result(value, as_json, lambda: _history_text(value))
+            return
+        ref = find(opened, snapshot) if snapshot is not None else newest(opened)
+        listed = {name: volume.model_dump(mode="json") for name, volume in load_snapshot(ref).volumes.items()}
+        show_result({"snapshot": ref.digest, "volumes": listed}, as_json, lambda: _volumes_text(ref.digest, listed))
+
+
+def _history_text(value: dict[str, Any]) -> str:
+    grid = value["grid"]
+    lines = [f"{value['store']}: {grid['spacing_mm']:g} mm, {grid['num_levels']} levels, {grid['interpolation']}"]
+    lines.append(f"{'number':>6}  {'created (UTC)':<25}  {'snapshot':<12}  {'volumes':>7}  {'patients':>8}  change")
+    for entry in value["snapshots"]:
+        digest = entry["snapshot"].removeprefix("sha256:")[:12]
+        counts = f"{entry['num_volumes']:>7}  {entry['num_patients']:>8}"
+        lines.append(f"{entry['number']:>6}  {entry['created']:<25}  {digest}  {counts}  {entry['change']}")
+    if value["snapshots"] and (withdrawn := value["snapshots"][-1]["withdrawn"]):
+        lines.append(f"withdrawn: {', '.join(withdrawn)}")
+    return "\n".join(lines)
+
+
+def _volumes_text(digest: str, listed: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{digest}: {len(listed)} volumes", f"{'volume':<32}  {'patient':<8}  {'shape (z, y, x)':<15}  labels"]
+    for name, volume in listed.items():
+        labels = ", ".join(f"{key}={text}" for key, text in volume["labels"].items())
+        shape = " × ".join(str(n) for n in volume["shape"])
+        patient = volume["patient_key"][:8] if volume["patient_known"] else "unknown"
+        lines.append(f"{name:<32}  {patient:<8}  {shape:<15}  {labels}")
+    return "\n".join(lines)
+
+
+def verify(
+    store: _Store = Path(".prdit/store"),
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: by cores and memory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of a volume store, and its snapshots against its volumes. Exit 1 when something is damaged or lost."""
+    with clear_errors():
+        from dataclasses import asdict
+
+        from tasks.maintain.verify import verify_store
+        from tasks.run.progress import show_progress
+
+        with show_progress("verify") as progress:
+            found, notes = verify_store(store, num_workers=workers, progress=progress)
+        value = {"store": str(store), "findings": [asdict(finding) for finding in found], "notes": notes}
+        show_result(value, as_json, lambda: _findings_text(value))
+        if found:
+            typer.secho(
+                f"error: {len(found)} finding(s) in {store}. Repair what its source still has: prdit ingest SOURCE --store {store} "
+                "--repair (with the configuration it was ingested with)",
+                fg="red",
+                err=True,
+            )
+            raise typer.Exit(1)
+
+
+def _findings_text(value: dict[str, Any]) -> str:
+    lines = [f"{finding['kind']} {finding['name']}: {finding['message']}" for finding in value["findings"]]
+    lines += [f"note: {note}" for note in value["notes"]]
+    return "\n".join(lines or [f"{value['store']}: every byte is as it was committed"])
+
+
+def remove(
+    store: _Store,
+    volumes: Annotated[list[str], typer.Argument(help="Ids of the volumes (`prdit ls STORE --volumes`).")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let the next ingest of their source list them again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Withdraw volumes: the next snapshot and all later ones leave them out, whatever is ingested.
+
+    Nothing is deleted: earlier snapshots still have the volumes, and runs on them can be repeated.
+    """
+    with clear_errors():
+        from storage.snapshots import allow_again, withdraw
+        from storage.volume_store import VolumeStore
+
+        opened = VolumeStore.open(store)
+        ref = (allow_again if undo else withdraw)(opened, volumes)
+        what = "may be listed again, by the next ingest of their source" if undo else "withdrawn"
+        show_result(
+            {"snapshot": ref.digest, "volumes": volumes, "withdrawn": not undo},
+            as_json,
+            lambda: f"{len(set(volumes))} volume(s) {what}; snapshot {ref.digest}",
+        )

@@ -1,0 +1,107 @@
+"""Checks of a whole volume store: every byte of every volume, and every list against the volumes it names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.documents.snapshot import Roles, Snapshot
+from storage.errors import StorageError
+from storage.numbered import Numbered
+from storage.refs import Ref
+from storage.snapshots import FOLDER, history, load_snapshot
+from storage.volume_store import VolumeStore
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it was written.
+
+    Attributes:
+        kind: `root`, `volume`, `snapshot`, `history` or `roles`.
+        name: which one.
+        message: what is wrong and what to do, one sentence or two.
+    """
+
+    kind: str
+    name: str
+    message: str
+
+
+def open_for_checking(path: Path) -> tuple[VolumeStore, list[Finding]]:
+    """A store, even if its root is lost or damaged: its grid is then that of a snapshot.
+
+    Raises: StorageError: neither root nor snapshot can be read.
+    """
+    try:
+        return VolumeStore.open(path), []
+    except StorageError as error:
+        for file in sorted((path / FOLDER).glob("*.json")):
+            try:
+                return VolumeStore(path, Snapshot.read(file).grid), [Finding("root", "zarr.json", str(error))]
+            except StorageError:
+                continue
+        raise
+
+
+def check_volume(store: VolumeStore, volume_id: str) -> Finding | None:
+    """Read every byte of one volume, and compare it with its commit record."""
+    try:
+        store.verify(volume_id)
+    except (StorageError, ValueError) as error:
+        return Finding("volume", volume_id, str(error))
+    return None
+
+
+def check_lists(store: VolumeStore) -> list[Finding]:
+    """Check history, snapshots and ledgers of roles, and that every volume that a snapshot lists is committed as listed."""
+    found: list[Finding] = []
+    named: set[str] = set()
+    steps = history(store.path)
+    for number in steps.numbers():
+        try:
+            named.add(steps.read(number).snapshot)
+        except StorageError as error:
+            found.append(Finding("history", str(number), str(error)))
+    files = {f"sha256:{file.stem}" for file in (store.path / FOLDER).glob("*.json") if not file.name.startswith(".")}
+    committed = set(store.volume_ids())
+    for digest in sorted(named | files):
+        found += _check_snapshot(store, digest, committed)
+    for folder in sorted(path for path in (store.path / "roles").glob("*") if path.is_dir()):
+        try:
+            Numbered(folder, Roles).newest()
+        except StorageError as error:
+            found.append(Finding("roles", folder.name, str(error)))
+    return found
+
+
+def _check_snapshot(store: VolumeStore, digest: str, committed: set[str]) -> list[Finding]:
+    name = digest[:19]
+    try:
+        snapshot = load_snapshot(Ref(kind="snapshot", uri=str(store.path), digest=digest))
+    except (StorageError, ValueError) as error:
+        return [Finding("snapshot", name, str(error))]
+    wrong = []
+    if snapshot.grid != store.grid:
+        wrong.append(f"it is of another grid than the store: {snapshot.grid}")
+    if lost := sorted(snapshot.volumes.keys() - committed):
+        wrong.append(f"it lists {len(lost)} volume(s) that are not committed ({', '.join(lost[:3])})")
+    for volume_id in sorted(snapshot.volumes.keys() & committed):
+        listed = snapshot.volumes[volume_id]
+        try:
+            record = store.commit_record(volume_id)
+        except StorageError:
+            continue  # found as a volume
+        if (record.shape, record.attributes) != (listed.shape, listed.attributes):
+            wrong.append(f"it lists volume {volume_id} with another shape or other attributes than were committed")
+    return [Finding("snapshot", name, f"{sentence}. {Snapshot.REMEDY}") for sentence in wrong]
+
+
+def unnamed_folders(store: VolumeStore) -> list[Path]:
+    """Folders of volumes that no commit record names: a process was killed just before its commit. The next ingest uses them."""
+    named = set()
+    for volume_id in store.volume_ids():
+        try:
+            named.add(store.commit_record(volume_id).folder)
+        except StorageError:
+            return []  # its folder is not known
+    folders = (path for path in (store.path / "volumes").glob("*") if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folders if path.name not in named)

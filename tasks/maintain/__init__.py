@@ -1,0 +1,1 @@
+"""Looking after stores and working directories: what no stage does."""

@@ -1,0 +1,95 @@
+"""Which copy of a scan a store lists, whose patient and labels: nothing good is replaced by worse, and nothing alternates."""
+
+from storage.documents.volume import ScanFacts, StoredArray, StoredFile, VolumeRecord
+from storage.snapshots import Listing
+from tasks.ingest.listing import Seen, listed_with
+
+
+def record(volume_id: str, scan: str, num_slices: int) -> VolumeRecord:
+    return VolumeRecord(
+        volume_id=volume_id,
+        folder=volume_id,
+        shape=(num_slices, 4, 4),
+        spacing_mm=(1.0, 1.0, 1.0),
+        origin_mm=(0.0, 0.0, 0.0),
+        arrays={"0": StoredArray(shape=(num_slices, 4, 4), sha256="0")},
+        files={"0/zarr.json": StoredFile(size=1, sha256="0")},
+        attributes={"KVP": 120.0},
+        scan=ScanFacts(scan=scan, files_digest=volume_id, recipe=1, num_slices=num_slices, spacing_mm=(1.0, 1.0, 1.0)),
+    )
+
+
+RECORDS = {
+    "long": record("long", "1.2", 40),
+    "short": record("short", "1.2", 20),
+    "corrected": record("corrected", "1.2", 40),
+    "other": record("other", "9.9", 30),
+}
+
+
+def seen(volume_id: str, patient: str = "p", **values: object) -> Seen:
+    known = bool(values.pop("known", True))
+    return Seen(RECORDS[volume_id].scan.scan, volume_id, patient, known, **values)  # type: ignore[union-attr, arg-type]
+
+
+def ingest(old: Listing, source: str, *scans: Seen, before: dict[str, str] | None = None) -> Listing:
+    return listed_with(old, scans, RECORDS, source, before or {})
+
+
+def test_a_longer_copy_replaces_a_shorter_one_and_never_the_other_way_round() -> None:
+    short = ingest(Listing(), "B", seen("short"))
+    assert list(short.volumes) == ["short"]
+    both = ingest(short, "A", seen("long"), seen("other"))
+    assert sorted(both.volumes) == ["long", "other"]
+    assert ingest(both, "B", seen("short"), before={"1.2": "short"}) == both
+    assert (
+        ingest(both, "A", seen("short"), before={"1.2": "long"}) == both
+    )  # its own source lost slices: the long one stays
+
+
+def test_two_sources_do_not_alternate() -> None:
+    one = ingest(Listing(), "A", seen("long"))
+    assert ingest(one, "B", seen("corrected")) == one
+    assert ingest(one, "A", seen("long"), before={"1.2": "long"}) == one
+    new = ingest(one, "A", seen("corrected"), before={"1.2": "long"})  # the same source exports the scan again
+    assert list(new.volumes) == ["corrected"]
+
+
+def test_what_a_source_no_longer_has_stays_listed() -> None:
+    one = ingest(Listing(), "A", seen("long"), seen("other"))
+    assert ingest(one, "A", seen("other")) == one
+
+
+def test_a_withdrawn_volume_and_its_shorter_copies_stay_away() -> None:
+    withdrawn = Listing(withdrawn=frozenset({"long"}))
+    assert ingest(withdrawn, "A", seen("long")).volumes == {}
+    assert ingest(withdrawn, "B", seen("short")).volumes == {}
+    assert list(ingest(withdrawn, "A", seen("corrected"), before={"1.2": "long"}).volumes) == ["corrected"]
+
+
+def test_tables_change_patient_and_labels_and_take_them_back() -> None:
+    bare = ingest(Listing(), "A", seen("long", "of-the-scan", known=False))
+    assert not bare.volumes["long"].patient_known
+    given = ingest(bare, "A", seen("long", "anna", patient_given=True, labels={"nodule": "yes"}))
+    assert (given.volumes["long"].patient_key, given.volumes["long"].labels) == ("anna", {"nodule": "yes"})
+    assert given.given_by == {"long": "A"}
+    corrected = ingest(given, "A", seen("long", "anna", patient_given=True, labels={"nodule": "no"}))
+    assert corrected.volumes["long"].labels == {"nodule": "no"}
+    assert ingest(corrected, "A", seen("long", "of-the-scan", known=False)) == bare  # the rows are gone
+
+
+def test_a_copy_without_tables_or_identity_takes_nothing_away() -> None:
+    one = ingest(Listing(), "A", seen("long", "anna", patient_given=True, labels={"nodule": "yes"}))
+    assert ingest(one, "B", seen("long", "of-the-scan", known=False)) == one
+    assert ingest(one, "B", seen("long", "pseudonym")) == one
+    header = ingest(Listing(), "A", seen("long", "anna"))
+    assert ingest(header, "B", seen("long", "pseudonym")) == header
+    unknown = ingest(Listing(), "B", seen("long", "of-the-scan", known=False))
+    assert ingest(unknown, "A", seen("long", "anna")).volumes["long"].patient_key == "anna"
+
+
+def test_the_last_source_that_gives_labels_is_heard() -> None:
+    one = ingest(Listing(), "A", seen("long", labels={"nodule": "yes"}))
+    moved = ingest(one, "moved", seen("long", labels={"nodule": "no"}))
+    assert moved.volumes["long"].labels == {"nodule": "no"}
+    assert ingest(moved, "A", seen("long")) == moved
