@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ class ViewDataset:
     """Volumes of a store as a model sees them.
 
     Args:
-        store: path of the volume store.
+        store: opened volume store.
         volume_ids: which volumes, in this order.
         view: box and size.
         window: how HU become the model's range.
@@ -28,19 +27,19 @@ class ViewDataset:
 
     def __init__(
         self,
-        store: Path,
+        store: VolumeStore,
         volume_ids: Sequence[str],
         view: ViewConfig,
         window: HounsfieldWindow,
         cache_mb: int,
         axes: str = "zyx",
     ) -> None:
-        self._store = VolumeStore.open(store)
+        self._store = store
         self._ids = list(volume_ids)
         self._view = view
         self._window = window
         self._axes = axes
-        self._shapes = [self._store.commit_record(volume_id)["shape"] for volume_id in self._ids]
+        self._shapes = [self._store.commit_record(volume_id).shape for volume_id in self._ids]
         self._cache: OrderedDict[tuple[int, Shift], torch.Tensor] = OrderedDict()
         self._cached_views = cache_mb * 2**20 // (4 * view.size**3)
 

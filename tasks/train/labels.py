@@ -1,34 +1,37 @@
-"""Integer labels of a store's volumes: one column of its volume table, values numbered in order."""
+"""Integer labels of volumes: one column of attributes and labels in a snapshot, values numbered in order."""
 
 from collections.abc import Sequence
 
-from storage.volume_store import VolumeStore
+from storage.documents.snapshot import Snapshot
+from storage.errors import InputError
 
 _MOST = 100  # distinct values; a column with more is a measurement, not a label
 
 
-def label_values(store: VolumeStore, column: str, volume_ids: Sequence[str]) -> tuple[str, ...]:
+def label_values(snapshot: Snapshot, column: str, volume_ids: Sequence[str]) -> tuple[str, ...]:
     """Distinct values of a column among some volumes, as text, in order; their positions are the integers a model sees.
 
-    Raises: ValueError: no such column, fewer than two values or more than a hundred.
+    Raises: InputError: no such column, fewer than two values or more than a hundred.
     """
-    rows = {row["volume_id"]: row for row in store.table()}
-    known = sorted({key for row in rows.values() for key in row} - {"volume_id", "shape", "patient_key"})
+    known = sorted({name for volume in snapshot.volumes.values() for name in volume.columns})
     if column not in known:
-        raise ValueError(f"label_column {column!r} is not a column of the store at {store.path}; it has {known}.")
-    values = sorted({_text(rows[name].get(column)) for name in volume_ids} - {""})
+        raise InputError(
+            f"label_column {column!r} is not a column of the snapshot; it has {', '.join(known) or 'none'}. Labels come from "
+            "labels.csv in the source (docs/data-model.md)."
+        )
+    values = sorted({_text(snapshot.volumes[name].columns.get(column)) for name in volume_ids} - {""})
     if not 2 <= len(values) <= _MOST:
-        raise ValueError(
+        raise InputError(
             f"label_column {column!r} has {len(values)} distinct values in the training volumes ({', '.join(values[:5])}); "
             f"expected 2 to {_MOST}. Choose a column of labels."
         )
     return tuple(values)
 
 
-def labels_of(store: VolumeStore, column: str, values: Sequence[str], volume_ids: Sequence[str]) -> list[int]:
+def labels_of(snapshot: Snapshot, column: str, values: Sequence[str], volume_ids: Sequence[str]) -> list[int]:
     """The integer of each volume; len(values), "no label", where it has none or one the model does not know."""
     places = {value: place for place, value in enumerate(values)}
-    return [places.get(_text(store.commit_record(name)["attributes"].get(column)), len(values)) for name in volume_ids]
+    return [places.get(_text(snapshot.volumes[name].columns.get(column)), len(values)) for name in volume_ids]
 
 
 def _text(value: object) -> str:

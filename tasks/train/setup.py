@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prdit_models.families.family import Family, Training
-from storage.volume_store import VolumeStore
+from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import CheckpointInfo, load_state
 from tasks.model.compute import pick_device
 from tasks.train.check import check_training
@@ -51,24 +51,22 @@ class Assembly:
 def assemble(spec: TrainSpec) -> Assembly:
     """Build module, process and data of a training; sets the seed of the initialisation."""
     config = spec.config
-    beginning = check_training(spec.store, spec.split, spec.start, config)
+    beginning = check_training(spec.snapshot, spec.split, spec.start, config)
     info, family = beginning.info, beginning.info.of_family
     device = pick_device(config)
     torch.manual_seed(config.seed)
     module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
     family.begin(module, config.settings, load_state(spec.start, config.start_weights) if spec.start else None)
     family.freeze(module, config.settings)
-    store = VolumeStore.open(spec.store.path)
+    store, snapshot = open_snapshot(spec.snapshot)
     ids = {"train": beginning.roles["train"], "val": sorted(beginning.roles["val"])[: config.val_volumes]}
     data = {
-        role: ViewDataset(
-            spec.store.path, names, info.view, info.window, config.cache_mb * (role == "train"), info.axes
-        )
+        role: ViewDataset(store, names, info.view, info.window, config.cache_mb * (role == "train"), info.axes)
         for role, names in ids.items()
     }
     labels = {}
     if info.label_column:
-        labels = {role: torch.tensor(labels_of(store, info.label_column, info.label_values, ids[role])) for role in ids}
+        labels = {role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids}
     return Assembly(
         family=family,
         module=module.to(device),

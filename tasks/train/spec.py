@@ -45,7 +45,7 @@ class TrainSpec(BaseModel):
     Attributes:
         stage: name of its stage.
         config: its settings.
-        store, split: what it trains on.
+        snapshot, split: what it trains on.
         start: the checkpoint it starts from.
         directory: the stage's directory.
         provenance: what the artifact is committed with.
@@ -55,7 +55,7 @@ class TrainSpec(BaseModel):
 
     stage: str
     config: TrainingConfig
-    store: Ref
+    snapshot: Ref
     split: Ref
     start: Ref | None = None
     directory: Path

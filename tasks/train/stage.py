@@ -18,16 +18,16 @@ def train(
 
     Args:
         name: of the training.
-        inputs: `store`, `split` and, where it starts from another training, `start`: that one's checkpoint.
+        inputs: `snapshot`, `split` and, where it starts from another training, `start`: that one's checkpoint.
         config: of the training.
         context: where the run works and reports.
         progress: called with (step, steps).
 
     Raises: ValueError: input that cannot be trained on, before any work starts.
     """
-    store, split = inputs["store"], inputs["split"]
+    snapshot, split = inputs["snapshot"], inputs["split"]
     start = inputs.get("start")
-    check_training(store, split, start, config)
+    check_training(snapshot, split, start, config)
     stage = training_stage(name)
 
     def body(run: StageRun) -> Ref:
@@ -35,7 +35,7 @@ def train(
         spec = TrainSpec(
             stage=stage.name,
             config=config,
-            store=store,
+            snapshot=snapshot,
             split=split,
             start=start,
             directory=run.directory,
