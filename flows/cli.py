@@ -197,7 +197,7 @@ def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
 
     if given:
         return {}
-    if "store" not in load_provenance(checkpoint)["inputs"]:
+    if "store" not in load_provenance(checkpoint).inputs:
         raise ValueError(
             f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
             "samples are compared with: --store .prdit/store."

@@ -19,6 +19,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from storage.documents.verdicts import SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
 from storage.files import read_json, sha256_file, sha256_json, write_json_atomic
 from storage.geometry import AIR_HU, VIEW_ALIGNMENT, Int3, Volume, block_mean, padded_crop_bounds, pool_mean, view_start
@@ -165,9 +166,9 @@ class VolumeStore:
         """Skipped and quarantined entries of the last ingest of every source."""
         found: list[dict[str, Any]] = []
         for path in sorted((self.path / "exclusions").glob("*.json")):
-            record = read_json(path)
-            for verdict in ("skipped", "quarantined"):
-                found += [{"verdict": verdict, **entry} for entry in record.get(verdict, [])]
+            record = SourceVerdicts.read(path)
+            for verdict, entries in (("skipped", record.skipped), ("quarantined", record.quarantined)):
+                found += [{"verdict": verdict, **entry.model_dump(exclude_none=True)} for entry in entries]
         return found
 
     # ---- writing -------------------------------------------------------------------------------------------------

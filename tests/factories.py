@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from storage.artifacts import Ref, commit_artifact
-from storage.files import write_json_atomic
+from storage.documents.split import Split
 from storage.geometry import Volume
 from storage.volume_store import VolumeStore
 from tasks.train.config import TrainingConfig
@@ -30,7 +30,7 @@ def make_store(path: Path, num_volumes: int = 3, edge: int = 16, spacing_mm: flo
 
 def make_split(directory: Path, store: Ref, train: list[str], val: list[str]) -> Ref:
     """A committed split with the given roles."""
-    write_json_atomic(directory / "split.json", {"roles": {"train": train, "val": val}, "patients": {}, "notes": []})
+    Split(roles={"train": train, "val": val}, patients={}, notes=[]).save(directory)
     return commit_artifact(directory, "split", stage="split", recipe=1, inputs={"store": store}, config={})
 
 

@@ -1,13 +1,14 @@
 """Provenance of a report: the chain of references from the samples back to the store, and facts about the store."""
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from storage.artifacts import Ref, load_provenance
+from storage.documents.provenance import Provenance
+from storage.documents.split import Split
 from storage.errors import StorageError
-from storage.files import read_json
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_info
 
@@ -23,19 +24,19 @@ class Node:
     Attributes:
         title: what it is, in words.
         ref: its reference.
-        record: its provenance record; empty for a store, or where the record is missing.
+        record: its provenance record; None for a store, or where the record is missing.
         note: a sentence when something about it must be known.
     """
 
     title: str
     ref: Ref
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Provenance | None = None
     note: str = ""
 
     @property
     def inputs(self) -> dict[str, str]:
         """Digest by role of what it was made from."""
-        return {role: ref["digest"] for role, ref in self.record.get("inputs", {}).items()}
+        return {role: ref.digest for role, ref in self.record.inputs.items()} if self.record else {}
 
 
 _TITLES = {"samples": "Samples", "split": "Split", "store": "Volume store"}
@@ -54,9 +55,9 @@ def trace(samples: Ref, split: Ref, store: Ref) -> list[Node]:
 
 
 def _checkpoint_below(node: Node) -> Ref | None:
-    inputs = node.record.get("inputs", {})
-    found = [ref for role, ref in inputs.items() if ref["kind"] == "checkpoint" and role != _AVERAGED]
-    return Ref.model_validate(found[0]) if found else None
+    inputs = node.record.inputs if node.record else {}
+    found = [ref for role, ref in inputs.items() if ref.kind == "checkpoint" and role != _AVERAGED]
+    return found[0] if found else None
 
 
 def _node(ref: Ref) -> Node:
@@ -65,7 +66,7 @@ def _node(ref: Ref) -> Node:
         if ref.kind == "checkpoint":
             title = f"Checkpoint: {load_info(ref).of_family.title}"
         return Node(title, ref, load_provenance(ref))
-    except (StorageError, ValueError, KeyError) as error:
+    except (StorageError, ValueError) as error:
         return Node(title, ref, note=f"Its record cannot be read ({type(error).__name__}).")
 
 
@@ -114,10 +115,8 @@ class StoreFacts:
 def store_facts(store: Ref, split: Ref) -> StoreFacts:
     """Read the facts of a store and of a split of it."""
     opened = VolumeStore.open(store.path)
-    document = read_json(split.path / "split.json")
-    roles: dict[str, list[str]] = document["roles"]
-    patients: dict[str, list[str]] = document.get("patients", {})
-    role_of = {name: role for role, names in roles.items() for name in names}
+    document = Split.load(split.path)
+    role_of = {name: role for role, names in document.roles.items() for name in names}
     cuts = []
     for name in opened.volume_ids():
         cut = opened.commit_record(name).get("source", {}).get("cut")
@@ -137,8 +136,8 @@ def store_facts(store: Ref, split: Ref) -> StoreFacts:
         fingerprint=store.digest,
         spacing_mm=opened.spacing_mm,
         interpolation=opened.interpolation,
-        roles=[(role, len(names), len(patients.get(role, []))) for role, names in roles.items()],
-        notes=list(document.get("notes", [])),
+        roles=[(role, len(names), len(document.patients.get(role, []))) for role, names in document.roles.items()],
+        notes=document.notes,
         cuts=sorted(cuts, key=lambda row: (-row["lung"], -row["body"], row["volume_id"])),
         exclusions=exclusions,
     )

@@ -5,20 +5,20 @@ from typing import Any
 
 from prdit_models.metrics import metric
 from storage.artifacts import Ref
-from storage.files import read_json
+from storage.documents.report import Report
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.run import RECIPE, check, evaluate
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
 
-METRICS = "metrics.json"
+METRICS = Report.NAME
 REPORT = "report.html"
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
     """The figures that runs are compared by, without the distances per figure of anatomy, which only the report shows."""
-    figures = read_json(directory / METRICS)["figures"]
-    kept = {name: figure["value"] for name, figure in figures.items() if not _is_detail(name)}
+    figures = Report.load(directory).figures
+    kept = {name: figure.value for name, figure in figures.items() if not _is_detail(name)}
     return [{"step": 0} | {name: value for name, value in kept.items() if value is not None}]
 
 

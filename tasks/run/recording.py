@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.artifacts import PROVENANCE, Ref, input_ref, load_provenance
-from storage.checkpoints import CHECKPOINT, WEIGHTS_FILES, load_checkpoint_info
+from storage.checkpoints import WEIGHTS_FILES
+from storage.documents.checkpoint import Checkpoint
+from storage.documents.provenance import Provenance
 from storage.errors import StorageError
 from storage.volume_store import VolumeStore
 
@@ -142,24 +144,21 @@ def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
     The averaged weights are what sampling takes by default. The others stay in the working directory: a B/12/4 has 373 MB of
     each, and runs are not compared by them.
     """
-    info = load_checkpoint_info(checkpoint)
-    model, view = info["model"], info["view"]
+    info = Checkpoint.load(checkpoint.path)
     facts = {
-        "family": info["family"],
-        "step": info["step"],
-        "volume_size": view["size"],
-        "voxel_mm": view["edge"] * info["spacing_mm"] / view["size"],
-        "network": json.dumps(model),
-        "val_loss_ema": (info.get("gates") or {}).get("val_loss_ema"),
+        "family": info.family,
+        "step": info.step,
+        "volume_size": info.view.size,
+        "voxel_mm": info.view.edge * info.spacing_mm / info.view.size,
+        "network": json.dumps(info.model),
+        "val_loss_ema": info.gates.val_loss_ema if info.gates else None,
     }
     facts = {name: value for name, value in facts.items() if value is not None}
-    files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / CHECKPOINT]
+    files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / Checkpoint.NAME]
     tracker.log_file(run_id, files[-1])
-    tracker.log_model(
-        run_id, f"checkpoint-{info['family']}", files, digest=checkpoint.digest, step=int(info["step"]), facts=facts
-    )
+    tracker.log_model(run_id, f"checkpoint-{info.family}", files, digest=checkpoint.digest, step=info.step, facts=facts)
 
 
-def _without_uris(provenance: dict[str, Any]) -> dict[str, Any]:
-    inputs = {role: {"kind": ref["kind"], "digest": ref["digest"]} for role, ref in provenance["inputs"].items()}
-    return provenance | {"inputs": inputs}
+def _without_uris(provenance: Provenance) -> dict[str, Any]:
+    inputs = {role: {"kind": ref.kind, "digest": ref.digest} for role, ref in provenance.inputs.items()}
+    return provenance.to_json() | {"inputs": inputs}

@@ -6,21 +6,20 @@ import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from storage.errors import StoreFormatError
+from storage.documents.split import Split
+from storage.errors import StorageError, StoreFormatError
 from storage.files import read_json, write_json_atomic
 from storage.volume_store import VolumeStore
 from tasks.split.config import SplitConfig
 
-RECIPE = 1
+RECIPE = 2
 LEDGER_VERSION = 1
 ROLES = ("train", "val")
-SPLIT_FILE = "split.json"
 
 
 def split(store_path: Path, config: SplitConfig, directory: Path) -> None:
-    """Give new patients a role, keep it in the store's ledger, and write `split.json` into a directory.
+    """Give new patients a role, keep it in the store's ledger, and write the split into a directory.
 
     A patient's role never changes. New patients are ordered by a hash keyed with the seed, and the first of them go to
     validation until it has its share of all patients: at least one where there are two, and never all.
@@ -41,21 +40,21 @@ def split(store_path: Path, config: SplitConfig, directory: Path) -> None:
             roles = {**roles, **added}
             ledger = {"format_version": LEDGER_VERSION, "name": config.name, "roles": dict(sorted(roles.items()))}
             write_json_atomic(ledger_path, ledger)
-    write_json_atomic(directory / SPLIT_FILE, _document(store, patients, roles, config))
+    _document(store, patients, roles, config).save(directory)
 
 
 def ledger_agrees(store_path: Path, directory: Path, config: SplitConfig) -> bool:
     """Whether a split written earlier still agrees with store and ledger."""
     try:
-        written = read_json(directory / SPLIT_FILE)
+        written = Split.load(directory)
         store = VolumeStore.open(store_path)
         roles = _read_ledger(_ledger_path(store_path, config))
-    except (OSError, ValueError):
+    except StorageError:
         return False
     patients = _patients(store)
     if not patients or set(patients) - set(roles):
         return False
-    return bool(written == _document(store, patients, roles, config))
+    return written == _document(store, patients, roles, config)
 
 
 def place_patients(new: list[str], known: list[str], roles: dict[str, str], config: SplitConfig) -> dict[str, str]:
@@ -92,12 +91,10 @@ def _patients(store: VolumeStore) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def _document(
-    store: VolumeStore, patients: dict[str, list[str]], roles: dict[str, str], config: SplitConfig
-) -> dict[str, Any]:
+def _document(store: VolumeStore, patients: dict[str, list[str]], roles: dict[str, str], config: SplitConfig) -> Split:
     by_role = {role: [patient for patient in patients if roles[patient] == role] for role in ROLES}
     volumes = {role: sorted(v for patient in by_role[role] for v in patients[patient]) for role in ROLES}
-    return {"roles": volumes, "patients": by_role, "notes": _notes(store, by_role, config)}
+    return Split(roles=volumes, patients=by_role, notes=_notes(store, by_role, config))
 
 
 def _notes(store: VolumeStore, by_role: dict[str, list[str]], config: SplitConfig) -> list[str]:

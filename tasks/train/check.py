@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from storage.artifacts import Ref
-from storage.files import read_json
+from storage.documents.split import Split
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.train.config import TrainingConfig
@@ -35,7 +35,7 @@ def check_training(store: Ref, split: Ref, start: Ref | None, config: TrainingCo
         config: of the training.
     Raises: ValueError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
     """
-    roles: dict[str, list[str]] = read_json(split.path / "split.json")["roles"]
+    roles = Split.load(split.path).roles
     sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in roles.items())
     for role in ("train", "val"):
         if not roles.get(role):
