@@ -185,7 +185,7 @@ def evaluate(
 
 
 def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
-    """Store and split that samples of a checkpoint are compared with, by stage name; empty: the configuration's.
+    """Snapshot and split that samples of a checkpoint are compared with, by stage name; empty: the configuration's.
 
     Args:
         checkpoint: reference of the checkpoint the samples were drawn from.
@@ -197,12 +197,12 @@ def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
 
     if given:
         return {}
-    if "store" not in load_provenance(checkpoint)["inputs"]:
+    if "snapshot" not in load_provenance(checkpoint).inputs:
         raise ValueError(
             f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
             "samples are compared with: --store .prdit/store."
         )
-    return {"ingest": input_ref(checkpoint, "store"), "split": input_ref(checkpoint, "split")}
+    return {"ingest": input_ref(checkpoint, "snapshot"), "split": input_ref(checkpoint, "split")}
 
 
 @app.command(epilog=example("prdit run --config demo --source /data/ct"))

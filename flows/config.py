@@ -22,7 +22,7 @@ from tasks.train.gates import GatesConfig
 from tasks.train.settings import SettingsError
 
 # Settings that decide where a run works and how it is judged, never what a stage makes: outside every cache key.
-RUNTIME = frozenset({"base", "source", "store", "workdir", "experiment", "gates"})
+RUNTIME = frozenset({"base", "source", "store", "snapshot", "workdir", "experiment", "gates"})
 _NAME = r"^[a-z0-9][a-z0-9-]*$"
 _GROUP = "prdit.configurations"
 
@@ -37,9 +37,17 @@ class PipelineConfig(BaseModel):
 
     base: str | None = Field(None, description="named configuration this one starts from: demo, small, tiny, …")
     source: str | None = Field(
-        None, min_length=1, description="folder with DICOM series, opened read-only; default: use the store as it is"
+        None,
+        min_length=1,
+        description="folder with DICOM series, opened read-only; default: work on a snapshot of the store",
     )
     store: str = Field(".prdit/store", min_length=1, description="volume store")
+    snapshot: str | None = Field(
+        None,
+        min_length=1,
+        description="snapshot of the store to work on, without a source: its number or the beginning of its digest (`prdit ls`); "
+        "default: the newest",
+    )
     workdir: str = Field(".prdit/work", min_length=1, description="folder of all stage directories")
     experiment: str = Field("prdit", min_length=1, description="MLflow experiment")
     ingest: IngestConfig = Field(default_factory=lambda: IngestConfig())
@@ -64,6 +72,8 @@ class PipelineConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
         """Check, before any scan is read, that trainings fit their volumes and each other, and that gates name trainings."""
+        if self.source is not None and self.snapshot is not None:
+            raise ValueError("snapshot names what to work on, so nothing can be ingested for it: leave source out")
         if not self.trainings:
             raise ValueError("recipe has no training that is enabled; a run needs one")
         self.checkpoints()

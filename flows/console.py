@@ -141,22 +141,22 @@ def run_stages(config: Any, last: str, given: dict[str, Any]) -> Any:
     Args:
         config: of the run.
         last: name of the stage.
-        given: references that exist already, by stage name; the store as it is, where ingest is not asked for.
+        given: references that exist already, by stage name; a snapshot of the store, where ingest is not asked for.
     """
-    from flows.stages import needed, rows
-    from tasks.ingest.stage import store_ref
+    from flows.stages import Inputs, Row, needed, real_volumes, rows, walk
     from tasks.run.progress import show_progress
+    from tasks.run.stage import StageOutcome
 
     table, refs = rows(config), dict(given)
     if last != "ingest" and "ingest" not in refs and "ingest" in needed(table, last, refs):
-        refs["ingest"] = store_ref(Path(config.store), config.ingest)
+        refs["ingest"] = real_volumes(config)
     context = run_context(config)
-    for name in needed(table, last, refs):
-        inputs = {role: refs[stage] for role, stage in table[name].inputs.items()}
-        with show_progress(name) as progress:
-            outcome = table[name].run(inputs, context, progress)
-        refs[name] = outcome.ref
-    return outcome
+
+    def run(row: Row, inputs: Inputs) -> StageOutcome:
+        with show_progress(row.name) as progress:
+            return row.run(inputs, context, progress)
+
+    return list(walk(table, last, refs, run))[-1][1]
 
 
 def show_outcome(outcome: Any, as_json: bool) -> None:

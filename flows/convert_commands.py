@@ -70,7 +70,7 @@ def import_checkpoint(
     The result is a checkpoint like any other: `prdit sample` draws from it, `prdit train` starts from it.
     """
     with clear_errors():
-        from storage.files import read_json
+        from storage.documents.checkpoint import Checkpoint
         from tasks.convert.importing import ImportSettings
         from tasks.convert.importing import import_checkpoint as run_import
         from tasks.run.progress import show_progress
@@ -87,7 +87,7 @@ def import_checkpoint(
         )
         with show_progress("import") as progress:
             ref = run_import(file, output, settings, progress)
-        info = read_json(ref.path / "checkpoint.json")
+        info = Checkpoint.load(ref.path).to_json()
         value = {"ref": ref.model_dump(mode="json"), "checkpoint": info}
         show_result(value, as_json, lambda: f"{_summary(info)}\n{ref.kind}: {ref.uri}\n{ref.model_dump_json()}")
 

@@ -25,6 +25,8 @@ from flows.config import as_parameters, from_parameters, merge
 from flows.memory import MIB, PeakMemory
 from flows.stages import rows
 from flows.watch import follow
+from storage.documents.run_record import RunDocument
+from storage.errors import StorageError
 from storage.files import read_json, sha256_file, write_json_atomic, write_text_atomic
 from tasks.run.progress import show_progress
 
@@ -178,11 +180,11 @@ def _cancel(services: local.Services, flow_run_id: str) -> None:
             time.sleep(0.5)
 
 
-def _record(workdir: Path, flow_run_id: str) -> dict[str, Any] | None:
+def _record(workdir: Path, flow_run_id: str) -> RunDocument | None:
     """What this flow run recorded of itself, or None if it ended before it could."""
-    with contextlib.suppress(OSError, ValueError):
-        record: dict[str, Any] = read_json(workdir / "runs" / "latest.json")
-        if record.get("prefect_flow_run_id") == flow_run_id:
+    with contextlib.suppress(StorageError):
+        record = RunDocument.latest(workdir / "runs")
+        if record.prefect_flow_run_id == flow_run_id:
             return record
     return None
 
@@ -190,28 +192,27 @@ def _record(workdir: Path, flow_run_id: str) -> dict[str, Any] | None:
 def _show_result(
     console: Console,
     services: local.Services,
-    record: dict[str, Any] | None,
+    record: RunDocument | None,
     flow_run_id: str,
     *,
     completed: bool,
 ) -> None:
-    for name, stage in (record or {}).get("stages", {}).items():
-        console.print(f"  {name:<14}{'found, verified' if stage['cached'] else format(stage['seconds'], '.1f') + ' s'}")
+    for name, stage in record.stages.items() if record else ():
+        console.print(f"  {name:<14}{'found, verified' if stage.cached else format(stage.seconds, '.1f') + ' s'}")
     if not completed:
-        reason = (record or {}).get("error") or _last_errors(services, flow_run_id)
+        reason = (record.error if record else None) or _last_errors(services, flow_run_id)
         console.print(f"  [red]FAILED[/]: {escape(reason)}")
         console.print(f"  logs:     {escape(str(services.state_dir / 'logs'))} and the Prefect page below")
-    if record and (line := _samples_line(record)):
+    if record and "evaluate" in record.stages and (line := _samples_line(record.stages["evaluate"].figures)):
         console.print(f"  samples:  {line}")
-    if record and record.get("report"):
-        console.print(f"  [bold]report:   {escape(record['report'])}[/]")
+    if record and record.report:
+        console.print(f"  [bold]report:   {escape(record.report)}[/]")
     console.print(f"  Prefect:  {services.prefect_ui_url}/runs/flow-run/{flow_run_id}")
     console.print(f"  MLflow:   {_mlflow_page(services, record)}")
 
 
-def _samples_line(record: dict[str, Any]) -> str:
+def _samples_line(figures: dict[str, float]) -> str:
     """What the evaluation says of the samples without any feature network (docs/anatomy.md), or an empty text."""
-    figures = record["stages"].get("evaluate", {}).get("figures", {})
     parts = []
     if not figures:
         return ""
@@ -227,10 +228,10 @@ def _samples_line(record: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _mlflow_page(services: local.Services, record: dict[str, Any] | None) -> str:
-    if not record or not record.get("mlflow_run_id"):
+def _mlflow_page(services: local.Services, record: RunDocument | None) -> str:
+    if not record or not record.mlflow_run_id:
         return local.mlflow_page(services)
-    return local.mlflow_page(services, record["mlflow_experiment_id"], record["mlflow_run_id"])
+    return local.mlflow_page(services, record.mlflow_experiment_id, record.mlflow_run_id)
 
 
 def _last_errors(services: local.Services, flow_run_id: str) -> str:

@@ -15,11 +15,10 @@ from pydantic import Field
 from flows.config import ConfigError, PipelineConfig, config_names, from_parameters, merge
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
-from flows.stages import needed, rows, stage_names, training_row
+from flows.stages import Inputs, Row, needed, real_volumes, rows, stage_names, training_row, walk
 from prdit_models.families.family import Request
 from storage.artifacts import Ref
-from tasks.ingest.stage import store_ref
-from tasks.run.recording import record_store
+from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, StageOutcome, code_version, git_commit
 from tasks.run.task import run_as_task
 from tasks.train.gates import check_gates
@@ -51,23 +50,24 @@ class PipelineRun:
         self.outcomes: dict[str, StageOutcome] = {}
 
     def through(self, last: str) -> None:
-        """Run the chain up to and including a stage; without a source, on the store as it is."""
-        table = rows(self.config)
-        refs = {} if self.config.source else {"ingest": store_ref(Path(self.config.store), self.config.ingest)}
-        if refs:
-            self._name_store(refs["ingest"])
-        for name in needed(table, last, refs):
-            inputs = {role: refs[stage] for role, stage in table[name].inputs.items()}
-            self.outcomes[name] = run_as_task(name, partial(table[name].run, inputs, self.context))
-            refs[name] = self.outcomes[name].ref
-            if name == "ingest":
-                self._name_store(refs[name])
+        """Run the chain up to and including a stage; without a source, on a snapshot of the store."""
+        given = {} if self.config.source else {"ingest": real_volumes(self.config)}
+        for snapshot in given.values():
+            self._name_snapshot(snapshot)
 
-    def _name_store(self, store: Ref) -> None:
-        """The store, at its fingerprint, as tag of every run and dataset of this one."""
-        tags = {**self.context.tags, "prdit.store_fingerprint": store.digest}
+        def run(row: Row, inputs: Inputs) -> StageOutcome:
+            return run_as_task(row.name, partial(row.run, inputs, self.context))
+
+        for name, outcome in walk(rows(self.config), last, given, run):
+            self.outcomes[name] = outcome
+            if name == "ingest":
+                self._name_snapshot(outcome.ref)
+
+    def _name_snapshot(self, snapshot: Ref) -> None:
+        """The snapshot as tag of every run and dataset of this one."""
+        tags = {**self.context.tags, "prdit.snapshot": snapshot.digest}
         self.context = self.context.model_copy(update={"tags": tags})
-        record_store(self.context, self.context.parent_run_id, store, "training")
+        record_snapshot(self.context, self.context.parent_run_id, snapshot, "training")
 
 
 def check_sampling(config: PipelineConfig) -> None:
@@ -163,7 +163,7 @@ def pipeline(
 
     Args:
         configuration: Named configuration to run. With the fields below unchanged, exactly this configuration runs.
-        source: Folder with DICOM series, as the worker sees it; opened read-only. Empty: no ingest, the store is used as it is.
+        source: Folder with DICOM series, as the worker sees it; opened read-only. Empty: no ingest; the run works on the store's newest snapshot.
         store: Folder of the volume store. Empty: the configuration's (.prdit/store).
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, for example
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from flows.config import PipelineConfig
-from storage.files import write_json_atomic, write_text_atomic
+from storage.documents.run_record import RunDocument, StageRecord
+from storage.files import write_text_atomic
 from storage.tracking import Tracker
 from tasks.evaluate.stage import METRICS, REPORT
 from tasks.run.recording import log_checkpoint
@@ -31,7 +32,7 @@ def new_run_directory(workdir: Path, config: PipelineConfig) -> Path:
 
 
 class RunRecord:
-    """What one run did, written once at its end as `record.json` and as `runs/latest.json`.
+    """What one run did, written once at its end, into its directory and as `runs/latest.json`.
 
     Args:
         directory: the run's directory.
@@ -54,23 +55,22 @@ class RunRecord:
         stopped = error is not None and not isinstance(error, Exception)  # TerminationSignal, KeyboardInterrupt
         what = f"cancelled ({type(error).__name__})" if stopped else f"{type(error).__name__}: {error}"
         message = None if error is None else what
-        record = {
-            "config_digest": tags["prdit.config_digest"],
-            "prefect_flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
-            "mlflow_uri": self._tracker.uri,
-            "mlflow_run_id": self._parent,
-            "mlflow_experiment_id": self._tracker.experiment_id,
-            "stages": {name: outcome.model_dump(mode="json") for name, outcome in outcomes.items()},
-            "seconds": round((datetime.now(UTC) - self._began).total_seconds(), 1),
-            "gates": self.gates,
-            "report": str(report.ref.path / REPORT) if report else None,
-            "metrics": str(report.ref.path / METRICS) if report else None,
-            "error": message,
-        }
-        write_json_atomic(self.directory / "record.json", record)
-        write_json_atomic(self.directory.parent / "latest.json", record)
+        record = RunDocument(
+            config_digest=tags["prdit.config_digest"],
+            prefect_flow_run_id=os.environ.get("PREFECT__FLOW_RUN_ID"),
+            mlflow_uri=self._tracker.uri,
+            mlflow_run_id=self._parent,
+            mlflow_experiment_id=self._tracker.experiment_id,
+            stages={name: StageRecord(**outcome.model_dump()) for name, outcome in outcomes.items()},
+            seconds=round((datetime.now(UTC) - self._began).total_seconds(), 1),
+            gates=self.gates,
+            report=str(report.ref.path / REPORT) if report else None,
+            metrics=str(report.ref.path / METRICS) if report else None,
+            error=message,
+        )
+        record.save_run(self.directory)
         self._close_parent(outcomes, tags, error, killed=stopped)
-        return record
+        return record.to_json()
 
     def _close_parent(
         self, outcomes: dict[str, StageOutcome], tags: dict[str, str], error: BaseException | None, *, killed: bool

@@ -1,7 +1,7 @@
 """The table of stages: what runs after what. The flow, the deployments, the command line and the cache read it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,8 @@ import yaml
 
 from flows.config import PipelineConfig, config_names, load_named
 from storage.artifacts import Ref
+from storage.snapshots import find, newest
+from storage.volume_store import VolumeStore
 from tasks.evaluate.stage import evaluate_stage
 from tasks.ingest.stage import ingest_stage
 from tasks.run.config import StageConfig
@@ -45,10 +47,10 @@ class Row:
 def rows(config: PipelineConfig) -> dict[str, Row]:
     """The stages of a configuration by name, in order."""
     trainings = list(config.trainings)
-    real = {"store": "ingest", "split": "split"}
+    real = {"snapshot": "ingest", "split": "split"}
     found = [
         Row("ingest", "volume store: a verdict for every series", {}, config.ingest, partial(_ingest, config)),
-        Row("split", "split: a role for every patient", {"store": "ingest"}, config.split, partial(_split, config)),
+        Row("split", "split: a role for every patient", {"snapshot": "ingest"}, config.split, partial(_split, config)),
     ]
     for name, training in config.trainings.items():
         start = {"start": training_row(training.start)} if training.start else {}
@@ -110,6 +112,33 @@ def needed(table: Mapping[str, Row], last: str, given: Mapping[str, Ref]) -> tup
     return tuple(name for name in table if name in wanted)
 
 
+def walk(
+    table: Mapping[str, Row], last: str, given: Mapping[str, Ref], run: Callable[[Row, Inputs], StageOutcome]
+) -> Iterator[tuple[str, StageOutcome]]:
+    """Run the stages that `last` needs, one after the other, and yield each one's name and outcome.
+
+    Args:
+        table: the stages.
+        last: name of the last one.
+        given: references that exist already, by stage name.
+        run: runs one stage with its inputs by role.
+    """
+    refs = dict(given)
+    for name in needed(table, last, given):
+        outcome = run(table[name], {role: refs[stage] for role, stage in table[name].inputs.items()})
+        refs[name] = outcome.ref
+        yield name, outcome
+
+
+def real_volumes(config: PipelineConfig) -> Ref:
+    """The snapshot that a run without a source works on: the configured one, else the newest of its store.
+
+    Raises: StorageError: there is no such snapshot, or the store has another grid than the configuration.
+    """
+    store = VolumeStore.open(Path(config.store), config.ingest.grid)
+    return newest(store) if config.snapshot is None else find(store, config.snapshot)
+
+
 def _ingest(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
     if config.source is None:
         raise ValueError("source is not given: name the folder with the DICOM series that ingest is to read")
@@ -117,7 +146,7 @@ def _ingest(config: PipelineConfig, inputs: Inputs, context: RunContext, progres
 
 
 def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
-    return split_stage(inputs["store"], config.split, context)
+    return split_stage(inputs["snapshot"], config.split, context)
 
 
 def _train(config: PipelineConfig, name: str, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
@@ -129,4 +158,4 @@ def _sample(config: PipelineConfig, inputs: Inputs, context: RunContext, progres
 
 
 def _evaluate(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
-    return evaluate_stage(inputs["samples"], inputs["store"], inputs["split"], config.evaluate, context, progress)
+    return evaluate_stage(inputs["samples"], inputs["snapshot"], inputs["split"], config.evaluate, context, progress)

@@ -8,47 +8,29 @@ kind and files. A directory without a record is unfinished work; one whose files
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from storage.documents.provenance import Provenance
 from storage.errors import DamagedArtifactError, MissingArtifactError
-from storage.files import read_json, sha256_file, sha256_json, write_json_atomic
+from storage.files import sha256_file, sha256_json
+from storage.refs import Kind, Ref
 
-Kind = Literal[
-    "source",
-    "verdicts",
-    "snapshot",
-    "split",
-    "checkpoint",
-    "samples",
-    "report",
+__all__ = [
+    "PROVENANCE",
+    "SCRATCH",
+    "Kind",
+    "Ref",
+    "artifact_files",
+    "commit_artifact",
+    "committed_ref",
+    "input_ref",
+    "load_provenance",
+    "stage_key",
+    "verify_artifact",
 ]
 
-PROVENANCE = "provenance.json"
+PROVENANCE = Provenance.NAME
 SCRATCH = "work"  # resumable state, locks and logs of a stage: beside the artifact, not part of it
-FORMAT_VERSION = 1
-
-
-class Ref(BaseModel):
-    """A reference to one artifact: all that crosses a task boundary.
-
-    Attributes:
-        kind: what it is.
-        uri: absolute path of its directory.
-        digest: `sha256:<hex>` of its content (a store's fingerprint for a store).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Kind
-    uri: str
-    digest: str
-
-    @property
-    def path(self) -> Path:
-        """The artifact's directory."""
-        return Path(self.uri)
 
 
 def stage_key(stage: str, recipe: int, inputs: dict[str, Ref], config: dict[str, Any]) -> str:
@@ -92,47 +74,45 @@ def commit_artifact(
         recipe: version of the stage's arithmetic.
         inputs: references the stage read, by role.
         config: resolved configuration of the stage.
-        extra: further JSON (code version, MLflow run id, seconds).
+        extra: further fields of the record (`code_version`, `mlflow_run_id`, `seconds`).
     """
     files = artifact_files(directory)
     digest = "sha256:" + sha256_json({"kind": kind, "files": files})
-    record = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "digest": digest,
-        "stage": stage,
-        "recipe": recipe,
-        "inputs": {name: ref.model_dump() for name, ref in inputs.items()},
-        "config": config,
-        "files": files,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    record = Provenance(
+        kind=kind,
+        digest=digest,
+        stage=stage,
+        recipe=recipe,
+        inputs=inputs,
+        config=config,
+        files=files,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         **(extra or {}),
-    }
-    write_json_atomic(directory / PROVENANCE, record)
+    )
+    record.save(directory)
     return Ref(kind=kind, uri=str(directory.resolve()), digest=digest)
 
 
-def load_provenance(ref: Ref) -> dict[str, Any]:
+def load_provenance(ref: Ref) -> Provenance:
     """The provenance record of an artifact.
 
-    Raises: MissingArtifactError: nothing committed at the uri.
+    Raises:
+        MissingArtifactError: nothing committed at the uri.
+        DamagedArtifactError: the record cannot be read, or has another shape.
+        VersionError: written in a version that this prdit does not read.
     """
-    path = ref.path / PROVENANCE
-    if not path.is_file():
-        raise MissingArtifactError(
-            f"No committed {ref.kind} at {ref.uri}: {PROVENANCE} is missing; the stage never finished, or the record was "
-            "deleted. Run the stage that makes it again, or correct the uri in the reference."
-        )
-    record: dict[str, Any] = read_json(path)
-    return record
+    return Provenance.load(ref.path)
 
 
 def input_ref(ref: Ref, name: str) -> Ref:
-    """The reference of one input of an artifact, by role (`"checkpoint"`, `"split"`, `"store"`, or a training's name)."""
-    inputs = load_provenance(ref)["inputs"]
+    """The reference of one input of an artifact, by role (`"checkpoint"`, `"split"`, `"store"`, or a training's name).
+
+    Raises: MissingArtifactError: it has no such input; also the errors of `load_provenance`.
+    """
+    inputs = load_provenance(ref).inputs
     if name not in inputs:
         raise MissingArtifactError(f"{ref.kind} at {ref.uri} records no input {name!r}; it has {sorted(inputs)}.")
-    return Ref.model_validate(inputs[name])
+    return inputs[name]
 
 
 def verify_artifact(ref: Ref) -> None:
@@ -141,14 +121,12 @@ def verify_artifact(ref: Ref) -> None:
     Raises:
         MissingArtifactError: nothing is committed there, or a file is gone.
         DamagedArtifactError: a file has other bytes than were committed, or the reference names another digest.
+        VersionError: the record was written in a version that this prdit does not read.
     """
     record = load_provenance(ref)
-    if record.get("kind") != ref.kind:
-        raise DamagedArtifactError(
-            f"{ref.uri} holds a {record.get('kind')}, the reference says {ref.kind}. Correct it."
-        )
-    expected: dict[str, str] = record["files"]
-    for name, digest in expected.items():
+    if record.kind != ref.kind:
+        raise DamagedArtifactError(f"{ref.uri} holds a {record.kind}, the reference says {ref.kind}. Correct it.")
+    for name, digest in record.files.items():
         path = ref.path / name
         if not path.is_file():
             raise MissingArtifactError(
@@ -158,18 +136,21 @@ def verify_artifact(ref: Ref) -> None:
             raise DamagedArtifactError(
                 f"{path} was changed after it was committed (SHA-256 differs). Restore it, or run the stage again."
             )
-    digest = "sha256:" + sha256_json({"kind": ref.kind, "files": expected})
-    if not digest == record["digest"] == ref.digest:
+    digest = "sha256:" + sha256_json({"kind": ref.kind, "files": record.files})
+    if not digest == record.digest == ref.digest:
         raise DamagedArtifactError(
-            f"The record at {ref.uri} has digest {record['digest'][:19]}…, its files {digest[:19]}…, "
+            f"The record at {ref.uri} has digest {record.digest[:19]}…, its files {digest[:19]}…, "
             f"the reference {ref.digest[:19]}…. Restore it, or run the stage again."
         )
 
 
 def committed_ref(directory: Path) -> Ref | None:
-    """The reference of the artifact committed in a directory, or None where none is (files are not checked)."""
-    path = directory / PROVENANCE
-    if not path.is_file():
+    """The reference of the artifact committed in a directory, or None where none is (files are not checked).
+
+    Raises: DamagedArtifactError, VersionError: there is a record that cannot be used.
+    """
+    try:
+        record = Provenance.load(directory)
+    except MissingArtifactError:
         return None
-    record = read_json(path)
-    return Ref(kind=record["kind"], uri=str(directory.resolve()), digest=record["digest"])
+    return Ref(kind=record.kind, uri=str(directory.resolve()), digest=record.digest)

@@ -15,16 +15,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from storage.artifacts import Ref
+from storage.documents.training_state import TrainingPosition, TrainingState
 from storage.errors import DamagedArtifactError, MissingArtifactError
-from storage.files import fsync_directory, read_json, replacing, sha256_file, write_json_atomic
+from storage.files import fsync_directory, replacing, sha256_file
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-CHECKPOINT_FORMAT = 2
-CHECKPOINT = "checkpoint.json"
 WEIGHTS_FILES = {"ema": "ema.safetensors", "raw": "model.safetensors"}
-_STATE = "state.json"
 _STATES_KEPT = 2
 
 logger = logging.getLogger("prdit.checkpoints")
@@ -54,25 +51,6 @@ def load_tensors(path: Path) -> Tensors:
     return tensors
 
 
-def load_checkpoint_info(ref: Ref) -> dict[str, Any]:
-    """`checkpoint.json` of a checkpoint artifact: family, model, process, intensity, view, spacing, step, seed, gates.
-
-    Raises:
-        MissingArtifactError: no checkpoint at the uri.
-        DamagedArtifactError: written in another format.
-    """
-    path = ref.path / CHECKPOINT
-    if not path.is_file():
-        raise MissingArtifactError(f"No checkpoint at {ref.uri}: checkpoint.json is missing. Train the stage again.")
-    info: dict[str, Any] = read_json(path)
-    if info.get("format_version") != CHECKPOINT_FORMAT:
-        raise DamagedArtifactError(
-            f"{path} has format_version {info.get('format_version')}, this prdit reads {CHECKPOINT_FORMAT}. Use the "
-            "prdit that wrote it, or train the stage again."
-        )
-    return info
-
-
 class ResumeStates:
     """The resumable states of one training, the newest two kept.
 
@@ -83,10 +61,15 @@ class ResumeStates:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def save(self, step: int, groups: dict[str, Tensors], state: dict[str, Any]) -> None:
-        """Write one state: every group as `<group>.safetensors`, then `state.json` with their hashes, then rename."""
-        target = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".step-{step:08d}.{os.getpid()}.tmp"
+    def save(self, position: TrainingPosition, groups: dict[str, Tensors]) -> None:
+        """Write one state: every group as `<group>.safetensors`, then its document with their hashes, then rename.
+
+        Args:
+            position: where the training stands.
+            groups: arrays by group; those of `storage.documents.training_state.GROUPS` at least.
+        """
+        target = self.directory / f"step-{position.step:08d}"
+        temporary = self.directory / f".step-{position.step:08d}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         hashes = {}
@@ -94,25 +77,23 @@ class ResumeStates:
             path = temporary / f"{group}.safetensors"
             save_tensors(path, tensors)
             hashes[group] = sha256_file(path)
-        write_json_atomic(
-            temporary / _STATE, {"format_version": CHECKPOINT_FORMAT, "step": step, "files": hashes, **state}
-        )
+        TrainingState(position=position, files=hashes).save(temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
         fsync_directory(self.directory)
         for old in self._folders()[_STATES_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest_good(self) -> tuple[dict[str, Any], dict[str, Tensors]] | None:
-        """The newest state whose files all have their recorded hashes, or None. Damaged ones are logged and skipped."""
+    def newest_good(self) -> tuple[TrainingPosition, dict[str, Tensors]] | None:
+        """Position and arrays of the newest undamaged state, or None. Damaged ones are logged and skipped."""
         for folder in self._folders():
             try:
-                state = read_json(folder / _STATE)
-                for group, digest in state["files"].items():
+                state = TrainingState.load(folder)
+                for group, digest in state.files.items():
                     if sha256_file(folder / f"{group}.safetensors") != digest:
                         raise DamagedArtifactError(f"{group}.safetensors was changed after it was written")
-                return state, {group: load_tensors(folder / f"{group}.safetensors") for group in state["files"]}
-            except (OSError, ValueError, KeyError) as error:
+                return state.position, {group: load_tensors(folder / f"{group}.safetensors") for group in state.files}
+            except (OSError, ValueError) as error:
                 logger.warning("resume state %s is damaged (%s); trying the one before it", folder, error)
         return None
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
 from storage.files import (
@@ -159,6 +160,15 @@ class VolumeStore:
                 raise DamagedArtifactError(f"{path} is the record of volume {record.volume_id}. {VolumeRecord.REMEDY}")
             self._records[volume_id] = record
         return self._records[volume_id]
+
+    def exclusions(self) -> list[dict[str, Any]]:
+        """Skipped and quarantined entries of the last ingest of every source."""
+        found: list[dict[str, Any]] = []
+        for path in sorted((self.path / "exclusions").glob("*.json")):
+            record = SourceVerdicts.read(path)
+            for verdict, entries in (("skipped", record.skipped), ("quarantined", record.quarantined)):
+                found += [{"verdict": verdict, **entry.model_dump(exclude_none=True)} for entry in entries]
+        return found
 
     def record_path(self, volume_id: str) -> Path:
         """Where the commit record of a volume is. Raises: ValueError: unusable id."""

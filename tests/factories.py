@@ -7,38 +7,53 @@ from typing import Any
 import numpy as np
 
 from storage.artifacts import Ref, commit_artifact
-from storage.files import write_json_atomic
+from storage.documents.snapshot import SnapshotVolume
+from storage.documents.split import Split
 from storage.geometry import Volume
+from storage.snapshots import list_all
 from storage.volume_store import VolumeStore
 from tasks.train.config import TrainingConfig
 from tasks.train.spec import TrainSpec, training_stage
 
 
 def make_store(path: Path, num_volumes: int = 3, edge: int = 16, spacing_mm: float = 8.0) -> Ref:
-    """A store (one level) of smooth, different blobs with HU of a thorax."""
+    """A snapshot of a store (one level) of smooth, different blobs with HU of a thorax."""
     store = VolumeStore.create(path, spacing_mm=spacing_mm, num_levels=1, interpolation="linear")
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, edge)] * 3, indexing="ij")
     for index in range(num_volumes):
         body = (x**2 + y**2 < 0.7 + 0.05 * index) * 1040.0 - 1000.0
         lungs = ((np.abs(x) - 0.4) ** 2 + y**2 + 0.3 * z**2 < 0.08 + 0.01 * index) * -850.0
         hu = np.clip(body + lungs, -1024, 3000).astype(np.int16)
-        store.write(
-            Volume(hu, (spacing_mm,) * 3, (0.0,) * 3), volume_id=f"v{index}", attributes={"patient_key": f"p{index}"}
+        store.write(Volume(hu, (spacing_mm,) * 3, (0.0,) * 3), volume_id=f"v{index}", attributes={})
+    return list_volumes(store, {f"v{index}": f"p{index}" for index in range(num_volumes)})
+
+
+def list_volumes(store: VolumeStore, patients: dict[str, str], labels: dict[str, dict[str, str]] | None = None) -> Ref:
+    """A snapshot with volumes of known patients, and their labels."""
+    entries = {}
+    for name, patient in patients.items():
+        record = store.commit_record(name)
+        entries[name] = SnapshotVolume(
+            patient_key=patient,
+            patient_known=True,
+            shape=record.shape,
+            attributes=record.attributes,
+            labels=(labels or {}).get(name, {}),
         )
-    return Ref(kind="store", uri=str(path), digest=store.fingerprint())
+    return list_all(store, entries, "test")
 
 
-def make_split(directory: Path, store: Ref, train: list[str], val: list[str]) -> Ref:
+def make_split(directory: Path, snapshot: Ref, train: list[str], val: list[str]) -> Ref:
     """A committed split with the given roles."""
-    write_json_atomic(directory / "split.json", {"roles": {"train": train, "val": val}, "patients": {}, "notes": []})
-    return commit_artifact(directory, "split", stage="split", recipe=1, inputs={"store": store}, config={})
+    Split(roles={"train": train, "val": val}, patients={}, notes=[]).save(directory)
+    return commit_artifact(directory, "split", stage="split", recipe=1, inputs={"snapshot": snapshot}, config={})
 
 
 def make_data(root: Path, num_volumes: int = 3) -> tuple[Ref, Ref]:
-    """A store and a split of it, the last volume held out."""
-    store = make_store(root / "store", num_volumes)
+    """A snapshot of a store and a split of it, the last volume held out."""
+    snapshot = make_store(root / "store", num_volumes)
     *train, held_out = [f"v{index}" for index in range(num_volumes)]
-    return store, make_split(root / "split", store, train, [held_out])
+    return snapshot, make_split(root / "split", snapshot, train, [held_out])
 
 
 _SETTINGS = {
@@ -81,11 +96,13 @@ def _config(family: str, values: dict[str, Any], changes: dict[str, Any]) -> Tra
     return TrainingConfig.model_validate({"family": family, **_SHORT, **values, **rest, "settings": settings})
 
 
-def train_spec(config: TrainingConfig, store: Ref, split: Ref, directory: Path, start: Ref | None = None) -> TrainSpec:
+def train_spec(
+    config: TrainingConfig, snapshot: Ref, split: Ref, directory: Path, start: Ref | None = None
+) -> TrainSpec:
     """A complete job in a fresh directory; the training is named like its family."""
     directory.mkdir(parents=True, exist_ok=True)
     stage = training_stage(config.family)
-    inputs = {"store": store, "split": split} | ({"start": start} if start else {})
+    inputs = {"snapshot": snapshot, "split": split} | ({"start": start} if start else {})
     provenance = {
         "stage": stage.name,
         "recipe": stage.recipe,
@@ -96,7 +113,7 @@ def train_spec(config: TrainingConfig, store: Ref, split: Ref, directory: Path, 
     return TrainSpec(
         stage=stage.name,
         config=config,
-        store=store,
+        snapshot=snapshot,
         split=split,
         start=start,
         directory=directory,

@@ -10,18 +10,24 @@ from storage.errors import DamagedArtifactError, MissingArtifactError, VersionEr
 from storage.files import json_text, put_if_absent, write_text_atomic
 
 
-class Document(BaseModel):
+class Part(BaseModel):
+    """Base of the typed parts of documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Document(Part):
     """Base of the documents. In the file, `format_version` stands beside the fields.
 
     Class attributes:
         FORMAT: version that is written.
+        NAME: of the file in an artifact's folder; documents of varying names have none.
         WHAT: what the file is, for messages.
         REMEDY: what to do when it is missing or damaged.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     FORMAT: ClassVar[int]
+    NAME: ClassVar[str]
     WHAT: ClassVar[str]
     REMEDY: ClassVar[str]
 
@@ -41,6 +47,11 @@ class Document(BaseModel):
         except OSError as error:
             raise DamagedArtifactError(f"{path} cannot be read ({error.strerror}). {cls.REMEDY}") from error
         return cls.parse(data, str(path))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the document of an artifact; errors are those of `read`."""
+        return cls.read(folder / cls.NAME)
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Self:
@@ -65,6 +76,7 @@ class Document(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "its content"
+            key = key if key.isprintable() else ascii(key)
             raise DamagedArtifactError(f"{where} is not a {cls.WHAT}: {key}: {first['msg']}. {cls.REMEDY}") from error
 
     @classmethod
@@ -87,6 +99,10 @@ class Document(BaseModel):
     def write(self, path: Path) -> None:
         """Write it, in place of one that is there. Raises: UnwritableError."""
         write_text_atomic(path, self.to_bytes().decode())
+
+    def save(self, folder: Path) -> None:
+        """Write it into an artifact's folder, in place of one that is there. Raises: UnwritableError."""
+        self.write(folder / self.NAME)
 
     def put(self, path: Path) -> bool:
         """Write it unless there is one; returns whether this call did. Raises: UnwritableError."""

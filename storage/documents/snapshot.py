@@ -92,6 +92,9 @@ class HistoryEntry(Document):
     given_by: dict[str, str] = Field(default_factory=dict)
 
 
+Role = Literal["train", "val"]
+
+
 class Roles(Document):
     """`roles/<name>/<number>.json`: the role of every patient that a split has ever seen; the highest number counts."""
 
@@ -99,4 +102,4 @@ class Roles(Document):
     WHAT: ClassVar[str] = "ledger of roles"
     REMEDY: ClassVar[str] = "Restore it from a backup: without it patients could change roles."
 
-    roles: dict[str, Literal["train", "val"]]
+    roles: dict[str, Role]

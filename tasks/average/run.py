@@ -3,22 +3,21 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from prdit_models.posthoc_ema import Profile, gamma_of, mix, mixing_coefficients
 from storage.artifacts import Ref, load_provenance
-from storage.checkpoints import WEIGHTS_FILES, Tensors, load_checkpoint_info, load_tensors, save_tensors
-from storage.errors import MissingArtifactError
-from storage.files import read_json, write_json_atomic
+from storage.checkpoints import WEIGHTS_FILES, Tensors, load_tensors, save_tensors
+from storage.documents.average_snapshots import AverageSnapshots
+from storage.documents.checkpoint import Average, Checkpoint
 from tasks.average.config import AverageConfig
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
-from tasks.train.averages import FOLDER, INDEX
+from tasks.train.averages import FOLDER
 from tasks.train.spec import METRICS
 
-RECIPE = 1
+RECIPE = 2
 logger = logging.getLogger("prdit.average")
 
 
@@ -26,13 +25,13 @@ def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, p
     """Make the average as a checkpoint of its own, with the inputs of the checkpoint it is made from.
 
     Raises:
-        MissingArtifactError: the training kept no snapshots.
+        StorageError: the training kept no snapshots, or their list is damaged.
         ValueError: the snapshots do not give this average, or the reference is not a checkpoint.
     """
     if checkpoint.kind != "checkpoint":
         raise ValueError(f"prdit ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     shares = _shares(checkpoint, config)
-    inherited = {role: Ref.model_validate(ref) for role, ref in load_provenance(checkpoint)["inputs"].items()}
+    inherited = load_provenance(checkpoint).inputs
     return run_stage(
         Stage("average", checkpoint.kind, RECIPE),
         inputs=inherited | {"averaged": checkpoint},
@@ -57,26 +56,19 @@ def average(
     save_tensors(directory / WEIGHTS_FILES["ema"], averaged)
     for name in (WEIGHTS_FILES["raw"], METRICS):
         shutil.copyfile(checkpoint.path / name, directory / name)
-    info: dict[str, Any] = load_checkpoint_info(checkpoint)
-    info["gates"] = {}  # the losses were those of the EMA that is replaced
-    described = {"sigma_rel": config.sigma_rel, "updates": config.updates, "shares": shares}
-    write_json_atomic(directory / "checkpoint.json", info | {"average": described})
+    described = Average(sigma_rel=config.sigma_rel, updates=config.updates, shares=shares)
+    # no gates: the losses were those of the EMA that is replaced
+    Checkpoint.load(checkpoint.path).model_copy(update={"gates": None, "average": described}).save(directory)
 
 
 def _shares(checkpoint: Ref, config: AverageConfig) -> dict[str, float]:
     """Coefficient of each snapshot file in the average."""
-    index = checkpoint.path / FOLDER / INDEX
-    if not index.is_file():
-        raise MissingArtifactError(
-            f"The checkpoint at {checkpoint.uri} kept no snapshots of its averages. Train it with ema_snapshots above 0 (such as "
-            "--set recipe.global.ema_snapshots=500)."
-        )
-    entries = read_json(index)["snapshots"]
-    kept = [Profile(entry["updates"], gamma_of(entry["sigma_rel"])) for entry in entries]
+    entries = AverageSnapshots.load(checkpoint.path / FOLDER).snapshots
+    kept = [Profile(entry.updates, gamma_of(entry.sigma_rel)) for entry in entries]
     last = max((profile.updates for profile in kept), default=0)
     wanted = Profile(config.updates or last, gamma_of(config.sigma_rel))
     shares = mixing_coefficients(kept, wanted)
     logger.info(
         "average of sigma_rel %g as of update %d from %d snapshots", config.sigma_rel, wanted.updates, len(kept)
     )
-    return {entry["file"]: float(share) for entry, share in zip(entries, shares, strict=True)}
+    return {entry.file: float(share) for entry, share in zip(entries, shares, strict=True)}

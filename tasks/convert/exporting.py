@@ -15,7 +15,8 @@ from prdit_models.networks.config import ModelConfig, NetworkConfig, network_con
 from prdit_models.networks.config import model_config as preset_config
 from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
-from storage.checkpoints import WEIGHTS_FILES, load_checkpoint_info
+from storage.checkpoints import WEIGHTS_FILES
+from storage.documents.checkpoint import Checkpoint
 from storage.files import replacing
 from tasks.convert.importing import NOISE_STD, OURS, Progress
 from tasks.model.checkpoint import CheckpointInfo, load_info
@@ -47,7 +48,7 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
         raise FileExistsError(f"{path} exists; exports never overwrite. Choose another name.")
     verify_artifact(checkpoint)
     progress(1, total)
-    info = load_info(checkpoint)
+    info, imported = load_info(checkpoint), Checkpoint.load(checkpoint.path).imported
     network, process = _published(info)
     variant = _variant(network, process)
     if process.noise_std != NOISE_STD[variant]:
@@ -64,7 +65,7 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
         progress(2 + number, total)
     content |= {
         "config": _configuration(info, network, process),
-        "epoch": load_checkpoint_info(checkpoint).get("imported", {}).get("epoch", 0),
+        "epoch": imported.epoch if imported else 0,
         "train_steps": info.step,
     }
     with (
@@ -79,7 +80,7 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
 def _weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights in the published order, still on disk: `load_file` maps them."""
     state = load_file(path)
-    check_weights(state, expected, f"They come from {path}; the model is described in checkpoint.json beside it.")
+    check_weights(state, expected, f"They come from {path}; the model is described in {Checkpoint.NAME} beside it.")
     return {key: state[key] for key in expected}
 
 

@@ -19,14 +19,16 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks.build import build_network
 from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, commit_artifact, committed_ref, verify_artifact
-from storage.checkpoints import CHECKPOINT_FORMAT, WEIGHTS_FILES, save_tensors
-from storage.files import fsync_directory, read_json, write_json_atomic
+from storage.checkpoints import WEIGHTS_FILES, save_tensors
+from storage.documents.checkpoint import Checkpoint, Imported
+from storage.files import fsync_directory
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
+from tasks.model.checkpoint import CheckpointInfo
 from tasks.model.view import ViewConfig
 
 STAGE = "import-checkpoint"
-RECIPE = 1
+RECIPE = 2
 ROOT = Path(".prdit") / "imported"
 OURS = "prdit"  # key of the configuration under which our exports keep what the published code does not
 AXES = ("xyz", "zyx")
@@ -126,8 +128,8 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
         for name, state in (("raw", foreign.model), ("ema", foreign.ema)):
             save_tensors(temporary / WEIGHTS_FILES[name], {key: state[key].float().numpy() for key in expected})
             progress(4, total)
-        write_json_atomic(temporary / "checkpoint.json", info)
-        kept = {"imported": info["imported"]}
+        info.save(temporary)
+        kept = {"imported": info.to_json()["imported"]}
         commit_artifact(temporary, "checkpoint", stage=STAGE, recipe=RECIPE, inputs={}, config=kept)
         temporary.replace(target)
     finally:
@@ -140,12 +142,12 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     return ref
 
 
-def _already_there(target: Path, info: dict[str, Any]) -> Ref | None:
+def _already_there(target: Path, info: Checkpoint) -> Ref | None:
     """The artifact of an equal earlier import, verified; None where the folder is empty or missing."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     ref = committed_ref(target) if target.is_dir() else None
-    if ref is None or not (target / "checkpoint.json").is_file() or read_json(target / "checkpoint.json") != info:
+    if ref is None or ref.kind != "checkpoint" or Checkpoint.load(target) != info:
         raise FileExistsError(
             f"{target} holds something else (another file, or this one imported with other settings); give a folder of its own "
             "with --output."
@@ -155,8 +157,8 @@ def _already_there(target: Path, info: dict[str, Any]) -> Ref | None:
     return ref
 
 
-def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSettings) -> dict[str, Any]:
-    """Content of `checkpoint.json`."""
+def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSettings) -> Checkpoint:
+    """Description of the checkpoint."""
     network, variant, dataset = found.network, found.variant, DATASETS[settings.dataset]
     ours = _ours(foreign)
     window = _window(variant, dataset, ours, settings.window_hu)
@@ -171,28 +173,25 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
         )
         edge = size
     view = ViewConfig(size=size, edge=edge, centre=centre)
-    return {
-        "format_version": CHECKPOINT_FORMAT,
-        "family": family_of(network.to_dict()),
-        "model": network.to_dict(),
-        "process": _process(variant, settings.noise_std or ours.get("noise_std")).to_dict(),
-        "intensity": asdict(window),
-        "view": view.model_dump(mode="json"),
-        "spacing_mm": settings.spacing_mm or ours.get("spacing_mm") or dataset.spacing_mm,
-        "axes": settings.axes or ours.get("axes") or dataset.axes,
-        "step": foreign.step,
-        "seed": 0,
-        "gates": {},
-        "imported": {
-            "variant": variant,
-            "model_name": found.name,
-            "source_sha256": foreign.sha256,
-            "substituted": foreign.missing,
-            "epoch": foreign.epoch,
-            "dataset": None if ours else settings.dataset,
-            "per_scan_intensity": not ours and variant != "tf",
-        },
-    }
+    info = CheckpointInfo(
+        family=family_of(network.to_dict()),
+        model=network.to_dict(),
+        process=_process(variant, settings.noise_std or ours.get("noise_std")),
+        window=window,
+        view=view,
+        spacing_mm=settings.spacing_mm or ours.get("spacing_mm") or dataset.spacing_mm,
+        axes=settings.axes or ours.get("axes") or dataset.axes,
+    )
+    imported = Imported(
+        variant=variant,
+        model_name=found.name,
+        source_sha256=foreign.sha256,
+        substituted=foreign.missing,
+        epoch=foreign.epoch,
+        dataset=None if ours else settings.dataset,
+        per_scan_intensity=not ours and variant != "tf",
+    )
+    return info.to_document(step=foreign.step, seed=0, gates=None).model_copy(update={"imported": imported})
 
 
 def _process(variant: str, noise_std: float | None) -> Process:

@@ -1,14 +1,15 @@
-"""Provenance of a report: the chain of references from the samples back to the store, and facts about the store."""
+"""Provenance of a report: the chain of references from the samples back to the snapshot, and facts about the data."""
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from storage.artifacts import Ref, load_provenance
+from storage.documents.provenance import Provenance
+from storage.documents.split import Split
 from storage.errors import StorageError
-from storage.files import read_json
-from storage.volume_store import VolumeStore
+from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import load_info
 
 PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
@@ -23,40 +24,40 @@ class Node:
     Attributes:
         title: what it is, in words.
         ref: its reference.
-        record: its provenance record; empty for a store, or where the record is missing.
+        record: its provenance record; None for a snapshot, or where the record is missing.
         note: a sentence when something about it must be known.
     """
 
     title: str
     ref: Ref
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Provenance | None = None
     note: str = ""
 
     @property
     def inputs(self) -> dict[str, str]:
         """Digest by role of what it was made from."""
-        return {role: ref["digest"] for role, ref in self.record.get("inputs", {}).items()}
+        return {role: ref.digest for role, ref in self.record.inputs.items()} if self.record else {}
 
 
-_TITLES = {"samples": "Samples", "split": "Split", "store": "Volume store"}
+_TITLES = {"samples": "Samples", "split": "Split", "snapshot": "Snapshot of the volume store"}
 
 
-def trace(samples: Ref, split: Ref, store: Ref) -> list[Node]:
-    """The chain samples → checkpoints → split → store. A missing record becomes a note; it does not fail the report."""
+def trace(samples: Ref, split: Ref, snapshot: Ref) -> list[Node]:
+    """The chain samples → checkpoints → split → snapshot. A missing record becomes a note; it does not fail the report."""
     nodes: list[Node] = []
     ref: Ref | None = samples
     while ref is not None:
         nodes.append(_node(ref))
         ref = _checkpoint_below(nodes[-1])
     nodes.append(_node(split))
-    nodes.append(Node(_TITLES["store"], store, note=_other_store_note(nodes, store)))
+    nodes.append(Node(_TITLES["snapshot"], snapshot, note=_other_snapshot_note(nodes, snapshot)))
     return nodes
 
 
 def _checkpoint_below(node: Node) -> Ref | None:
-    inputs = node.record.get("inputs", {})
-    found = [ref for role, ref in inputs.items() if ref["kind"] == "checkpoint" and role != _AVERAGED]
-    return Ref.model_validate(found[0]) if found else None
+    inputs = node.record.inputs if node.record else {}
+    found = [ref for role, ref in inputs.items() if ref.kind == "checkpoint" and role != _AVERAGED]
+    return found[0] if found else None
 
 
 def _node(ref: Ref) -> Node:
@@ -65,18 +66,18 @@ def _node(ref: Ref) -> Node:
         if ref.kind == "checkpoint":
             title = f"Checkpoint: {load_info(ref).of_family.title}"
         return Node(title, ref, load_provenance(ref))
-    except (StorageError, ValueError, KeyError) as error:
+    except (StorageError, ValueError) as error:
         return Node(title, ref, note=f"Its record cannot be read ({type(error).__name__}).")
 
 
-def _other_store_note(nodes: list[Node], store: Ref) -> str:
-    others = {node.inputs["store"] for node in nodes if node.inputs.get("store", store.digest) != store.digest}
+def _other_snapshot_note(nodes: list[Node], snapshot: Ref) -> str:
+    recorded = {node.inputs.get("snapshot", snapshot.digest) for node in nodes}
+    others = ", ".join(sorted(recorded - {snapshot.digest}))
     if not others:
         return ""
     return (
-        "Not the state the model was trained or split on: that was "
-        + ", ".join(sorted(others))
-        + ". Real figures here are measured on the store as named above."
+        f"Not the snapshot the model was trained or split on: that was {others}. Real figures here are measured on the "
+        "snapshot named above."
     )
 
 
@@ -85,8 +86,8 @@ class StoreFacts:
     """What the report says about the data.
 
     Attributes:
-        num_volumes: committed volumes.
-        fingerprint: of the store.
+        num_volumes: of the snapshot.
+        snapshot: its digest.
         spacing_mm: of level 0.
         interpolation: how scans were resampled to the grid.
         roles: (role, volumes, patients) of the split.
@@ -97,7 +98,7 @@ class StoreFacts:
     """
 
     num_volumes: int
-    fingerprint: str
+    snapshot: str
     spacing_mm: float
     interpolation: str
     roles: list[tuple[str, int, int]]
@@ -111,18 +112,16 @@ class StoreFacts:
         return sum(row["lung"] > LUNG_LIMIT for row in self.cuts)
 
 
-def store_facts(store: Ref, split: Ref) -> StoreFacts:
-    """Read the facts of a store and of a split of it."""
-    opened = VolumeStore.open(store.path)
-    document = read_json(split.path / "split.json")
-    roles: dict[str, list[str]] = document["roles"]
-    patients: dict[str, list[str]] = document.get("patients", {})
-    role_of = {name: role for role, names in roles.items() for name in names}
+def store_facts(snapshot: Ref, split: Ref) -> StoreFacts:
+    """Read the facts of a snapshot and of a split of it; exclusions are those of the last ingests into its store."""
+    store, listed = open_snapshot(snapshot)
+    document = Split.load(split.path)
+    role_of = {name: role for role, names in document.roles.items() for name in names}
     cuts = []
-    for name in opened.volume_ids():
-        cut = opened.commit_record(name).get("source", {}).get("cut")
-        if cut:
-            cuts.append({"volume_id": name, "role": role_of.get(name, "none"), **cut})
+    for name in listed.volumes:
+        scan = store.commit_record(name).scan
+        if scan and scan.cut:
+            cuts.append({"volume_id": name, "role": role_of.get(name, "none"), **scan.cut})
     exclusions = [
         {
             "verdict": str(entry["verdict"]),
@@ -130,15 +129,15 @@ def store_facts(store: Ref, split: Ref) -> StoreFacts:
             "reason": str(entry.get("reason") or "unknown"),
             "message": str(entry.get("message") or ""),
         }
-        for entry in opened.exclusions()
+        for entry in store.exclusions()
     ]
     return StoreFacts(
-        num_volumes=len(opened.volume_ids()),
-        fingerprint=store.digest,
-        spacing_mm=opened.spacing_mm,
-        interpolation=opened.interpolation,
-        roles=[(role, len(names), len(patients.get(role, []))) for role, names in roles.items()],
-        notes=list(document.get("notes", [])),
+        num_volumes=len(listed.volumes),
+        snapshot=snapshot.digest,
+        spacing_mm=store.spacing_mm,
+        interpolation=store.grid.interpolation,
+        roles=[(role, len(names), len(document.patients.get(role, []))) for role, names in document.roles.items()],
+        notes=document.notes,
         cuts=sorted(cuts, key=lambda row: (-row["lung"], -row["body"], row["volume_id"])),
         exclusions=exclusions,
     )

@@ -15,6 +15,7 @@ from prdit_models.metrics.distances import RANDOM_SUFFIX
 from prdit_models.metrics.histogram import HistogramSum
 from prdit_models.metrics.metric import METRICS
 from storage.artifacts import Ref
+from storage.documents.report import FigureRecord, Report
 from storage.errors import StorageError
 from storage.files import write_bytes_atomic
 from storage.geometry import Volume
@@ -44,23 +45,23 @@ class ReportInput:
     """Everything the report is made from.
 
     Attributes:
-        metrics: content of `metrics.json`.
+        metrics: what was measured.
         info: the sampled checkpoint.
         config: key fields of the evaluation's configuration.
         recipe: version of the evaluation.
-        samples, store, split: references.
+        samples, snapshot, split: references.
         histograms: HU histograms (real, generated).
         real, generated: (caption, HU (S, S, S)) of the volumes shown.
         nearest: the training volumes nearest to the generated ones shown.
         repeat_command: the command that repeats the run, or None.
     """
 
-    metrics: dict[str, Any]
+    metrics: Report
     info: CheckpointInfo
     config: dict[str, Any]
     recipe: int
     samples: Ref
-    store: Ref
+    snapshot: Ref
     split: Ref
     histograms: tuple[HistogramSum, HistogramSum]
     real: list[tuple[str, NDArray[np.float32]]]
@@ -80,7 +81,7 @@ def write_pictures(report: ReportInput, folder: Path) -> dict[str, bytes]:
 
     Returns: PNG bytes by name: `losses`, `histogram`, `real-<i>`, `generated-<i>`, `nearest-<i>`.
     """
-    rows = training_rows(trace(report.samples, report.split, report.store))
+    rows = training_rows(trace(report.samples, report.split, report.snapshot))
     pictures = {"losses": draw_losses(rows), "histogram": draw_histograms(*report.histograms)}
     for side, volumes in report.shown.items():
         for place, (_, hu) in enumerate(volumes):
@@ -97,7 +98,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         report: what the page shows.
         pictures: of `write_pictures`.
     """
-    nodes = trace(report.samples, report.split, report.store)
+    nodes = trace(report.samples, report.split, report.snapshot)
     environment = Environment(
         loader=PackageLoader("tasks.evaluate", "."),
         autoescape=True,
@@ -109,7 +110,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         number=number, plain=plain, interval=interval, picture=data_uri, percent=percent, pretty=pretty
     )
     environment.filters.update(whole_percent=whole_percent, span=span, short=short)
-    metrics, figures = report.metrics, report.metrics["figures"]
+    metrics, figures = report.metrics, report.metrics.figures
     edge_mm = report.info.view.edge * report.info.spacing_mm
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
@@ -135,7 +136,7 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         losses=pictures["losses"],
         histogram=pictures["histogram"],
         per_time=loss_table(comparable(nodes)),
-        facts=store_facts(report.store, report.split),
+        facts=store_facts(report.snapshot, report.split),
         nodes=nodes,
         versions=package_versions(),
         repeat_command=report.repeat_command,
@@ -156,14 +157,14 @@ def comparable(nodes: list[Node]) -> list[tuple[str, Rows]]:
     checkpoints = [node for node in nodes if node.ref.kind == "checkpoint"]
     try:
         sizes = {_training_title(node): load_info(node.ref).view.size for node in checkpoints}
-    except (StorageError, ValueError, KeyError):
+    except (StorageError, ValueError):
         return []
     found = training_rows(nodes)
     return [(name, rows) for name, rows in found if sizes[name] == sizes[found[0][0]]]
 
 
 def _training_title(node: Node) -> str:
-    stage = str(node.record.get("stage", "")).removeprefix("train-")
+    stage = node.record.stage.removeprefix("train-") if node.record else ""
     words = node.title.removeprefix("Checkpoint: ")
     return f"{words} ({stage})" if stage and stage not in words else words
 
@@ -174,13 +175,13 @@ def title(name: str) -> str:
     return titles.get(name, name)
 
 
-def other_figures(figures: dict[str, Any]) -> list[str]:
+def other_figures(figures: dict[str, FigureRecord]) -> list[str]:
     """Figures without a section of their own on the page: those of other packages' metrics."""
     ours = {figure for metric in OWN_METRICS for figure in METRICS[metric].titles}
     return [name for name in figures if name not in ours and not name.startswith("anatomy_")]
 
 
-def cards(figures: dict[str, Any]) -> dict[str, str]:
+def cards(figures: dict[str, FigureRecord]) -> dict[str, str]:
     """The figures on cards, in the order of `CARDS`, with their titles."""
     found = {name.removesuffix(RANDOM_SUFFIX): name for name in figures}
     return {
@@ -190,18 +191,18 @@ def cards(figures: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def anatomy_table(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def anatomy_table(metrics: Report) -> list[dict[str, Any]]:
     """One row per figure: title, unit, limits, (low, median, high) of both sides, how many generated are outside, distance."""
-    section, rows = metrics["details"]["anatomy"], []
+    section, rows = metrics.details["anatomy"], []
     for name, limit in section.get("limits", {}).items():
         allowed = Limit(**limit)
         row: dict[str, Any] = {"title": limit["title"], "unit": limit["unit"]}
-        row["limits"] = allowed.bounds(metrics["voxel_mm"])
+        row["limits"] = allowed.bounds(metrics.voxel_mm)
         for side in ("real", "generated"):
             values = [v for seen in section[side].values() if (v := seen["figures"][name]) is not None]
             row[side] = np.quantile(values, [0, 0.5, 1]).tolist() if values else None
         row["outside"] = sum(name in seen["failed"] for seen in section["generated"].values())
-        row["distance"] = metrics["figures"][f"anatomy_{name}_distance"]["value"]
+        row["distance"] = metrics.figures[f"anatomy_{name}_distance"].value
         rows.append(row)
     return rows
 

@@ -1,4 +1,4 @@
-"""Evaluation: samples, store and split -> `metrics.json`, `report.html` and `figures/`."""
+"""Evaluation: samples, snapshot and split -> figures, `report.html` and `figures/`."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,20 +14,24 @@ from prdit_models.metrics.distances import MIN_VOLUMES
 from prdit_models.metrics.histogram import histogram_of
 from prdit_models.metrics.metric import METRICS, Comparison, Figure, Hu, Setting, Side
 from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
-from storage.files import read_json, write_json_atomic, write_text_atomic
+from storage.documents.report import Features, FigureRecord, Report
+from storage.documents.samples import Samples
+from storage.documents.split import Split
+from storage.files import write_text_atomic
+from storage.snapshots import open_snapshot
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import Extractor, load_extractor, volume_features
 from tasks.evaluate.report import ReportInput, render, write_pictures
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.compute import pick_device
+from tasks.model.data import check_split
 from tasks.model.view import read_as_seen
 from tasks.run.progress import Advance
 
 __all__ = ["RECIPE", "check", "evaluate"]
 
 RECIPE = 3
-FORMAT_VERSION = 3
 logger = logging.getLogger("prdit.evaluate")
 PROTOCOL = (
     "Real side: every volume of the split, training and validation together (the published protocol); figures ending in "
@@ -36,39 +40,34 @@ PROTOCOL = (
 )
 
 
-def check(samples: Ref, store: Ref, split: Ref) -> None:
+def check(samples: Ref, snapshot: Ref, split: Ref) -> None:
     """Refuse what cannot be compared, before any work.
 
     Raises:
         ValueError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
         StorageError: an artifact is missing.
     """
-    for ref, kind in ((samples, "samples"), (store, "store"), (split, "split")):
+    for ref, kind in ((samples, "samples"), (snapshot, "snapshot"), (split, "split")):
         if ref.kind != kind:
             raise ValueError(f"evaluate expected a reference of kind {kind!r}, got {ref.kind!r} at {ref.uri}.")
-    num_generated = len(read_json(samples.path / "samples.json")["volume_ids"])
+    num_generated = len(Samples.load(samples.path).volume_ids)
     if num_generated < MIN_VOLUMES:
         raise ValueError(
             f"The samples at {samples.uri} hold {num_generated} volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Sample more (sample.num_volumes)."
         )
-    real = _real_ids(split)
+    real = Split.load(split.path).volume_ids
     if len(real) < MIN_VOLUMES:
         raise ValueError(
             f"The split at {split.uri} names {len(real)} real volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Ingest more scans."
         )
-    missing = sorted(set(real) - set(VolumeStore.open(store.path).volume_ids()))
-    if missing:
-        raise ValueError(
-            f"The split at {split.uri} names {len(missing)} volumes that the store at {store.uri} does not have (first: "
-            f"{missing[0]}). Split this store again."
-        )
+    check_split(open_snapshot(snapshot)[1], Split.load(split.path), split)
 
 
 def evaluate(
     samples: Ref,
-    store: Ref,
+    snapshot: Ref,
     split: Ref,
     config: EvaluateConfig,
     directory: Path,
@@ -80,7 +79,7 @@ def evaluate(
 
     Args:
         samples: of stage sample.
-        store: volume store with the real volumes.
+        snapshot: of the volume store with the real volumes.
         split: roles of them.
         config: how to measure.
         directory: of the artifact.
@@ -90,25 +89,25 @@ def evaluate(
         ValueError: fewer than two volumes on a side, or unusable feature weights.
         StorageError: an artifact is missing or damaged.
     """
-    check(samples, store, split)
+    check(samples, snapshot, split)
     device = pick_device(config)
     extractor = load_extractor(config)
     info = load_info(input_ref(samples, "checkpoint"))
-    record = read_json(samples.path / "samples.json")
-    real_ids, generated_ids = _real_ids(split), list(record["volume_ids"])
-    opened = VolumeStore.open(store.path)
-    if abs(opened.spacing_mm - info.spacing_mm) > 1e-6:
+    drawn, roles_of = Samples.load(samples.path), Split.load(split.path)
+    real_ids, generated_ids = roles_of.volume_ids, drawn.volume_ids
+    store, _ = open_snapshot(snapshot)
+    if abs(store.spacing_mm - info.spacing_mm) > 1e-6:
         raise ValueError(
-            f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
+            f"The store at {store.path} has {store.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
             "the same view would cover a box of another size in mm. Evaluate on a store of that spacing."
         )
-    generated_store = VolumeStore.open(samples.path / record["store"])
+    generated_store = VolumeStore.open(samples.path / drawn.store)
     view = info.view
 
     def read_real(name: str) -> Hu:
         if info.window.follows_scan:  # HU of the samples are nominal, and so must these be
-            return info.window.to_hu(read_as_seen(opened, name, view, info.window).numpy())
-        return opened.read_view(name, view.size, view.edge, view.centre)
+            return info.window.to_hu(read_as_seen(store, name, view, info.window).numpy())
+        return store.read_view(name, view.size, view.edge, view.centre)
 
     def read_generated(name: str) -> Hu:
         return generated_store.read_level(name).hu.astype(np.float32)
@@ -122,29 +121,29 @@ def evaluate(
         progress(finished, total)
 
     cache = directory / SCRATCH / "features" / extractor.digest.removeprefix("sha256:")[:16]
-    checkpoint = load_provenance(input_ref(samples, "checkpoint"))
+    trained_on = load_provenance(input_ref(samples, "checkpoint")).inputs.get("split")
     setting = Setting(
         window=info.window,
         voxel_mm=info.voxel_mm,
         size=view.size,
-        trained_on_split=checkpoint["inputs"].get("split", {}).get("digest") == split.digest,
+        trained_on_split=trained_on is not None and trained_on.digest == split.digest,
         features=extractor.digest,
         random_features=extractor.kind == "random",
         num_bootstrap=config.num_bootstrap,
         seed=config.bootstrap_seed,
     )
     measure = partial(_measure, extractor, setting, batch_size=config.batch_size, device=device, done=done)
-    train_ids = set(_role(split, "train"))
+    train_ids = set(roles_of.role("train"))
     roles = tuple("train" if name in train_ids else "val" for name in real_ids)
     real = measure(real_ids, read_real, cache / "real", roles)
     generated = measure(generated_ids, read_generated, cache / "generated", ())
     compared = {name: METRICS[name].compare(real, generated, setting) for name in METRICS.names()}
-    metrics = _metrics(compared, extractor, config, record, info) | _sizes(split, generated_ids)
-    write_json_atomic(directory / "metrics.json", metrics)
-    for sentence in metrics["warnings"]:
+    metrics = _report(compared, extractor, config, drawn, info, roles_of)
+    metrics.save(directory)
+    for sentence in metrics.warnings:
         logger.warning("%s", sentence)
-    anatomy, nearest = metrics["details"]["anatomy"], metrics["details"]["copies"]["nearest_training"]
-    shown_real = _spread(_role(split, "val"), _role(split, "train"), config.num_shown)
+    anatomy, nearest = metrics.details["anatomy"], metrics.details["copies"]["nearest_training"]
+    shown_real = _spread(roles_of.role("val"), roles_of.role("train"), config.num_shown)
     shown = generated_ids[: config.num_shown]
     beside = {name: nearest[name] for name in shown if name in nearest}
     report = ReportInput(
@@ -153,11 +152,11 @@ def evaluate(
         config=config.key_fields(),
         recipe=RECIPE,
         samples=samples,
-        store=store,
+        snapshot=snapshot,
         split=split,
         histograms=(histogram_of(real, info.window), histogram_of(generated, info.window)),
         real=[
-            (f"{name} ({_role_of(split, name)})" if setting.trained_on_split else name, read_real(name))
+            (f"{name} ({_role_of(roles_of, name)})" if setting.trained_on_split else name, read_real(name))
             for name in shown_real
         ],
         generated=[(_caption(name, anatomy), read_generated(name)) for name in shown],
@@ -203,14 +202,15 @@ def _measure(
     return Side(tuple(ids), features, seen, roles)
 
 
-def _metrics(
+def _report(
     compared: dict[str, Comparison],
     extractor: Extractor,
     config: EvaluateConfig,
-    record: dict[str, Any],
+    samples: Samples,
     info: CheckpointInfo,
-) -> dict[str, Any]:
-    """Content of `metrics.json`, without what `_sizes` adds.
+    split: Split,
+) -> Report:
+    """What was measured, with the number of volumes behind it and which figures that number rules out.
 
     Raises: ValueError: two metrics give a figure of the same name.
     """
@@ -227,53 +227,37 @@ def _metrics(
                     "why there is none."
                 )
         figures |= comparison.figures
-    return {
-        "format_version": FORMAT_VERSION,
-        "figures": {name: figure.to_json() for name, figure in figures.items()},
-        "warnings": [sentence for comparison in compared.values() for sentence in comparison.warnings],
-        "details": {name: comparison.details for name, comparison in compared.items()},
-        "features": {
-            "network": "MedicalNet 3D ResNet-50",
-            "weights": extractor.kind,
-            "seed": config.feature_seed if extractor.kind == "random" else None,
-            "digest": extractor.digest,
-            "statement": extractor.statement,
-        },
-        "protocol": PROTOCOL,
-        "volume_size": info.view.size,
-        "voxel_mm": info.voxel_mm,
-        "sampler": record["sampler"],
-        "clipped_fraction_mean": float(np.mean(record["clipped_fraction"])),
-        "outside_window_fraction_mean": float(np.mean(record["outside_window_fraction"])),
-    }
-
-
-def _sizes(split: Ref, generated_ids: list[str]) -> dict[str, Any]:
-    """Number of volumes behind the figures, and which figures that number rules out."""
-    num_held_out, notes = len(_role(split, "val")), []
+    num_held_out, notes = len(split.role("val")), []
     if num_held_out < MIN_VOLUMES:
         notes.append(
             f"No held-out figures: the split holds out {num_held_out} volume(s), and a distance needs {MIN_VOLUMES}."
         )
-    return {
-        "notes": notes,
-        "n_real": len(_real_ids(split)),
-        "n_held_out": num_held_out,
-        "n_generated": len(generated_ids),
-    }
+    return Report(
+        figures={name: FigureRecord(**figure.to_json()) for name, figure in figures.items()},
+        warnings=[sentence for comparison in compared.values() for sentence in comparison.warnings],
+        details={name: comparison.details for name, comparison in compared.items()},
+        features=Features(
+            network="MedicalNet 3D ResNet-50",
+            weights=extractor.kind,
+            seed=config.feature_seed if extractor.kind == "random" else None,
+            digest=extractor.digest,
+            statement=extractor.statement,
+        ),
+        protocol=PROTOCOL,
+        volume_size=info.view.size,
+        voxel_mm=info.voxel_mm,
+        sampler=samples.sampler,
+        clipped_fraction_mean=float(np.mean(samples.clipped_fraction)),
+        outside_window_fraction_mean=float(np.mean(samples.outside_window_fraction)),
+        notes=notes,
+        n_real=len(split.volume_ids),
+        n_held_out=num_held_out,
+        n_generated=len(samples.volume_ids),
+    )
 
 
-def _role(split: Ref, role: str) -> list[str]:
-    names: list[str] = read_json(split.path / "split.json")["roles"].get(role, [])
-    return sorted(names)
-
-
-def _real_ids(split: Ref) -> list[str]:
-    return sorted({*_role(split, "train"), *_role(split, "val")})
-
-
-def _role_of(split: Ref, name: str) -> str:
-    return "held out" if name in _role(split, "val") else "training"
+def _role_of(split: Split, name: str) -> str:
+    return "held out" if name in split.role("val") else "training"
 
 
 def _caption(name: str, anatomy: dict[str, Any]) -> str:

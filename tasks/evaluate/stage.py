@@ -1,24 +1,24 @@
-"""Stage evaluate: samples, store and split -> metrics and report."""
+"""Stage evaluate: samples, snapshot and split -> metrics and report."""
 
 from pathlib import Path
 from typing import Any
 
 from prdit_models.metrics import metric
 from storage.artifacts import Ref
-from storage.files import read_json
+from storage.documents.report import Report
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.run import RECIPE, check, evaluate
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
 
-METRICS = "metrics.json"
+METRICS = Report.NAME
 REPORT = "report.html"
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
     """The figures that runs are compared by, without the distances per figure of anatomy, which only the report shows."""
-    figures = read_json(directory / METRICS)["figures"]
-    kept = {name: figure["value"] for name, figure in figures.items() if not _is_detail(name)}
+    figures = Report.load(directory).figures
+    kept = {name: figure.value for name, figure in figures.items() if not _is_detail(name)}
     return [{"step": 0} | {name: value for name, value in kept.items() if value is not None}]
 
 
@@ -30,20 +30,20 @@ EVALUATE = Stage("evaluate", "report", RECIPE, files=(METRICS, REPORT), points=_
 
 
 def evaluate_stage(
-    samples: Ref, store: Ref, split: Ref, config: EvaluateConfig, context: RunContext, progress: Advance
+    samples: Ref, snapshot: Ref, split: Ref, config: EvaluateConfig, context: RunContext, progress: Advance
 ) -> StageOutcome:
-    """Measure samples against the store and write the report.
+    """Measure samples against a snapshot and write the report.
 
     Raises: ValueError: fewer than two volumes on a side, before any work starts.
     """
-    check(samples, store, split)
+    check(samples, snapshot, split)
 
     def body(run: StageRun) -> None:
-        evaluate(samples, store, split, config, run.directory, progress, repeat_command=context.repeat_command)
+        evaluate(samples, snapshot, split, config, run.directory, progress, repeat_command=context.repeat_command)
 
     return run_stage(
         EVALUATE,
-        inputs={"samples": samples, "store": store, "split": split},
+        inputs={"samples": samples, "snapshot": snapshot, "split": split},
         config=with_owners(config.key_fields(), metric.METRICS.owners(*metric.METRICS.names())),
         context=context,
         body=body,

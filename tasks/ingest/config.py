@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from storage.documents.volume import Grid
 from tasks.run.config import StageConfig
 
 
@@ -19,3 +20,8 @@ class IngestConfig(StageConfig):
     num_workers: int | None = Field(None, ge=1, description="processes; default by cores and memory")
     scheduler: str | None = Field(None, description="address of a running Dask scheduler; default: local processes")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the store."""
+        return Grid(spacing_mm=self.spacing_mm, num_levels=self.num_levels, interpolation=self.interpolation)

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from storage.dicom_attributes import PATIENTS_CSV, check_patient_key, load_patient_key, patient_key, read_patients_csv
 from storage.dicom_scan import ScanResult, SeriesFiles, scan_files
-from storage.errors import SourceError
-from storage.files import read_json, sha256_bytes, sha256_json, write_json_atomic
+from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts, Verdicts
+from storage.errors import MissingArtifactError, SourceError, StorageError
+from storage.files import sha256_bytes, sha256_json
 from storage.source_files import content_hashes, list_source, listing_digest
 from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
@@ -18,58 +17,12 @@ from tasks.ingest.config import IngestConfig
 from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, make_job
 from tasks.run.fanout import Lost, fan_out
 
-__all__ = ["RECIPE", "Entry", "IngestReport", "hash_cache", "ingest", "source_digest"]
+__all__ = ["RECIPE", "hash_cache", "ingest", "source_digest"]
 
 LUNG_CUT_WARNING = 0.01
 _MEMORY_MB = 1300
 _LISTS = ("committed", "unchanged", "skipped", "quarantined")
 logger = logging.getLogger("prdit.ingest")
-
-
-class Entry(BaseModel):
-    """One verdict: a series by UID or a file by relative path; a volume id, or a reason code with its sentence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    series_uid: str | None = None
-    path: str | None = None
-    volume_id: str | None = None
-    reason: str | None = None
-    message: str | None = None
-    num_slices: int | None = None
-    cut: dict[str, float] | None = None
-    seconds: float | None = None
-
-
-class IngestReport(BaseModel):
-    """What one ingest did; `fingerprint` and `store` name the store as it was left."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fingerprint: str
-    store: str
-    committed: list[Entry] = []
-    unchanged: list[Entry] = []
-    skipped: list[Entry] = []
-    quarantined: list[Entry] = []
-    notes: list[str] = []
-
-    def without_paths(self) -> "IngestReport":
-        """The report as it may be stored and sent: file and folder names can reveal who was scanned, so paths become opaque ids."""
-        changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
-        return self.model_copy(update=changes | {"store": opaque_place(Path(self.store))})
-
-
-def opaque_place(store: Path) -> str:
-    """A store's path as an id that shows only whether two paths are equal."""
-    return f"store-{sha256_bytes(str(store.resolve()).encode())[:12]}"
-
-
-def _without_path(entry: Entry) -> Entry:
-    if entry.path is None:
-        return entry
-    opaque = f"file-{sha256_bytes(entry.path.encode())[:12]}"
-    return entry.model_copy(update={"path": opaque, "message": (entry.message or "").replace(entry.path, opaque)})
 
 
 def hash_cache(store_path: Path) -> Path:
@@ -129,10 +82,11 @@ def ingest(
     entries, notes = _ingest_scan(source, store, config, scan, hashes, key, progress)
     entries += [{"verdict": REASONS[e.reason].verdict, **_fields(e)} for e in scan.excluded]
     entries += [_other(other) for other in listing.others]
-    lists = {name: _entries(entries, name) for name in _LISTS}
+    lists: dict[str, Any] = {name: _entries(entries, name) for name in _LISTS}
     report = IngestReport(fingerprint=store.fingerprint(), store=str(store_path.resolve()), notes=notes, **lists)
-    for path, kept in ((record_path, report), (store_path / "exclusions" / record_path.name, report.without_paths())):
-        write_json_atomic(path, {**mark, **kept.model_dump(exclude={"store", "fingerprint"}, exclude_none=True)})
+    verdicts = SourceVerdicts(**mark, **lists, notes=notes)
+    verdicts.write(record_path)
+    verdicts.without_paths().write(store_path / "exclusions" / record_path.name)
     for note in notes:
         logger.warning(note)
     _refuse_without_ct(source, scan, report)
@@ -148,13 +102,15 @@ def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestRep
     Raises: StorageError: the store or its record is not readable.
     """
     store = VolumeStore.open(store_path)
-    record = read_json(_record_path(source, store_path))
-    lists = {name: record.get(name, []) for name in _LISTS}
+    record = SourceVerdicts.read(_record_path(source, store_path))
+    lists = _lists(record)
     if unchanged:
         lists |= {"committed": [], "unchanged": [*lists["committed"], *lists["unchanged"]]}
-    return IngestReport(
-        fingerprint=store.fingerprint(), store=str(store.path.resolve()), notes=record.get("notes", []), **lists
-    )
+    return IngestReport(fingerprint=store.fingerprint(), store=str(store.path.resolve()), notes=record.notes, **lists)
+
+
+def _lists(verdicts: Verdicts) -> dict[str, list[Entry]]:
+    return {name: getattr(verdicts, name) for name in _LISTS}
 
 
 def _record_path(source: Path, store_path: Path) -> Path:
@@ -166,25 +122,28 @@ def _record_path(source: Path, store_path: Path) -> Path:
 def _unchanged_report(store: VolumeStore, record_path: Path, mark: dict[str, Any]) -> IngestReport | None:
     """The last report of a source with the same bytes, configuration and recipe, as "unchanged"; None when it is outdated."""
     try:
-        record = read_json(record_path)
-    except (OSError, ValueError):
+        record = SourceVerdicts.read(record_path)
+    except MissingArtifactError:
         return None
-    if any(record.get(name) != value for name, value in mark.items()):
+    except StorageError as error:
+        logger.warning("%s The source is ingested again.", error)
         return None
-    volumes = record["committed"] + record["unchanged"]
+    if any(getattr(record, name) != value for name, value in mark.items()):
+        return None
+    volumes = record.committed + record.unchanged
     ids = set(store.volume_ids())
-    if not volumes or any(entry["volume_id"] not in ids for entry in volumes):
+    if not volumes or any(entry.volume_id not in ids for entry in volumes):
         return None
-    if any(REASONS[entry["reason"]].transient for entry in record["quarantined"]):
+    if any(entry.reason not in REASONS or REASONS[entry.reason].transient for entry in record.quarantined):
         return None
-    unchanged = sorted(volumes, key=lambda entry: str(entry["series_uid"]))
+    unchanged = sorted(volumes, key=lambda entry: str(entry.series_uid))
     return IngestReport(
         fingerprint=store.fingerprint(),
         store=str(store.path.resolve()),
-        unchanged=[Entry(**{**entry, "seconds": None}) for entry in unchanged],
-        skipped=record["skipped"],
-        quarantined=record["quarantined"],
-        notes=record["notes"],
+        unchanged=[entry.model_copy(update={"seconds": None}) for entry in unchanged],
+        skipped=record.skipped,
+        quarantined=record.quarantined,
+        notes=record.notes,
     )
 
 

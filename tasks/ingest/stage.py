@@ -4,26 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifacts import Ref
+from storage.documents.verdicts import IngestReport, opaque_place
 from storage.errors import SourceError, StorageError
-from storage.files import read_json, write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import RECIPE, IngestReport, hash_cache, ingest, opaque_place, source_digest
+from tasks.ingest.run import RECIPE, hash_cache, ingest, source_digest
 from tasks.run.progress import Advance
 from tasks.run.recording import record_store
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
-VERDICTS = "ingest.json"
-
 
 def _points(directory: Path) -> list[dict[str, Any]]:
     """How many series have which verdict."""
-    report = read_json(directory / VERDICTS)
-    counts = {name: len(report[name]) for name in ("committed", "unchanged", "skipped", "quarantined")}
+    report = IngestReport.load(directory)
+    counts = {name: len(getattr(report, name)) for name in ("committed", "unchanged", "skipped", "quarantined")}
     return [{"step": 0} | counts]
 
 
-INGEST = Stage("ingest", "verdicts", RECIPE, files=(VERDICTS,), points=_points)
+INGEST = Stage("ingest", "verdicts", RECIPE, files=(IngestReport.NAME,), points=_points)
 
 
 def ingest_stage(
@@ -42,11 +40,11 @@ def ingest_stage(
 
     def body(run: StageRun) -> None:
         report = ingest(source, store, config, progress=progress)
-        write_text_atomic(run.directory / VERDICTS, report.without_paths().model_dump_json(indent=2) + "\n")
+        report.without_paths().save(run.directory)
 
     def still_valid(directory: Path) -> bool:
         """The verdicts are valid while this store still has the fingerprint that resulted from them."""
-        report = IngestReport.model_validate(read_json(directory / VERDICTS))
+        report = IngestReport.load(directory)
         try:
             return report.store == opaque_place(store) and store_ref(store, config).digest == report.fingerprint
         except StorageError:
@@ -63,11 +61,11 @@ def ingest_stage(
     ref = store_ref(store, config)
     record_store(context, outcome.mlflow_run_id, ref, "ingest")
     if not VolumeStore.open(store).volume_ids():
-        report = IngestReport.model_validate(read_json(outcome.ref.path / VERDICTS))
+        report = IngestReport.load(outcome.ref.path)
         reasons = sorted({entry.reason or "unknown" for entry in (*report.skipped, *report.quarantined)})
         raise SourceError(
             f"No usable CT in {source}: {len(report.skipped)} skipped, {len(report.quarantined)} quarantined "
-            f"(reasons: {', '.join(reasons)}). Every item with its reason is in {outcome.ref.path / VERDICTS}."
+            f"(reasons: {', '.join(reasons)}). Every item with its reason is in {outcome.ref.path / IngestReport.NAME}."
         )
     return outcome.model_copy(update={"ref": ref})
 

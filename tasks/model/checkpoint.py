@@ -4,19 +4,22 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import torch
+from pydantic import ValidationError
 
 from prdit_models.diffusion.process import Process, process_from_dict
 from prdit_models.families.family import FAMILIES, Family
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
-from storage.checkpoints import CHECKPOINT_FORMAT, WEIGHTS_FILES, load_checkpoint_info, load_tensors
+from storage.checkpoints import WEIGHTS_FILES, load_tensors
+from storage.documents.checkpoint import Checkpoint, Gates, Intensity, Labels, View
+from storage.errors import InputError
 from tasks.model.view import ViewConfig
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Content of `checkpoint.json`, typed.
+    """What a checkpoint is, as the objects that a model is built and used with.
 
     Attributes:
         family: name of the model family.
@@ -42,44 +45,46 @@ class CheckpointInfo:
     label_values: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, info: dict[str, Any]) -> Self:
-        """From the content of `checkpoint.json`."""
+    def from_document(cls, document: Checkpoint) -> Self:
+        """From a checkpoint's description.
+
+        Raises: ValueError: process, window or view are not ones that this prdit has.
+        """
+        labels = document.labels
         return cls(
-            family=info["family"],
-            model=info["model"],
-            process=None if info["process"] is None else process_from_dict(info["process"]),
-            window=HounsfieldWindow(**info["intensity"]),
-            view=ViewConfig.model_validate(info["view"]),
-            spacing_mm=float(info["spacing_mm"]),
-            step=int(info["step"]),
-            axes=info.get("axes", "zyx"),
-            label_column=info.get("labels", {}).get("column", ""),
-            label_values=tuple(info.get("labels", {}).get("values", ())),
+            family=document.family,
+            model=document.model,
+            process=None if document.process is None else process_from_dict(document.process),
+            window=HounsfieldWindow(**document.intensity.model_dump()),
+            view=ViewConfig.model_validate(document.view.model_dump()),
+            spacing_mm=document.spacing_mm,
+            step=document.step,
+            axes=document.axes,
+            label_column=labels.column if labels else "",
+            label_values=labels.values if labels else (),
         )
 
-    def to_json(self, *, step: int, seed: int, gates: dict[str, Any]) -> dict[str, Any]:
-        """Content of `checkpoint.json` (docs/architecture.md).
+    def to_document(self, *, step: int, seed: int, gates: Gates | None) -> Checkpoint:
+        """Description of a checkpoint (docs/architecture.md).
 
         Args:
             step: optimiser steps of the weights.
             seed: of the training.
-            gates: the losses that gates compare.
+            gates: the losses that gates compare; None where the weights were not measured.
         """
-        labels = {"labels": {"column": self.label_column, "values": list(self.label_values)}}
-        return {
-            "format_version": CHECKPOINT_FORMAT,
-            "family": self.family,
-            "model": self.model,
-            "process": None if self.process is None else self.process.to_dict(),
-            "intensity": asdict(self.window),
-            "view": self.view.model_dump(mode="json"),
-            "axes": self.axes,
-            "spacing_mm": self.spacing_mm,
-            "step": step,
-            "seed": seed,
-            "gates": gates,
-            **(labels if self.label_column else {}),
-        }
+        return Checkpoint(
+            family=self.family,
+            model=self.model,
+            process=None if self.process is None else self.process.to_dict(),
+            intensity=Intensity(**asdict(self.window)),
+            view=View(**self.view.model_dump()),
+            axes=self.axes,
+            spacing_mm=self.spacing_mm,
+            step=step,
+            seed=seed,
+            gates=gates,
+            labels=Labels(column=self.label_column, values=self.label_values) if self.label_column else None,
+        )
 
     def label_index(self, value: str) -> int:
         """The integer of a label.
@@ -105,9 +110,16 @@ class CheckpointInfo:
 def load_info(checkpoint: Ref) -> CheckpointInfo:
     """Family, model, process, window and view of a checkpoint, without its weights.
 
-    Raises: StorageError: there is no readable checkpoint at the reference.
+    Raises:
+        StorageError: there is no readable checkpoint at the reference.
+        InputError: it describes what this prdit does not have, such as a process of a package that is not installed.
     """
-    return CheckpointInfo.from_json(load_checkpoint_info(checkpoint))
+    document = Checkpoint.load(checkpoint.path)
+    try:
+        return CheckpointInfo.from_document(document)
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{checkpoint.path / Checkpoint.NAME} cannot be used: {reason}") from error
 
 
 def load_state(checkpoint: Ref, weights: Literal["ema", "raw"]) -> dict[str, torch.Tensor]:
@@ -135,6 +147,6 @@ def load_model(
     """
     info = load_info(checkpoint)
     model = info.of_family.build(info.model, attention=attention)
-    remedy = f"They come from {checkpoint.path / WEIGHTS_FILES[weights]}; the model is described in checkpoint.json beside it."
+    remedy = f"They come from {checkpoint.path / WEIGHTS_FILES[weights]}; the model is described in {Checkpoint.NAME} beside it."
     load_weights(model, load_state(checkpoint, weights), remedy)
     return model.to(device).eval().requires_grad_(False), info

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.artifacts import PROVENANCE, Ref, input_ref, load_provenance
-from storage.checkpoints import CHECKPOINT, WEIGHTS_FILES, load_checkpoint_info
+from storage.checkpoints import WEIGHTS_FILES
+from storage.documents.checkpoint import Checkpoint
+from storage.documents.provenance import Provenance
 from storage.errors import StorageError
-from storage.volume_store import VolumeStore
+from storage.snapshots import load_snapshot
 
 if TYPE_CHECKING:
     from storage.tracking import Tracker  # mlflow takes two seconds to import: only stages that are tracked pay for it
@@ -90,9 +92,9 @@ class StageRecording:
         return figures
 
     def _log_data(self, tracker: "Tracker") -> None:
-        if "store" in self._inputs:
+        if "snapshot" in self._inputs:
             purpose = {"split": "split", "evaluate": "evaluation"}.get(self._stage.name, "training")
-            log_store(tracker, self._run_id, self._inputs["store"], purpose)
+            log_snapshot(tracker, self._run_id, self._inputs["snapshot"], purpose)
 
     def _used_model(self, tracker: "Tracker") -> str | None:
         """The model of the checkpoint that the stage read, or that its samples were drawn from, as input of the run."""
@@ -106,34 +108,31 @@ class StageRecording:
         return found
 
 
-def record_store(context: "RunContext", run_id: str | None, store: Ref, purpose: str) -> None:
-    """`log_store` for a run without an open tracker; a server that does not answer is logged, not raised."""
+def record_snapshot(context: "RunContext", run_id: str | None, snapshot: Ref, purpose: str) -> None:
+    """`log_snapshot` for a run without an open tracker; a server that does not answer is logged, not raised."""
     try:
         if run_id and (tracker := context.tracker()):
-            log_store(tracker, run_id, store, purpose)
+            log_snapshot(tracker, run_id, snapshot, purpose)
     except StorageError as error:
-        logger.warning("the store is not named as dataset in MLflow: %s", error)
+        logger.warning("the snapshot is not named as dataset in MLflow: %s", error)
 
 
-def log_store(tracker: "Tracker", run_id: str, store: Ref, purpose: str) -> None:
-    """Name a store, at the fingerprint of a reference, as dataset of a run.
+def log_snapshot(tracker: "Tracker", run_id: str, snapshot: Ref, purpose: str) -> None:
+    """Name a snapshot of a volume store as dataset of a run.
 
     Args:
         tracker, run_id: the run.
-        store: reference of the store; counts are given only while it has that fingerprint.
+        snapshot: its reference.
         purpose: what it was read for: `ingest`, `split`, `training` or `evaluation`.
     """
     try:
-        opened = VolumeStore.open(store.path)
+        listed = load_snapshot(snapshot)
     except StorageError as error:
-        logger.warning("the store is not named as dataset in MLflow: %s", error)
+        logger.warning("the snapshot is not named as dataset in MLflow: %s", error)
         return
-    facts: dict[str, Any] = {"spacing_mm": opened.spacing_mm, "interpolation": opened.interpolation}
-    if opened.fingerprint() == store.digest:
-        rows = opened.table()
-        patients = {row.get("patient_key", row["volume_id"]) for row in rows}
-        facts |= {"num_volumes": len(rows), "num_patients": len(patients)}
-    tracker.log_dataset(run_id, f"CT at {opened.spacing_mm:g} mm", store.digest, context=purpose, facts=facts)
+    counts = {"num_volumes": len(listed.volumes), "num_patients": len(listed.patients)}
+    facts = {"spacing_mm": listed.grid.spacing_mm, "interpolation": listed.grid.interpolation, **counts}
+    tracker.log_dataset(run_id, f"CT at {listed.grid.spacing_mm:g} mm", snapshot.digest, context=purpose, facts=facts)
 
 
 def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
@@ -142,24 +141,21 @@ def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
     The averaged weights are what sampling takes by default. The others stay in the working directory: a B/12/4 has 373 MB of
     each, and runs are not compared by them.
     """
-    info = load_checkpoint_info(checkpoint)
-    model, view = info["model"], info["view"]
+    info = Checkpoint.load(checkpoint.path)
     facts = {
-        "family": info["family"],
-        "step": info["step"],
-        "volume_size": view["size"],
-        "voxel_mm": view["edge"] * info["spacing_mm"] / view["size"],
-        "network": json.dumps(model),
-        "val_loss_ema": (info.get("gates") or {}).get("val_loss_ema"),
+        "family": info.family,
+        "step": info.step,
+        "volume_size": info.view.size,
+        "voxel_mm": info.view.edge * info.spacing_mm / info.view.size,
+        "network": json.dumps(info.model),
+        "val_loss_ema": info.gates.val_loss_ema if info.gates else None,
     }
     facts = {name: value for name, value in facts.items() if value is not None}
-    files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / CHECKPOINT]
+    files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / Checkpoint.NAME]
     tracker.log_file(run_id, files[-1])
-    tracker.log_model(
-        run_id, f"checkpoint-{info['family']}", files, digest=checkpoint.digest, step=int(info["step"]), facts=facts
-    )
+    tracker.log_model(run_id, f"checkpoint-{info.family}", files, digest=checkpoint.digest, step=info.step, facts=facts)
 
 
-def _without_uris(provenance: dict[str, Any]) -> dict[str, Any]:
-    inputs = {role: {"kind": ref["kind"], "digest": ref["digest"]} for role, ref in provenance["inputs"].items()}
-    return provenance | {"inputs": inputs}
+def _without_uris(provenance: Provenance) -> dict[str, Any]:
+    inputs = {role: {"kind": ref.kind, "digest": ref.digest} for role, ref in provenance.inputs.items()}
+    return provenance.to_json() | {"inputs": inputs}

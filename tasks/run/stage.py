@@ -170,7 +170,7 @@ def run_stage(
     with _directory_lock(directory):
         ref = _verified_hit(stage, directory, still_valid)
         cached = ref is not None
-        run_id = recording.start(cached_from=load_provenance(ref).get("mlflow_run_id") if ref else None, cached=cached)
+        run_id = recording.start(cached_from=load_provenance(ref).mlflow_run_id if ref else None, cached=cached)
         try:
             if ref is None:
                 run = StageRun(directory, recording.tracker, run_id, {})
@@ -217,7 +217,7 @@ def _verified_hit(stage: Stage, directory: Path, still_valid: Callable[[Path], b
         if still_valid is None or still_valid(directory):
             return ref
         logger.info("%s: what it made has changed since; running again", stage.name)
-    except (StorageError, ValueError, KeyError) as error:
+    except StorageError as error:
         logger.warning("%s: the cached artifact is incomplete or damaged and is made again: %s", stage.name, error)
     _clear(directory)
     return None

@@ -5,7 +5,6 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from prdit_models.families.family import Callback, Request
 from storage.artifacts import SCRATCH, Ref
+from storage.documents.checkpoint import Intensity, View
+from storage.documents.samples import SamplerSettings, Samples
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.nifti import write_nifti
@@ -24,7 +25,7 @@ from tasks.sample.config import SampleConfig
 
 __all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
 
-RECIPE = 4
+RECIPE = 5
 STORE_NAME = "samples.zarr"
 _INT16 = np.iinfo(np.int16)
 logger = logging.getLogger("prdit.sample")
@@ -67,7 +68,7 @@ def volume_id(index: int) -> str:
 
 
 def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Advance) -> None:
-    """Draw volumes into `samples.zarr`, `nifti/` and `samples.json`; volumes a killed run has committed are kept.
+    """Draw volumes into `samples.zarr`, `nifti/` and the list of samples; volumes a killed run has committed are kept.
 
     One state per batch is in memory, for any number of steps. Noise of a volume comes from its own generator on the
     CPU, so a seed means the same volume in any batch and on any device, up to rounding of the arithmetic.
@@ -167,41 +168,41 @@ def _commit(store: VolumeStore, index: int, x: NDArray[np.float32], info: Checkp
         "clipped_fraction": float(((rounded < _INT16.min) | (rounded > _INT16.max)).mean()),
         "outside_window_fraction": float(outside.mean()),
     }
-    store.write(volume, volume_id=volume_id(index), attributes={}, source=facts)
+    store.write(volume, volume_id=volume_id(index), attributes=facts)
 
 
 def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfig, directory: Path) -> None:
-    """NIfTI files and `samples.json` from the committed volumes."""
+    """NIfTI files and the list of samples from the committed volumes."""
     ids = [volume_id(index) for index in range(config.num_volumes)]
-    facts = [store.commit_record(name)["source"] for name in ids]
+    facts = [store.commit_record(name).attributes for name in ids]
     if config.nifti:
         for index, name in enumerate(ids):
             path = directory / "nifti" / f"{index}.nii.gz"
             if not path.exists():  # written atomically: a file that exists is complete
                 write_nifti(path, store.read_level(name))
-    record: dict[str, Any] = {
-        "store": STORE_NAME,
-        "volume_ids": ids,
-        "seeds": [fact["seed"] for fact in facts],
-        "sampler": {
-            "name": config.sampler,
-            "schedule": config.schedule,
-            "num_steps": config.num_steps,
-            "evaluations": info.of_family.evaluations(info.process, request(info, config)),
-            "predictor_step": config.predictor_step if config.sampler == "predictor-corrector" else None,
-            "parametrization": config.parametrization,
-            "output": config.output,
-            "label": config.label,
-            "guidance_scale": config.guidance_scale,
-            "process": None if info.process is None else info.process.to_dict(),
-            "seed": config.seed,
-            "weights": config.weights,
-            "precision": config.precision,
-        },
-        "clipped_fraction": [fact["clipped_fraction"] for fact in facts],
-        "outside_window_fraction": [fact["outside_window_fraction"] for fact in facts],
-        "view": info.view.model_dump(mode="json"),
-        "intensity": asdict(info.window),
-        "spacing_mm": info.voxel_mm,
-    }
-    write_json_atomic(directory / "samples.json", record)
+    sampler = SamplerSettings(
+        name=config.sampler,
+        schedule=config.schedule,
+        num_steps=config.num_steps,
+        evaluations=info.of_family.evaluations(info.process, request(info, config)),
+        predictor_step=config.predictor_step if config.sampler == "predictor-corrector" else None,
+        parametrization=config.parametrization,
+        output=config.output,
+        label=config.label,
+        guidance_scale=config.guidance_scale,
+        process=None if info.process is None else info.process.to_dict(),
+        seed=config.seed,
+        weights=config.weights,
+        precision=config.precision,
+    )
+    Samples(
+        store=STORE_NAME,
+        volume_ids=ids,
+        seeds=[fact["seed"] for fact in facts],
+        sampler=sampler,
+        clipped_fraction=[fact["clipped_fraction"] for fact in facts],
+        outside_window_fraction=[fact["outside_window_fraction"] for fact in facts],
+        view=View(**info.view.model_dump()),
+        intensity=Intensity(**asdict(info.window)),
+        spacing_mm=info.voxel_mm,
+    ).save(directory)

@@ -1,64 +1,58 @@
-"""Split: volume store -> volume ids per role, by patient and sticky."""
+"""Split: snapshot -> volume ids per role, by patient and sticky."""
 
-import fcntl
 import hashlib
 import hmac
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from storage.errors import StoreFormatError
-from storage.files import read_json, write_json_atomic
-from storage.volume_store import VolumeStore
+from storage.artifacts import Ref
+from storage.documents.snapshot import Role, Roles, Snapshot
+from storage.documents.split import Split
+from storage.errors import InputError, StorageError
+from storage.numbered import Numbered
+from storage.snapshots import load_snapshot, open_snapshot
 from tasks.split.config import SplitConfig
 
-RECIPE = 1
-LEDGER_VERSION = 1
-ROLES = ("train", "val")
-SPLIT_FILE = "split.json"
+RECIPE = 2
+ROLES: tuple[Role, ...] = ("train", "val")
 
 
-def split(store_path: Path, config: SplitConfig, directory: Path) -> None:
-    """Give new patients a role, keep it in the store's ledger, and write `split.json` into a directory.
+def split(snapshot: Ref, config: SplitConfig, directory: Path) -> None:
+    """Give new patients a role, keep it in the store's ledger, and write the split into a directory.
 
     A patient's role never changes. New patients are ordered by a hash keyed with the seed, and the first of them go to
     validation until it has its share of all patients: at least one where there are two, and never all.
 
     Raises:
-        ValueError: the store has no committed volume.
-        StoreFormatError: the file is not a ledger of roles of this version.
+        InputError: the snapshot lists no volume.
+        StorageError: snapshot or ledger cannot be read.
     """
-    store = VolumeStore.open(store_path)
-    patients = _patients(store)
+    store, listed = open_snapshot(snapshot)
+    patients = listed.patients
     if not patients:
-        raise ValueError(f"The store {store_path} has no committed volume to split. Ingest scans first.")
-    ledger_path = _ledger_path(store_path, config)
-    with _lock(ledger_path):
-        roles = _read_ledger(ledger_path)
+        raise InputError(f"The newest snapshot of {store.path} lists no volume to split. Ingest scans first.")
+
+    def with_new_patients(ledger: Roles | None) -> Roles:
+        roles = ledger.roles if ledger else {}
         added = place_patients(sorted(set(patients) - set(roles)), [p for p in patients if p in roles], roles, config)
-        if added or not ledger_path.exists():
-            roles = {**roles, **added}
-            ledger = {"format_version": LEDGER_VERSION, "name": config.name, "roles": dict(sorted(roles.items()))}
-            write_json_atomic(ledger_path, ledger)
-    write_json_atomic(directory / SPLIT_FILE, _document(store, patients, roles, config))
+        return ledger if ledger and not added else Roles(roles=dict(sorted({**roles, **added}.items())))
+
+    ledger = _ledger(store.path, config).update(with_new_patients)
+    _document(listed, ledger, config).save(directory)
 
 
-def ledger_agrees(store_path: Path, directory: Path, config: SplitConfig) -> bool:
-    """Whether a split written earlier still agrees with store and ledger."""
+def ledger_agrees(snapshot: Ref, directory: Path, config: SplitConfig) -> bool:
+    """Whether a split of a snapshot, written earlier, still agrees with the ledger."""
     try:
-        written = read_json(directory / SPLIT_FILE)
-        store = VolumeStore.open(store_path)
-        roles = _read_ledger(_ledger_path(store_path, config))
-    except (OSError, ValueError):
+        listed, ledger = load_snapshot(snapshot), _ledger(snapshot.path, config).newest()
+        if ledger is None or set(listed.patients) - set(ledger.roles):
+            return False
+        return Split.load(directory) == _document(listed, ledger, config)
+    except StorageError:
         return False
-    patients = _patients(store)
-    if not patients or set(patients) - set(roles):
-        return False
-    return bool(written == _document(store, patients, roles, config))
 
 
-def place_patients(new: list[str], known: list[str], roles: dict[str, str], config: SplitConfig) -> dict[str, str]:
+def place_patients(new: list[str], known: list[str], roles: Mapping[str, Role], config: SplitConfig) -> dict[str, Role]:
     """Roles of new patients.
 
     Args:
@@ -83,29 +77,19 @@ def _rank(seed: int, patient: str) -> str:
     return hmac.new(str(seed).encode(), patient.encode(), hashlib.sha256).hexdigest()
 
 
-def _patients(store: VolumeStore) -> dict[str, list[str]]:
-    """Committed volume ids by patient key; a volume without key counts as a patient of its own."""
-    found: dict[str, list[str]] = {}
-    for volume_id in store.volume_ids():
-        attributes = store.commit_record(volume_id)["attributes"]
-        found.setdefault(str(attributes.get("patient_key") or f"volume:{volume_id}"), []).append(volume_id)
-    return dict(sorted(found.items()))
-
-
-def _document(
-    store: VolumeStore, patients: dict[str, list[str]], roles: dict[str, str], config: SplitConfig
-) -> dict[str, Any]:
-    by_role = {role: [patient for patient in patients if roles[patient] == role] for role in ROLES}
+def _document(snapshot: Snapshot, ledger: Roles, config: SplitConfig) -> Split:
+    patients = snapshot.patients
+    by_role = {role: [patient for patient in patients if ledger.roles[patient] == role] for role in ROLES}
     volumes = {role: sorted(v for patient in by_role[role] for v in patients[patient]) for role in ROLES}
-    return {"roles": volumes, "patients": by_role, "notes": _notes(store, by_role, config)}
+    return Split(roles=volumes, patients=by_role, notes=_notes(snapshot, by_role, config))
 
 
-def _notes(store: VolumeStore, by_role: dict[str, list[str]], config: SplitConfig) -> list[str]:
-    unknown = sum(not store.commit_record(v)["attributes"].get("patient_known", False) for v in store.volume_ids())
+def _notes(snapshot: Snapshot, by_role: dict[str, list[str]], config: SplitConfig) -> list[str]:
+    unknown = sum(not volume.patient_known for volume in snapshot.volumes.values())
     notes = []
     if unknown:
         notes.append(
-            f"{unknown} of {len(store.volume_ids())} volumes carry no PatientID: each counts as a patient of its own, so "
+            f"{unknown} of {len(snapshot.volumes)} volumes carry no PatientID: each counts as a patient of its own, so "
             "scans of one person may be in both roles."
         )
     count, total = len(by_role["val"]), len(by_role["val"]) + len(by_role["train"])
@@ -118,30 +102,6 @@ def _notes(store: VolumeStore, by_role: dict[str, list[str]], config: SplitConfi
     return notes
 
 
-def _ledger_path(store_path: Path, config: SplitConfig) -> Path:
-    return store_path / "roles" / f"{config.name}.json"
-
-
-def _read_ledger(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    try:
-        record = read_json(path)
-        version, roles = record["format_version"], dict(record["roles"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreFormatError(f"{path} is not a ledger of roles ({error!r}). Restore it from a backup.") from error
-    if version != LEDGER_VERSION or not set(roles.values()) <= set(ROLES):
-        raise StoreFormatError(
-            f"{path} has format_version {version!r} and roles {sorted(set(roles.values()))}; expected {LEDGER_VERSION} and "
-            f"{list(ROLES)}. Restore it from a backup, or use the prdit that wrote it."
-        )
-    return roles
-
-
-@contextmanager
-def _lock(ledger_path: Path) -> Iterator[None]:
-    """One split at a time: two could give one patient two roles."""
-    ledger_path.parent.mkdir(parents=True, exist_ok=True)
-    with (ledger_path.parent / f".{ledger_path.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def _ledger(store: Path, config: SplitConfig) -> Numbered[Roles]:
+    """The roles of a store under the configured name; their versions are kept."""
+    return Numbered(store / "roles" / config.name, Roles)

@@ -1,16 +1,15 @@
 """Two power-function averages beside the EMA, kept at intervals, from which `prdit ema` makes an average of another length."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from prdit_models.posthoc_ema import TRACKED_SIGMAS, gamma_of, power_update
 from storage.checkpoints import Tensors, save_tensors
-from storage.files import write_json_atomic
+from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 
 FOLDER = "snapshots"
-INDEX = "snapshots.json"
 
 
 class PowerAverages:
@@ -62,7 +61,7 @@ class PowerAverages:
         return {f"power-{sigma:g}": tensors for sigma, tensors in self.arrays().items()}
 
     @torch.no_grad()
-    def restore(self, groups: dict[str, Tensors], taken: list[int]) -> None:
+    def restore(self, groups: dict[str, Tensors], taken: Sequence[int]) -> None:
         """Load a resume state."""
         for sigma, average in self.averages.items():
             for name, tensor in average.items():
@@ -72,15 +71,15 @@ class PowerAverages:
     def write_index(self) -> None:
         """List the snapshots for `tasks.average`; files that are not listed (left by a killed run) are removed."""
         entries = [
-            {"file": _file(updates, sigma), "updates": updates, "sigma_rel": sigma}
+            AverageSnapshot(file=_file(updates, sigma), updates=updates, sigma_rel=sigma)
             for updates in self.taken
             for sigma in TRACKED_SIGMAS
         ]
-        known = {entry["file"] for entry in entries}
+        known = {entry.file for entry in entries}
         for path in self.directory.glob("*.safetensors"):
             if path.name not in known:
                 path.unlink()
-        write_json_atomic(self.directory / INDEX, {"format_version": 1, "snapshots": entries})
+        AverageSnapshots(snapshots=tuple(entries)).save(self.directory)
 
 
 def _file(updates: int, sigma: float) -> str:

@@ -1,9 +1,10 @@
 """The weights of the lowest validation loss, kept on disk while a training goes on."""
 
+import math
 from pathlib import Path
-from typing import Any
 
 from storage.checkpoints import Tensors, load_tensors, save_tensors
+from storage.documents.training_state import BestValidation
 from storage.errors import DamagedArtifactError
 from storage.files import sha256_file
 
@@ -22,19 +23,19 @@ class BestWeights:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.record: dict[str, Any] | None = None
+        self.record: BestValidation | None = None
 
     def offer(self, step: int, raw: Losses, ema: Losses, weights: Tensors, averaged: Tensors) -> None:
         """Keep these weights if their EMA loss is below the best so far."""
         loss = ema["loss"]
-        if self.record is not None and not loss < self.record["loss"]:
+        if not math.isfinite(loss) or (self.record is not None and not loss < self.record.loss):
             return
         hashes = {}
         for name, tensors in (("model", weights), ("ema", averaged)):
             path = self.directory / f"{name}.safetensors"
             save_tensors(path, tensors)
             hashes[name] = sha256_file(path)
-        self.record = {"step": step, "loss": loss, "raw": raw, "ema": ema, "files": hashes}
+        self.record = BestValidation(step=step, loss=loss, raw=finite(raw), ema=finite(ema), files=hashes)
 
     def take(self) -> tuple[int, Losses, Losses, Tensors, Tensors]:
         """(step, raw losses, EMA losses, weights, EMA weights) of the best validation.
@@ -43,11 +44,16 @@ class BestWeights:
         """
         if self.record is None:
             raise DamagedArtifactError(f"No best weights in {self.directory}: no validation had a finite loss.")
-        for name, digest in self.record["files"].items():
+        for name, digest in self.record.files.items():
             path = self.directory / f"{name}.safetensors"
             if not path.is_file() or sha256_file(path) != digest:
                 raise DamagedArtifactError(
-                    f"{path} is not what was written at step {self.record['step']}; remove its stage folder."
+                    f"{path} is not what was written at step {self.record.step}; remove its stage folder."
                 )
         weights, averaged = (load_tensors(self.directory / f"{name}.safetensors") for name in ("model", "ema"))
-        return self.record["step"], self.record["raw"], self.record["ema"], weights, averaged
+        return self.record.step, self.record.raw, self.record.ema, weights, averaged
+
+
+def finite(losses: Losses) -> Losses:
+    """The losses that are finite: JSON has no others."""
+    return {name: value for name, value in losses.items() if math.isfinite(value)}

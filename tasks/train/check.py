@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from storage.artifacts import Ref
-from storage.files import read_json
-from storage.volume_store import VolumeStore
+from storage.documents.split import Split
+from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import CheckpointInfo, load_info
+from tasks.model.data import check_split
 from tasks.train.config import TrainingConfig
 from tasks.train.describe import describe
 from tasks.train.labels import label_values
@@ -26,16 +27,17 @@ class Beginning:
     info: CheckpointInfo
 
 
-def check_training(store: Ref, split: Ref, start: Ref | None, config: TrainingConfig) -> Beginning:
+def check_training(snapshot: Ref, split: Ref, start: Ref | None, config: TrainingConfig) -> Beginning:
     """Refuse a training that cannot work, before anything starts; return what it starts with.
 
     Args:
-        store, split: what it trains on.
+        snapshot, split: what it trains on.
         start: checkpoint it starts from; None for training from scratch.
         config: of the training.
     Raises: ValueError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
     """
-    roles: dict[str, list[str]] = read_json(split.path / "split.json")["roles"]
+    document = Split.load(split.path)
+    roles = document.roles
     sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in roles.items())
     for role in ("train", "val"):
         if not roles.get(role):
@@ -49,12 +51,13 @@ def check_training(store: Ref, split: Ref, start: Ref | None, config: TrainingCo
             f"`prdit train {config.start}` first."
         )
     below = load_info(start) if start else None
-    opened = VolumeStore.open(store.path)
-    if below and abs(opened.spacing_mm - below.spacing_mm) > _SAME_MM:
+    store, listed = open_snapshot(snapshot)
+    check_split(listed, document, split)
+    if below and abs(store.spacing_mm - below.spacing_mm) > _SAME_MM:
         raise ValueError(
-            f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint below was trained at "
+            f"The store at {store.path} has {store.spacing_mm} mm voxels, the checkpoint below was trained at "
             f"{below.spacing_mm} mm: the same view would cover a box of another size in mm. Ingest into a store of that spacing "
             "(ingest.spacing_mm)."
         )
-    values = label_values(opened, config.label_column, roles["train"]) if config.label_column else ()
-    return Beginning(roles, describe(config, below, opened.spacing_mm, values))
+    values = label_values(listed, config.label_column, roles["train"]) if config.label_column else ()
+    return Beginning(roles, describe(config, below, store.spacing_mm, values))

@@ -1,12 +1,13 @@
 """Gates: conditions on the trainings of a run, without which it counts as failed."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from storage.artifacts import Ref
-from storage.checkpoints import load_checkpoint_info
+from storage.documents.checkpoint import Checkpoint
 from tasks.run.config import StageConfig
 
 
@@ -23,7 +24,7 @@ class GatesConfig(StageConfig):
 
 def check_gates(
     config: GatesConfig, checkpoints: Mapping[str, Ref], starts: Mapping[str, str | None]
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, float | None], list[str]]:
     """Compare the checkpoints of a run with the gates.
 
     Args:
@@ -32,10 +33,14 @@ def check_gates(
         starts: the training each starts from, by name.
     Returns: the figures, and a sentence for each gate that failed.
     """
-    losses = {name: load_checkpoint_info(ref)["gates"] for name, ref in checkpoints.items()}
-    ratios = {name: found["last_loss"] / found["first_loss"] for name, found in losses.items() if found["first_loss"]}
-    figures = {f"{name}_loss_ratio": ratio for name, ratio in ratios.items()}
-    figures |= {f"{name}_val_loss_ema": found["val_loss_ema"] for name, found in losses.items()}
+    losses = {name: gates for name, ref in checkpoints.items() if (gates := Checkpoint.load(ref.path).gates)}
+    ratios = {
+        name: found.last_loss / found.first_loss
+        for name, found in losses.items()
+        if found.first_loss and found.last_loss is not None
+    }
+    figures: dict[str, float | None] = {f"{name}_loss_ratio": ratio for name, ratio in ratios.items()}
+    figures |= {f"{name}_val_loss_ema": found.val_loss_ema for name, found in losses.items()}
     failed = []
     for name, limit in config.max_loss_ratio.items():
         if limit is not None and name in losses and not ratios.get(name, float("inf")) <= limit:
@@ -46,10 +51,14 @@ def check_gates(
         start = starts.get(name)
         if name not in losses or start not in losses:
             continue
-        own, below = losses[name]["val_loss_ema"], losses[start]["val_loss_ema"]
+        own, below = (_or_infinite(losses[training].val_loss_ema) for training in (name, start))
         if not own < below:
             failed.append(
                 f"the validation loss of {name}, {own:.5f}, is not below that of {start}, {below:.5f}; gates.below_start asks "
                 "for that"
             )
     return figures, failed
+
+
+def _or_infinite(loss: float | None) -> float:
+    return math.inf if loss is None else loss

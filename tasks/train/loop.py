@@ -22,10 +22,12 @@ from prdit_models.families.family import Batch, Losses
 from prdit_models.learning_rate import decay_factor
 from prdit_models.networks.compilation import CompiledNetwork
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
-from storage.files import write_json_atomic, write_text_atomic
+from storage.documents.checkpoint import Gates
+from storage.documents.training_state import TrainingPosition
+from storage.files import write_text_atomic
 from tasks.model.compute import autocast
 from tasks.train.averages import PowerAverages
-from tasks.train.best import BestWeights
+from tasks.train.best import BestWeights, finite
 from tasks.train.data import batch_indices, batch_shifts
 from tasks.train.setup import Assembly
 from tasks.train.spec import METRICS, TrainSpec
@@ -261,19 +263,17 @@ class Training:
             for parameter, slots in optimizer.state.items():
                 values = {slot: torch.as_tensor(value) for slot, value in slots.items() if value is not None}
                 moments |= {f"{turn}:{slot}:{names[parameter]}": v.detach().cpu().numpy() for slot, v in values.items()}
-        self.resume_states.save(
-            self.step,
-            {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments}
-            | {"buffers": _arrays(self._buffers())}
-            | (self.power.groups() if self.power else {}),
-            {
-                "updates": self.updates,
-                "first_loss": self.first_loss,
-                "recent": list(self.recent),
-                "best": self.best.record if self.best else None,
-                "snapshots": self.power.taken if self.power else [],
-            },
+        position = TrainingPosition(
+            step=self.step,
+            updates=self.updates,
+            first_loss=self.first_loss,
+            recent=tuple(self.recent),
+            best=self.best.record if self.best else None,
+            snapshots=tuple(self.power.taken) if self.power else (),
         )
+        groups = {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments}
+        groups |= {"buffers": _arrays(self._buffers())} | (self.power.groups() if self.power else {})
+        self.resume_states.save(position, groups)
 
     def restore(self) -> None:
         """Resume from the newest undamaged state, or start; metrics after that step are removed (they are logged again)."""
@@ -281,7 +281,7 @@ class Training:
         if found is None:
             self._cut_metrics(-1)
             return
-        state, groups = found
+        position, groups = found
         for name, parameter in self.parameters.items():
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(groups["model"][name]))
@@ -292,12 +292,12 @@ class Training:
             turn, slot, name = key.split(":", 2)
             tensor = torch.from_numpy(value).clone()
             self.optimizers[turn].state[self.parameters[name]][slot] = tensor.to(self.assembly.device)
-        self.step, self.updates = state["step"], state["updates"]
-        self.first_loss, self.recent = state["first_loss"], deque(state["recent"], maxlen=_RECENT)
+        self.step, self.updates = position.step, position.updates
+        self.first_loss, self.recent = position.first_loss, deque(position.recent, maxlen=_RECENT)
         if self.best:
-            self.best.record = state["best"]
+            self.best.record = position.best
         if self.power:
-            self.power.restore(groups, state["snapshots"])
+            self.power.restore(groups, position.snapshots)
         self._cut_metrics(self.step)
         logger.info("resuming from step %d", self.step)
 
@@ -339,15 +339,15 @@ class Training:
         if self.power:
             self.power.keep(self.updates)
             self.power.write_index()
-        gates = {
-            "first_loss": self.first_loss,
-            "last_loss": sum(self.recent) / len(self.recent) if self.recent else None,
-            "val_loss": raw["loss"],
-            "val_loss_ema": ema["loss"],
-            "val_loss_ema_parts": {name: value for name, value in ema.items() if name != "loss"},
-        }
-        info = self.assembly.info.to_json(step=step, seed=self.config.seed, gates=gates)
-        write_json_atomic(directory / "checkpoint.json", info)
+        raw, ema = finite(raw), finite(ema)
+        gates = Gates(
+            first_loss=self.first_loss,
+            last_loss=sum(self.recent) / len(self.recent) if self.recent else None,
+            val_loss=raw.get("loss"),
+            val_loss_ema=ema.get("loss"),
+            val_loss_ema_parts={name: value for name, value in ema.items() if name != "loss"},
+        )
+        self.assembly.info.to_document(step=step, seed=self.config.seed, gates=gates).save(directory)
         # Times stay in scratch: a repeated training must give the same artifact, or every later stage runs again.
         points = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps({key: value for key, value in point.items() if key not in _TIMES}) for point in points]

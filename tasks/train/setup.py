@@ -66,7 +66,9 @@ def assemble(spec: TrainSpec) -> Assembly:
     }
     labels = {}
     if info.label_column:
-        labels = {role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids}
+        labels = {
+            role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids
+        }
     return Assembly(
         family=family,
         module=module.to(device),

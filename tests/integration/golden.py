@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flows.config import load_config
-from flows.stages import needed, rows
+from flows.stages import rows, walk
 from storage.artifacts import Ref
 from storage.files import read_json, write_json_atomic
 from storage.phantom.series import write_demo_data
@@ -39,10 +39,8 @@ def compute(root: Path) -> dict[str, Any]:
     context = RunContext(workdir=root / "work")
     config = config.model_copy(update={"source": str(root / "source"), "store": str(root / "store")})
     table = rows(config)
-    refs: dict[str, Ref] = {}
-    for name in needed(table, "evaluate", {}):
-        inputs = {role: refs[stage] for role, stage in table[name].inputs.items()}
-        refs[name] = table[name].run(inputs, context, _silent).ref
+    ran = walk(table, "evaluate", {}, lambda row, inputs: row.run(inputs, context, _silent))
+    refs = {name: outcome.ref for name, outcome in ran}
     local, global_ = training_stage("local"), training_stage("global")
     values = {
         INGEST: _volumes(refs["ingest"].path),
@@ -59,7 +57,7 @@ def _volumes(path: Path) -> dict[str, Any]:
     store = VolumeStore.open(path)
     result = {}
     for volume_id in store.volume_ids():
-        volume = store.read_level(volume_id, store.num_levels - 1)
+        volume = store.read_level(volume_id, store.grid.num_levels - 1)
         hu = volume.hu.astype(np.float64)
         centre = hu[tuple(n // 2 for n in hu.shape)]
         figures = [hu.mean(), hu.std(), np.abs(np.diff(hu, axis=2)).mean(), centre, *volume.origin_mm, *hu.shape]

@@ -7,9 +7,10 @@ import numpy as np
 import pydicom
 import pytest
 
+from storage.documents.verdicts import IngestReport
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import IngestReport, ingest
+from tasks.ingest.run import ingest
 from tests.unit.tasks.test_ingest import tree, world_samples
 
 

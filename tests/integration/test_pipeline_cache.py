@@ -69,9 +69,9 @@ def test_first_run_makes_everything(story: Story, first: dict[str, Any]) -> None
     assert first["error"] is None
     assert Path(first["report"]).read_text().lstrip().lower().startswith("<!doctype html>")
     assert read_json(story.root / "work" / "runs" / "latest.json") == first
-    chain = load_provenance(refs(first)["evaluate"])["inputs"]
-    assert chain["samples"]["digest"] == refs(first)["sample"].digest
-    assert chain["store"]["digest"] == VolumeStore.open(story.root / "store").fingerprint()
+    chain = load_provenance(refs(first)["evaluate"]).inputs
+    assert chain["samples"].digest == refs(first)["sample"].digest
+    assert chain["store"].digest == VolumeStore.open(story.root / "store").fingerprint()
 
 
 def test_unchanged_runs_no_stage_in_under_a_minute(story: Story, first: dict[str, Any]) -> None:
@@ -185,10 +185,7 @@ def test_the_refiner_is_a_switch_away(story: Story, first: dict[str, Any]) -> No
     refined = story.run(recipe={"refiner": {"enabled": True}})
     assert story.ran(refined) == {"sample", "evaluate"}
     assert refs(refined)["train-refiner"] == refs(trained)["train-refiner"]
-    assert (
-        load_provenance(refs(refined)["train-refiner"])["inputs"]["start"]["digest"]
-        == refs(first)["train-global"].digest
-    )
+    assert load_provenance(refs(refined)["train-refiner"]).inputs["start"].digest == refs(first)["train-global"].digest
     sizes = [read_json(Path(record["metrics"]))["volume_size"] for record in (first, refined)]
     assert sizes == [16, 32]
     page = Path(refined["report"]).read_text()

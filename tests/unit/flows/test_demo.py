@@ -45,10 +45,10 @@ def test_the_samples_line_says_what_the_evaluation_found() -> None:
         "evaluate/nearest_training_distance": 138.4,
         "evaluate/nearest_training_distance_held_out": 155.2,
     }
-    said = _samples_line({"stages": {"evaluate": {"figures": figures}}})
+    said = _samples_line(figures)
     assert said == (
         "88% could be a chest (100% of the real volumes), 138 HU from the nearest training volume (held-out volumes: 155)"
     )
     left_out = {name: value for name, value in figures.items() if "anatomy" not in name}
-    assert _samples_line({"stages": {"evaluate": {"figures": left_out}}}).startswith("anatomy left out")
-    assert _samples_line({"stages": {"ingest": {"figures": {}}}}) == ""
+    assert _samples_line(left_out).startswith("anatomy left out")
+    assert _samples_line({}) == ""

@@ -8,7 +8,8 @@ from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Ref, commit_artifact
 from storage.checkpoints import save_tensors
-from storage.files import write_json_atomic, write_text_atomic
+from storage.documents.checkpoint import Checkpoint, Intensity, View
+from storage.files import write_text_atomic
 
 TINY = ModelConfig(volume_size=8, patch_size=4, stride=4, padding=0, hidden_size=48, num_heads=4, depth=1)
 
@@ -38,19 +39,18 @@ def commit_checkpoint(
     tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
     save_tensors(directory / "ema.safetensors", tensors)
     save_tensors(directory / "model.safetensors", {name: 0.5 * value for name, value in tensors.items()})
-    info = {
-        "format_version": 2,
-        "family": family,
-        "model": TINY.to_dict(),
-        "process": process or {"noise_std": 0.5, "num_steps": 1000},
-        "intensity": {"lower_hu": -1000.0, "upper_hu": 1000.0},
-        "view": {"size": 8, "edge": 16, "centre": None},
-        "spacing_mm": 8.0,
-        "step": 6,
-        "seed": 42,
-        "gates": {},
-    }
-    write_json_atomic(directory / "checkpoint.json", info)
+    Checkpoint(
+        family=family,
+        model=TINY.to_dict(),
+        process=process or {"noise_std": 0.5, "num_steps": 1000},
+        intensity=Intensity(lower_hu=-1000.0, upper_hu=1000.0, model_lower=-1.0, model_upper=1.0, mapping="window"),
+        view=View(size=8, edge=16, centre=None),
+        axes="zyx",
+        spacing_mm=8.0,
+        step=6,
+        seed=42,
+        gates=None,
+    ).save(directory)
     write_text_atomic(directory / "metrics.jsonl", metrics)
     stage = f"train-{family}"
     return commit_artifact(

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from prdit_models.posthoc_ema import TRACKED_SIGMAS, gamma_of
 from storage.artifacts import Ref, load_provenance, verify_artifact
-from storage.checkpoints import load_checkpoint_info, load_tensors
+from storage.checkpoints import load_tensors
+from storage.documents.checkpoint import Checkpoint
 from storage.errors import MissingArtifactError
 from storage.files import read_json
 from tasks.average.config import AverageConfig
@@ -81,10 +82,13 @@ def test_the_checkpoint_made_of_them(trained: tuple[Ref, np.ndarray], tmp_path: 
     assert np.abs(found - expected).mean() < 0.05 * np.abs(weights[-1] - expected).mean()
     raw, before = (load_tensors(path / "model.safetensors") for path in (made.path, ref.path))
     assert all(np.array_equal(raw[key], before[key]) for key in before)
-    inputs = load_provenance(made)["inputs"]
-    assert inputs["averaged"]["digest"] == ref.digest
-    assert inputs["store"] == load_provenance(ref)["inputs"]["store"]  # so that it can be evaluated
-    assert load_checkpoint_info(made)["average"]["sigma_rel"] == 0.15
+    inputs = load_provenance(made).inputs
+    assert inputs["averaged"].digest == ref.digest
+    assert inputs["store"] == load_provenance(ref).inputs["store"]  # so that it can be evaluated
+    described = Checkpoint.load(made.path)
+    assert described.gates is None  # the losses were those of other weights
+    assert described.average is not None
+    assert described.average.sigma_rel == 0.15
 
 
 def test_command(trained: tuple[Ref, np.ndarray], tmp_path: Path) -> None:

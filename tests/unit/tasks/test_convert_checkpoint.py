@@ -91,7 +91,7 @@ def test_what_is_recorded(tmp_path: Path, variant: str, family: str, noise_std: 
     assert info["view"] == {"size": NETWORKS[variant].volume_size, "edge": 256, "centre": None}
     assert info["imported"]["variant"] == variant
     assert info["imported"]["per_scan_intensity"] is (variant != "tf")
-    assert load_provenance(ref)["config"] == {"imported": info["imported"]}
+    assert load_provenance(ref).config == {"imported": info["imported"]}
     _, read = load_model(ref, "ema", CPU)
     if hu_of_ends:
         assert tuple(read.window.to_hu(np.array([-1.0, 1.0]))) == hu_of_ends

@@ -31,7 +31,11 @@ def scan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def seen(path: Path, mapping: str, size: int, **kinds: object) -> np.ndarray:
     window = HounsfieldWindow.of_mapping(**IntensityConfig.model_validate({"mapping": mapping, **kinds}).model_dump())
-    return ViewDataset(path, ["v"], ViewConfig(size=size, edge=EDGE), window, cache_mb=1).get(0).numpy()[0]
+    return (
+        ViewDataset(VolumeStore.open(path), ["v"], ViewConfig(size=size, edge=EDGE), window, cache_mb=1)
+        .get(0)
+        .numpy()[0]
+    )
 
 
 @pytest.mark.parametrize("size", [64, 32, 16])
@@ -77,7 +81,9 @@ def test_the_published_pipelines_take_their_quantile_in_different_places(scan: t
 def test_axes_are_turned_after_the_mapping(scan: tuple[Path, np.ndarray]) -> None:
     window = HounsfieldWindow.of_mapping(-1000.0, 1000.0, "published-lidc")
     view = ViewConfig(size=16, edge=EDGE)
-    straight, turned = (ViewDataset(scan[0], ["v"], view, window, 1, axes).get(0)[0] for axes in ("zyx", "xyz"))
+    straight, turned = (
+        ViewDataset(VolumeStore.open(scan[0]), ["v"], view, window, 1, axes).get(0)[0] for axes in ("zyx", "xyz")
+    )
     np.testing.assert_array_equal(turned.numpy(), straight.numpy().transpose(2, 1, 0))
     assert not torch.equal(turned, straight)
 

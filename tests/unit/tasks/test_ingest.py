@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from storage.documents.verdicts import IngestReport
 from storage.errors import SourceError, StoreFormatError
 from storage.files import sha256_file
 from storage.nifti import write_nifti
 from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import IngestReport, ingest, source_digest
+from tasks.ingest.run import ingest, source_digest
 from tests.unit.storage.dicom_files import linear_hu, write_series
 
 CONFIG = IngestConfig(min_slices=8)

@@ -10,7 +10,8 @@ import pytest
 
 from prdit_models.metrics.medicalnet import random_medicalnet
 from storage.artifacts import Ref
-from storage.files import read_json, write_json_atomic
+from storage.documents.verdicts import Entry, SourceVerdicts
+from storage.files import read_json
 from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.report import loss_table, number, title
@@ -50,11 +51,13 @@ def one_network() -> Iterator[None]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ref]]:
     root = tmp_path_factory.mktemp("report")
     store = make_store(root / "store", num_volumes=4)
-    exclusions = {
-        "skipped": [{"path": "notes.txt", "reason": "not_dicom", "message": "notes.txt is not a DICOM file."}],
-        "quarantined": [{"series_uid": f"1.2.{HOSTILE}", "reason": "missing_slices", "message": f"gap {HOSTILE}"}],
-    }
-    write_json_atomic(store.path / "exclusions" / "source.json", exclusions)
+    SourceVerdicts(
+        source_digest="sha256:0",
+        recipe=1,
+        config={},
+        skipped=[Entry(path="notes.txt", reason="not_dicom", message="notes.txt is not a DICOM file.")],
+        quarantined=[Entry(series_uid=f"1.2.{HOSTILE}", reason="missing_slices", message=f"gap {HOSTILE}")],
+    ).write(store.path / "exclusions" / "source.json")
     split = make_split(root / "split", store, ["v0", "v1", "v2"], ["v3"])
     local, global_ = commit_pair(root, store, split)
     samples = make_samples(root / "samples", global_, 2)

@@ -10,6 +10,7 @@ import torch
 from prdit_models.intensity import HounsfieldWindow
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
+from storage.volume_store import VolumeStore
 from tasks.model.view import ViewConfig
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
@@ -198,7 +199,7 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
 def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
     """A box shifted by (z, y, x) = (0, 4, 4) voxels contains what the unshifted one has at that offset."""
     view = ViewConfig(size=8, edge=8)
-    dataset = ViewDataset(data[0].path, ["v0"], view, HounsfieldWindow(), cache_mb=1)
+    dataset = ViewDataset(VolumeStore.open(data[0].path), ["v0"], view, HounsfieldWindow(), cache_mb=1)
     still, moved = dataset.get(0), dataset.get(0, (0, 4, 4))
     assert torch.equal(moved[:, :, :4, :4], still[:, :, 4:, 4:])
     assert not torch.equal(moved, still)

@@ -1,0 +1,41 @@
+"""provenance.json: the record that makes a stage's directory an artifact, written last."""
+
+from typing import Any, ClassVar
+
+from storage.documents.document import Document
+from storage.refs import Kind, Ref
+
+
+class Provenance(Document):
+    """What an artifact is, what made it, and the hash of every file in it.
+
+    Attributes:
+        kind: of the artifact.
+        digest: `sha256:<hex>` of kind and files.
+        stage: its name, as in the cache key.
+        recipe: version of the stage's arithmetic.
+        inputs: references the stage read, by role.
+        config: resolved configuration of the stage.
+        files: SHA-256 by relative POSIX path.
+        created: UTC time, ISO 8601.
+        code_version: version of prdit; None where it was not recorded.
+        mlflow_run_id: MLflow run of the stage; empty or None where there is none.
+        seconds: wall time of the stage.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    NAME: ClassVar[str] = "provenance.json"
+    WHAT: ClassVar[str] = "provenance record"
+    REMEDY: ClassVar[str] = "Run the stage that makes this artifact, or correct the path or reference."
+
+    kind: Kind
+    digest: str
+    stage: str
+    recipe: int
+    inputs: dict[str, Ref]
+    config: dict[str, Any]
+    files: dict[str, str]
+    created: str
+    code_version: str | None = None
+    mlflow_run_id: str | None = None
+    seconds: float | None = None

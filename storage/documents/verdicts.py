@@ -1,0 +1,86 @@
+"""Verdicts of an ingest: `ingest.json` of the stage, and the last verdicts on each source."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
+
+from storage.documents.document import Document, Part
+from storage.files import sha256_bytes
+
+
+class Entry(Part):
+    """One verdict: a series by UID or a file by relative path; a volume id, or a reason code with its sentence."""
+
+    series_uid: str | None = None
+    path: str | None = None
+    volume_id: str | None = None
+    reason: str | None = None
+    message: str | None = None
+    num_slices: int | None = None
+    cut: dict[str, float] | None = None
+    seconds: float | None = None
+
+
+class Verdicts(Document):
+    """Every series and every file that belongs to none, by verdict.
+
+    Attributes:
+        committed, unchanged, skipped, quarantined: the entries of each verdict.
+        notes: sentences about the source as a whole.
+    """
+
+    committed: list[Entry] = Field(default_factory=list)
+    unchanged: list[Entry] = Field(default_factory=list)
+    skipped: list[Entry] = Field(default_factory=list)
+    quarantined: list[Entry] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    def without_paths(self) -> Self:
+        """As it may be stored and sent: file and folder names can reveal who was scanned, so paths become opaque ids."""
+        changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
+        return self.model_copy(update=changes)
+
+
+class IngestReport(Verdicts):
+    """What one ingest did; `fingerprint` and `store` name the store as it was left."""
+
+    FORMAT: ClassVar[int] = 1
+    NAME: ClassVar[str] = "ingest.json"
+    WHAT: ClassVar[str] = "report of an ingest"
+    REMEDY: ClassVar[str] = "Ingest the source again."
+
+    fingerprint: str
+    store: str
+
+    def without_paths(self) -> Self:
+        """As it may be stored and sent, see `Verdicts.without_paths`."""
+        return super().without_paths().model_copy(update={"store": opaque_place(Path(self.store))})
+
+
+class SourceVerdicts(Verdicts):
+    """The last verdicts on one source: beside the store with paths, in the store's `exclusions/` without.
+
+    Attributes:
+        source_digest, recipe, config: what the verdicts depend on: while they are the same, so are the verdicts.
+    """
+
+    FORMAT: ClassVar[int] = 1
+    WHAT: ClassVar[str] = "record of verdicts"
+    REMEDY: ClassVar[str] = "Remove it and ingest the source again."
+
+    source_digest: str
+    recipe: int
+    config: dict[str, Any]
+
+
+def opaque_place(store: Path) -> str:
+    """A store's path as an id that shows only whether two paths are equal."""
+    return f"store-{sha256_bytes(str(store.resolve()).encode())[:12]}"
+
+
+def _without_path(entry: Entry) -> Entry:
+    if entry.path is None:
+        return entry
+    opaque = f"file-{sha256_bytes(entry.path.encode())[:12]}"
+    return entry.model_copy(update={"path": opaque, "message": (entry.message or "").replace(entry.path, opaque)})

@@ -1,0 +1,37 @@
+"""References: how one stage names what another made."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal[
+    "source",
+    "verdicts",
+    "snapshot",
+    "split",
+    "checkpoint",
+    "samples",
+    "report",
+]
+
+
+class Ref(BaseModel):
+    """A reference to one artifact: all that crosses a task boundary.
+
+    Attributes:
+        kind: what it is.
+        uri: absolute path of its directory; of the store, for a snapshot.
+        digest: `sha256:<hex>` of its content.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    uri: str
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        """The artifact's directory."""
+        return Path(self.uri)
