@@ -84,7 +84,7 @@ def _document(snapshot: Snapshot, ledger: Roles, config: SplitConfig) -> Split:
     return Split(roles=volumes, patients=by_role, notes=_notes(snapshot, by_role, config))
 
 
-def _notes(snapshot: Snapshot, by_role: dict[str, list[str]], config: SplitConfig) -> list[str]:
+def _notes(snapshot: Snapshot, by_role: Mapping[Role, list[str]], config: SplitConfig) -> list[str]:
     unknown = sum(not volume.patient_known for volume in snapshot.volumes.values())
     notes = []
     if unknown:
