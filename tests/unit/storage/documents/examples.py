@@ -1,0 +1,179 @@
+"""One whole example of every document, and the ways in which a file can be wrong."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
+from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
+from storage.documents.document import Document
+from storage.documents.provenance import Provenance
+from storage.documents.report import Features, FigureRecord, Report
+from storage.documents.run_record import RunDocument, StageRecord
+from storage.documents.samples import SamplerSettings, Samples
+from storage.documents.split import Split
+from storage.documents.training_state import BestValidation, TrainingPosition, TrainingState
+from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, VersionError
+from storage.refs import Ref
+
+REF = Ref(kind="store", uri="/data/store", digest="sha256:" + "0" * 64)
+_INTENSITY = Intensity(lower_hu=-1000.0, upper_hu=1000.0, model_lower=-1.0, model_upper=1.0, mapping="window")
+_VIEW = View(size=64, edge=256, centre=(120, 128, 128))
+_SAMPLER = SamplerSettings(
+    name="predictor-corrector",
+    schedule="even",
+    num_steps=50,
+    evaluations=50,
+    predictor_step=2,
+    parametrization="velocity",
+    output="image",
+    label=None,
+    guidance_scale=1.0,
+    process={"name": "cosine", "noise_std": 0.5, "num_steps": 1000},
+    seed=42,
+    weights="ema",
+    precision="fp32",
+)
+_SKIPPED = [Entry(path="notes.txt", reason="not_dicom", message="notes.txt is not a DICOM file; nothing to do.")]
+
+EXAMPLES: dict[str, Document] = {
+    "provenance": Provenance(
+        kind="split",
+        digest="sha256:" + "1" * 64,
+        stage="split",
+        recipe=2,
+        inputs={"store": REF},
+        config={"seed": 42},
+        files={"split.json": "2" * 64},
+        created="2026-01-01T00:00:00+00:00",
+        code_version="0.1+abc",
+        mlflow_run_id="",
+        seconds=1.5,
+    ),
+    "checkpoint": Checkpoint(
+        family="local",
+        model={"volume_size": 64},
+        process={"name": "cosine", "noise_std": 0.5, "num_steps": 1000},
+        intensity=_INTENSITY,
+        view=_VIEW,
+        axes="zyx",
+        spacing_mm=1.0,
+        step=100,
+        seed=42,
+        gates=Gates(first_loss=1.0, last_loss=0.1, val_loss=0.2, val_loss_ema=None, val_loss_ema_parts={"t050": 0.1}),
+        labels=Labels(column="sex", values=("F", "M")),
+        average=Average(sigma_rel=0.1, updates=None, shares={"a.safetensors": 1.0}),
+        imported=Imported(
+            variant="prdit",
+            model_name="PRDiT-B/12/4",
+            source_sha256="3" * 64,
+            substituted="",
+            epoch=3,
+            dataset="lidc",
+            per_scan_intensity=True,
+        ),
+    ),
+    "training state": TrainingState(
+        position=TrainingPosition(
+            step=100,
+            updates=99,
+            first_loss=1.0,
+            recent=(0.5, 0.25),
+            best=BestValidation(step=50, loss=0.1, raw={"loss": 0.2}, ema={"loss": 0.1}, files={"ema": "4" * 64}),
+            snapshots=(50,),
+        ),
+        files={"model": "5" * 64, "ema": "5" * 64, "optimizer": "5" * 64, "buffers": "5" * 64},
+    ),
+    "averages": AverageSnapshots(snapshots=(AverageSnapshot(file="a.safetensors", updates=50, sigma_rel=0.05),)),
+    "split": Split(roles={"train": ["b", "a"], "val": ["c"]}, patients={"train": ["p"], "val": ["q"]}, notes=["small"]),
+    "samples": Samples(
+        store="samples.zarr",
+        volume_ids=["generated-00000"],
+        seeds=[7],
+        sampler=_SAMPLER,
+        clipped_fraction=[0.0],
+        outside_window_fraction=[0.01],
+        view=_VIEW,
+        intensity=_INTENSITY,
+        spacing_mm=4.0,
+    ),
+    "report": Report(
+        figures={
+            "fid": FigureRecord(
+                value=1.5, n_real=9, n_generated=8, unit="", features="sha256:6", interval={"low": 1.0}, note=""
+            )
+        },
+        warnings=["few volumes"],
+        details={"hu": {}},
+        features=Features(network="ResNet", weights="random", seed=1, digest="sha256:6", statement="for runs only"),
+        protocol="all volumes",
+        volume_size=64,
+        voxel_mm=4.0,
+        sampler=_SAMPLER,
+        clipped_fraction_mean=0.0,
+        outside_window_fraction_mean=0.01,
+        notes=[],
+        n_real=9,
+        n_held_out=2,
+        n_generated=8,
+    ),
+    "ingest report": IngestReport(
+        fingerprint="sha256:7",
+        store="/data/store",
+        committed=[
+            Entry(series_uid="1.2.3", volume_id="v0", num_slices=90, cut={"body": 0.0, "lung": 0.0}, seconds=1.0)
+        ],
+        skipped=_SKIPPED,
+        notes=["one note"],
+    ),
+    "source verdicts": SourceVerdicts(source_digest="sha256:8", recipe=3, config={"min_slices": 16}, skipped=_SKIPPED),
+    "run": RunDocument(
+        config_digest="sha256:9",
+        prefect_flow_run_id=None,
+        mlflow_uri="sqlite:///mlflow.db",
+        mlflow_run_id="",
+        mlflow_experiment_id="1",
+        stages={"split": StageRecord(ref=REF, cached=False, seconds=1.0, mlflow_run_id="", figures={"split/n": 3.0})},
+        seconds=1.0,
+        gates={"local_loss_ratio": None},
+        report="/data/report.html",
+        metrics=None,
+        error=None,
+    ),
+}
+
+
+def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in REQUIRED}
+
+
+REQUIRED = {"digest", "family", "files", "snapshots", "roles", "seeds", "figures", "store", "recipe", "stages"}
+
+Fault = tuple[Callable[[bytes], bytes | None], type[StorageError]]
+
+
+def _changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps(change(json.loads(content))).encode()
+
+
+FAULTS: dict[str, Fault] = {
+    "missing": (lambda content: None, MissingArtifactError),
+    "empty": (lambda content: b"", DamagedArtifactError),
+    "truncated": (lambda content: content[: len(content) // 2], DamagedArtifactError),
+    "object": (lambda content: b"{}", DamagedArtifactError),
+    "list": (lambda content: b"[]", DamagedArtifactError),
+    "null": (lambda content: b"null", DamagedArtifactError),
+    "number": (lambda content: b"3", DamagedArtifactError),
+    "not utf-8": (lambda content: content[:-3] + b"\xff\xfe}", DamagedArtifactError),
+    "deep": (lambda content: b"[" * 100_000, DamagedArtifactError),
+    "missing key": (_changed(_without_a_required_key), DamagedArtifactError),
+    "extra key": (_changed(lambda document: document | {"line\nbreak": 1}), DamagedArtifactError),
+    "no version": (
+        _changed(lambda document: {name: value for name, value in document.items() if name != "format_version"}),
+        DamagedArtifactError,
+    ),
+    "version of another type": (_changed(lambda document: document | {"format_version": True}), DamagedArtifactError),
+    "newer version": (_changed(lambda document: document | {"format_version": 99}), VersionError),
+    "older version": (_changed(lambda document: document | {"format_version": 0}), VersionError),
+}
