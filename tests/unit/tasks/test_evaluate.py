@@ -26,7 +26,7 @@ from tasks.evaluate.features import load_extractor
 from tasks.evaluate.run import check, evaluate
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
-from tests.factories import make_split, make_store
+from tests.factories import list_volumes, make_split, make_store
 from tests.unit.tasks.checkpoints import commit_pair
 
 
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]:
     split = make_split(root / "split", store, ["v0", "v1", "v2"], ["v3", "v4"])
     local, global_ = commit_pair(root, store, split)
     samples = make_samples(root / "samples", global_, 3)
-    return {"store": store, "split": split, "local": local, "global": global_, "samples": samples}
+    return {"snapshot": store, "split": split, "local": local, "global": global_, "samples": samples}
 
 
 def config(**changes: object) -> EvaluateConfig:
@@ -66,15 +66,15 @@ def config(**changes: object) -> EvaluateConfig:
 def test_fewer_than_two_volumes_on_either_side_are_refused(data: dict[str, Ref], tmp_path: Path) -> None:
     one = make_samples(tmp_path / "one", data["global"], 1)
     with pytest.raises(ValueError, match=r"hold 1 volume.*sample\.num_volumes"):
-        check(one, data["store"], data["split"])
-    small = make_split(tmp_path / "split", data["store"], ["v0"], [])
+        check(one, data["snapshot"], data["split"])
+    small = make_split(tmp_path / "split", data["snapshot"], ["v0"], [])
     with pytest.raises(ValueError, match="names 1 real volume"):
-        check(data["samples"], data["store"], small)
-    other = make_split(tmp_path / "other", data["store"], ["v0", "gone"], ["v1"])
-    with pytest.raises(ValueError, match=r"does not have \(first: gone\)"):
-        evaluate(data["samples"], data["store"], other, config(), tmp_path / "out", silent)
+        check(data["samples"], data["snapshot"], small)
+    other = make_split(tmp_path / "other", data["snapshot"], ["v0", "gone"], ["v1"])
+    with pytest.raises(ValueError, match=r"does not list \(first: gone\)"):
+        evaluate(data["samples"], data["snapshot"], other, config(), tmp_path / "out", silent)
     with pytest.raises(ValueError, match="expected a reference of kind 'samples', got 'split'"):
-        check(data["split"], data["store"], data["split"])
+        check(data["split"], data["snapshot"], data["split"])
     assert not (tmp_path / "out").exists()
 
 
@@ -82,7 +82,7 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
     seen: list[tuple[int, int]] = []
     evaluate(
         data["samples"],
-        data["store"],
+        data["snapshot"],
         data["split"],
         config(),
         tmp_path,
@@ -90,7 +90,7 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
     )
     assert seen[-1] == (16, 16)  # features, then Hounsfield units, of 5 + 3 volumes
     network = random_medicalnet(0)
-    store, generated = VolumeStore.open(data["store"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
+    store, generated = VolumeStore.open(data["snapshot"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
 
     def by_hand(volumes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         hu = np.stack([volume.astype(np.float32) for volume in volumes])
@@ -136,7 +136,7 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
 
 def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, Ref], tmp_path: Path) -> None:
     """The store's volumes are blobs of 128 mm: not chests, so generated ones are not measured as chests."""
-    evaluate(data["samples"], data["store"], data["split"], config(), tmp_path, silent)
+    evaluate(data["samples"], data["snapshot"], data["split"], config(), tmp_path, silent)
     metrics = read_json(tmp_path / "metrics.json")
     reason = metrics["details"]["anatomy"]["left_out"]
     assert reason.startswith(
@@ -144,7 +144,7 @@ def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, R
     )
     assert not [name for name in metrics["figures"] if name.startswith("anatomy")]
     assert reason in html.unescape((tmp_path / "report.html").read_text())
-    store, generated = VolumeStore.open(data["store"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
+    store, generated = VolumeStore.open(data["snapshot"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
     training = {f"v{k}": np.clip(store.read_view(f"v{k}", 8, 16), -1000, 1000) for k in range(3)}
     for name, found in metrics["details"]["copies"]["nearest_training"].items():
         volume = np.clip(generated.read_level(name).hu.astype(np.float32), -1000, 1000)
@@ -157,8 +157,8 @@ def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, R
 
 
 def test_volumes_the_model_never_saw_are_not_called_its_training_volumes(data: dict[str, Ref], tmp_path: Path) -> None:
-    other = make_split(tmp_path / "split", data["store"], ["v2", "v3", "v4"], ["v0", "v1"])
-    evaluate(data["samples"], data["store"], other, config(), tmp_path / "out", silent)
+    other = make_split(tmp_path / "split", data["snapshot"], ["v2", "v3", "v4"], ["v0", "v1"])
+    evaluate(data["samples"], data["snapshot"], other, config(), tmp_path / "out", silent)
     metrics = read_json(tmp_path / "out" / "metrics.json")
     assert metrics["details"]["copies"]["nearest_training"] == {}
     assert not [name for name in metrics["figures"] if name.startswith("nearest")]
@@ -171,7 +171,7 @@ def test_volumes_the_model_never_saw_are_not_called_its_training_volumes(data: d
 def test_a_repeated_evaluation_computes_no_features_again(
     data: dict[str, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (data["samples"], data["store"], data["split"], config(num_shown=1), tmp_path, silent)
+    arguments = (data["samples"], data["snapshot"], data["split"], config(num_shown=1), tmp_path, silent)
     evaluate(*arguments)
     before = (tmp_path / "metrics.json").read_bytes()
     monkeypatch.setattr(features_module.MedicalNet, "forward", lambda *_: pytest.fail("computed again"))
@@ -235,10 +235,10 @@ def test_hu_statistics_have_their_closed_forms() -> None:
 
 def test_a_store_of_another_grid_is_refused(data: dict[str, Ref], tmp_path: Path) -> None:
     store = VolumeStore.create(tmp_path / "coarse", spacing_mm=4.0, num_levels=1)
-    volume = VolumeStore.open(data["store"].path).read_level("v0")
+    volume = VolumeStore.open(data["snapshot"].path).read_level("v0")
     for name in ("v0", "v1", "v2", "v3", "v4"):
         store.write(type(volume)(volume.hu, (4.0,) * 3, volume.origin_mm), volume_id=name, attributes={})
-    ref = Ref(kind="store", uri=str(store.path), digest=store.fingerprint())
+    ref = list_volumes(store, dict.fromkeys(store.volume_ids(), "p"))
     with pytest.raises(ValueError, match=r"has 4\.0 mm voxels, the checkpoint was trained at 8\.0 mm"):
         evaluate(data["samples"], ref, data["split"], config(), tmp_path / "out", silent)
 

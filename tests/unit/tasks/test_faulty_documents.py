@@ -60,7 +60,7 @@ def silent(done: int, total: int) -> None:
 
 
 def context(refs: Refs) -> RunContext:
-    return RunContext(workdir=refs["store"].path.parent / "work")
+    return RunContext(workdir=refs["snapshot"].path.parent / "work")
 
 
 # where each document is read: its place by the artifact it is in, and the call that reads it
@@ -75,7 +75,7 @@ PLACES: dict[str, tuple[str, str, Callable[[Refs], Any]]] = {
         "checkpoint",
         Checkpoint.NAME,
         lambda refs: check_training(
-            refs["store"], refs["split"], refs["checkpoint"], local_config().model_copy(update={"start": "local"})
+            refs["snapshot"], refs["split"], refs["checkpoint"], local_config().model_copy(update={"start": "local"})
         ),
     ),
     "gates": (
@@ -87,7 +87,7 @@ PLACES: dict[str, tuple[str, str, Callable[[Refs], Any]]] = {
     "export": (
         "checkpoint",
         Checkpoint.NAME,
-        lambda refs: export_checkpoint(refs["checkpoint"], refs["store"].path.parent / "x.pt", silent),
+        lambda refs: export_checkpoint(refs["checkpoint"], refs["snapshot"].path.parent / "x.pt", silent),
     ),
     "average": (
         "checkpoint",
@@ -97,24 +97,28 @@ PLACES: dict[str, tuple[str, str, Callable[[Refs], Any]]] = {
     "training": (
         "split",
         Split.NAME,
-        lambda refs: check_training(refs["store"], refs["split"], None, local_config()),
+        lambda refs: check_training(refs["snapshot"], refs["split"], None, local_config()),
     ),
     "evaluation of a split": (
         "split",
         Split.NAME,
-        lambda refs: check_evaluation(refs["samples"], refs["store"], refs["split"]),
+        lambda refs: check_evaluation(refs["samples"], refs["snapshot"], refs["split"]),
     ),
-    "facts": ("split", Split.NAME, lambda refs: store_facts(refs["store"], refs["split"])),
+    "facts": ("split", Split.NAME, lambda refs: store_facts(refs["snapshot"], refs["split"])),
     "figures of a split": ("split", Split.NAME, lambda refs: SPLIT.points(refs["split"].path)),
     "evaluation of samples": (
         "samples",
         Samples.NAME,
-        lambda refs: check_evaluation(refs["samples"], refs["store"], refs["split"]),
+        lambda refs: check_evaluation(refs["samples"], refs["snapshot"], refs["split"]),
     ),
     "figures of samples": ("samples", Samples.NAME, lambda refs: SAMPLE.points(refs["samples"].path)),
     "figures of a report": ("report", Report.NAME, lambda refs: EVALUATE.points(refs["report"].path)),
     "figures of an ingest": ("verdicts", IngestReport.NAME, lambda refs: INGEST.points(refs["verdicts"].path)),
-    "exclusions": ("store", "exclusions/source.json", lambda refs: VolumeStore.open(refs["store"].path).exclusions()),
+    "exclusions": (
+        "snapshot",
+        "exclusions/source.json",
+        lambda refs: VolumeStore.open(refs["snapshot"].path).exclusions(),
+    ),
 }
 
 
@@ -130,7 +134,7 @@ def refs(tmp_path_factory: pytest.TempPathFactory) -> Refs:
     EXAMPLES["ingest report"].save(root / "verdicts")
     others = {name: Ref(kind="report", uri=str(root / name), digest="sha256:0") for name in ("report", "verdicts")}
     samples = make_samples(root / "samples", checkpoint, 2)
-    return {"store": store, "split": divided, "checkpoint": checkpoint, "samples": samples, **others}
+    return {"snapshot": store, "split": divided, "checkpoint": checkpoint, "samples": samples, **others}
 
 
 @contextmanager
@@ -246,8 +250,8 @@ def test_a_faulty_split_is_made_again_and_a_faulty_run_record_is_none(tmp_path: 
 
 def test_the_chain_of_a_report_says_where_a_record_is_faulty(refs: Refs) -> None:
     with faulty(refs["checkpoint"].path / Provenance.NAME, "object"):
-        nodes = trace(refs["samples"], refs["split"], refs["store"])
-    assert [node.ref.kind for node in nodes] == ["samples", "checkpoint", "split", "store"]
+        nodes = trace(refs["samples"], refs["split"], refs["snapshot"])
+    assert [node.ref.kind for node in nodes] == ["samples", "checkpoint", "split", "snapshot"]
     assert nodes[1].note == "Its record cannot be read (DamagedArtifactError)."
     assert committed_ref(refs["checkpoint"].path) == refs["checkpoint"]
 

@@ -11,13 +11,15 @@ from storage.documents.provenance import Provenance
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.run_record import RunDocument, StageRecord
 from storage.documents.samples import SamplerSettings, Samples
+from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.documents.split import Split
 from storage.documents.training_state import BestValidation, TrainingPosition, TrainingState
 from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts
+from storage.documents.volume import Grid, ScanFacts, StoredArray, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, VersionError
 from storage.refs import Ref
 
-REF = Ref(kind="store", uri="/data/store", digest="sha256:" + "0" * 64)
+REF = Ref(kind="snapshot", uri="/data/store", digest="sha256:" + "0" * 64)
 _INTENSITY = Intensity(lower_hu=-1000.0, upper_hu=1000.0, model_lower=-1.0, model_upper=1.0, mapping="window")
 _VIEW = View(size=64, edge=256, centre=(120, 128, 128))
 _SAMPLER = SamplerSettings(
@@ -43,7 +45,7 @@ EXAMPLES: dict[str, Document] = {
         digest="sha256:" + "1" * 64,
         stage="split",
         recipe=2,
-        inputs={"store": REF},
+        inputs={"snapshot": REF},
         config={"seed": 42},
         files={"split.json": "2" * 64},
         created="2026-01-01T00:00:00+00:00",
@@ -141,6 +143,28 @@ EXAMPLES: dict[str, Document] = {
         metrics=None,
         error=None,
     ),
+    "store root": StoreRoot(spacing_mm=1.0, num_levels=3, interpolation="cubic"),
+    "volume": VolumeRecord(
+        volume_id="v",
+        folder="v-01234567",
+        shape=(40, 64, 64),
+        spacing_mm=(1.0, 1.0, 1.0),
+        origin_mm=(-31.5, -31.5, 0.0),
+        arrays={"0": StoredArray(shape=(40, 64, 64), sha256="a")},
+        files={"0/zarr.json": StoredFile(size=9, sha256="b")},
+        attributes={"KVP": 120.0},
+        scan=ScanFacts(scan="1.2.3", files_digest="c", recipe=2, num_slices=40, spacing_mm=(0.7, 0.7, 1.25)),
+    ),
+    "snapshot": Snapshot(
+        grid=Grid(spacing_mm=1.0, num_levels=3, interpolation="cubic"),
+        volumes={
+            "v": SnapshotVolume(patient_key="p", patient_known=True, shape=(40, 64, 64), labels={"nodule": "yes"})
+        },
+    ),
+    "history": HistoryEntry(
+        snapshot=REF.digest, change="ingest: 1 new", created="2026-01-01T00:00:00+00:00", num_volumes=1, num_patients=1
+    ),
+    "roles": Roles(roles={"p": "train"}),
 }
 
 
@@ -148,7 +172,21 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in REQUIRED}
 
 
-REQUIRED = {"digest", "family", "files", "snapshots", "roles", "seeds", "figures", "store", "recipe", "stages"}
+REQUIRED = {
+    "volumes",
+    "spacing_mm",
+    "snapshot",
+    "digest",
+    "family",
+    "files",
+    "snapshots",
+    "roles",
+    "seeds",
+    "figures",
+    "store",
+    "recipe",
+    "stages",
+}
 
 Fault = tuple[Callable[[bytes], bytes | None], type[StorageError]]
 
