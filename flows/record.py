@@ -54,7 +54,7 @@ class RunRecord:
         report = outcomes.get("evaluate")
         stopped = error is not None and not isinstance(error, Exception)  # TerminationSignal, KeyboardInterrupt
         what = f"cancelled ({type(error).__name__})" if stopped else f"{type(error).__name__}: {error}"
-        message = None if error is None else what
+        message = None if error is None else what.encode(errors="backslashreplace").decode()  # names that are not UTF-8
         record = RunDocument(
             config_digest=tags["prdit.config_digest"],
             prefect_flow_run_id=os.environ.get("PREFECT__FLOW_RUN_ID"),

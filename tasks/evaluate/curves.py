@@ -23,14 +23,17 @@ Points = tuple[NDArray[np.float64], NDArray[np.float64]]
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; empty where there is none.
 
-    Raises: DamagedArtifactError: a line is not JSON.
+    Raises: DamagedArtifactError: a line is not JSON, or not an object with a step.
     """
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as error:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
         raise DamagedArtifactError(f"{path} has a line that is not JSON ({error}). Train the stage again.") from error
+    if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+        raise DamagedArtifactError(f"{path} has a line that is no object with a step. Train the stage again.")
+    return rows
 
 
 def series(rows: Sequence[dict[str, Any]], name: str) -> Points:

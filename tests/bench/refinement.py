@@ -25,7 +25,8 @@ from prdit_models.diffusion.sampling import sample as draw
 from prdit_models.metrics.fid import frechet_distance
 from prdit_models.networks.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from storage.artifacts import committed_ref, input_ref
-from storage.files import read_json
+from storage.documents.provenance import Provenance
+from storage.documents.split import Split
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
 from tasks.evaluate.features import load_extractor
@@ -82,7 +83,7 @@ def compare(store: VolumeStore, path: Path, num_volumes: int) -> dict[str, objec
     )
     network = load_extractor(EvaluateConfig()).network
     return {
-        "low_frequency_weight": read_json(path / "provenance.json")["config"]["settings"]["low_frequency_weight"],
+        "low_frequency_weight": Provenance.load(path).config["settings"]["low_frequency_weight"],
         "step": info.step,
         "fid": round(frechet_distance(features(network, scans), features(network, drawn)), 1),
         "mean_hu_minus_real": round(half_range_hu * float(drawn.mean() - scans.mean()), 1),
@@ -96,7 +97,7 @@ def pictures(store: VolumeStore, path: Path) -> None:
     model, info, process = open_refiner(path)
     ref = committed_ref(path)
     assert ref is not None
-    held_out = read_json(input_ref(ref, "split").path / "split.json")["roles"]["val"][0]
+    held_out = Split.load(input_ref(ref, "split").path).role("val")[0]
     x0 = scan(store, held_out, info)
     eps = process.noise(tuple(x0.shape), torch.Generator().manual_seed(0))
     time = torch.tensor([SHOWN_T])

@@ -25,14 +25,15 @@ from scipy.ndimage import gaussian_filter
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.metrics.fid import frechet_distance
 from storage.checkpoints import load_tensors, save_tensors
+from storage.documents.samples import Samples
+from storage.documents.split import Split
 from storage.errors import StorageError
-from storage.files import read_json, sha256_json
+from storage.files import sha256_json
 from storage.volume_store import VolumeStore
 from tasks.model.view import ViewConfig, read_as_seen
 from tasks.sample.run import STORE_NAME
 from tests.bench.chest_resnet import WEIGHTS_SHA256, Size, load_network, network_input
 
-SAMPLES_FILE = "samples.json"
 MIN_HALVED = 4
 BLUR_SIGMAS = (1, 2)  # voxels of the view
 
@@ -71,9 +72,9 @@ class Protocol:
 
 def protocol_of(samples: Path) -> Protocol:
     """How the model of a sample artifact saw its training volumes."""
-    record = read_json(samples / SAMPLES_FILE)
-    view = ViewConfig.model_validate(record["view"])
-    return Protocol(view, HounsfieldWindow(**record["intensity"]), float(record["spacing_mm"]))
+    record = Samples.load(samples)
+    view = ViewConfig.model_validate(record.view.model_dump())
+    return Protocol(view, HounsfieldWindow(**record.intensity.model_dump()), record.spacing_mm)
 
 
 def common_protocol(generated: Sequence[Path], view: ViewConfig | None) -> Protocol:
@@ -84,7 +85,7 @@ def common_protocol(generated: Sequence[Path], view: ViewConfig | None) -> Proto
         view: asked for by the user; needed where none of them is a sample artifact.
     Raises: ValueError: they differ, or nothing says what to see.
     """
-    found = {path: protocol_of(path) for path in generated if (path / SAMPLES_FILE).is_file()}
+    found = {path: protocol_of(path) for path in generated if (path / Samples.NAME).is_file()}
     if not found:
         if view is None:
             raise ValueError("None of GENERATED is a sample artifact (samples.json), so give the view: --view-size 32.")
@@ -108,7 +109,7 @@ def samples(path: Path, protocol: Protocol) -> list[Seen]:
     def reader(name: str) -> Callable[[], Hu]:
         return lambda: window.to_hu(window.to_model(store.read_level(name).hu))
 
-    ids: list[str] = read_json(path / SAMPLES_FILE)["volume_ids"]
+    ids = Samples.load(path).volume_ids
     # ids of samples are their indices, the same in every artifact: only the digest of the voxels distinguishes them
     return [Seen(_key(_content(store, name), protocol, "sample"), reader(name)) for name in ids]
 
@@ -139,7 +140,7 @@ def scans(path: Path, protocol: Protocol, ids: Sequence[str] | None = None) -> l
 
 def side(path: Path, protocol: Protocol) -> list[Seen]:
     """Volumes of one GENERATED argument."""
-    return samples(path, protocol) if (path / SAMPLES_FILE).is_file() else scans(path, protocol)
+    return samples(path, protocol) if (path / Samples.NAME).is_file() else scans(path, protocol)
 
 
 def _content(store: VolumeStore, name: str) -> str:
@@ -267,7 +268,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.view_size is not None:
         view = ViewConfig(size=arguments.view_size, edge=arguments.edge)
     protocol = common_protocol(arguments.generated, view)
-    ids = read_json(arguments.split / "split.json")["roles"][arguments.role] if arguments.role else None
+    ids = Split.load(arguments.split).roles[arguments.role] if arguments.role else None
     real = scans(arguments.real, protocol, ids)[: arguments.limit]
     sides = {str(path): side(path, protocol)[: arguments.limit] for path in arguments.generated}
     folder = arguments.cache / WEIGHTS_SHA256[:16] / "x".join(map(str, arguments.size))

@@ -11,9 +11,11 @@ import pytest
 from prdit_models.metrics.medicalnet import random_medicalnet
 from storage.artifacts import Ref
 from storage.documents.verdicts import Entry, SourceVerdicts
+from storage.errors import DamagedArtifactError
 from storage.files import read_json
 from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
+from tasks.evaluate.curves import read_metrics
 from tasks.evaluate.report import loss_table, number, title
 from tasks.evaluate.run import evaluate
 from tests.factories import make_split, make_store
@@ -183,3 +185,15 @@ def test_numbers_carry_four_digits(value: float | None, shown: str) -> None:
 )
 def test_distances_say_their_side_and_random_features(name: str, shown: str) -> None:
     assert title(name) == shown
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", '{"loss": 1.0}', '{"step": "x"}', '{"step"'])
+def test_a_line_of_metrics_of_another_shape_is_damage(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "val/loss": 0.5}\n\n')
+    assert read_metrics(path) == [{"step": 1, "val/loss": 0.5}]
+    path.write_text('{"step": 1, "val/loss": 0.5}\n' + line + "\n")
+    with pytest.raises(DamagedArtifactError) as raised:
+        read_metrics(path)
+    assert str(path) in str(raised.value)
+    assert str(raised.value).isprintable()
