@@ -5,8 +5,9 @@ import hmac
 import secrets
 from pathlib import Path
 
+from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import SourceError, StoreFormatError
-from storage.files import json_text, put_if_absent, read_json
+from storage.files import put_if_absent
 
 
 def load_patient_key(key_file: Path) -> bytes:
@@ -34,11 +35,13 @@ def key_id(key: bytes) -> str:
 def check_patient_key(store_path: Path, key: bytes, key_file: Path) -> None:
     """Bind a store to one key: with another, known patients would look new and change roles.
 
-    Raises: StoreFormatError: the store was filled with another key.
+    Raises:
+        StoreFormatError: the store was filled with another key.
+        StorageError: the store's record of its key cannot be read.
     """
-    record, given = store_path / "patient-key-id.json", key_id(key)
-    put_if_absent(record, json_text({"key_id": given}).encode())
-    recorded = read_json(record)["key_id"]
+    record, given = store_path / PatientKeyId.NAME, key_id(key)
+    PatientKeyId(key_id=given).put(record)
+    recorded = PatientKeyId.read(record).key_id
     if recorded != given:
         raise StoreFormatError(
             f"The store {store_path} was filled with patient key {recorded}, {key_file} holds {given}: patients would get "

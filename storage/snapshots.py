@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storage.artifacts import Ref
 from storage.documents.snapshot import HistoryEntry, Snapshot, SnapshotVolume
-from storage.errors import DamagedArtifactError, InputError, MissingArtifactError
+from storage.errors import DamagedArtifactError, InputError, MissingArtifactError, StorageError
 from storage.numbered import Numbered
 from storage.volume_store import VolumeStore
 
@@ -96,6 +96,36 @@ def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
         return Listing()
     snapshot = load_snapshot(_ref(store.path, entry.snapshot))
     return Listing(dict(snapshot.volumes), frozenset(entry.withdrawn), dict(entry.given_by))
+
+
+def set_aside_damaged(store: VolumeStore) -> list[str]:
+    """Rename snapshots and entries of the history that cannot be read, so that the newest good one counts again.
+
+    What was withdrawn stays withdrawn as far as any entry can be read.
+    Returns: names of the files.
+    """
+    steps, aside = history(store.path), []
+    newest_readable: HistoryEntry | None = None
+    for file in sorted((store.path / FOLDER).glob("*.json")):
+        try:
+            load_snapshot(_ref(store.path, f"sha256:{file.stem}"))
+        except StorageError:
+            aside.append(file)
+    for number in steps.numbers():
+        try:
+            newest_readable = steps.read(number)
+        except StorageError:
+            aside.append(steps.path(number))
+            continue
+        file = _file(store.path, newest_readable.snapshot)
+        if file in aside or not file.is_file():
+            aside.append(steps.path(number))
+    for file in aside:
+        file.rename(file.with_suffix(".damaged"))
+    if newest_readable is not None:
+        withdrawn, given_by = frozenset(newest_readable.withdrawn), newest_readable.given_by
+        update(store, lambda old: replace(old, withdrawn=old.withdrawn | withdrawn, given_by=given_by), "repair")
+    return [file.relative_to(store.path).as_posix() for file in aside]
 
 
 def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str) -> Ref:

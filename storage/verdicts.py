@@ -40,6 +40,15 @@ REASONS: dict[str, Reason] = {
         "{where} has no voxel below -500 ({detail}), so its values are not HU (a mask, or an image with a window applied): "
         "nothing to do, or export it in HU.",
     ),
+    "shorter_copy": Reason("skipped", "{where} has {detail}: the longer copy of the scan stays; nothing to do."),
+    "other_copy": Reason(
+        "skipped",
+        "{where} differs from the copy of the same scan, ingested from another source, that is listed as volume {detail}; that one "
+        "stays. To have this one, withdraw the other (prdit remove).",
+    ),
+    "withdrawn": Reason(
+        "skipped", "{where} is volume {detail}, which was withdrawn: prdit remove --undo takes that back."
+    ),
     "duplicate_volume": Reason("skipped", "{where} has the pixels and geometry of volume {detail}; it is kept once."),
     # -- quarantined: broken
     "unreadable_file": Reason("quarantined", "{where} cannot be read ({detail}): check permissions and copy it again."),
@@ -86,6 +95,11 @@ REASONS: dict[str, Reason] = {
         "quarantined", "{where} has pixels of an unexpected kind ({detail}): export it as CT."
     ),
     "too_large": Reason("quarantined", "{where} would need {detail}: check its spacing and positions."),
+    "damaged_volume": Reason(
+        "quarantined",
+        "{where} is in the store already, but damaged there ({detail}): ingest again with --repair.",
+        transient=True,
+    ),
     "worker_died": Reason(
         "quarantined",
         "The process reading {where} died ({detail}), usually for lack of memory: ingest again with fewer workers.",

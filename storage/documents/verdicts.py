@@ -43,17 +43,28 @@ class Verdicts(Document):
         changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
         return self.model_copy(update=changes)
 
+    @property
+    def used(self) -> list[Entry]:
+        """Scans whose volume is listed: committed and unchanged, by scan."""
+        return sorted([*self.committed, *self.unchanged], key=lambda entry: str(entry.series_uid))
+
 
 class IngestReport(Verdicts):
-    """What one ingest did; `fingerprint` and `store` name the store as it was left."""
+    """What one ingest did; `snapshot` is the digest of what the store lists afterwards, `store` its path."""
 
     FORMAT: ClassVar[int] = 1
     NAME: ClassVar[str] = "ingest.json"
     WHAT: ClassVar[str] = "report of an ingest"
     REMEDY: ClassVar[str] = "Ingest the source again."
 
-    fingerprint: str
+    snapshot: str
     store: str
+
+    @classmethod
+    def of(cls, verdicts: Verdicts, *, snapshot: str, store: Path) -> Self:
+        """The report with some verdicts, on a store that lists a snapshot (its digest) afterwards."""
+        fields = {name: getattr(verdicts, name) for name in Verdicts.model_fields}
+        return cls(**fields, snapshot=snapshot, store=str(store.resolve()))
 
     def without_paths(self) -> Self:
         """As it may be stored and sent, see `Verdicts.without_paths`."""

@@ -75,6 +75,7 @@ class ScanFacts(BaseModel):
 
     Attributes:
         scan: SeriesInstanceUID, or another id of the scan.
+        format: it was read from.
         files_digest: hash of the hashes of its files.
         recipe: version of the arithmetic from source to stored HU.
         num_slices: of the scan.
@@ -88,6 +89,7 @@ class ScanFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scan: str
+    format: str = "dicom"
     files_digest: str
     recipe: int
     num_slices: int

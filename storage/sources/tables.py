@@ -50,6 +50,7 @@ class Assigned:
         patient_key, patient_known: as `storage.patient_key.patient_key` gives them.
         labels: value by name.
         patients_row, labels_row: the rows it is from.
+        patient_given: whether the patient is from patients.csv.
         contradicted: whether the row of patients.csv names another patient than the file, which is kept.
     """
 
@@ -58,6 +59,7 @@ class Assigned:
     labels: dict[str, str]
     patients_row: Row | None = None
     labels_row: Row | None = None
+    patient_given: bool = False
     contradicted: bool = False
 
 
@@ -95,7 +97,15 @@ class SourceTables:
         key = known or patient_key(self._key, "", scan_id)[0]
         labels_row = self.labels.find(scan_id, files, known)
         labels = labels_row.values if labels_row else {}
-        return Assigned(key, bool(known), labels, row, labels_row, bool(patient and named and patient != named))
+        return Assigned(
+            patient_key=key,
+            patient_known=bool(known),
+            labels=labels,
+            patients_row=row,
+            labels_row=labels_row,
+            patient_given=bool(named and not patient),
+            contradicted=bool(patient and named and patient != named),
+        )
 
     def notes(self, assigned: Iterable[tuple[str, Assigned]]) -> list[str]:
         """Sentences about rows that contradict a file or match no scan.

@@ -1,34 +1,31 @@
-"""Ingest: a folder of scans -> volume store, with a verdict for every scan and for every file that belongs to none."""
+"""Ingest: a folder of scans -> volume store and snapshot, with a verdict for every scan and for every file that belongs to none."""
 
-import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts, Verdicts
-from storage.errors import MissingArtifactError, SourceError, StorageError
-from storage.files import replacing, sha256_bytes
+from storage.documents.verdicts import IngestReport, SourceVerdicts
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError
+from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
+from storage.snapshots import Listing, listing, newest, set_aside_damaged
 from storage.sources.files import check_source
-from storage.sources.source import printable
-from storage.sources.tables import PATIENTS_CSV
-from storage.verdicts import REASONS, sentence
+from storage.verdicts import REASONS
+from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.scan import Scan, SourceScan, scan_source
-from tasks.ingest.series import RECIPE, SeriesJob, ingest_series
-from tasks.run.fanout import Lost, Pool
+from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
+from tasks.ingest.scan import SourceScan, scan_source
+from tasks.ingest.scans import StoreState, list_scans, read_scans
+from tasks.ingest.series import RECIPE
+from tasks.run.fanout import Pool
 
 __all__ = ["RECIPE", "ingest", "ingest_scan", "last_report", "open_scan"]
 
-LUNG_CUT_WARNING = 0.01
-LISTED_FILES = 1000  # excluded single files in a report, per reason
 _MEMORY_MB = 1300
-_LISTS = ("committed", "unchanged", "skipped", "quarantined")
-_FOREIGN = {"unknown_format", "archive", "not_regular_file", "dicomdir", "not_ct"}
 Progress = Callable[[int, int], None]
 logger = logging.getLogger("prdit.ingest")
 
@@ -50,7 +47,9 @@ def open_scan(source: Path, store_path: Path, config: IngestConfig) -> Iterator[
         yield scan, pool
 
 
-def ingest(source: Path, store_path: Path, config: IngestConfig, *, progress: Progress | None = None) -> IngestReport:
+def ingest(
+    source: Path, store_path: Path, config: IngestConfig, *, progress: Progress | None = None, repair: bool = False
+) -> IngestReport:
     """Bring a store up to date with a folder of scans. The source is only read.
 
     Args:
@@ -58,54 +57,53 @@ def ingest(source: Path, store_path: Path, config: IngestConfig, *, progress: Pr
         store_path: the store, made when missing.
         config: grid and limits; processes or scheduler; patient key.
         progress: called with (done, total) scans.
+        repair: check every byte of the store first, and write again what is damaged or lost and the source still has.
     Returns: the report; where nothing is usable, `committed` and `unchanged` are empty and the caller decides.
     Raises:
         SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
-        StoreFormatError: the store has another grid, format or patient key.
+        StorageError: the store has another grid, format or patient key, or its lists are damaged and `repair` was not asked for.
         UnwritableError: the disk is full, say: nothing is quarantined for that.
     """
     with open_scan(source, store_path, config) as (scan, pool):
-        return ingest_scan(scan, store_path, config, pool, progress=progress)
+        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair)
 
 
 def ingest_scan(
-    scan: SourceScan, store_path: Path, config: IngestConfig, pool: Pool, *, progress: Progress | None = None
+    scan: SourceScan,
+    store_path: Path,
+    config: IngestConfig,
+    pool: Pool,
+    *,
+    progress: Progress | None = None,
+    repair: bool = False,
 ) -> IngestReport:
     """`ingest` for a source that is scanned already."""
-    store_path = Path(store_path)
-    store = VolumeStore.create(
-        store_path,
-        spacing_mm=config.spacing_mm,
-        num_levels=config.num_levels,
-        interpolation=config.interpolation,
-    )
-    key_file = _key_file(store_path, config)
-    check_patient_key(store_path, load_patient_key(key_file), key_file)
+    state = _open(Path(store_path), config, pool, repair=repair)
+    record_path = _record_path(scan.source, state.store.path)
+    before = _last_verdicts(record_path)
     mark = {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
-    record_path = _record_path(scan.source, store_path)
-    known = _unchanged_report(store, record_path, mark)
-    if known is not None:
+    if not repair and before and _still_holds(before, mark, state.now):
         if progress:
-            progress(len(known.unchanged), len(known.unchanged))
-        return known
-    entries, notes = _ingest_scans(scan, store, config, pool, progress)
-    excluded, counts = _excluded(scan, entries, record_path.with_suffix(".jsonl"))
-    if left_out := sum(counts.values()) - len(excluded):
+            progress(len(before.used), len(before.used))
+        return _as_unchanged(before, state.store)
+    read = read_scans(scan, state, config, pool, progress)
+    snapshot = list_scans(read, state, source=record_path.stem, before=before)
+    left_out, counts = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
+    notes = [*state.notes, *read.notes(), *scan.notes()]
+    if missing := sum(counts.values()) - len(left_out):
         notes.append(
-            f"{left_out} of {sum(counts.values())} exclusions are not listed here, but in {record_path.stem}.jsonl in the folder "
+            f"{missing} of {sum(counts.values())} exclusions are not listed here, but in {record_path.stem}.jsonl in the folder "
             "of the store's ingests, beside the store."
         )
-    used = [entry for entry in entries if "reason" not in entry]
-    lists: dict[str, Any] = {name: _entries([*used, *excluded], name) for name in _LISTS}
-    lists |= {"num_excluded": dict(sorted(counts.items())), "notes": notes}
-    report = IngestReport(fingerprint=store.fingerprint(), store=str(store_path.resolve()), **lists)
-    verdicts = SourceVerdicts(**mark, **lists)
+    used = [entry for entry in read.entries if "reason" not in entry]
+    lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name) for name in LISTS}
+    verdicts = SourceVerdicts(**mark, **lists, num_excluded=dict(sorted(counts.items())), notes=notes)
     verdicts.write(record_path)
-    verdicts.without_paths().write(store_path / "exclusions" / record_path.name)
+    verdicts.without_paths().write(state.store.path / "exclusions" / record_path.name)
     for note in notes:
         logger.warning("%s", note)
-    _refuse_without_ct(scan, counts)
-    return report
+    refuse_without_ct(scan, counts)
+    return IngestReport.of(verdicts, snapshot=snapshot.digest, store=state.store.path)
 
 
 def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestReport:
@@ -118,164 +116,72 @@ def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestRep
     """
     store = VolumeStore.open(store_path)
     record = SourceVerdicts.read(_record_path(source, store_path))
-    lists = _lists(record)
     if unchanged:
-        lists |= {"committed": [], "unchanged": [*lists["committed"], *lists["unchanged"]]}
-    said = {"notes": record.notes, "num_excluded": record.num_excluded}
-    return IngestReport(fingerprint=store.fingerprint(), store=str(store.path.resolve()), **lists, **said)
+        return _as_unchanged(record, store)
+    return IngestReport.of(record, snapshot=newest(store).digest, store=store.path)
 
 
-def _lists(verdicts: Verdicts) -> dict[str, list[Entry]]:
-    return {name: getattr(verdicts, name) for name in _LISTS}
-
-
-def _record_path(source: Path, store_path: Path) -> Path:
-    """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
-    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    return store_path.with_name(store_path.name + ".ingests") / name
-
-
-def _unchanged_report(store: VolumeStore, record_path: Path, mark: dict[str, Any]) -> IngestReport | None:
-    """The last report of a source with the same bytes, configuration and recipe, as "unchanged"; None when it is outdated."""
+def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:
+    """Open or make the store, remove what killed processes left, and read its records."""
+    notes = []
     try:
-        record = SourceVerdicts.read(record_path)
+        store = VolumeStore.create(path, **config.grid.model_dump())
+    except (MissingArtifactError, DamagedArtifactError):
+        if not repair:
+            raise
+        store = VolumeStore.restore_root(path, config.grid)
+        notes.append("The store's root was lost or damaged, and is written again.")
+    key_file = _key_file(path, config)
+    check_patient_key(path, load_patient_key(key_file), key_file)
+    if left := store.clean():
+        logger.info("removed %d temporary files and folders that ended processes left in %s", len(left), path)
+    broken: set[str] = set()
+    if repair:
+        if aside := set_aside_damaged(store):
+            notes.append(f"Damaged lists of the store were set aside (renamed): {', '.join(aside)}.")
+        checks = pool.map(partial(check_volume, store), store.volume_ids())
+        broken = {volume_id for volume_id, found in checks if found is not None}
+    now, records = listing(store), {}
+    for volume_id in store.volume_ids():
+        try:
+            records[volume_id] = store.commit_record(volume_id)
+        except StorageError as error:
+            notes += [] if repair else [str(error)]
+    lost = now.volumes.keys() - set(store.volume_ids())
+    return StoreState(store, now, records, frozenset(broken | lost if repair else ()), notes)
+
+
+def _still_holds(record: SourceVerdicts, mark: dict[str, Any], now: Listing) -> bool:
+    """Whether a source has the same bytes, configuration and recipe as at its last ingest, and all its volumes are listed."""
+    if any(getattr(record, name) != value for name, value in mark.items()) or not record.used:
+        return False
+    if any(entry.volume_id not in now.volumes for entry in record.used):
+        return False
+    return not any(entry.reason not in REASONS or REASONS[entry.reason].transient for entry in record.quarantined)
+
+
+def _as_unchanged(record: SourceVerdicts, store: VolumeStore) -> IngestReport:
+    """The last report of a source, what it committed as unchanged."""
+    unchanged = [entry.model_copy(update={"seconds": None}) for entry in record.used]
+    verdicts = record.model_copy(update={"committed": [], "unchanged": unchanged})
+    return IngestReport.of(verdicts, snapshot=newest(store).digest, store=store.path)
+
+
+def _last_verdicts(path: Path) -> SourceVerdicts | None:
+    try:
+        return SourceVerdicts.read(path)
     except MissingArtifactError:
         return None
     except StorageError as error:
         logger.warning("%s The source is ingested again.", error)
         return None
-    if any(getattr(record, name) != value for name, value in mark.items()):
-        return None
-    volumes = record.committed + record.unchanged
-    ids = set(store.volume_ids())
-    if not volumes or any(entry.volume_id not in ids for entry in volumes):
-        return None
-    if any(entry.reason not in REASONS or REASONS[entry.reason].transient for entry in record.quarantined):
-        return None
-    unchanged = sorted(volumes, key=lambda entry: str(entry.series_uid))
-    return IngestReport(
-        fingerprint=store.fingerprint(),
-        store=str(store.path.resolve()),
-        unchanged=[entry.model_copy(update={"seconds": None}) for entry in unchanged],
-        skipped=record.skipped,
-        quarantined=record.quarantined,
-        num_excluded=record.num_excluded,
-        notes=record.notes,
-    )
 
 
 def _key_file(store_path: Path, config: IngestConfig) -> Path:
     return Path(config.patient_key_file or f"{store_path}.patient-key")
 
 
-def _ingest_scans(
-    scan: SourceScan, store: VolumeStore, config: IngestConfig, pool: Pool, progress: Progress | None
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Ingest the scans that are not in the store yet; (entries with their verdict, notes)."""
-    records = [store.commit_record(volume_id) for volume_id in store.volume_ids()]
-    have = {r["source"].get("series_digest"): r for r in records if r["source"].get("recipe") == RECIPE}
-    entries: list[dict[str, Any]] = []
-    unknown = 0
-
-    def jobs() -> Iterator[SeriesJob]:
-        nonlocal unknown
-        for one in scan.scans():
-            unknown += not one.patient_known
-            if one.digest in have:
-                entries.append(_unchanged_entry(have[one.digest], one))
-            else:
-                yield SeriesJob(str(scan.source), str(store.path), one, config)
-
-    # A scheduler is given where this machine should not do the work.
-    for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):
-        if isinstance(result, Lost):
-            result = _lost_entry(job.scan, result)
-        entries.append(result)
-        _remove_superseded(store, records, result)
-        if progress:
-            progress(len(entries), scan.num_scans)
-    if progress:
-        progress(len(entries), scan.num_scans)
-    return entries, [*_notes(entries, unknown), *scan.notes()]
-
-
-def _unchanged_entry(record: dict[str, Any], scan: Scan) -> dict[str, Any]:
-    source = record["source"]
-    entry = {"series_uid": scan.scan_id, "volume_id": record["volume_id"], "num_slices": source["num_slices"]}
-    return {**entry, "verdict": "unchanged", "cut": source["cut"], "notes": source["notes"]}
-
-
-def _lost_entry(scan: Scan, lost: Lost) -> dict[str, Any]:
-    """Raises: UserError: what the worker met concerns the whole ingest, as a full disk does."""
-    if lost.error is not None:
-        raise lost.error
-    entry = {"series_uid": scan.scan_id, "num_slices": len(scan.files), "reason": lost.reason}
-    return {**entry, "verdict": "quarantined", "message": sentence(lost.reason, f"scan {scan.scan_id}", lost.detail)}
-
-
-def _remove_superseded(store: VolumeStore, records: list[dict[str, Any]], entry: dict[str, Any]) -> None:
-    """A series that came again with other content replaces its old volume; one scan must not count twice."""
-    if entry["verdict"] != "committed":
-        return
-    for record in records:
-        same = record["source"].get("series_uid") == entry["series_uid"]
-        if same and record["volume_id"] != entry["volume_id"]:
-            store.remove(record["volume_id"])
-
-
-def _notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
-    notes = []
-    if unknown:
-        notes.append(
-            f"{unknown} scan(s) carry no PatientID and are not in {PATIENTS_CSV}: each counts as a patient of its own, so "
-            "scans of one person may land in different roles."
-        )
-    for entry in sorted(entries, key=lambda entry: str(entry["series_uid"])):
-        notes += [f"Scan {entry['series_uid']}: {note}." for note in entry.pop("notes", [])]
-        if entry.get("cut") and entry["cut"]["lung"] > LUNG_CUT_WARNING:
-            notes.append(
-                f"Scan {entry['series_uid']}: the default view (256 voxels wide) cuts {entry['cut']['lung']:.1%} of the "
-                f"lung and {entry['cut']['body']:.1%} of the body."
-            )
-    return notes
-
-
-def _excluded(
-    scan: SourceScan, entries: Sequence[dict[str, Any]], path: Path
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Write every exclusion as a line of JSON; (those for the report: all scans, the first files of each reason; counts)."""
-    listed: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    files: Counter[str] = Counter()
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        for entry in _exclusions(scan, entries):
-            reason = entry["reason"]
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            counts[reason] += 1
-            single = entry.get("num_slices") is None
-            files[reason] += single
-            if not single or files[reason] <= LISTED_FILES:
-                listed.append(entry)
-    return listed, counts
-
-
-def _exclusions(scan: SourceScan, entries: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    yield from (entry for entry in entries if "reason" in entry)
-    for one in scan.exclusions():
-        entry = {"verdict": REASONS[one.reason].verdict, "reason": one.reason, "message": one.message}
-        yield entry | {"series_uid": one.scan_id, "path": one.path, "num_slices": one.num_files}
-
-
-def _entries(entries: Sequence[dict[str, Any]], verdict: str) -> list[Entry]:
-    chosen = [{k: v for k, v in e.items() if k != "verdict"} for e in entries if e["verdict"] == verdict]
-    chosen.sort(key=lambda e: (str(e.get("series_uid") or ""), str(e.get("path") or "")))
-    return [Entry(**entry) for entry in chosen]
-
-
-def _refuse_without_ct(scan: SourceScan, counts: Counter[str]) -> None:
-    """Raise when no item of the source is CT: most likely the wrong folder was given."""
-    if scan.num_scans or set(counts) - _FOREIGN:
-        return
-    found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
-    advice = " Unpack the archives first." if "archive" in counts else " Give a folder with CT as DICOM or NIfTI."
-    raise SourceError(f"No CT in {printable(str(scan.source))}: {found}.{advice}")
+def _record_path(source: Path, store_path: Path) -> Path:
+    """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
+    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
+    return store_path.with_name(store_path.name + ".ingests") / name

@@ -43,6 +43,7 @@ class Scan:
         files: relative paths, sorted.
         digest: hash of its files' contents.
         patient_key, patient_known: as `storage.patient_key.patient_key` gives them; patients.csv is taken into account.
+        patient_given: whether the patient is from patients.csv.
         labels: of labels.csv, value by name.
     """
 
@@ -52,6 +53,7 @@ class Scan:
     digest: str
     patient_key: str
     patient_known: bool
+    patient_given: bool
     labels: dict[str, str]
 
 
@@ -84,6 +86,7 @@ class SourceScan:
                 found.digest,
                 told.patient_key,
                 told.patient_known,
+                told.patient_given,
                 told.labels,
             )
 

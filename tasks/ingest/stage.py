@@ -6,12 +6,13 @@ from typing import Any
 from storage.artifacts import Ref
 from storage.documents.verdicts import IngestReport, opaque_place
 from storage.errors import SourceError, StorageError
+from storage.snapshots import load_snapshot, newest
 from storage.verdicts import REASONS
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import RECIPE, ingest_scan, open_scan
 from tasks.run.progress import Advance
-from tasks.run.recording import record_store
+from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
 
@@ -34,24 +35,34 @@ def ingest_stage(
     config: IngestConfig,
     context: RunContext,
     progress: Advance,
+    *,
+    repair: bool = False,
 ) -> StageOutcome:
-    """Bring a store up to date with a source; the outcome's reference is the store at its fingerprint.
+    """Bring a store up to date with a source; the outcome's reference is the snapshot of what the store lists then.
+
+    Args:
+        source, store: folders.
+        config: grid and limits.
+        context: where the run works and reports.
+        progress: called with (scans done, total).
+        repair: check the store first and write again what is damaged; a cached outcome is not taken.
 
     Raises: SourceError: no usable CT in the source, and none in the store.
     """
 
     def still_valid(directory: Path) -> bool:
-        """The verdicts are valid while this store still has the fingerprint that resulted from them."""
+        """The verdicts are valid while this store still lists what resulted from them."""
         report = IngestReport.load(directory)
         try:
-            return report.store == opaque_place(store) and store_ref(store, config).digest == report.fingerprint
+            now = newest(VolumeStore.open(store, config.grid)).digest
         except StorageError:
             return False
+        return not repair and report.store == opaque_place(store) and now == report.snapshot
 
     with open_scan(source, store, config) as (scan, pool):
 
         def body(run: StageRun) -> None:
-            report = ingest_scan(scan, store, config, pool, progress=progress)
+            report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)
             report.without_paths().save(run.directory)
 
         outcome = run_stage(
@@ -62,25 +73,12 @@ def ingest_stage(
             body=body,
             still_valid=still_valid,
         )
-    ref = store_ref(store, config)
-    record_store(context, outcome.mlflow_run_id, ref, "ingest")
-    if not VolumeStore.open(store).volume_ids():
-        report = IngestReport.load(outcome.ref.path)
+    report = IngestReport.load(outcome.ref.path)
+    ref = Ref(kind="snapshot", uri=str(store.resolve()), digest=report.snapshot)
+    record_snapshot(context, outcome.mlflow_run_id, ref, "ingest")
+    if not load_snapshot(ref).volumes:
         found = ", ".join(f"{number} {reason}" for reason, number in report.num_excluded.items())
         raise SourceError(
             f"No usable CT in {source}: {found}. Items with their reasons are in {outcome.ref.path / IngestReport.NAME}."
         )
     return outcome.model_copy(update={"ref": ref})
-
-
-def store_ref(store: Path, config: IngestConfig) -> Ref:
-    """Reference of a store as it is now.
-
-    Raises:
-        StoreFormatError: the store has another grid than the configuration's.
-        StorageError: there is no readable store.
-    """
-    opened = VolumeStore.open(
-        store, spacing_mm=config.spacing_mm, num_levels=config.num_levels, interpolation=config.interpolation
-    )
-    return Ref(kind="store", uri=str(store.resolve()), digest=opened.fingerprint())

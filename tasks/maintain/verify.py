@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.verification import Finding, check_lists, check_volume, open_for_checking, unnamed_folders
-from storage.volume_store import VolumeStore
-from tasks.run.fanout import Lost, fan_out
+from tasks.run.fanout import Lost, Pool
 
 _MEMORY_MB = 600  # one volume of 512 × 512 × 600 voxels, decoded level by level
 
@@ -41,7 +40,3 @@ def verify_store(
         for folder in unnamed_folders(store)
     ]
     return found, notes
-
-
-def _check(store: VolumeStore, volume_id: str) -> Finding | None:
-    return check_volume(store, volume_id)

@@ -14,6 +14,8 @@ from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import PRDiT
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
+from storage.errors import InputError
+from storage.snapshots import load_snapshot
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_info, load_model
 from tasks.sample.config import SampleConfig
@@ -23,7 +25,16 @@ from tasks.train.config import TrainingConfig
 from tasks.train.labels import label_values, labels_of
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
-from tests.factories import global_config, local_config, make_data, make_split, make_store, refiner_config, train_spec
+from tests.factories import (
+    global_config,
+    list_volumes,
+    local_config,
+    make_data,
+    make_split,
+    make_store,
+    refiner_config,
+    train_spec,
+)
 
 VIEW_8 = {"size": 8, "edge": 16}
 CPU = torch.device("cpu")
@@ -134,26 +145,23 @@ def test_a_training_that_cannot_be_compiled_goes_on_without(
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
     """Five volumes: kernels B, L, B, none, and one that training never sees."""
     root = tmp_path_factory.mktemp("labelled")
-    plain = make_store(root / "plain", num_volumes=5)
-    source = VolumeStore.open(plain.path)
-    store = VolumeStore.create(root / "store", spacing_mm=8.0, num_levels=1, interpolation="linear")
-    for name, kernel in zip(source.volume_ids(), ("B", "L", "B", None, "Z"), strict=True):
-        attributes: dict[str, Any] = {"patient_key": name} | ({"ConvolutionKernel": kernel} if kernel else {})
-        store.write(source.read_level(name), volume_id=name, attributes=attributes)
-    ref = Ref(kind="store", uri=str(root / "store"), digest=store.fingerprint())
-    return ref, make_split(root / "split", ref, ["v0", "v1", "v2", "v3"], ["v4"])
+    store = VolumeStore.open(make_store(root / "store", num_volumes=5).path)
+    kernels = zip(store.volume_ids(), ("B", "L", "B", None, "Z"), strict=True)
+    labels = {name: {"kernel": kernel} for name, kernel in kernels if kernel}
+    snapshot = list_volumes(store, {name: name for name in store.volume_ids()}, labels)
+    return snapshot, make_split(root / "split", snapshot, ["v0", "v1", "v2", "v3"], ["v4"])
 
 
 def test_labels_are_places_of_the_training_values(labelled: tuple[Ref, Ref]) -> None:
-    store = VolumeStore.open(labelled[0].path)
+    snapshot = load_snapshot(labelled[0])
     names = ["v0", "v1", "v2", "v3"]
-    values = label_values(store, "ConvolutionKernel", names)
+    values = label_values(snapshot, "kernel", names)
     assert values == ("B", "L")
-    assert labels_of(store, "ConvolutionKernel", values, [*names, "v4"]) == [0, 1, 0, 2, 2]
-    with pytest.raises(ValueError, match=r"'Kernel' is not a column.*ConvolutionKernel"):
-        label_values(store, "Kernel", names)
-    with pytest.raises(ValueError, match="1 distinct values"):
-        label_values(store, "ConvolutionKernel", ["v0", "v2"])
+    assert labels_of(snapshot, "kernel", values, [*names, "v4"]) == [0, 1, 0, 2, 2]
+    with pytest.raises(InputError, match=r"'nodule' is not a column.*kernel"):
+        label_values(snapshot, "nodule", names)
+    with pytest.raises(InputError, match="1 distinct values"):
+        label_values(snapshot, "kernel", ["v0", "v2"])
 
 
 def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
@@ -161,7 +169,7 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
 ) -> None:
     spec = train_spec(local_config(), *labelled, tmp_path / "local")
     Training(assemble(spec), spec).run(lambda: False)
-    config = global_config(label_column="ConvolutionKernel", label_dropout=0.5, batch_size=4, steps=8)
+    config = global_config(label_column="kernel", label_dropout=0.5, batch_size=4, steps=8)
     spec = train_spec(config, *labelled, tmp_path / "global", start=_commit(spec))
     training = Training(assemble(spec), spec)
     seen: list[int] = []
@@ -174,7 +182,7 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
     training.network = network
     training.run(lambda: False)
     model, info = load_model(_commit(spec), "raw", CPU)
-    assert (info.label_column, info.label_values) == ("ConvolutionKernel", ("B", "L"))
+    assert (info.label_column, info.label_values) == ("kernel", ("B", "L"))
     assert info.label_index("L") == 1
     # each epoch shows labels 0, 1, 0 and one unlabelled volume; half of the others are dropped
     assert 8 < seen.count(2) < 30

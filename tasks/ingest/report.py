@@ -1,0 +1,80 @@
+"""The report of an ingest: entries of all scans, exclusions of files, sentences."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from storage.documents.verdicts import Entry
+from storage.errors import SourceError
+from storage.files import replacing
+from storage.sources.source import printable
+from storage.sources.tables import PATIENTS_CSV
+from storage.verdicts import REASONS
+from tasks.ingest.scan import SourceScan
+
+LISTS = ("committed", "unchanged", "skipped", "quarantined")
+LUNG_CUT_WARNING = 0.01
+LISTED_FILES = 1000  # excluded single files in a report, per reason
+_FOREIGN = {"unknown_format", "archive", "not_regular_file", "dicomdir", "not_ct"}
+
+
+def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
+    """Sentences about scans: those without a patient, what was assumed or replaced, lungs that the default view cuts."""
+    notes = []
+    if unknown:
+        notes.append(
+            f"{unknown} scan(s) carry no PatientID and are not in {PATIENTS_CSV}: each counts as a patient of its own, so "
+            "scans of one person may land in different roles."
+        )
+    for entry in sorted(entries, key=lambda entry: str(entry["series_uid"])):
+        notes += [f"Scan {entry['series_uid']}: {note}." for note in entry.pop("notes", [])]
+        if entry.get("cut") and entry["cut"]["lung"] > LUNG_CUT_WARNING:
+            notes.append(
+                f"Scan {entry['series_uid']}: the default view (256 voxels wide) cuts {entry['cut']['lung']:.1%} of the "
+                f"lung and {entry['cut']['body']:.1%} of the body."
+            )
+    return notes
+
+
+def excluded(
+    scan: SourceScan, entries: Sequence[dict[str, Any]], path: Path
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Write every exclusion as a line of JSON; (those for the report: all scans, the first files of each reason; counts)."""
+    listed: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        for entry in _exclusions(scan, entries):
+            reason = entry["reason"]
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            counts[reason] += 1
+            single = entry.get("num_slices") is None
+            files[reason] += single
+            if not single or files[reason] <= LISTED_FILES:
+                listed.append(entry)
+    return listed, counts
+
+
+def _exclusions(scan: SourceScan, entries: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    yield from (entry for entry in entries if "reason" in entry)
+    for one in scan.exclusions():
+        entry = {"verdict": REASONS[one.reason].verdict, "reason": one.reason, "message": one.message}
+        yield entry | {"series_uid": one.scan_id, "path": one.path, "num_slices": one.num_files}
+
+
+def listed_entries(entries: Sequence[dict[str, Any]], verdict: str) -> list[Entry]:
+    """The entries of one verdict, by scan and path."""
+    chosen = [{k: v for k, v in e.items() if k != "verdict"} for e in entries if e["verdict"] == verdict]
+    chosen.sort(key=lambda e: (str(e.get("series_uid") or ""), str(e.get("path") or "")))
+    return [Entry(**entry) for entry in chosen]
+
+
+def refuse_without_ct(scan: SourceScan, counts: Counter[str]) -> None:
+    """Raise when no item of the source is CT: most likely the wrong folder was given."""
+    if scan.num_scans or set(counts) - _FOREIGN:
+        return
+    found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
+    advice = " Unpack the archives first." if "archive" in counts else " Give a folder with CT as DICOM or NIfTI."
+    raise SourceError(f"No CT in {printable(str(scan.source))}: {found}.{advice}")

@@ -1,0 +1,181 @@
+"""The scans of a source -> committed volumes, and from them what the store lists."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.artifacts import Ref
+from storage.documents.verdicts import SourceVerdicts
+from storage.documents.volume import VolumeRecord
+from storage.snapshots import Listing, update
+from storage.verdicts import sentence
+from storage.volume_store import VolumeStore
+from tasks.ingest.config import IngestConfig
+from tasks.ingest.listing import Seen, listed_with
+from tasks.ingest.report import entry_notes
+from tasks.ingest.scan import Scan, SourceScan
+from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, used_entry
+from tasks.run.fanout import Lost, Pool
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """A store as an ingest finds it.
+
+    Attributes:
+        store: opened.
+        now: what it lists.
+        records: the commit records that can be read, by volume id.
+        broken: ids of volumes to write again.
+        notes: sentences for the report.
+    """
+
+    store: VolumeStore
+    now: Listing
+    records: dict[str, VolumeRecord]
+    broken: frozenset[str] = frozenset()
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ScansRead:
+    """What became of the scans of a source.
+
+    Attributes:
+        entries: one per scan, with its verdict.
+        seen: the scans that are committed volumes, by volume id.
+        num_unknown: scans without a PatientID.
+    """
+
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    num_unknown: int = 0
+
+    def add(self, scan: Scan, entry: dict[str, Any]) -> None:
+        """Take a scan's entry; of two scans with the pixels and geometry of one volume only the first counts."""
+        volume_id = entry.get("volume_id")
+        if volume_id in self.seen:
+            entry = _left_out(entry, "duplicate_volume", volume_id)
+        elif volume_id is not None:
+            self.seen[volume_id] = Seen(
+                scan.scan_id, volume_id, scan.patient_key, scan.patient_known, scan.patient_given, scan.labels
+            )
+        self.entries.append(entry)
+
+    def notes(self) -> list[str]:
+        """Sentences about the scans."""
+        return entry_notes(self.entries, self.num_unknown)
+
+
+def read_scans(
+    scan: SourceScan,
+    state: StoreState,
+    config: IngestConfig,
+    pool: Pool,
+    progress: Callable[[int, int], None] | None,
+) -> ScansRead:
+    """Commit the scans whose volumes are not in the store yet, or are broken there.
+
+    Raises: UserError: what a worker met concerns the whole ingest, as a full disk does.
+    """
+    records = [record for volume_id, record in state.records.items() if volume_id not in state.broken and record.scan]
+    have = {record.scan.files_digest: record for record in records if record.scan and record.scan.recipe == RECIPE}
+    longest = _longest(state)
+    read = ScansRead()
+
+    def jobs() -> Iterator[SeriesJob]:
+        for one in scan.scans():
+            read.num_unknown += not one.patient_known
+            if one.digest in have:
+                read.add(one, used_entry(have[one.digest], one.scan_id, "unchanged"))
+            else:
+                known = longest.get(one.scan_id, (0, ""))
+                yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
+
+    # A scheduler is given where this machine should not do the work.
+    for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):
+        read.add(job.scan, _lost_entry(job.scan, result) if isinstance(result, Lost) else result)
+        if progress:
+            progress(len(read.entries), scan.num_scans)
+    if progress:
+        progress(len(read.entries), scan.num_scans)
+    return read
+
+
+def list_scans(read: ScansRead, state: StoreState, *, source: str, before: SourceVerdicts | None) -> Ref:
+    """Take a snapshot of what the store lists with these scans; scans whose volume it does not list get the reason why.
+
+    Args:
+        read: the scans.
+        state: the store as the ingest found it.
+        source: opaque id of the source.
+        before: last verdicts on the source.
+    """
+    had = {str(entry.series_uid): str(entry.volume_id) for entry in before.used} if before else {}
+    records = _Records(state.store, state.records)
+    listed = state.now
+
+    def change(old: Listing) -> Listing:
+        nonlocal listed
+        listed = listed_with(old, list(read.seen.values()), records, source, had)
+        return listed
+
+    snapshot = update(state.store, change, "ingest")
+    by_scan = {record.scan.scan: volume_id for volume_id in listed.volumes if (record := records[volume_id]).scan}
+    for place, entry in enumerate(read.entries):
+        volume_id = entry.get("volume_id")
+        if volume_id is None or volume_id in listed.volumes:
+            continue
+        other = by_scan.get(entry["series_uid"])
+        if volume_id in listed.withdrawn or other is None:
+            read.entries[place] = _left_out(entry, "withdrawn", volume_id)
+        elif (slices := records[other].scan) and slices.num_slices > entry["num_slices"]:
+            detail = f"{entry['num_slices']} slices, volume {other} of it {slices.num_slices}"
+            read.entries[place] = _left_out(entry, "shorter_copy", detail)
+        else:
+            read.entries[place] = _left_out(entry, "other_copy", other)
+    return snapshot
+
+
+def _longest(state: StoreState) -> dict[str, tuple[int, str]]:
+    """(slices, volume id) of the longest known volume of each scan, by the scan's id."""
+    found: dict[str, tuple[int, str]] = {}
+    for volume_id in (*state.now.volumes, *state.now.withdrawn):
+        record = state.records.get(volume_id)
+        if record and record.scan:
+            known = found.get(record.scan.scan, (0, ""))
+            found[record.scan.scan] = max(known, (record.scan.num_slices, volume_id))
+    return found
+
+
+class _Records(Mapping[str, VolumeRecord]):
+    """Commit records by volume id: those read at the beginning, and those committed since."""
+
+    def __init__(self, store: VolumeStore, known: dict[str, VolumeRecord]) -> None:
+        self._store, self._known = store, known
+
+    def __getitem__(self, volume_id: str) -> VolumeRecord:
+        if volume_id not in self._known:
+            self._known[volume_id] = self._store.commit_record(volume_id)
+        return self._known[volume_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _left_out(entry: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:
+    """The entry of a scan that is committed, but not listed."""
+    kept: dict[str, Any] = {key: entry[key] for key in ("series_uid", "num_slices") if key in entry}
+    message = sentence(reason, f"Scan {entry['series_uid']}", detail)
+    return {**kept, "verdict": "skipped", "reason": reason, "message": message}
+
+
+def _lost_entry(scan: Scan, lost: Lost) -> dict[str, Any]:
+    """Raises: UserError: what the worker met concerns the whole ingest, as a full disk does."""
+    if lost.error is not None:
+        raise lost.error
+    entry = {"series_uid": scan.scan_id, "num_slices": len(scan.files), "reason": lost.reason}
+    return {**entry, "verdict": "quarantined", "message": sentence(lost.reason, f"scan {scan.scan_id}", lost.detail)}
