@@ -12,7 +12,7 @@ Verdict = Literal["skipped", "quarantined"]
 
 @dataclass(frozen=True)
 class Reason:
-    """One row: which verdict a code belongs to, its sentence template, and whether trying again may help."""
+    """One row: which verdict a code belongs to, its sentence template, and whether it may change though the source does not."""
 
     verdict: Verdict
     sentence: str
@@ -45,9 +45,12 @@ REASONS: dict[str, Reason] = {
         "skipped",
         "{where} differs from the copy of the same scan, ingested from another source, that is listed as volume {detail}; that one "
         "stays. To have this one, withdraw the other (prdit remove).",
+        transient=True,
     ),
     "withdrawn": Reason(
-        "skipped", "{where} is volume {detail}, which was withdrawn: prdit remove --undo takes that back."
+        "skipped",
+        "{where} is volume {detail}, which was withdrawn: prdit remove --undo takes that back.",
+        transient=True,
     ),
     "duplicate_volume": Reason("skipped", "{where} has the pixels and geometry of volume {detail}; it is kept once."),
     # -- quarantined: broken

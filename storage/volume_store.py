@@ -175,6 +175,10 @@ class VolumeStore:
         _check_id(volume_id)
         return self.path / "commits" / f"{volume_id}.json"
 
+    def folder(self, volume_id: str) -> Path:
+        """The OME-Zarr group of a volume, for other readers. Raises: as `commit_record`."""
+        return self.path / "volumes" / self.commit_record(volume_id).folder
+
     # ---- writing -------------------------------------------------------------------------------------------------
 
     def write(

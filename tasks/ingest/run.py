@@ -90,6 +90,11 @@ def ingest_scan(
     snapshot = list_scans(read, state, source=record_path.stem, before=before)
     left_out, counts = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
     notes = [*state.notes, *read.notes(), *scan.notes()]
+    if still := sorted(state.broken - read.seen.keys()):
+        notes.append(
+            f"{len(still)} damaged volume(s) are not in this source: {', '.join(still)}. Repair them from the source that has "
+            "them, or withdraw them (prdit remove)."
+        )
     if missing := sum(counts.values()) - len(left_out):
         notes.append(
             f"{missing} of {sum(counts.values())} exclusions are not listed here, but in {record_path.stem}.jsonl in the folder "
@@ -157,7 +162,8 @@ def _still_holds(record: SourceVerdicts, mark: dict[str, Any], now: Listing) -> 
         return False
     if any(entry.volume_id not in now.volumes for entry in record.used):
         return False
-    return not any(entry.reason not in REASONS or REASONS[entry.reason].transient for entry in record.quarantined)
+    left_out = [*record.skipped, *record.quarantined]
+    return not any(entry.reason not in REASONS or REASONS[entry.reason].transient for entry in left_out)
 
 
 def _as_unchanged(record: SourceVerdicts, store: VolumeStore) -> IngestReport:

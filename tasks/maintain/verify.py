@@ -24,16 +24,15 @@ def verify_store(
     """
     store, found = open_for_checking(Path(path))
     ids = store.volume_ids()
-    checks = fan_out(partial(_check, store), ids, num_workers=num_workers, progress=progress, memory_mb=_MEMORY_MB)
-    for volume_id, check in zip(ids, checks, strict=True):
-        if isinstance(check, Lost):
-            found.append(
-                Finding(
-                    "volume", volume_id, f"It could not be checked ({check.detail}); verify again with fewer workers."
-                )
-            )
-        elif check is not None:
-            found.append(check)
+    with Pool(num_workers=num_workers, memory_mb=_MEMORY_MB) as pool:
+        for done, (volume_id, check) in enumerate(pool.map(partial(check_volume, store), ids), start=1):
+            if isinstance(check, Lost):
+                message = f"it could not be checked ({check.detail}): verify again with fewer workers"
+                found.append(Finding("volume", volume_id, message))
+            elif check is not None:
+                found.append(check)
+            if progress:
+                progress(done, len(ids))
     found += check_lists(store)
     notes = [
         f"{folder.name} in {folder.parent} was finished but never committed; the next ingest of its scan uses it."

@@ -8,6 +8,7 @@ import pydicom
 import pytest
 
 from storage.documents.verdicts import IngestReport
+from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
@@ -64,10 +65,10 @@ def test_real_store_is_whole_and_by_patient(ingested: tuple[IngestReport, Volume
     _, store = ingested
     for volume_id in store.volume_ids():
         store.verify(volume_id)
-    keys = [row["patient_key"] for row in store.table()]
+    keys = [volume.patient_key for volume in load_snapshot(newest(store)).volumes.values()]
     assert len(keys) == 4
     assert len(set(keys)) == 3
-    text = b"".join(p.read_bytes() for p in (store.path / "commits").iterdir())
+    text = b"".join(p.read_bytes() for name in ("commits", "snapshots") for p in (store.path / name).iterdir())
     assert b"Lung_Dx-A0" not in text
     assert b"LIDC-IDRI" not in text
 
@@ -83,7 +84,7 @@ def test_awkward_real_files_get_verdicts(real_ct: Path, tmp_path: Path) -> None:
     # The fifteen transfer syntaxes are one slice under one UID; single slices are too few.
     assert {e.reason for e in report.quarantined} <= {"too_few_slices", "duplicate_slices", "inconsistent_position"}
     store = VolumeStore.open(tmp_path / "store")
-    tilts = [store.commit_record(e.volume_id)["source"]["tilt_deg"] for e in report.committed]
+    tilts = [store.commit_record(e.volume_id).scan.tilt_deg for e in report.committed]
     assert len(report.committed) == 2  # head phantom with gantry tilt, low-resolution chest
     assert max(tilts) == pytest.approx(18.5, abs=0.1)
     assert min(tilts) == 0

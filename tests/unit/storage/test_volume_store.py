@@ -33,11 +33,6 @@ def store(tmp_path: Path) -> VolumeStore:
     return made
 
 
-def folder(store: VolumeStore) -> Path:
-    """Where the files of volume "a" are."""
-    return store.path / "volumes" / store.commit_record("a").folder
-
-
 def oracle_level(hu: np.ndarray, factor: int) -> np.ndarray:
     """Block means in float64 of the volume padded with air, rounded half to even, voxel by voxel."""
     padded = np.pad(hu, [(0, -n % factor) for n in hu.shape], constant_values=AIR_HU).astype(np.float64)
@@ -74,7 +69,7 @@ def test_coarse_levels_carry_their_half_voxel(store: VolumeStore) -> None:
 
 
 def test_an_independent_reader_sees_the_same(store: VolumeStore) -> None:
-    scales = ngff_zarr.from_ngff_zarr(str(folder(store)), validate=True)
+    scales = ngff_zarr.from_ngff_zarr(str(store.folder("a")), validate=True)
     assert len(scales.images) == 3
     for level, image in enumerate(scales.images):
         mine = store.read_level("a", level)
@@ -92,13 +87,13 @@ def test_an_independent_reader_sees_the_same(store: VolumeStore) -> None:
 
 def test_another_reader_turns_the_axes_as_dicom_does(store: VolumeStore) -> None:
     """The direction matrix of ITK and DICOM: where x, y, z lead in LPS, so the identity."""
-    image = ngff_zarr.from_ngff_zarr(str(folder(store))).images[0]
+    image = ngff_zarr.from_ngff_zarr(str(store.folder("a"))).images[0]
     columns = [anatomical_orientation_to_itk_direction(image.axes_orientations[axis].value) for axis in "xyz"]
     np.testing.assert_array_equal(np.array(columns).T, np.eye(3))
 
 
 def shard(store: VolumeStore, level: int) -> Path:
-    return next(p for p in (folder(store) / str(level)).rglob("*") if p.is_file() and p.name != "zarr.json")
+    return next(p for p in (store.folder("a") / str(level)).rglob("*") if p.is_file() and p.name != "zarr.json")
 
 
 def test_every_flipped_byte_is_found(store: VolumeStore) -> None:
@@ -187,7 +182,7 @@ def flip_shape(path: Path) -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_metadata_edited_at_equal_size_are_never_read(store: VolumeStore, level: int) -> None:
-    flip_shape(folder(store) / str(level) / "zarr.json")
+    flip_shape(store.folder("a") / str(level) / "zarr.json")
     fresh = VolumeStore.open(store.path)
     with pytest.raises(DamagedArtifactError, match="changed after it was committed"):
         fresh.read_level("a", level)
@@ -229,9 +224,9 @@ def test_repair_brings_back_what_was_committed(store: VolumeStore, what: str) ->
         path = shard(store, 1)
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     elif what == "metadata":
-        flip_shape(folder(store) / "0" / "zarr.json")
+        flip_shape(store.folder("a") / "0" / "zarr.json")
     elif what == "folder lost":
-        shutil.rmtree(folder(store))
+        shutil.rmtree(store.folder("a"))
     elif what == "record lost":
         record.unlink()
     else:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from storage.documents.snapshot import SnapshotVolume
 from storage.documents.verdicts import IngestReport
 from storage.errors import SourceError, StoreFormatError
 from storage.files import sha256_file
 from storage.nifti import write_nifti
 from storage.phantom.series import write_demo_data
+from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest, open_scan
@@ -34,11 +36,16 @@ def run(source: Path, store: Path, config: IngestConfig = CONFIG) -> IngestRepor
     return ingest(source, store, config.model_copy(update={"num_workers": 1}))
 
 
+def listed(store: Path) -> dict[str, SnapshotVolume]:
+    """What a store lists now."""
+    return dict(load_snapshot(newest(VolumeStore.open(store))).volumes)
+
+
 def world_samples(volume_store: VolumeStore, volume_id: str, world: np.ndarray) -> np.ndarray:
     """Trilinear HU at LPS points from the store's own OME metadata, with numpy alone."""
     import zarr
 
-    group = zarr.open_group(str(volume_store.path / "volumes" / volume_id), mode="r")
+    group = zarr.open_group(str(volume_store.folder(volume_id)), mode="r")
     transforms = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
     scale, translation = np.array(transforms[0]["scale"]), np.array(transforms[1]["translation"])
     hu = np.asarray(group["0"][...], dtype=np.float64)
@@ -71,7 +78,7 @@ def test_gantry_tilt_is_sheared_back(tmp_path: Path) -> None:
     report = run(tmp_path / "src", tmp_path / "store")
     store = VolumeStore.open(tmp_path / "store")
     volume_id = report.committed[0].volume_id
-    assert store.commit_record(volume_id)["source"]["tilt_deg"] == pytest.approx(18, abs=0.01)
+    assert store.commit_record(volume_id).scan.tilt_deg == pytest.approx(18, abs=0.01)
     world = (np.c_[np.random.default_rng(0).uniform(5, 14, (200, 3)), np.ones(200)] @ matrix.T)[:, :3]
     assert np.median(np.abs(world_samples(store, volume_id, world) - linear_hu(world))) <= 1.0
 
@@ -98,7 +105,9 @@ def test_markers_land_right_anterior_superior(tmp_path: Path, name: str) -> None
 
     write_nifti(tmp_path / "volume.nii.gz", volume)
     image = nibabel.load(tmp_path / "volume.nii.gz")
-    scale = ngff_zarr.from_ngff_zarr(str(tmp_path / "store" / "volumes" / report.committed[0].volume_id)).images[0]
+    scale = ngff_zarr.from_ngff_zarr(
+        str(VolumeStore.open(tmp_path / "store").folder(report.committed[0].volume_id))
+    ).images[0]
     for (x, y, z), value in (((-10, 0, 0), 500), ((0, -10, 0), 1500), ((0, 0, 10), 2500)):
         i, j, k = np.rint(np.linalg.inv(image.affine) @ (-x, -y, z, 1))[:3].astype(int)  # NIfTI worlds are RAS
         assert image.get_fdata()[i, j, k] == pytest.approx(value, abs=60)
@@ -222,18 +231,18 @@ def test_second_run_is_unchanged_and_a_new_series_comes_alone(tmp_path: Path, mo
     first = run(source, store)
     assert tree(source) == before
     calls: list[str] = []
-    monkeypatch.setattr("tasks.ingest.run.ingest_series", lambda job: calls.append(job.scan.scan_id) or _real(job))
+    monkeypatch.setattr("tasks.ingest.scans.ingest_series", lambda job: calls.append(job.scan.scan_id) or _real(job))
     second = run(source, store)
     assert not calls
     assert [e.volume_id for e in second.unchanged] == [e.volume_id for e in first.committed]
     assert not second.committed
-    assert second.fingerprint == first.fingerprint
+    assert second.snapshot == first.snapshot
     write_series(source / "two", uid="1.2.3.2", patient_id="B", shape=(20, 26, 28))
     third = run(source, store)
     assert calls == ["1.2.3.2"]
     assert [e.series_uid for e in third.committed] == ["1.2.3.2"]
     assert [e.series_uid for e in third.unchanged] == ["1.2.3.1"]
-    assert third.fingerprint != first.fingerprint
+    assert third.snapshot != first.snapshot
 
 
 def _real(job):
@@ -245,15 +254,17 @@ def _real(job):
 def test_volume_id_is_the_same_anywhere(tmp_path: Path) -> None:
     write_series(tmp_path / "a")
     write_series(tmp_path / "elsewhere" / "b")
+    (tmp_path / "s2.patient-key").write_text("00" * 32)
+    (tmp_path / "s1.patient-key").write_text("00" * 32)  # the snapshot has patient keys, and they are the secret's
     one, two = run(tmp_path / "a", tmp_path / "s1"), run(tmp_path / "elsewhere", tmp_path / "s2")
-    assert one.fingerprint == two.fingerprint
+    assert one.snapshot == two.snapshot
     digests = []
     for source in (tmp_path / "a", tmp_path / "elsewhere" / "b"):
         with open_scan(source, tmp_path / "s1", CONFIG) as (scan, _):
             digests.append(scan.digest)
     assert digests[0] == digests[1]
     three = run(tmp_path / "a", tmp_path / "s3", IngestConfig(min_slices=8, interpolation="linear"))
-    assert three.fingerprint != one.fingerprint
+    assert three.snapshot != one.snapshot
 
 
 def test_the_same_scan_under_two_uids_counts_once(tmp_path: Path) -> None:
@@ -269,7 +280,8 @@ def test_a_completed_series_replaces_its_old_volume(tmp_path: Path) -> None:
     old = run(tmp_path / "src", tmp_path / "store").committed[0].volume_id
     write_series(tmp_path / "src", shape=(24, 26, 28))
     new = run(tmp_path / "src", tmp_path / "store").committed[0].volume_id
-    assert VolumeStore.open(tmp_path / "store").volume_ids() == [new] != [old]
+    assert list(listed(tmp_path / "store")) == [new] != [old]
+    assert VolumeStore.open(tmp_path / "store").volume_ids() == sorted([old, new])  # earlier snapshots keep the old one
 
 
 def test_no_patient_attribute_leaves_the_source(tmp_path: Path) -> None:
@@ -280,7 +292,7 @@ def test_no_patient_attribute_leaves_the_source(tmp_path: Path) -> None:
     everything += report.model_dump_json().encode()
     for secret in (b"SECRET-ID-77", b"Confidentia", b"19500601", b"Hidden Hospital", b"20200101"):
         assert secret not in everything
-    row = VolumeStore.open(tmp_path / "store").table()[0]
+    row = next(iter(listed(tmp_path / "store").values())).columns
     assert (row["age_years"], row["PatientSex"], row["KVP"]) == (69, "F", 120.0)
     key = tmp_path / "store.patient-key"
     assert key.stat().st_mode & 0o777 == 0o600
@@ -314,7 +326,7 @@ def test_patients_csv_names_those_without_id(tmp_path: Path) -> None:
     (tmp_path / "src" / "patients.csv").write_text("path,patient_id\ns1,P\ns2,P\ns3,Q\n")
     quiet = run(tmp_path / "src", tmp_path / "s2")
     assert quiet.notes == []
-    keys = {r["SeriesInstanceUID"]: r["patient_key"] for r in VolumeStore.open(tmp_path / "s2").table()}
+    keys = {v.attributes["SeriesInstanceUID"]: v.patient_key for v in listed(tmp_path / "s2").values()}
     assert keys["1.2.3.1"] == keys["1.2.3.2"] != keys["1.2.3.3"]
 
 

@@ -35,7 +35,7 @@ def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k // 2, 26, 28))  # two of them are equal
     many = ingest(tmp_path / "src", tmp_path / "many", IngestConfig(min_slices=8, num_workers=2))
     one = ingest(tmp_path / "src", tmp_path / "one", IngestConfig(min_slices=8, num_workers=1))
-    assert many.fingerprint == one.fingerprint
+    assert many.snapshot == one.snapshot
     assert len(many.committed) == 2
     assert [e.reason for e in many.skipped] == ["duplicate_volume"]
     for volume_id in VolumeStore.open(tmp_path / "many").volume_ids():
@@ -54,4 +54,4 @@ def test_a_running_scheduler_gives_the_same_store(tmp_path: Path) -> None:
     ours = ingest(tmp_path / "src", tmp_path / "ours", IngestConfig(min_slices=8, num_workers=1))
     assert ran == 1
     assert len(theirs.committed) == 2
-    assert theirs.fingerprint == ours.fingerprint
+    assert theirs.snapshot == ours.snapshot

@@ -121,7 +121,7 @@ EXAMPLES: dict[str, Document] = {
         n_generated=8,
     ),
     "ingest report": IngestReport(
-        fingerprint="sha256:7",
+        snapshot="sha256:7",
         store="/data/store",
         committed=[
             Entry(series_uid="1.2.3", volume_id="v0", num_slices=90, cut={"body": 0.0, "lung": 0.0}, seconds=1.0)

@@ -1,0 +1,311 @@
+"""What an ingest does to a store's list: tables corrected later, copies, withdrawals, damage; and what older snapshots keep."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.documents.snapshot import SnapshotVolume
+from storage.documents.verdicts import IngestReport
+from storage.errors import MissingArtifactError, StorageError, VersionError
+from storage.snapshots import allow_again, history, load_snapshot, newest, open_snapshot, withdraw
+from storage.volume_store import VolumeStore
+from tasks.ingest.config import IngestConfig
+from tasks.ingest.run import ingest
+from tasks.maintain.verify import verify_store
+from tests.unit.storage.dicom_files import write_series
+
+CONFIG = IngestConfig(min_slices=8, num_levels=2, num_workers=1)
+
+
+def run(source: Path, store: Path, *, repair: bool = False) -> IngestReport:
+    return ingest(source, store, CONFIG, repair=repair)
+
+
+def listed(store: Path) -> dict[str, SnapshotVolume]:
+    return dict(load_snapshot(newest(VolumeStore.open(store))).volumes)
+
+
+def slices(store: Path) -> list[int]:
+    opened = VolumeStore.open(store)
+    return sorted(opened.commit_record(volume_id).scan.num_slices for volume_id in listed(store))  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def pixels_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Scans whose pixels were read."""
+    from tasks.ingest import scans
+
+    calls: list[str] = []
+    real = scans.ingest_series
+    monkeypatch.setattr(scans, "ingest_series", lambda job: calls.append(job.scan.scan_id) or real(job))
+    yield calls
+
+
+def test_corrected_tables_take_effect_without_reading_pixels(tmp_path: Path, pixels_read: list[str]) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    for k in (1, 2, 3):
+        write_series(source / f"s{k}", uid=f"1.2.3.{k}", patient_id="", shape=(15 + k, 20, 20))
+    first = run(source, store)
+    pixels_read.clear()
+    (source / "patients.csv").write_text("path,patient_id\ns1,P\ns2,P\ns3,Q\n")
+    second = run(source, store)
+    (source / "labels.csv").write_text("series_uid,nodule\n1.2.3.1,yes\n1.2.3.2,no\n9.9,yes\n")
+    third = run(source, store)
+    assert pixels_read == []
+    assert len({first.snapshot, second.snapshot, third.snapshot}) == 3
+    volumes = {v.attributes["SeriesInstanceUID"]: v for v in listed(store).values()}
+    assert volumes["1.2.3.1"].patient_key == volumes["1.2.3.2"].patient_key != volumes["1.2.3.3"].patient_key
+    assert [volumes[f"1.2.3.{k}"].labels for k in (1, 2, 3)] == [{"nodule": "yes"}, {"nodule": "no"}, {}]
+    assert all(volume.patient_known for volume in volumes.values())
+    assert [note for note in third.notes if "labels.csv: 1 row(s) match no scan, the first in line 4" in note]
+    steps = history(store)
+    assert [steps.read(n).change for n in steps.numbers()] == [
+        "ingest: 3 new",
+        "ingest: 3 with another patient",
+        "ingest: 2 with other labels",
+    ]
+    (source / "patients.csv").unlink()
+    (source / "labels.csv").unlink()
+    assert run(source, store).snapshot == first.snapshot  # back to what it was, by content
+    old = load_snapshot(newest(VolumeStore.open(store)).model_copy(update={"digest": second.snapshot}))
+    assert len(old.patients) == 2
+    assert len(list((store / "commits").iterdir())) == 3
+
+
+def test_a_table_that_contradicts_the_files_is_said_and_not_believed(tmp_path: Path) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    write_series(source / "s1", uid="1.2.3.1", patient_id="Meyer")
+    plain = run(source, store).snapshot
+    (source / "patients.csv").write_text("series_uid,patient_id\n1.2.3.1,Schulze\n")
+    report = run(source, store)
+    assert report.snapshot == plain
+    (note,) = [note for note in report.notes if "patients.csv" in note]
+    assert "1 scan(s) carry another PatientID" in note
+    assert "line 2" in note
+    assert "Schulze" not in note
+
+
+def test_a_short_copy_never_replaces_the_long_one(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "A", shape=(24, 20, 20))
+    write_series(tmp_path / "B", shape=(16, 20, 20))
+    first = run(tmp_path / "A", store)
+    for _ in range(2):
+        short = run(tmp_path / "B", store)
+        (entry,) = short.skipped
+        assert entry.reason == "shorter_copy"
+        assert "has 16 slices" in (entry.message or "")
+        assert short.snapshot == first.snapshot
+        assert run(tmp_path / "A", store).snapshot == first.snapshot
+    assert slices(store) == [24]
+    assert VolumeStore.open(store).volume_ids() == list(listed(store))  # the short one took no space
+
+
+def test_the_long_copy_replaces_the_short_one_for_good(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "A", shape=(24, 20, 20))
+    write_series(tmp_path / "B", shape=(16, 20, 20))
+    short = run(tmp_path / "B", store)
+    long = run(tmp_path / "A", store)
+    assert slices(store) == [24]
+    again = run(tmp_path / "B", store)
+    assert [entry.reason for entry in again.skipped] == ["shorter_copy"]
+    assert again.snapshot == long.snapshot != short.snapshot
+    shutil.rmtree(tmp_path / "A")
+    write_series(tmp_path / "A", shape=(20, 20, 20))  # slices lost in its own folder
+    assert [entry.reason for entry in run(tmp_path / "A", store).skipped] == ["shorter_copy"]
+    assert slices(store) == [24]
+
+
+def test_equal_copies_do_not_alternate_but_a_new_export_counts(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "A", lambda world: world[..., 2] * 0 + 40.0)
+    write_series(tmp_path / "B", lambda world: world[..., 2] * 0 + 90.0)
+    first = run(tmp_path / "A", store)
+    for _ in range(2):
+        other = run(tmp_path / "B", store)
+        assert [entry.reason for entry in other.skipped] == ["other_copy"]
+        assert other.snapshot == run(tmp_path / "A", store).snapshot == first.snapshot
+    write_series(tmp_path / "A", lambda world: world[..., 2] * 0 + 60.0)
+    corrected = run(tmp_path / "A", store)
+    assert corrected.snapshot != first.snapshot
+    (volume_id,) = listed(store)
+    assert int(VolumeStore.open(store).read_level(volume_id).hu.max()) == 60
+
+
+def test_a_withdrawn_volume_stays_away_until_it_is_allowed_again(tmp_path: Path, pixels_read: list[str]) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    write_series(source / "one", uid="1.2.3.1", patient_id="A")
+    write_series(source / "two", uid="1.2.3.2", patient_id="B", shape=(20, 22, 20))
+    first = run(source, store)
+    pixels_read.clear()
+    gone = first.committed[1].volume_id or ""
+    without = withdraw(VolumeStore.open(store), [gone]).digest
+    report = run(source, store)
+    assert report.snapshot == without
+    assert [(e.series_uid, e.reason) for e in report.skipped] == [("1.2.3.2", "withdrawn")]
+    assert "--undo" in (report.skipped[0].message or "")
+    allow_again(VolumeStore.open(store), [gone])
+    assert run(source, store).snapshot == first.snapshot
+    assert pixels_read == []
+
+
+def test_what_a_run_worked_on_never_changes_under_it(tmp_path: Path) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    write_series(source / "one", uid="1.2.3.1", patient_id="A")
+    report = run(source, store)
+    ref = newest(VolumeStore.open(store))
+    before = (
+        load_snapshot(ref).to_json(),
+        VolumeStore.open(store).read_level(report.committed[0].volume_id).hu.tobytes(),
+    )
+    write_series(source / "two", uid="1.2.3.2", patient_id="B", shape=(20, 22, 20))
+    run(source, store)
+    (source / "labels.csv").write_text("path,nodule\none,yes\n")
+    run(source, store)
+    withdraw(VolumeStore.open(store), [report.committed[0].volume_id])
+    run(source, store)
+    opened, snapshot = open_snapshot(ref)
+    assert (snapshot.to_json(), opened.read_level(report.committed[0].volume_id).hu.tobytes()) == before
+    assert history(store).numbers() == [1, 2, 3, 4]
+
+
+def test_a_killed_ingest_leaves_a_volume_that_the_next_one_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels_read: list[str]
+) -> None:
+    write_series(tmp_path / "src")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.ingest.run.list_scans", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "src", tmp_path / "store")
+    with pytest.raises(MissingArtifactError, match="no ingest has finished"):
+        newest(VolumeStore.open(tmp_path / "store"))
+    monkeypatch.undo()
+    report = run(tmp_path / "src", tmp_path / "store")
+    assert len(report.unchanged) == len(listed(tmp_path / "store")) == 1
+
+
+def test_a_store_of_format_1_is_refused_with_advice(tmp_path: Path) -> None:
+    write_series(tmp_path / "src")
+    run(tmp_path / "src", tmp_path / "store")
+    root = tmp_path / "store" / "zarr.json"
+    values = json.loads(root.read_text())
+    values["attributes"]["prdit"]["format_version"] = 1
+    root.write_text(json.dumps(values))
+    with pytest.raises(VersionError, match="Ingest the scans into a new store"):
+        run(tmp_path / "src", tmp_path / "store")
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------------
+
+
+def _only(pattern: str, store: Path) -> Path:
+    return next(path for path in sorted(store.glob(pattern)) if path.is_file())
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def _edit_shape(path: Path) -> None:
+    text = path.read_text()
+    digit = text.index('"shape"') + text[text.index('"shape"') :].index("\n", 12) - 2
+    digit = next(i for i in range(digit, len(text)) if text[i].isdigit())
+    path.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "byte flipped": (lambda store: _flip(_only("volumes/*/0/c/0/0/0", store)), "volume"),
+    "shard lost": (lambda store: _only("volumes/*/1/c/0/0/0", store).unlink(), "volume"),
+    "shard truncated": (
+        lambda store: _only("volumes/*/0/c/0/0/0", store).write_bytes(
+            _only("volumes/*/0/c/0/0/0", store).read_bytes()[:-9]
+        ),
+        "volume",
+    ),
+    "metadata edited at equal size": (lambda store: _edit_shape(_only("volumes/*/0/zarr.json", store)), "volume"),
+    "metadata of the group lost": (lambda store: _only("volumes/*/zarr.json", store).unlink(), "volume"),
+    "record truncated": (
+        lambda store: _only("commits/*.json", store).write_bytes(_only("commits/*.json", store).read_bytes()[:200]),
+        "volume",
+    ),
+    "record lost": (lambda store: _only("commits/*.json", store).unlink(), "snapshot"),
+    "folder lost": (lambda store: shutil.rmtree(_only("volumes/*/zarr.json", store).parent), "volume"),
+    "root lost": (lambda store: (store / "zarr.json").unlink(), "root"),
+    "root emptied": (lambda store: (store / "zarr.json").write_text("{}"), "root"),
+    "snapshot edited": (
+        lambda store: _only("snapshots/*.json", store).write_text(
+            _only("snapshots/*.json", store).read_text().replace('"patient_known": true', '"patient_known": false')
+        ),
+        "snapshot",
+    ),
+    "snapshot lost": (lambda store: _only("snapshots/*.json", store).unlink(), "snapshot"),
+    "history truncated": (lambda store: _only("history/*.json", store).write_bytes(b'{"format_ver'), "history"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, IngestReport]:
+    root = tmp_path_factory.mktemp("whole")
+    write_series(root / "src" / "one", uid="1.2.3.1", patient_id="A")
+    write_series(root / "src" / "two", uid="1.2.3.2", patient_id="B", shape=(20, 22, 20))
+    return root, run(root / "src", root / "store")
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_noticed_and_repaired(whole: tuple[Path, IngestReport], tmp_path: Path, what: str) -> None:
+    root, report = whole
+    store = tmp_path / "store"
+    shutil.copytree(root / "store", store)
+    shutil.copyfile(root / "store.patient-key", tmp_path / "store.patient-key")
+    assert verify_store(store, num_workers=1) == ([], [])
+    damage, kind = DAMAGE[what]
+    damage(store)
+    found, _ = verify_store(store, num_workers=1)
+    assert kind in {finding.kind for finding in found}
+    assert all("\n" not in finding.message for finding in found)
+    repaired = run(root / "src", store, repair=True)
+    assert verify_store(store, num_workers=1) == ([], [])
+    assert repaired.snapshot == report.snapshot
+    assert sorted(listed(store)) == sorted(entry.volume_id or "" for entry in report.committed)
+
+
+def test_without_repair_damage_ends_in_advice_and_not_in_other_values(
+    whole: tuple[Path, IngestReport], tmp_path: Path
+) -> None:
+    root, _ = whole
+    for what in DAMAGE:
+        store = tmp_path / what.replace(" ", "-") / "store"
+        shutil.copytree(root / "store", store)
+        shutil.copyfile(root / "store.patient-key", store.with_name("store.patient-key"))
+        DAMAGE[what][0](store)
+        try:
+            report = run(root / "src", store)
+        except StorageError as error:
+            assert "--repair" in str(error), what
+        else:
+            assert what.startswith(("byte", "shard", "metadata", "folder", "record")), what
+            sentences = [*report.notes, *(entry.message or "" for entry in report.quarantined)]
+            if what == "record truncated":
+                assert [text for text in sentences if "--repair" in text]
+
+
+def test_damage_that_the_source_no_longer_has_stays_named(whole: tuple[Path, IngestReport], tmp_path: Path) -> None:
+    root, report = whole
+    store, source = tmp_path / "store", tmp_path / "src"
+    shutil.copytree(root / "store", store)
+    shutil.copyfile(root / "store.patient-key", tmp_path / "store.patient-key")
+    shutil.copytree(root / "src" / "one", source / "one")
+    gone = next(entry.volume_id for entry in report.committed if entry.series_uid == "1.2.3.2")
+    _flip(VolumeStore.open(store).folder(gone or "") / "0" / "c" / "0" / "0" / "0")
+    repaired = run(source, store, repair=True)
+    assert [note for note in repaired.notes if f"1 damaged volume(s) are not in this source: {gone}" in note]
+    assert [finding.name for finding in verify_store(store, num_workers=1)[0]] == [gone]
