@@ -1,4 +1,4 @@
-"""A series -> the store's axis-aligned LPS grid, in slabs so that memory stays bounded.
+"""A scan -> the store's axis-aligned LPS grid, in slabs so that memory stays bounded.
 
 Interpolation is separable. Where the scan's axes lie along the patient's (nearly always) it is computed as one matrix per
 axis, ten times faster than voxel by voxel; oblique and tilted scans go through SimpleITK. Both compute the same interpolation,
@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from numpy.typing import NDArray
 
-from storage.dicom_series import SourceSeries
 from storage.geometry import AIR_HU, Volume, to_int16_hu
+from storage.sources.source import SourceVolume
 
 SLAB_VOXELS = 96  # output slices computed at once
 # Beyond this many source slices a cubic B-spline coefficient keeps 0.268**12 = 1e-7 of a neighbour's influence.
@@ -19,11 +19,11 @@ ALIGNED_TOLERANCE = 1e-5  # direction cosines; 0.004 mm over the width of a ches
 _INTERPOLATORS = {"cubic": sitk.sitkBSpline3, "linear": sitk.sitkLinear}
 
 
-def target_grid(series: SourceSeries, spacing_mm: float) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Shape (z, y, x) and origin (x, y, z) of the LPS grid that covers every voxel of a series, faces included."""
-    shape = np.asarray(series.hu.shape[::-1])
+def target_grid(scan: SourceVolume, spacing_mm: float) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Shape (z, y, x) and origin (x, y, z) of the LPS grid that covers every voxel of a scan, faces included."""
+    shape = np.asarray(scan.hu.shape[::-1])
     corners = np.asarray([[(-0.5, n - 0.5)[(k >> axis) & 1] for axis, n in enumerate(shape)] for k in range(8)])
-    world = corners * series.spacing_mm @ series.direction.T + series.origin_mm
+    world = corners * scan.spacing_mm @ scan.direction.T + scan.origin_mm
     low, high = world.min(axis=0), world.max(axis=0)
     count = np.maximum(1, np.ceil((high - low) / spacing_mm - 1e-3)).astype(int)
     origin = (low + high) / 2 - (
@@ -32,21 +32,21 @@ def target_grid(series: SourceSeries, spacing_mm: float) -> tuple[tuple[int, int
     return (int(count[2]), int(count[1]), int(count[0])), (float(origin[0]), float(origin[1]), float(origin[2]))
 
 
-def resample_series(series: SourceSeries, *, spacing_mm: float, interpolation: str) -> Volume:
-    """Interpolate a series on the store's grid; outside the scan is AIR_HU.
+def resample_series(scan: SourceVolume, *, spacing_mm: float, interpolation: str) -> Volume:
+    """Interpolate a scan on the store's grid; outside the scan is AIR_HU.
 
     Args:
-        series: HU at least AIR_HU already (clamped before interpolation, so that field-of-view fill does not ring
+        scan: HU at least AIR_HU already (clamped before interpolation, so that field-of-view fill does not ring
             into the body).
         spacing_mm: target distance on every axis.
         interpolation: "cubic" (B-spline of order 3) or "linear".
     Returns: int16 HU; overshoot below AIR_HU is clamped.
     """
-    shape, origin = target_grid(series, spacing_mm)
+    shape, origin = target_grid(scan, spacing_mm)
     spacing = (spacing_mm, spacing_mm, spacing_mm)
-    if is_aligned(series.direction):
-        return Volume(_resample_aligned(series, shape, origin, spacing_mm, interpolation), spacing, origin)
-    return Volume(_resample_oblique(series, shape, origin, spacing_mm, interpolation), spacing, origin)
+    if is_aligned(scan.direction):
+        return Volume(_resample_aligned(scan, shape, origin, spacing_mm, interpolation), spacing, origin)
+    return Volume(_resample_oblique(scan, shape, origin, spacing_mm, interpolation), spacing, origin)
 
 
 def is_aligned(direction: NDArray[np.float64]) -> bool:
@@ -102,21 +102,21 @@ def _mirrored(index: NDArray[np.int_], count: int, interpolation: str) -> NDArra
 
 
 def _resample_aligned(
-    series: SourceSeries,
+    scan: SourceVolume,
     shape: tuple[int, int, int],
     origin: tuple[float, float, float],
     spacing_mm: float,
     interpolation: str,
 ) -> NDArray[np.int16]:
-    signs = np.rint(series.direction)
+    signs = np.rint(scan.direction)
     index_axis = [int(np.abs(signs[world]).argmax()) for world in range(3)]  # which index axis runs along x, y, z
-    source = series.hu.transpose([2 - index_axis[world] for world in (2, 1, 0)])
+    source = scan.hu.transpose([2 - index_axis[world] for world in (2, 1, 0)])
     weights = []
     for world in (2, 1, 0):
         axis = index_axis[world]
-        step = series.spacing_mm[axis]
-        count = series.hu.shape[2 - axis]
-        first = series.origin_mm[world]
+        step = scan.spacing_mm[axis]
+        count = scan.hu.shape[2 - axis]
+        first = scan.origin_mm[world]
         if signs[world, axis] < 0:  # count from the other end, so that the axis grows
             first -= (count - 1) * step
             source = np.flip(source, 2 - world)
@@ -134,7 +134,7 @@ def _resample_aligned(
 
 
 def _resample_oblique(
-    series: SourceSeries,
+    scan: SourceVolume,
     shape: tuple[int, int, int],
     origin: tuple[float, float, float],
     spacing_mm: float,
@@ -144,29 +144,27 @@ def _resample_oblique(
     for first in range(0, shape[0], SLAB_VOXELS):
         count = min(SLAB_VOXELS, shape[0] - first)
         corner = (origin[0], origin[1], origin[2] + first * spacing_mm)
-        low, high = _source_range(series, corner, (count, *shape[1:]), spacing_mm)
+        low, high = _source_range(scan, corner, (count, *shape[1:]), spacing_mm)
         if low < high:
-            out[first : first + count] = _slab(
-                series, low, high, corner, (count, *shape[1:]), spacing_mm, interpolation
-            )
+            out[first : first + count] = _slab(scan, low, high, corner, (count, *shape[1:]), spacing_mm, interpolation)
     return out
 
 
 def _source_range(
-    series: SourceSeries, corner: tuple[float, float, float], shape: tuple[int, int, int], spacing_mm: float
+    scan: SourceVolume, corner: tuple[float, float, float], shape: tuple[int, int, int], spacing_mm: float
 ) -> tuple[int, int]:
     """Source slices [low, high) that a box of output voxels needs, margin included."""
     extent = [(n - 1) * spacing_mm for n in shape[::-1]]
     corners = np.asarray([[corner[a] + extent[a] * ((k >> a) & 1) for a in range(3)] for k in range(8)])
-    inverse = np.linalg.inv(series.direction * np.asarray(series.spacing_mm))
-    depth = ((corners - series.origin_mm) @ inverse.T)[:, 2]
+    inverse = np.linalg.inv(scan.direction * np.asarray(scan.spacing_mm))
+    depth = ((corners - scan.origin_mm) @ inverse.T)[:, 2]
     low = max(0, int(np.floor(depth.min())) - SPLINE_MARGIN)
-    high = min(series.hu.shape[0], int(np.ceil(depth.max())) + SPLINE_MARGIN + 1)
+    high = min(scan.hu.shape[0], int(np.ceil(depth.max())) + SPLINE_MARGIN + 1)
     return low, high
 
 
 def _slab(
-    series: SourceSeries,
+    scan: SourceVolume,
     low: int,
     high: int,
     corner: tuple[float, float, float],
@@ -174,11 +172,11 @@ def _slab(
     spacing_mm: float,
     interpolation: str,
 ) -> NDArray[np.int16]:
-    image = sitk.GetImageFromArray(np.asarray(series.hu[low:high], dtype=np.float32))
-    image.SetSpacing(series.spacing_mm)
-    shift = series.direction[:, 2] * series.spacing_mm[2] * low
-    image.SetOrigin([float(o + s) for o, s in zip(series.origin_mm, shift, strict=True)])
-    image.SetDirection([float(v) for v in series.direction.ravel()])
+    image = sitk.GetImageFromArray(np.asarray(scan.hu[low:high], dtype=np.float32))
+    image.SetSpacing(scan.spacing_mm)
+    shift = scan.direction[:, 2] * scan.spacing_mm[2] * low
+    image.SetOrigin([float(o + s) for o, s in zip(scan.origin_mm, shift, strict=True)])
+    image.SetDirection([float(v) for v in scan.direction.ravel()])
     resampler = sitk.ResampleImageFilter()
     resampler.SetNumberOfThreads(1)  # series are ingested in parallel processes
     resampler.SetInterpolator(_INTERPOLATORS[interpolation])

@@ -21,7 +21,7 @@ class Reason:
 
 REASONS: dict[str, Reason] = {
     # -- skipped: not a CT volume
-    "not_dicom": Reason("skipped", "{where} is not a DICOM file; nothing to do."),
+    "unknown_format": Reason("skipped", "{where} is in no format that is read (DICOM, NIfTI); nothing to do."),
     "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
     "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
     "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read directly."),
@@ -34,6 +34,11 @@ REASONS: dict[str, Reason] = {
     "multi_frame": Reason(
         "skipped",
         "{where} is a multi-frame image ({detail}), which is not read yet: convert it to single-frame CT images.",
+    ),
+    "not_hu": Reason(
+        "skipped",
+        "{where} has no voxel below -500 ({detail}), so its values are not HU (a mask, or an image with a window applied): "
+        "nothing to do, or export it in HU.",
     ),
     "duplicate_volume": Reason("skipped", "{where} has the pixels and geometry of volume {detail}; it is kept once."),
     # -- quarantined: broken
@@ -48,6 +53,17 @@ REASONS: dict[str, Reason] = {
     ),
     "missing_geometry": Reason(
         "quarantined", "{where} lacks {detail}, so its position in space is unknown: export it again with it."
+    ),
+    "conflicting_geometry": Reason(
+        "quarantined",
+        "{where} is placed differently by its sform and its qform ({detail}): correct the wrong one, or set its code to 0.",
+    ),
+    "not_finite": Reason(
+        "quarantined",
+        "{where} has voxels that are no finite number ({detail}): export it again, or set ingest.nan to air if they are fill.",
+    ),
+    "multi_volume": Reason(
+        "quarantined", "{where} is not one 3-D volume ({detail} voxels): split it into files of three axes each."
     ),
     "too_few_slices": Reason(
         "quarantined", "{where} has {detail}: complete the series, or lower ingest.min_slices if it is a whole scan."

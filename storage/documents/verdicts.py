@@ -27,13 +27,15 @@ class Verdicts(Document):
 
     Attributes:
         committed, unchanged, skipped, quarantined: the entries of each verdict.
-        notes: sentences about the source as a whole.
+        num_excluded: how many were skipped or quarantined, by reason: of single files the lists hold only some of each.
+        notes: sentences about the source as a whole, and about single scans.
     """
 
     committed: list[Entry] = Field(default_factory=list)
     unchanged: list[Entry] = Field(default_factory=list)
     skipped: list[Entry] = Field(default_factory=list)
     quarantined: list[Entry] = Field(default_factory=list)
+    num_excluded: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
     def without_paths(self) -> Self:

@@ -16,6 +16,9 @@ class IngestConfig(StageConfig):
     num_levels: int = Field(3, ge=1, le=6, description="pyramid levels; level k averages blocks of 2**k voxels")
     interpolation: Literal["cubic", "linear"] = Field("cubic", description="cubic B-spline or linear, onto the grid")
     min_slices: int = Field(16, ge=2, description="a series with fewer slices is quarantined as too_few_slices")
+    nan: Literal["refuse", "air"] = Field(
+        "refuse", description="voxels that are no finite number: refuse the scan, or air"
+    )
     num_workers: int | None = Field(None, ge=1, description="processes; default by cores and memory")
     scheduler: str | None = Field(None, description="address of a running Dask scheduler; default: local processes")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")

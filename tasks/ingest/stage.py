@@ -6,9 +6,10 @@ from typing import Any
 from storage.artifacts import Ref
 from storage.documents.verdicts import IngestReport, opaque_place
 from storage.errors import SourceError, StorageError
+from storage.verdicts import REASONS
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import RECIPE, hash_cache, ingest, source_digest
+from tasks.ingest.run import RECIPE, ingest_scan, open_scan
 from tasks.run.progress import Advance
 from tasks.run.recording import record_store
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
@@ -17,7 +18,10 @@ from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 def _points(directory: Path) -> list[dict[str, Any]]:
     """How many series have which verdict."""
     report = IngestReport.load(directory)
-    counts = {name: len(getattr(report, name)) for name in ("committed", "unchanged", "skipped", "quarantined")}
+    counts = {name: len(getattr(report, name)) for name in ("committed", "unchanged")}
+    counts |= dict.fromkeys(("skipped", "quarantined"), 0)
+    for reason, number in report.num_excluded.items():
+        counts[REASONS[reason].verdict] += number
     return [{"step": 0} | counts]
 
 
@@ -35,12 +39,6 @@ def ingest_stage(
 
     Raises: SourceError: no usable CT in the source, and none in the store.
     """
-    digest = source_digest(source, hash_cache(store))
-    inputs = {"source": Ref(kind="source", uri=str(source.resolve()), digest=digest)}
-
-    def body(run: StageRun) -> None:
-        report = ingest(source, store, config, progress=progress)
-        report.without_paths().save(run.directory)
 
     def still_valid(directory: Path) -> bool:
         """The verdicts are valid while this store still has the fingerprint that resulted from them."""
@@ -50,22 +48,27 @@ def ingest_stage(
         except StorageError:
             return False
 
-    outcome = run_stage(
-        INGEST,
-        inputs=inputs,
-        config=config.key_fields(),
-        context=context,
-        body=body,
-        still_valid=still_valid,
-    )
+    with open_scan(source, store, config) as (scan, pool):
+
+        def body(run: StageRun) -> None:
+            report = ingest_scan(scan, store, config, pool, progress=progress)
+            report.without_paths().save(run.directory)
+
+        outcome = run_stage(
+            INGEST,
+            inputs={"source": Ref(kind="source", uri=str(source.resolve()), digest=scan.digest)},
+            config=config.key_fields(),
+            context=context,
+            body=body,
+            still_valid=still_valid,
+        )
     ref = store_ref(store, config)
     record_store(context, outcome.mlflow_run_id, ref, "ingest")
     if not VolumeStore.open(store).volume_ids():
         report = IngestReport.load(outcome.ref.path)
-        reasons = sorted({entry.reason or "unknown" for entry in (*report.skipped, *report.quarantined)})
+        found = ", ".join(f"{number} {reason}" for reason, number in report.num_excluded.items())
         raise SourceError(
-            f"No usable CT in {source}: {len(report.skipped)} skipped, {len(report.quarantined)} quarantined "
-            f"(reasons: {', '.join(reasons)}). Every item with its reason is in {outcome.ref.path / IngestReport.NAME}."
+            f"No usable CT in {source}: {found}. Items with their reasons are in {outcome.ref.path / IngestReport.NAME}."
         )
     return outcome.model_copy(update={"ref": ref})
 

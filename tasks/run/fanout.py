@@ -5,16 +5,24 @@ Each item runs in a worker process with one thread. A worker that is killed lose
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import chain, islice
+from multiprocessing import resource_tracker
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import psutil
 
+from storage.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
-Advance = Callable[[int, int], None]
+_IN_FLIGHT = 2  # items per worker that are submitted at once: one runs, one waits
+_START_S, _CLOSE_S = 120, 10
+logger = logging.getLogger("prdit.fanout")
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,12 @@ class Lost:
     Attributes:
         reason: "worker_died" (its process was killed) or "failed" (the function raised).
         detail: kind of error, for a verdict's sentence.
+        error: what the function raised where it is an error of ours, which concerns the run and not this item (a full disk, say).
     """
 
     reason: str
     detail: str
+    error: UserError | None = None
 
 
 def default_num_workers(num_items: int, memory_mb: int) -> int:
@@ -37,46 +47,116 @@ def default_num_workers(num_items: int, memory_mb: int) -> int:
     return max(1, min(cores, num_items, room))
 
 
-def fan_out(
-    function: Callable[[T], R],
-    items: Sequence[T],
-    *,
-    num_workers: int | None = None,
-    progress: Advance | None = None,
-    memory_mb: int = 1500,
-    scheduler: str | None = None,
-) -> "list[R | Lost]":
-    """Apply a picklable function to every item; results in the order of the items.
+class Pool:
+    """Worker processes that start when they are first needed and end with the `with` block.
 
     Args:
-        function: importable by the workers; large results are written by it, small ones returned.
-        items: picklable.
-        num_workers: processes; default by cores and memory. One worker or one item runs in this process.
-        progress: called with (done, total) after each item.
+        num_workers: processes; default by cores and memory. One worker means this process.
         memory_mb: expected peak of one item, to choose the default number of workers.
         scheduler: address of a running Dask scheduler to use instead of local processes.
+
+    Raises: ValueError: num_workers is below 1.
     """
-    total = len(items)
-    if num_workers is not None and num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}; expected at least 1.")
-    workers = min(num_workers or default_num_workers(total, memory_mb), max(total, 1))
-    if scheduler is None and workers == 1:
-        results: list[R | Lost] = []
-        for item in items:
-            results.append(_call(function, item))
-            if progress:
-                progress(len(results), total)
-        return results
-    with _client(workers, scheduler) as client:
-        return _gather(client, function, items, progress)
+
+    def __init__(self, *, num_workers: int | None = None, memory_mb: int = 1500, scheduler: str | None = None) -> None:
+        if num_workers is not None and num_workers < 1:
+            raise ValueError(f"num_workers is {num_workers}; expected at least 1.")
+        self._num_workers = num_workers
+        self._memory_mb = memory_mb
+        self._scheduler = scheduler
+        self._stack = ExitStack()
+        self._client: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        client, self._client = self._client, None
+        if client is not None and error is not None:
+            _kill_workers(client)
+        self._stack.close()
+
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, in_process: int = 1
+    ) -> "Iterator[tuple[T, R | Lost]]":
+        """Apply a picklable function to every item; (item, result) in the order in which they finish.
+
+        Items are taken from the iterable, in this thread, as workers become free, so it may be longer than memory. An item whose
+        worker died is tried once more, alone, when all others are done.
+
+        Args:
+            function: importable by the workers; large results are written by it, small ones returned.
+            items: picklable.
+            in_process: up to so many items run in this process, which takes less time than starting others.
+        """
+        items = iter(items)
+        workers = self._num_workers or default_num_workers(2**31, self._memory_mb)
+        first = list(islice(items, max(workers, in_process + 1)))
+        alone = len(first) <= in_process or (self._scheduler is None and workers == 1)
+        everything = chain(first, items)
+        if alone:
+            return ((item, _call(function, item)) for item in everything)
+        return self._gather(self._connected(min(workers, len(first))), function, everything)
+
+    def _connected(self, workers: int) -> Any:
+        if self._client is None:
+            self._client = self._stack.enter_context(_client(workers, self._scheduler))
+        elif self._scheduler is None and len(self._client.cluster.workers) < workers:
+            with _sigint_blocked():
+                self._client.cluster.scale(workers)
+                self._client.wait_for_workers(workers, timeout=_START_S)
+        return self._client
+
+    def _gather(self, client: Any, function: Callable[[T], R], items: Iterable[T]) -> "Iterator[tuple[T, R | Lost]]":
+        from distributed import as_completed
+
+        limit = _IN_FLIGHT * max(1, sum(client.nthreads().values()))
+        items = iter(items)
+        running: dict[Any, T] = {}
+        finished = as_completed()
+
+        def submit(count: int) -> None:
+            for item in islice(items, count):
+                future = client.submit(_call, function, item, pure=False)
+                running[future] = item
+                finished.add(future)
+
+        # A worker that dies also loses finished results that were not fetched yet. Run alone, only an item that kills its worker
+        # is lost, and one that lacked memory beside others succeeds.
+        again: list[T] = []
+        submit(limit)
+        for future in finished:
+            item = running.pop(future)
+            result = _outcome(future)
+            submit(1)
+            if isinstance(result, Lost) and result.reason == "worker_died":
+                again.append(item)
+            else:
+                yield item, result
+        for item in again:
+            yield item, _outcome(client.submit(_call, function, item, pure=False))
 
 
 def _call(function: Callable[[T], R], item: T) -> "R | Lost":
     try:
         return function(item)
+    except UserError as error:
+        return Lost("failed", type(error).__name__, error)
     except Exception as error:
-        logging.getLogger("prdit.fanout").exception("An item failed")
+        logger.exception("An item failed")
         return Lost("failed", type(error).__name__)
+
+
+def _outcome(future: Any) -> Any:
+    """Wait for one future: its value, or `Lost`."""
+    error = future.exception()
+    result = future.result() if error is None else None
+    future.release()
+    if error is None:
+        return result
+    return Lost("worker_died" if type(error).__name__ == "KilledWorker" else "failed", type(error).__name__)
 
 
 @contextmanager
@@ -99,59 +179,46 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] == "distributed":  # it sets the level of each of its loggers when imported
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with dask.config.set(settings):
+    with dask.config.set(settings), ExitStack() as stack:
         if scheduler is not None:
-            with Client(scheduler) as client:
-                yield client
+            yield stack.enter_context(Client(scheduler))
             return
-        with (
-            LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # a free port; None would still take 8787
-                silence_logs=logging.CRITICAL,
-                memory_limit=0,  # the system's own limit decides; Dask's would kill workers by an estimate
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
+        with _sigint_blocked():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",  # a free port; None would still take 8787
+                    silence_logs=logging.CRITICAL,
+                    memory_limit=0,  # the system's own limit decides; Dask's would kill workers by an estimate
+                )
+            )
+            client = stack.enter_context(Client(cluster))
+        yield client
 
 
-def _gather(client: Any, function: Callable[[T], R], items: Sequence[T], progress: Advance | None) -> "list[R | Lost]":
-    """Results in order. An item whose worker died is tried once more, alone.
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT for the threads and processes that are started in the block, as those inherit it.
 
-    A worker that dies also loses finished results that were not fetched yet. Run alone, only an item that kills its worker is
-    lost, and one that lacked memory beside others succeeds.
+    Ctrl-C reaches every process of a terminal. This one ends the run and its workers; a worker that is interrupted itself would
+    print a traceback and be started again. This process still gets the signal when the block ends.
     """
-    from distributed import as_completed
-
-    results: dict[int, R | Lost] = {}
-
-    def note(index: int, result: "R | Lost") -> None:
-        results[index] = result
-        if progress:
-            progress(len(results), len(items))
-
-    futures = {client.submit(_call, function, item, pure=False): index for index, item in enumerate(items)}
-    again = []
-    for future in as_completed(list(futures)):
-        result = _outcome(future)
-        if isinstance(result, Lost) and result.reason == "worker_died":
-            again.append(futures[future])
-        else:
-            note(futures[future], result)
-    for index in sorted(again):
-        note(index, _outcome(client.submit(_call, function, items[index], pure=False)))
-    return [results[index] for index in range(len(items))]
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outcome(future: Any) -> Any:
-    """Wait for one future: its value, or `Lost`."""
-    error = future.exception()
-    result = future.result() if error is None else None
-    future.release()
-    if error is None:
-        return result
-    return Lost("worker_died" if type(error).__name__ == "KilledWorker" else "failed", type(error).__name__)
+def _kill_workers(client: Any) -> None:
+    """End local workers at once, when the run has failed or was interrupted: nobody waits for what they do."""
+    for nanny in getattr(client.cluster, "workers", {}).values():
+        process = getattr(nanny, "process", None)
+        if process is not None and process.pid is not None:
+            nanny.auto_restart = False
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(process.pid).kill()

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from prdit_models.metrics.anatomy import LIMITS, anatomy, failures
 from storage.files import write_text_atomic
 from storage.geometry import AIR_HU, padded_crop_bounds, pool_mean, view_start
-from storage.nifti import read_nifti
+from storage.resample import resample_series
+from storage.sources.nifti import load_nifti
+from storage.sources.source import Limits
 from storage.volume_store import VolumeStore
 from tests.perturbations import PERTURBATIONS
 
@@ -35,7 +37,8 @@ def views(path: Path) -> Iterator[Hu]:
             yield store.read_view(volume_id, 128, round(BOX_MM / store.spacing_mm))
         return
     for file in sorted(path.glob("*.nii.gz")):
-        volume = read_nifti(file)
+        scan = load_nifti(path, [file.name], file.name, Limits())
+        volume = resample_series(scan, spacing_mm=scan.spacing_mm[0], interpolation="cubic")  # only turned to LPS
         edge = round(BOX_MM / volume.spacing_mm[0])
         source, target = padded_crop_bounds(volume.hu.shape, view_start(volume.hu.shape, edge), (edge,) * 3)
         box = np.full((edge,) * 3, AIR_HU, dtype=np.float32)

@@ -11,17 +11,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from storage.dicom_scan import scan_files
 from storage.phantom.series import write_demo_data
-from storage.source_files import list_source
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.series import ingest_series, make_job
+from tasks.ingest.run import open_scan
+from tasks.ingest.series import SeriesJob, ingest_series
 
 
-def measure(arguments: tuple[object, ...]) -> dict[str, object]:
-    """Ingest one series in a fresh process."""
-    result = ingest_series(make_job(*arguments))  # type: ignore[arg-type]
+def measure(job: SeriesJob) -> dict[str, object]:
+    """Ingest one scan in a fresh process."""
+    result = ingest_series(job)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {key: result.get(key) for key in ("series_uid", "num_slices", "seconds", "reason")} | {"peak_mb": peak_mb}
 
@@ -41,11 +40,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = _source(Path(folder))
         store = VolumeStore.create(Path(folder) / "store")
-        scan = scan_files(source, list_source(source).files)
+        with open_scan(source, store.path, config) as (scan, _):
+            jobs = [SeriesJob(str(source), str(store.path), one, config) for one in scan.scans()]
         rows = []
-        for number, series in enumerate(scan.series):
+        for job in jobs:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(measure, ((series, source, store.path, str(number), ("bench", True), config),)))
+                rows.append(pool.apply(measure, (job,)))
     sys.stdout.write(json.dumps({"title": "Ingest of one series, one thread", "rows": rows}) + "\n")
 
 

@@ -78,7 +78,7 @@ def test_awkward_real_files_get_verdicts(real_ct: Path, tmp_path: Path) -> None:
     everything = [*report.skipped, *report.quarantined]
     assert all(e.reason and e.message for e in everything)
     assert {e.reason for e in report.skipped} >= {
-        "not_dicom", "dicomdir", "localizer", "secondary_capture", "multi_frame", "derived_reformat",
+        "unknown_format", "dicomdir", "localizer", "secondary_capture", "multi_frame", "derived_reformat",
     }  # fmt: skip
     # The fifteen transfer syntaxes are one slice under one UID; single slices are too few.
     assert {e.reason for e in report.quarantined} <= {"too_few_slices", "duplicate_slices", "inconsistent_position"}
@@ -90,7 +90,7 @@ def test_awkward_real_files_get_verdicts(real_ct: Path, tmp_path: Path) -> None:
 
 
 def test_every_transfer_syntax_decodes_to_the_same_hu(real_ct: Path) -> None:
-    from storage.dicom_series import _slice_hu
+    from storage.sources.dicom_series import _slice_hu
 
     folder = real_ct / "robustness" / "transfer_syntaxes"
     reference = _slice_hu(folder / "CTImage.dcm").clip(-1024, 3071)

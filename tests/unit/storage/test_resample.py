@@ -2,19 +2,18 @@
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset
 from scipy.interpolate import make_interp_spline
 
-from storage.dicom_series import SourceSeries
 from storage.resample import _resample_oblique, axis_weights, is_aligned, resample_series, target_grid
+from storage.sources.source import SourceVolume
 
 NOISE = np.clip(np.random.default_rng(0).normal(0, 300, (30, 44, 40)), -1024, 3000).astype(np.int16)
 
 
 def series(
     hu: np.ndarray, direction: np.ndarray, spacing: tuple[float, float, float] = (0.8, 0.9, 2.5)
-) -> SourceSeries:
-    return SourceSeries(hu, spacing, (3.0, -7.0, 11.0), direction, "", 0.0, Dataset(), 0)
+) -> SourceVolume:
+    return SourceVolume(hu, spacing, (3.0, -7.0, 11.0), direction, {}, "")
 
 
 ALIGNED = {

@@ -16,7 +16,7 @@ from storage.nifti import write_nifti
 from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import ingest, source_digest
+from tasks.ingest.run import ingest, open_scan
 from tests.unit.storage.dicom_files import linear_hu, write_series
 
 CONFIG = IngestConfig(min_slices=8)
@@ -183,8 +183,8 @@ def test_odd_files_survive(tmp_path: Path) -> None:
     report = run(source, tmp_path / "store")
     assert len(report.committed) == 1
     reasons = {e.path: e.reason for e in (*report.skipped, *report.quarantined)}
-    assert reasons["notes.txt"] == "not_dicom"
-    assert reasons["empty"] == "not_dicom"
+    assert reasons["notes.txt"] == "unknown_format"
+    assert reasons["empty"] == "unknown_format"
     assert reasons["scan.zip"] == "archive"
     assert reasons["pipe"] == "not_regular_file"
     assert reasons["dangling"] == "not_regular_file"
@@ -222,7 +222,7 @@ def test_second_run_is_unchanged_and_a_new_series_comes_alone(tmp_path: Path, mo
     first = run(source, store)
     assert tree(source) == before
     calls: list[str] = []
-    monkeypatch.setattr("tasks.ingest.run.ingest_series", lambda job: calls.append(job.series_uid) or _real(job))
+    monkeypatch.setattr("tasks.ingest.run.ingest_series", lambda job: calls.append(job.scan.scan_id) or _real(job))
     second = run(source, store)
     assert not calls
     assert [e.volume_id for e in second.unchanged] == [e.volume_id for e in first.committed]
@@ -247,7 +247,11 @@ def test_volume_id_is_the_same_anywhere(tmp_path: Path) -> None:
     write_series(tmp_path / "elsewhere" / "b")
     one, two = run(tmp_path / "a", tmp_path / "s1"), run(tmp_path / "elsewhere", tmp_path / "s2")
     assert one.fingerprint == two.fingerprint
-    assert source_digest(tmp_path / "a", tmp_path / "h") == source_digest(tmp_path / "elsewhere" / "b", tmp_path / "h")
+    digests = []
+    for source in (tmp_path / "a", tmp_path / "elsewhere" / "b"):
+        with open_scan(source, tmp_path / "s1", CONFIG) as (scan, _):
+            digests.append(scan.digest)
+    assert digests[0] == digests[1]
     three = run(tmp_path / "a", tmp_path / "s3", IngestConfig(min_slices=8, interpolation="linear"))
     assert three.fingerprint != one.fingerprint
 
@@ -306,7 +310,7 @@ def test_patients_csv_names_those_without_id(tmp_path: Path) -> None:
     for k in (1, 2, 3):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", patient_id="", shape=(15 + k, 26, 28))
     loud = run(tmp_path / "src", tmp_path / "s1")
-    assert "3 series carry no PatientID" in loud.notes[0]
+    assert "3 scan(s) carry no PatientID" in loud.notes[0]
     (tmp_path / "src" / "patients.csv").write_text("path,patient_id\ns1,P\ns2,P\ns3,Q\n")
     quiet = run(tmp_path / "src", tmp_path / "s2")
     assert quiet.notes == []

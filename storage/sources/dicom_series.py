@@ -1,9 +1,7 @@
 """One CT series -> HU with geometry: slices sorted along their normal, checked for gaps, rescaled slice by slice."""
 
-import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,11 @@ import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from storage.dicom_scan import DECODE_ERRORS
-from storage.errors import UnusableSeriesError
 from storage.files import sha256_file
 from storage.geometry import AIR_HU
-from storage.verdicts import sentence
+from storage.sources.dicom_attributes import allowed_attributes
+from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.source import Limits, SourceVolume, pixel_digest, refuse, short, tilt_deg
 
 ORIENTATION_TOLERANCE = 1e-3  # direction cosines
 PIXEL_SPACING_TOLERANCE_MM = 1e-3
@@ -28,80 +26,37 @@ _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _GDCM_SYNTAXES = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
 
 
-@dataclass(frozen=True)
-class SourceSeries:
-    """A series as acquired.
-
-    Attributes:
-        hu: HU, at least AIR_HU, shape (slices, rows, columns), int16, or float32 where slope or intercept is not an integer.
-        spacing_mm: distances of columns, rows and slices (index x, y, z).
-        origin_mm: LPS centre of voxel [0, 0, 0].
-        direction: 3 × 3, columns are the unit LPS steps of index x, y, z; not orthogonal under gantry tilt.
-        pixel_digest: SHA-256 of the HU as float32, slices in order along the normal.
-        tilt_deg: angle between slice step and slice normal.
-        header: the middle slice's data set without pixels, for attributes.
-        num_duplicates: files left out because they repeat another file.
-    """
-
-    hu: NDArray[Any]
-    spacing_mm: tuple[float, float, float]
-    origin_mm: tuple[float, float, float]
-    direction: NDArray[np.float64]
-    pixel_digest: str
-    tilt_deg: float
-    header: Dataset
-    num_duplicates: int
-
-    def geometry(self) -> dict[str, list[float]]:
-        """JSON geometry rounded to 1e-5, as it enters the volume id."""
-        return {
-            "spacing_mm": [round(v, 5) for v in self.spacing_mm],
-            "origin_mm": [round(v, 5) + 0.0 for v in self.origin_mm],
-            "direction": [round(float(v), 5) + 0.0 for v in self.direction.ravel()],
-        }
-
-
-def load_series(source: Path, files: Sequence[str], series_uid: str, *, min_slices: int) -> SourceSeries:
-    """Read, check and rescale one series; sources are only read.
-
-    Raises: UnusableSeriesError: with a reason code from `storage.verdicts.REASONS`.
-    """
+def load_series(source: Path, files: Sequence[str], series_uid: str, limits: Limits) -> SourceVolume:
+    """Read, check and rescale one series, see `Format.load`."""
     where = f"Series {series_uid}"
     headers, num_duplicates = _headers(source, files, where)
     _check_consistent(headers, where)
-    if len(headers) < min_slices:
-        _refuse("too_few_slices", where, f"{len(headers)} slice(s), at least {min_slices} are needed")
+    if len(headers) < limits.min_slices:
+        refuse("too_few_slices", where, f"{len(headers)} slice(s), at least {limits.min_slices} are needed")
     orientation = np.asarray([float(v) for v in headers[0][1].ImageOrientationPatient])
     row, column = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if abs(lengths[0] - 1) > 0.01 or abs(lengths[1] - 1) > 0.01 or abs(float(row @ column)) > 0.01:
-        _refuse("missing_geometry", where, "a valid ImageOrientationPatient (two orthogonal unit vectors)")
+        refuse("missing_geometry", where, "a valid ImageOrientationPatient (two orthogonal unit vectors)")
     row, column = row / lengths[0], column / lengths[1]
     normal = np.cross(row, column)
     headers.sort(key=lambda item: float(np.asarray(_floats(item[1].ImagePositionPatient)) @ normal))
     positions = np.asarray([_floats(h.ImagePositionPatient) for _, h in headers])
     step = _check_positions(positions, normal, where)
     hu = _read_pixels(source, headers, where)
-    digest = hashlib.sha256()
-    for plane in hu:
-        digest.update(np.ascontiguousarray(plane, dtype="<f4").data)
     step_mm = float(np.linalg.norm(step))
     spacing = _floats(headers[0][1].PixelSpacing)
-    cosine = min(1.0, float(step @ normal) / step_mm)
-    return SourceSeries(
+    direction = np.stack([row, column, step / step_mm], axis=1)
+    return SourceVolume(
         hu=hu,
         spacing_mm=(spacing[1], spacing[0], step_mm),
         origin_mm=(float(positions[0][0]), float(positions[0][1]), float(positions[0][2])),
-        direction=np.stack([row, column, step / step_mm], axis=1),
-        pixel_digest=digest.hexdigest(),
-        tilt_deg=round(float(np.degrees(np.arccos(cosine))), 3),
-        header=headers[len(headers) // 2][1],
+        direction=direction,
+        attributes=allowed_attributes(headers[len(headers) // 2][1]),
+        pixel_digest=pixel_digest(hu),
         num_duplicates=num_duplicates,
+        tilt_deg=tilt_deg(direction),
     )
-
-
-def _refuse(reason: str, where: str, detail: str, file: str | None = None) -> None:
-    raise UnusableSeriesError(reason, sentence(reason, where, detail), file)
 
 
 def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple[str, Dataset]], int]:
@@ -117,7 +72,7 @@ def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple
                 for tag in (*_GEOMETRY, "RescaleSlope", "RescaleIntercept", "Rows", "Columns"):
                     header.get(tag)
         except DECODE_ERRORS as error:
-            _refuse("unreadable_file", f"{where}, file {name}", type(error).__name__, name)
+            refuse("unreadable_file", f"{where}, file {name}", type(error).__name__, name)
         instance = str(header.get("SOPInstanceUID") or name)
         if instance in seen and _same_bytes(source / name, source / seen[instance]):
             duplicates += 1  # with other bytes both are kept, and their positions decide
@@ -135,38 +90,38 @@ def _check_consistent(headers: list[tuple[str, Dataset]], where: str) -> None:
     for name, header in headers:
         missing = [tag for tag in _GEOMETRY if not _numeric(header.get(tag))]
         if missing:
-            _refuse("missing_geometry", f"{where}, file {name}", ", ".join(missing), name)
+            refuse("missing_geometry", f"{where}, file {name}", ", ".join(missing), name)
         slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
         if not _numeric(slope) or not _numeric(intercept) or float(slope) == 0:
-            _refuse("missing_rescale", f"{where}, file {name}", f"slope {slope!r}, intercept {intercept!r}", name)
+            refuse("missing_rescale", f"{where}, file {name}", f"slope {slope!r}, intercept {intercept!r}", name)
         if int(header.get("SamplesPerPixel") or 1) != 1:
-            _refuse("unsupported_pixels", f"{where}, file {name}", f"{header.SamplesPerPixel} samples per pixel", name)
+            refuse("unsupported_pixels", f"{where}, file {name}", f"{header.SamplesPerPixel} samples per pixel", name)
         if min(_floats(header.PixelSpacing)) <= 0:
-            _refuse("missing_geometry", f"{where}, file {name}", "a positive PixelSpacing", name)
+            refuse("missing_geometry", f"{where}, file {name}", "a positive PixelSpacing", name)
     first = headers[0][1]
     for name, header in headers[1:]:
         if (header.Rows, header.Columns) != (first.Rows, first.Columns):
             detail = f"{first.Rows} × {first.Columns} and {header.Rows} × {header.Columns} in {name}"
-            _refuse("inconsistent_shape", where, detail, name)
+            refuse("inconsistent_shape", where, detail, name)
         off = np.abs(np.subtract(_floats(header.ImageOrientationPatient), _floats(first.ImageOrientationPatient)))
         if off.max() > ORIENTATION_TOLERANCE:
-            _refuse("inconsistent_orientation", where, f"direction cosines differ by {off.max():.4f} in {name}", name)
+            refuse("inconsistent_orientation", where, f"direction cosines differ by {off.max():.4f} in {name}", name)
         off = np.abs(np.subtract(_floats(header.PixelSpacing), _floats(first.PixelSpacing)))
         if off.max() > PIXEL_SPACING_TOLERANCE_MM:
-            _refuse("inconsistent_spacing", where, f"pixel spacing differs by {off.max():.4f} mm in {name}", name)
+            refuse("inconsistent_spacing", where, f"pixel spacing differs by {off.max():.4f} mm in {name}", name)
 
 
 def _check_positions(positions: NDArray[np.float64], normal: NDArray[np.float64], where: str) -> NDArray[np.float64]:
     """The mean slice step (x, y, z), mm, after checking that the slices are evenly spaced and on one line."""
     if len(positions) < 2:
-        _refuse("too_few_slices", where, "1 slice, at least 2 are needed")
+        refuse("too_few_slices", where, "1 slice, at least 2 are needed")
     depth = positions @ normal
     gaps = np.diff(depth)
     step = float(np.median(gaps))
     if gaps.min() < 0.01:
         count = int((gaps < 0.01).sum())
         at = float(depth[int(np.argmin(gaps))])
-        _refuse("duplicate_slices", where, f"{count} repeated position(s), the first near {at:.1f} mm along the normal")
+        refuse("duplicate_slices", where, f"{count} repeated position(s), the first near {at:.1f} mm along the normal")
     tolerance = SLICE_TOLERANCE_MM + SLICE_TOLERANCE_SHARE * step
     wide = np.flatnonzero(gaps > 1.5 * step)
     if wide.size:
@@ -175,14 +130,14 @@ def _check_positions(positions: NDArray[np.float64], normal: NDArray[np.float64]
             f"about {missing} slice(s) missing in {wide.size} place(s), the first between slices {wide[0] + 1} and "
             f"{wide[0] + 2} of {len(positions)} ({gaps[wide[0]]:.2f} mm instead of {step:.2f} mm)"
         )
-        _refuse("missing_slices", where, detail)
+        refuse("missing_slices", where, detail)
     if np.abs(gaps - step).max() > tolerance:
-        _refuse("inconsistent_spacing", where, f"slice distances from {gaps.min():.3f} to {gaps.max():.3f} mm")
+        refuse("inconsistent_spacing", where, f"slice distances from {gaps.min():.3f} to {gaps.max():.3f} mm")
     mean_step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
     line = positions[0] + np.arange(len(positions))[:, None] * mean_step
     off = float(np.linalg.norm(positions - line, axis=1).max())
     if off > max(0.5, tolerance):
-        _refuse("inconsistent_position", where, f"up to {off:.2f} mm off a straight line")
+        refuse("inconsistent_position", where, f"up to {off:.2f} mm off a straight line")
     return mean_step
 
 
@@ -195,9 +150,9 @@ def _read_pixels(source: Path, headers: list[tuple[str, Dataset]], where: str) -
         try:
             plane = _slice_hu(source / name)
         except DECODE_ERRORS as error:
-            _refuse("unreadable_pixels", f"{where}, file {name}", _short(error), name)
+            refuse("unreadable_pixels", f"{where}, file {name}", short(error), name)
         if plane.shape != (rows, columns):
-            _refuse(
+            refuse(
                 "inconsistent_shape", where, f"{plane.shape} pixels in {name}, its header says {(rows, columns)}", name
             )
         stack[index] = np.clip(plane, AIR_HU, np.iinfo(np.int16).max)
@@ -257,7 +212,3 @@ def _numeric(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return bool(values) and bool(np.isfinite(values).all())
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__

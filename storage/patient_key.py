@@ -1,0 +1,53 @@
+"""The patient key that replaces a patient's id, and the secret it is made with, which lies outside the store."""
+
+import hashlib
+import hmac
+import secrets
+from pathlib import Path
+
+from storage.errors import SourceError, StoreFormatError
+from storage.files import json_text, put_if_absent, read_json
+
+
+def load_patient_key(key_file: Path) -> bytes:
+    """The secret that turns patient ids into patient keys; made (mode 0600) when missing.
+
+    Raises:
+        SourceError: the file is unreadable or holds no key.
+        UnwritableError: it cannot be made.
+    """
+    put_if_absent(key_file, (secrets.token_hex(32) + "\n").encode(), mode=0o600)
+    try:
+        key = bytes.fromhex(key_file.read_text(encoding="ascii").strip())
+    except (OSError, ValueError) as error:
+        raise SourceError(f"Patient key file {key_file} cannot be read ({error}); expected 64 hex digits.") from error
+    if len(key) < 16:
+        raise SourceError(f"Patient key file {key_file} holds {len(key)} bytes; expected at least 16 (32 hex digits).")
+    return key
+
+
+def key_id(key: bytes) -> str:
+    """Which secret it is, without revealing it: 16 hex digits."""
+    return hashlib.sha256(b"prdit key id" + key).hexdigest()[:16]
+
+
+def check_patient_key(store_path: Path, key: bytes, key_file: Path) -> None:
+    """Bind a store to one key: with another, known patients would look new and change roles.
+
+    Raises: StoreFormatError: the store was filled with another key.
+    """
+    record, given = store_path / "patient-key-id.json", key_id(key)
+    put_if_absent(record, json_text({"key_id": given}).encode())
+    recorded = read_json(record)["key_id"]
+    if recorded != given:
+        raise StoreFormatError(
+            f"The store {store_path} was filled with patient key {recorded}, {key_file} holds {given}: patients would get "
+            "new keys and change roles. Restore the original key file or give it by patient_key_file."
+        )
+
+
+def patient_key(key: bytes, patient_id: str, scan_id: str) -> tuple[str, bool]:
+    """(patient key, known): HMAC-SHA256 of the patient id, or of the scan id where there is none, as 32 hex digits."""
+    known = bool(patient_id.strip())
+    text = f"patient:{patient_id.strip()}" if known else f"series:{scan_id}"
+    return hmac.new(key, text.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()[:32], known
