@@ -61,7 +61,7 @@ class ReadFile:
     @property
     def row(self) -> tuple[str, ...]:
         """Its values in the order of the columns."""
-        return (self.sha256, self.format, self.scan, self.reason, printable(self.detail), self.patient)
+        return (self.sha256, self.format, printable(self.scan), self.reason, printable(self.detail), self.patient)
 
 
 @dataclass(frozen=True)

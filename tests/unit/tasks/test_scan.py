@@ -1,6 +1,7 @@
 """Scanning a source: each file read once, unchanged ones never again, nothing that names a patient kept, everything in order."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -233,6 +234,33 @@ def test_a_file_without_access_or_utf8_name(tmp_path: Path, monkeypatch: pytest.
     _, scans, excluded, _ = scanned(source, tmp_path / "store")
     assert scans[0].files == ("000.dcm", odd)
     assert excluded == ["unreadable_file denied"]
+
+
+def scan_at_once(source: Path, store: Path, start: Any, queue: Any) -> None:
+    start.wait()
+    try:
+        queue.put(scanned(source, store)[0])
+    except Exception as error:  # noqa: BLE001 - the test shows it
+        queue.put(repr(error))
+
+
+def test_scans_at_once_share_the_cache(tmp_path: Path, read: list[str]) -> None:
+    source = tmp_path / "src"
+    write_series(source, shape=(100, 2, 2))
+    digest = scanned(source, tmp_path / "alone")[0]
+    context = multiprocessing.get_context("fork")
+    for round_ in range(5):
+        start, queue = context.Barrier(3), context.Queue()
+        arguments = (source, tmp_path / f"store{round_}", start, queue)
+        scanners = [context.Process(target=scan_at_once, args=arguments) for _ in range(3)]
+        for scanner in scanners:
+            scanner.start()
+        assert [queue.get(timeout=60) for _ in scanners] == [digest] * 3
+        for scanner in scanners:
+            scanner.join()
+        read.clear()
+        assert scanned(source, tmp_path / f"store{round_}")[0] == digest
+        assert read == []
 
 
 def test_empty_source_is_refused(tmp_path: Path) -> None:
