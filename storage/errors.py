@@ -33,6 +33,9 @@ class UnusableSeriesError(StorageError, ValueError):
         self.reason = reason
         self.file = file
 
+    def __reduce__(self) -> tuple[type["UnusableSeriesError"], tuple[str, str, str | None]]:
+        return type(self), (self.reason, str(self), self.file)  # it may come from a worker process
+
 
 class StoreFormatError(StorageError, ValueError):
     """A volume store has another format, grid or recipe than the caller asked for."""

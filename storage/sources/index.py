@@ -6,9 +6,11 @@ table, which is gone when the run ends.
 """
 
 import hashlib
+import json
 import logging
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +30,11 @@ _TIMEOUT_S = 60.0  # another ingest into the same store may be writing
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
 _FACTS = ("sha256", "format", "scan", "reason", "detail", "patient")
 _COLUMNS = ", ".join(f"{name} TEXT NOT NULL" for name in _FACTS)
-_MAIN = f"""
-CREATE TABLE IF NOT EXISTS owner (key_id TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS files (key BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, {_COLUMNS}) WITHOUT ROWID;
-"""
+# `crc` is of the whole row: SQLite notices a damaged page only where it breaks the structure.
+_MAIN = (
+    "CREATE TABLE owner (key_id TEXT NOT NULL)",
+    "CREATE TABLE files (key BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, facts BLOB, crc INTEGER) WITHOUT ROWID",
+)
 _RUN = f"""
 CREATE TEMP TABLE listed (name TEXT PRIMARY KEY, path BLOB NOT NULL, {_COLUMNS}) WITHOUT ROWID;
 CREATE TEMP TABLE others (name TEXT PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL) WITHOUT ROWID;
@@ -58,7 +61,7 @@ class ReadFile:
     @property
     def row(self) -> tuple[str, ...]:
         """Its values in the order of the columns."""
-        return (self.sha256, self.format, self.scan, self.reason, printable(self.detail), self.patient)
+        return (self.sha256, self.format, printable(self.scan), self.reason, printable(self.detail), self.patient)
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,13 @@ class FileIndex:
         """List the files that have not changed since they were read; returns the others, which must be read."""
         keys = {self._key(file.path): file for file in found}
         marks = ", ".join("?" * len(keys))
-        query = f"SELECT key, size, mtime_ns, {', '.join(_FACTS)} FROM main.files WHERE key IN ({marks})"
+        query = f"SELECT key, size, mtime_ns, facts, crc FROM main.files WHERE key IN ({marks})"
         known = []
-        for key, size, mtime_ns, *facts in self._connection.execute(query, list(keys)).fetchall():
-            if (size, mtime_ns) == (keys[key].size, keys[key].mtime_ns):
-                known.append((keys.pop(key).path, facts))
+        for key, size, mtime_ns, facts, crc in self._connection.execute(query, list(keys)).fetchall():
+            file = keys[key]
+            if (size, mtime_ns) == (file.size, file.mtime_ns) and crc == _checksum(key, file, facts):
+                known.append((file.path, json.loads(facts)))
+                del keys[key]
         self._list(known)
         return list(keys.values())
 
@@ -124,7 +129,7 @@ class FileIndex:
         """List files that were read, and remember those that could be."""
         read = list(read)
         self._list((file.path, one.row) for file, one in read)
-        self._fresh += [(self._key(f.path), f.size, f.mtime_ns, *one.row) for f, one in read if one.sha256]
+        self._fresh += [self._cached(file, one) for file, one in read if one.sha256]
         if len(self._fresh) >= _FLUSH_ROWS:
             self._flush()
 
@@ -139,6 +144,10 @@ class FileIndex:
         with self._refusals():
             self._connection.execute("CREATE INDEX temp.by_scan ON listed (scan, name)")
 
+    def _cached(self, file: FoundFile, one: ReadFile) -> tuple[object, ...]:
+        key, facts = self._key(file.path), canonical_json(one.row).encode()
+        return key, file.size, file.mtime_ns, facts, _checksum(key, file, facts)
+
     def _key(self, path: str) -> bytes:
         return hashlib.sha256(self._root + b"\0" + os.fsencode(path)).digest()[:16]
 
@@ -148,8 +157,7 @@ class FileIndex:
         self._write(f"INSERT OR REPLACE INTO temp.listed VALUES ({marks})", rows)
 
     def _flush(self) -> None:
-        marks = ", ".join("?" * (3 + len(_FACTS)))
-        self._write(f"INSERT OR REPLACE INTO main.files VALUES ({marks})", self._fresh, begin="BEGIN IMMEDIATE")
+        self._write("INSERT OR REPLACE INTO main.files VALUES (?, ?, ?, ?, ?)", self._fresh, begin="BEGIN IMMEDIATE")
         self._fresh = []
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]], begin: str = "BEGIN") -> None:
@@ -234,6 +242,10 @@ class FileIndex:
                 yield Excluded(reason, text, scan_id=scan_id, num_files=1 + sum(1 for _ in group))
 
 
+def _checksum(key: bytes, file: FoundFile, facts: bytes) -> int:
+    return zlib.crc32(b"%b %d %d %b" % (key, file.size, file.mtime_ns, facts))
+
+
 def _update(digest: "hashlib._Hash", rows: Iterable[tuple[str, ...]]) -> None:
     for number, row in enumerate(rows):
         digest.update(("," if number else "").encode() + canonical_json(list(row)).encode())
@@ -271,7 +283,7 @@ def _prepared(connection: sqlite3.Connection, key_id: str) -> sqlite3.Connection
         if version != FACTS_VERSION or owner != (key_id,):
             for table in tables:
                 connection.execute(f'DROP TABLE "{table}"')
-            for statement in _MAIN.strip().splitlines():
+            for statement in _MAIN:
                 connection.execute(statement)
             connection.execute("INSERT INTO owner VALUES (?)", (key_id,))
             connection.execute(f"PRAGMA user_version = {FACTS_VERSION}")

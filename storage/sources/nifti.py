@@ -18,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import array_from_file
 from numpy.typing import NDArray
 
+from storage.errors import UnusableSeriesError
 from storage.geometry import AIR_HU, Float3
 from storage.sources.source import FileFacts, Format, Limits, SourceVolume, pixel_digest, refuse, short, tilt_deg
 
@@ -46,6 +47,8 @@ def load_nifti(source: Path, files: Sequence[str], scan_id: str, limits: Limits)
     where = f"Scan {scan_id}"
     try:
         header, stored = _read(source / files[0], where)
+    except UnusableSeriesError:
+        raise
     except _READ_ERRORS as error:
         refuse("unreadable_pixels", where, short(error))
     if min(stored.shape) < limits.min_slices:

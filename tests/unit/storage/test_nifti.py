@@ -1,4 +1,4 @@
-"""NIfTI: the affine in an independent reader's world, bytes repeatable."""
+"""NIfTI as it is written: the affine in an independent reader's world, bytes repeatable."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from storage.errors import MissingArtifactError, StorageError
 from storage.geometry import Volume
-from storage.nifti import read_nifti, write_nifti
+from storage.nifti import write_nifti
 
 VOLUME = Volume(
     np.random.default_rng(0).integers(-1024, 2000, (5, 6, 7)).astype(np.int16), (1.5, 2.0, 2.5), (-10.0, 20.0, -30.0)
@@ -27,21 +26,12 @@ def test_world_positions_in_ras(tmp_path: Path) -> None:
     assert image.get_data_dtype() == np.int16
 
 
-def test_round_trip_and_same_bytes(tmp_path: Path) -> None:
+def test_same_bytes(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz", VOLUME)
     write_nifti(tmp_path / "b.nii.gz", VOLUME)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
-    back = read_nifti(tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(back.hu, VOLUME.hu)
-    assert back.spacing_mm == pytest.approx(VOLUME.spacing_mm)
-    assert back.origin_mm == pytest.approx(VOLUME.origin_mm)
 
 
-def test_clear_errors(tmp_path: Path) -> None:
+def test_another_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.nii"):
         write_nifti(tmp_path / "v.png", VOLUME)
-    with pytest.raises(MissingArtifactError):
-        read_nifti(tmp_path / "none.nii")
-    (tmp_path / "x.nii").write_bytes(b"hello")
-    with pytest.raises(StorageError, match="cannot be read"):
-        read_nifti(tmp_path / "x.nii")

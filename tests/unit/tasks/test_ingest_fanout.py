@@ -1,7 +1,5 @@
-"""Work over processes: order, a killed worker, and two processes writing one volume."""
+"""Ingest over processes: the same store as in one, at a full disk one error."""
 
-import os
-import signal
 from pathlib import Path
 
 from distributed import Client, LocalCluster
@@ -9,25 +7,7 @@ from distributed import Client, LocalCluster
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
-from tasks.run.fanout import Lost, Pool
 from tests.unit.storage.dicom_files import write_series
-
-
-def square_or_die(number: int) -> int:
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 5:
-        raise RuntimeError("no squares today")
-    return number * number
-
-
-def test_a_killed_worker_costs_its_own_item_only() -> None:
-    with Pool(num_workers=2) as pool:
-        results = dict(pool.map(square_or_die, range(8)))
-    assert isinstance(results[3], Lost)
-    assert results[3].reason == "worker_died"
-    assert results[5] == Lost("failed", "RuntimeError")
-    assert [results[k] for k in (0, 1, 2, 4, 6, 7)] == [0, 1, 4, 16, 36, 49]
 
 
 def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:

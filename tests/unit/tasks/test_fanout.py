@@ -1,0 +1,144 @@
+"""Fanning out: streamed and bounded, a lost worker costs its item, our own errors come back whole, Ctrl-C is quiet."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from storage.errors import UnusableSeriesError, UnwritableError
+from tasks.run.fanout import Lost, Pool
+
+
+def square_or_die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 5:
+        raise RuntimeError("no squares today")
+    return number * number
+
+
+def process(number: int) -> int:
+    return os.getpid()
+
+
+def full_disk(number: int) -> int:
+    if number == 2:
+        raise UnwritableError("/store/x cannot be written: no space is left.")
+    if number == 3:
+        raise UnusableSeriesError("too_large", "too large", "a file")
+    return number
+
+
+def slow(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_a_killed_worker_costs_its_own_item_only() -> None:
+    with Pool(num_workers=2) as pool:
+        results = dict(pool.map(square_or_die, range(8)))
+    assert isinstance(results[3], Lost)
+    assert results[3].reason == "worker_died"
+    assert results[5] == Lost("failed", "RuntimeError")
+    assert [results[k] for k in (0, 1, 2, 4, 6, 7)] == [0, 1, 4, 16, 36, 49]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_of_ours_come_back_whole(workers: int) -> None:
+    with Pool(num_workers=workers) as pool:
+        results = dict(pool.map(full_disk, range(4)))
+    assert isinstance(results[2].error, UnwritableError)
+    assert "no space is left" in str(results[2].error)
+    assert results[2].reason == "failed"
+    assert isinstance(results[3].error, UnusableSeriesError)
+    assert (results[3].error.reason, results[3].error.file) == ("too_large", "a file")
+    assert (results[0], results[1]) == (0, 1)
+
+
+def test_items_are_taken_as_they_are_needed() -> None:
+    taken, done, ahead = 0, 0, 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(200):
+            taken += 1
+            yield number
+
+    with Pool(num_workers=2) as pool:
+        for item, result in pool.map(abs, items()):
+            assert item == result
+            done += 1
+            ahead = max(ahead, taken - done)
+    assert done == 200
+    assert ahead <= 8
+
+
+def test_one_pool_starts_once_and_only_when_needed() -> None:
+    with Pool(num_workers=2) as pool:
+        few = dict(pool.map(process, range(5), in_process=5))
+        assert set(few.values()) == {os.getpid()}
+        assert not _workers()
+        first = set(dict(pool.map(process, range(20))).values())
+        second = set(dict(pool.map(process, range(20))).values())
+        assert os.getpid() not in first
+        assert first == second
+        assert len(first) == 2
+    assert not _workers()
+
+
+def _workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_pool_grows() -> None:
+    with Pool(num_workers=2) as pool:
+        assert len(set(dict(pool.map(process, range(1), in_process=0)).values())) == 1
+        assert len(set(dict(pool.map(process, range(20))).values())) == 2
+
+
+def test_an_error_ends_the_workers_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError), Pool(num_workers=2) as pool:
+        _ = [1 / result for _, result in pool.map(slow, [0.0, *([60.0] * 5)])]
+    assert time.monotonic() - began < 20
+    assert not _workers()
+
+
+@pytest.mark.parametrize("wait_s", [0.2, 0.7, 1.5, 5.0])
+def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float, repository: Path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it: while the workers start, and while they work."""
+    code = (
+        "import sys\nfrom tasks.run.fanout import Pool\nfrom tests.unit.tasks.test_fanout import slow\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        with Pool(num_workers=2) as pool:\n"
+        "            print('ready', flush=True)\n"
+        "            list(pool.map(slow, [60.0] * 9))\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(wait_s)
+    family = psutil.Process(child.pid).children(recursive=True)
+    if wait_s == 5.0:
+        assert len(family) >= 2  # the workers were there
+    os.killpg(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=30)
+    assert errors == ""
+    assert child.returncode == 130
+    assert psutil.wait_procs(family, 5)[1] == []

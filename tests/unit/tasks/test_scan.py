@@ -1,0 +1,392 @@
+"""Scanning a source: each file read once, unchanged ones never again, nothing that names a patient kept, everything in order."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.errors import SourceError, UnwritableError
+from storage.patient_key import patient_key
+from storage.sources.formats import read_source_file
+from storage.volume_store import VolumeStore
+from tasks.ingest.config import IngestConfig
+from tasks.ingest.run import LISTED_FILES, ingest, last_report
+from tasks.ingest.scan import Scan, file_cache, scan_source
+from tasks.run.fanout import Pool
+from tests.unit.storage.dicom_files import write_series
+from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
+
+KEY = b"k" * 32
+CONFIG = IngestConfig(min_slices=8, num_workers=1, spacing_mm=4.0, num_levels=1)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are opened, in order."""
+    names: list[str] = []
+
+    def noted(path: Path) -> Any:
+        names.append(path.name)
+        return read_source_file(path)
+
+    monkeypatch.setattr("tasks.ingest.scan.read_source_file", noted)
+    return names
+
+
+def scanned(
+    source: Path, store: Path, key: bytes = KEY, workers: int = 1
+) -> tuple[str, list[Scan], list[str], list[str]]:
+    """(digest, scans, what is excluded as `reason path or scan`, notes)."""
+    with Pool(num_workers=workers) as pool, scan_source(source, store, key, pool) as scan:
+        excluded = [f"{one.reason} {one.path or one.scan_id}" for one in scan.exclusions()]
+        found = list(scan.scans())
+        assert scan.num_scans == len(found)
+        return scan.digest, found, excluded, scan.notes()
+
+
+def test_scans_files_and_exclusions(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source / "b", uid="1.2.2", shape=(3, 4, 4), patient_id="P")
+    write_series(source / "a", uid="1.2.1", shape=(2, 4, 4), patient_id="")
+    localizer = lambda k, d: k == 1 and setattr(d, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])  # noqa: E731
+    write_series(source / "c", uid="1.2.3", shape=(2, 4, 4), change=localizer)
+    write_series(source / "mr", uid="1.2.4", shape=(2, 4, 4), change=lambda _, d: setattr(d, "Modality", "MR"))
+    write_image(source / "n" / "doe.nii.gz", np.zeros((3, 3, 3), np.int16))
+    (source / "notes.txt").write_text("words of some length, no image")
+    digest, scans, excluded, notes = scanned(source, tmp_path / "store")
+    assert digest.startswith("sha256:")
+    assert [one.scan_id for one in scans[:3]] == ["1.2.1", "1.2.2", "1.2.3"]
+    assert [one.files for one in scans[:3]] == [
+        ("a/000.dcm", "a/001.dcm"),
+        ("b/000.dcm", "b/001.dcm", "b/002.dcm"),
+        ("c/000.dcm",),
+    ]
+    assert scans[3].files == ("n/doe.nii.gz",)
+    assert [one.format for one in scans] == ["dicom", "dicom", "dicom", "nifti"]
+    assert (scans[0].patient_key, scans[0].patient_known) == (patient_key(KEY, "", "1.2.1")[0], False)
+    assert (scans[1].patient_key, scans[1].patient_known) == (patient_key(KEY, "P", "")[0], True)
+    assert excluded == ["unknown_format notes.txt", "localizer c/001.dcm", "not_ct 1.2.4"]
+    assert notes == []
+
+
+def test_each_file_is_read_once_and_unchanged_ones_never_again(tmp_path: Path, read: list[str]) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    write_series(source, shape=(5, 4, 4))
+    first = scanned(source, store)
+    assert sorted(read) == [f"{k:03d}.dcm" for k in range(5)]
+    read.clear()
+    assert scanned(source, store) == first
+    assert read == []
+    (source / "002.dcm").write_bytes((source / "002.dcm").read_bytes() + b"\0")
+    os.utime(source / "003.dcm", ns=(5, 5))
+    second = scanned(source, store)
+    assert sorted(read) == ["002.dcm", "003.dcm"]
+    assert second[0] != first[0]
+    assert second[1][0].digest != first[1][0].digest
+
+
+def test_digest_is_of_names_and_contents_alone(tmp_path: Path) -> None:
+    write_series(tmp_path / "one" / "s", shape=(2, 4, 4))
+    write_series(tmp_path / "elsewhere" / "two" / "s", shape=(2, 4, 4))
+    one, two = (
+        scanned(tmp_path / "one", tmp_path / "s1")[0],
+        scanned(tmp_path / "elsewhere" / "two", tmp_path / "s2")[0],
+    )
+    assert one == two
+    (tmp_path / "one" / "s" / "001.dcm").rename(tmp_path / "one" / "s" / "002.dcm")
+    assert scanned(tmp_path / "one", tmp_path / "s1")[0] != one
+    os.mkfifo(tmp_path / "elsewhere" / "two" / "pipe")
+    assert scanned(tmp_path / "elsewhere" / "two", tmp_path / "s2")[0] != two
+    (tmp_path / "elsewhere" / "two" / "pipe").unlink()
+    (tmp_path / "elsewhere" / "two" / "patients.csv").write_text("path,patient_id\ns,P\n")
+    digest, _, excluded, _ = scanned(tmp_path / "elsewhere" / "two", tmp_path / "s2")
+    assert digest != two
+    assert excluded == []
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    for k in range(8):
+        write_series(source / str(k), uid=f"1.2.{k}", shape=(60, 2, 2), patient_id=f"P{k % 3}")
+    (source / "x").write_text("no image")
+    many = scanned(source, tmp_path / "many", workers=2)
+    assert many == scanned(source, tmp_path / "one")
+    assert sum(len(one.files) for one in many[1]) == 480
+    assert len({one.patient_key for one in many[1]}) == 3
+
+
+def kill_at_poison(path: Path) -> Any:
+    if path.name == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_source_file(path)
+
+
+class PoisonedPool(Pool):
+    """Its workers die of files called poison."""
+
+    def map(self, function: Any, items: Any, *, in_process: int = 1) -> Any:
+        return super().map(poisoned, items, in_process=0)
+
+
+def poisoned(batch: Any) -> Any:
+    import tasks.ingest.scan
+
+    tasks.ingest.scan.read_source_file = kill_at_poison  # in the worker
+    return tasks.ingest.scan.read_batch(batch)
+
+
+def test_a_file_that_kills_its_reader_costs_no_other(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source, shape=(20, 2, 2))
+    (source / "poison").write_text("x" * 200)
+    with PoisonedPool(num_workers=2) as pool, scan_source(source, tmp_path / "store", KEY, pool) as scan:
+        (one,) = scan.scans()
+        (excluded,) = scan.exclusions()
+    assert len(one.files) == 20
+    assert (excluded.reason, excluded.path) == ("unreadable_file", "poison")
+    assert "its reader died" in excluded.message
+
+
+def test_cache_holds_no_name_and_no_patient(tmp_path: Path) -> None:
+    write_series(tmp_path / "Doe^John", shape=(2, 4, 4))
+    scanned(tmp_path / "Doe^John", tmp_path / "store")
+    write_image(tmp_path / "Doe^John" / "roe.nii", np.zeros((3, 3, 3), np.int16))
+    scanned(tmp_path, tmp_path / "store")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["Doe^John", "store.files.sqlite"]
+    cache = file_cache(tmp_path / "store").read_bytes()
+    for secret in (b"Doe", b"roe", b"000.dcm", b"SECRET-ID-77", b"19500601"):
+        assert secret not in cache
+    assert patient_key(KEY, "SECRET-ID-77", "")[0].encode() in cache
+
+
+def test_another_secret_makes_other_patient_keys(tmp_path: Path, read: list[str]) -> None:
+    write_series(tmp_path / "src", shape=(2, 4, 4))
+    one = scanned(tmp_path / "src", tmp_path / "store")[1][0]
+    read.clear()
+    other = scanned(tmp_path / "src", tmp_path / "store", b"another" * 5)[1][0]
+    assert len(read) == 2
+    assert other.patient_key == patient_key(b"another" * 5, "SECRET-ID-77", "")[0] != one.patient_key
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "values", "empty"])
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, damage: str, read: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    for k in range(4):
+        write_series(source / str(k), uid=f"1.2.{k}", shape=(60, 2, 2))
+    first = scanned(source, store)
+    cache = file_cache(store)
+    data = cache.read_bytes()
+    patient = patient_key(KEY, "SECRET-ID-77", "")[0].encode()
+    values = data.replace(patient, patient[::-1])  # a row of the right form that says something else
+    assert values != data
+    cut = data[: len(data) // 2]
+    cache.write_bytes({"truncated": cut, "garbage": b"no database " * 99, "values": values, "empty": b""}[damage])
+    read.clear()
+    assert scanned(source, store) == first
+    if damage in ("truncated", "garbage"):
+        assert "is damaged" in caplog.text
+    assert len(read) == 240
+    read.clear()
+    assert scanned(source, store) == first
+    assert read == []
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, read: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_series(tmp_path / "src", shape=(2, 4, 4))
+    file_cache(tmp_path / "store").mkdir()
+    first = scanned(tmp_path / "src", tmp_path / "store")
+    assert len(first[1][0].files) == 2
+    assert "cannot be used" in caplog.text
+    assert scanned(tmp_path / "src", tmp_path / "store") == first
+    assert len(read) == 4
+
+
+def test_a_file_without_access_or_utf8_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "src"
+    write_series(source, shape=(2, 4, 4))
+    odd = os.fsdecode(b"caf\xe9.dcm")
+    (source / "001.dcm").rename(source / odd)
+    (source / "denied").write_text("x" * 200)
+
+    def denied(path: Path) -> Any:
+        if path.name == "denied":
+            monkeypatch.setattr(
+                Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+            )
+        try:
+            return read_source_file(path)
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setattr("tasks.ingest.scan.read_source_file", denied)
+
+    monkeypatch.setattr("tasks.ingest.scan.read_source_file", denied)
+    _, scans, excluded, _ = scanned(source, tmp_path / "store")
+    assert scans[0].files == ("000.dcm", odd)
+    assert excluded == ["unreadable_file denied"]
+
+
+def scan_at_once(source: Path, store: Path, start: Any, queue: Any) -> None:
+    start.wait()
+    try:
+        queue.put(scanned(source, store)[0])
+    except Exception as error:  # noqa: BLE001 - the test shows it
+        queue.put(repr(error))
+
+
+def test_scans_at_once_share_the_cache(tmp_path: Path, read: list[str]) -> None:
+    source = tmp_path / "src"
+    write_series(source, shape=(100, 2, 2))
+    digest = scanned(source, tmp_path / "alone")[0]
+    context = multiprocessing.get_context("fork")
+    for round_ in range(5):
+        start, queue = context.Barrier(3), context.Queue()
+        arguments = (source, tmp_path / f"store{round_}", start, queue)
+        scanners = [context.Process(target=scan_at_once, args=arguments) for _ in range(3)]
+        for scanner in scanners:
+            scanner.start()
+        assert [queue.get(timeout=60) for _ in scanners] == [digest] * 3
+        for scanner in scanners:
+            scanner.join()
+        read.clear()
+        assert scanned(source, tmp_path / f"store{round_}")[0] == digest
+        assert read == []
+
+
+def test_empty_source_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    with pytest.raises(SourceError, match="is empty"):
+        scanned(tmp_path / "src", tmp_path / "store")
+
+
+def test_tables_reach_the_scans(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source / "a", uid="1.2.1", shape=(2, 4, 4), patient_id="Doe")
+    write_series(source / "b", uid="1.2.2", shape=(2, 4, 4), patient_id="")
+    write_image(source / "n" / "x.nii", np.zeros((3, 3, 3), np.int16))
+    (source / "patients.csv").write_text("path,patient_id\na,Roe\nb,Doe\nn/x.nii,Moe\nnowhere,Moe\n")
+    (source / "labels.csv").write_text("patient_id,stage\nDoe,II\nMoe,I\nPoe,IV\n")
+    _, scans, excluded, notes = scanned(source, tmp_path / "store")
+    assert [one.labels for one in scans] == [{"stage": "II"}, {"stage": "II"}, {"stage": "I"}]
+    assert [one.patient_key for one in scans] == [patient_key(KEY, name, "")[0] for name in ("Doe", "Doe", "Moe")]
+    assert all(one.patient_known for one in scans)
+    assert excluded == []
+    assert len(notes) == 3
+    assert "1 scan(s)" in notes[0]
+    assert "line 2 (scan 1.2.1)" in notes[0]
+    assert "1 row(s) match no scan, the first in line 5" in notes[1]
+    assert "labels.csv: 1 row(s) match no scan, the first in line 4" in notes[2]
+    assert not any(name in "".join(notes) for name in ("Doe", "Roe", "Moe", "Poe"))
+
+
+# ---- ingest --------------------------------------------------------------------------------------------------------------
+
+
+def test_many_exclusions_are_counted_and_kept_beside_the_store(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source / "good", shape=(8, 8, 8))
+    for k in range(LISTED_FILES + 5):
+        (source / f"doe{k:04d}.txt").write_text("no image")
+    report = ingest(source, tmp_path / "store", CONFIG)
+    assert len(report.skipped) == LISTED_FILES
+    assert report.num_excluded == {"unknown_format": LISTED_FILES + 5}
+    (lines,) = (tmp_path / "store.ingests").glob("*.jsonl")
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [f"doe{k:04d}.txt" for k in range(LISTED_FILES + 5)]
+    assert {row["verdict"] for row in rows} == {"skipped"}
+    (note,) = report.notes
+    assert f"5 of {LISTED_FILES + 5} exclusions" in note
+    assert lines.name in note
+    assert last_report(source, tmp_path / "store", unchanged=True).num_excluded == report.num_excluded
+    assert not any(b"doe" in path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+
+
+def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source / "d", shape=(20, 26, 28))
+    steps = np.array([[0.0, 0.0, -2.0], [1.3, 0.0, 0.0], [0.0, 1.5, 0.0]])
+    affine = centred(steps, (24, 22, 20))
+    affine[2, 3] += 400
+    stored = world_linear(affine, (24, 22, 20)).astype(np.float32)
+    write_image(source / "doe.nii.gz", stored, affine, change=lambda h: h.__setitem__("xyzt_units", 0))
+    write_image(source / "mask.nii.gz", (stored > -1000).astype(np.uint8), affine)
+    config = IngestConfig(min_slices=8, num_workers=1)
+    report = ingest(source, tmp_path / "store", config)
+    assert len(report.committed) == 2
+    volume = next(entry for entry in report.committed if str(entry.series_uid).startswith("nifti-"))
+    assert [entry.reason for entry in report.skipped] == ["not_hu"]
+    assert [note for note in report.notes if "millimetres" in note and str(volume.series_uid) in note]
+    store = VolumeStore.open(tmp_path / "store")
+    level = store.read_level(volume.volume_id)
+    z, y, x = (np.asarray(level.hu.shape) // 2).tolist()
+    expected = world_linear(np.diag([-1.0, -1.0, 1.0, 1.0]), (1, 1, 1))[0, 0, 0] + np.dot(
+        level.world_mm(np.array([z, y, x], dtype=float)), (3, -2, 1)
+    )
+    assert level.hu[z, y, x] == pytest.approx(expected, abs=1)
+    record = store.commit_record(volume.volume_id)
+    assert record["source"]["format"] == "nifti"
+    assert record["attributes"]["patient_known"] is False
+    again = ingest(source, tmp_path / "store", config)
+    assert {e.volume_id for e in again.unchanged} == {e.volume_id for e in report.committed}
+    assert again.notes == report.notes
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert b"doe" not in everything
+
+
+def test_nan_becomes_air_where_the_configuration_says_so(tmp_path: Path) -> None:
+    affine = centred(np.diag([1.5, 1.3, 2.0]), (24, 22, 20))
+    stored = world_linear(affine, (24, 22, 20)).astype(np.float32)
+    stored[:3] = np.nan
+    write_image(tmp_path / "src" / "a.nii", stored, affine)
+    refused = ingest(tmp_path / "src", tmp_path / "s1", CONFIG)
+    assert [entry.reason for entry in refused.quarantined] == ["not_finite"]
+    report = ingest(tmp_path / "src", tmp_path / "s2", CONFIG.model_copy(update={"nan": "air"}))
+    assert len(report.committed) == 1
+    assert any("1320 of 10560 voxels are not finite" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_the_ingest(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scan is quarantined for it: what is missing is space, and the next run goes on from there."""
+    for k in range(3):
+        write_series(tmp_path / "src" / str(k), uid=f"1.2.{k}", shape=(8 + k, 8, 8))
+    monkeypatch.setattr("tasks.ingest.run.ingest_series", on_a_full_disk)
+    with pytest.raises(UnwritableError, match="no space is left"):
+        ingest(tmp_path / "src", tmp_path / "store", CONFIG.model_copy(update={"num_workers": workers}))
+    assert not list((tmp_path / "store.ingests").glob("*")) if (tmp_path / "store.ingests").exists() else True
+    monkeypatch.undo()
+    report = ingest(tmp_path / "src", tmp_path / "store", CONFIG)
+    assert len(report.committed) + len(report.unchanged) == 3
+
+
+def on_a_full_disk(job: Any) -> Any:
+    import tasks.ingest.series
+
+    def write(*_: Any, **__: Any) -> bool:
+        raise OSError(28, "No space left on device")
+
+    real = tasks.ingest.series.VolumeStore.write
+    tasks.ingest.series.VolumeStore.write = write
+    try:
+        return tasks.ingest.series.ingest_series(job)
+    finally:
+        tasks.ingest.series.VolumeStore.write = real
+
+
+def test_the_run_keeps_its_paths_to_itself(tmp_path: Path) -> None:
+    write_series(tmp_path / "src", shape=(2, 4, 4))
+    scanned(tmp_path / "src", tmp_path / "store")
+    with sqlite3.connect(file_cache(tmp_path / "store")) as connection:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert tables == {"owner", "files"}
+        assert connection.execute("SELECT COUNT(*) FROM files").fetchone() == (2,)
