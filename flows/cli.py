@@ -28,6 +28,7 @@ from flows.console import (
 )
 from flows.convert_commands import register as register_convert_commands
 from flows.plan_command import plan
+from tasks.run.machine import limit_threads
 
 app = typer.Typer(
     name="prdit",
@@ -302,4 +303,5 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("prdit").setLevel(logging.INFO)
+    limit_threads(os.environ)  # before NumPy starts its own
     app()

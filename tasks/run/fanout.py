@@ -4,13 +4,12 @@ Each item runs in a worker process with one thread. A worker that is killed lose
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import psutil
+from tasks.run.machine import cores, memory_available
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,9 +31,8 @@ class Lost:
 
 def default_num_workers(num_items: int, memory_mb: int) -> int:
     """As many processes as there are cores, items and room in memory for; at least one."""
-    room = int(psutil.virtual_memory().available / (memory_mb * 2**20))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, num_items, room))
+    room = int(memory_available().amount / (memory_mb * 2**20))
+    return max(1, min(cores().amount, num_items, room))
 
 
 def fan_out(

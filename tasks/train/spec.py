@@ -6,13 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from storage import errors
 from storage.artifacts import SCRATCH, Ref
 from tasks.run.stage import Stage
 from tasks.train.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
+RESUME_STATES, BEST_WEIGHTS = "checkpoints", "best"  # folders of the scratch folder
+TRAINER_LOCK = "trainer.lock"
 RECIPE = 2
-EXIT_BAD_INPUT = 3
+EXIT_REFUSED = 3  # with a `Refusal` as the last line
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 
 
@@ -36,7 +39,29 @@ def training_stage(name: str) -> Stage:
         figures=("train/loss", "val/loss", "val/loss_ema"),
         streams=True,
         section=f"recipe.{name}",
+        resumable=(RESUME_STATES, BEST_WEIGHTS),
     )
+
+
+class Refusal(BaseModel):
+    """Why a training cannot be done, in one message: input it cannot use, or a disk that cannot be written.
+
+    Attributes:
+        error: class, of `storage.errors` where it is one of ours.
+        message: what to do.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: str
+    message: str
+
+    def as_error(self) -> Exception:
+        """As the parent raises it: our own class, or ValueError."""
+        found = getattr(errors, self.error, None)
+        if isinstance(found, type) and issubclass(found, errors.UserError):
+            return found(self.message)
+        return ValueError(self.message)
 
 
 class TrainSpec(BaseModel):
