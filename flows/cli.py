@@ -28,6 +28,7 @@ from flows.console import (
 )
 from flows.convert_commands import register as register_convert_commands
 from flows.plan_command import plan
+from flows.prune_command import prune
 from tasks.run.machine import limit_threads
 
 app = typer.Typer(
@@ -159,6 +160,7 @@ def sample(
 app.command(
     epilog=example("prdit plan --config published/lidc-128 --set recipe.global.settings.preset=B/12/12 --batch 8")
 )(plan)
+app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 
