@@ -43,21 +43,16 @@ def main(spec_path: Path) -> int:
         ):  # an orphaned trainer may still be saving its state
             remove_leftovers(scratch, below=True)
             Training(assemble(spec), spec).run(stop.is_set)
-            ref = _commit(spec)
+            answer, code = _commit(spec).model_dump_json(), 0
     except Stopped as stopped:
         logger.warning("%s", stopped)
         return EXIT_STOPPED
     except (ValueError, UserError) as error:
         logger.error("%s", error)
-        _say(Refusal(error=type(error).__name__, message=str(error)).model_dump_json())
-        return EXIT_REFUSED
-    _say(ref.model_dump_json())
-    return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+        answer, code = Refusal(error=type(error).__name__, message=str(error)).model_dump_json(), EXIT_REFUSED
+    sys.stdout.write(answer + "\n")
     sys.stdout.flush()
+    return code
 
 
 def _commit(spec: TrainSpec) -> Ref:

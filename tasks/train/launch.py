@@ -36,7 +36,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         progress: called with (step, steps).
 
     Raises:
-        ValueError, UserError: the subprocess refused (input, a full disk); class and message are its own.
+        UserError: the subprocess refused (input, a full disk, memory); class and message are its own.
         TrainingFailedError: it ended without a checkpoint; names the log and quotes its last lines.
     """
     scratch = spec.directory / "work"
@@ -54,8 +54,8 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         output = child.stdout.read().decode() if child.stdout else ""
     if child.returncode == 0:
         return Ref.model_validate_json(output.strip().splitlines()[-1])
-    if child.returncode == EXIT_REFUSED:
-        raise Refusal.model_validate_json(output.strip().splitlines()[-1]).as_error()
+    if child.returncode == EXIT_REFUSED and (refusal := Refusal.find(output)):
+        raise refusal.as_error()
     last = _last_lines(log_path)
     raise TrainingFailedError(
         f"{spec.stage} ended with exit code {child.returncode}. The next run resumes from its newest resumable state. "

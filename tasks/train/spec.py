@@ -1,10 +1,11 @@
 """What crosses into the training subprocess: one JSON file in, one reference out."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage import errors
 from storage.artifacts import SCRATCH, Ref
@@ -56,12 +57,24 @@ class Refusal(BaseModel):
     error: str
     message: str
 
-    def as_error(self) -> Exception:
-        """As the parent raises it: our own class, or ValueError."""
+    @classmethod
+    def of(cls, error: errors.UserError) -> "Refusal":
+        """What crosses back of an error."""
+        return cls(error=type(error).__name__, message=str(error))
+
+    @classmethod
+    def find(cls, output: str) -> "Refusal | None":
+        """The last one in the subprocess's output, below which a library may have printed; None where there is none."""
+        for line in reversed(output.splitlines()):
+            with suppress(ValidationError):
+                return cls.model_validate_json(line)
+        return None
+
+    def as_error(self) -> errors.UserError:
+        """As the parent raises it: our own class, or InputError for one that has its home elsewhere."""
         found = getattr(errors, self.error, None)
-        if isinstance(found, type) and issubclass(found, errors.UserError):
-            return found(self.message)
-        return ValueError(self.message)
+        kind = found if isinstance(found, type) and issubclass(found, errors.UserError) else errors.InputError
+        return kind(self.message)
 
 
 class TrainSpec(BaseModel):
