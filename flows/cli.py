@@ -28,6 +28,8 @@ from flows.console import (
 )
 from flows.convert_commands import register as register_convert_commands
 from flows.plan_command import plan
+from flows.prune_command import prune
+from tasks.run.machine import limit_threads
 
 app = typer.Typer(
     name="prdit",
@@ -158,6 +160,7 @@ def sample(
 app.command(
     epilog=example("prdit plan --config published/lidc-128 --set recipe.global.settings.preset=B/12/12 --batch 8")
 )(plan)
+app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 
@@ -302,4 +305,5 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("prdit").setLevel(logging.INFO)
+    limit_threads(os.environ)  # before NumPy starts its own
     app()

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
 from flows import services as local
+from tasks.run.machine import cores, memory_available
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -25,6 +26,7 @@ _KNOWN_FAILURES = {
 _GPL_DECODER = "pylibjpeg-libjpeg"
 _WARN_FREE_GB = 20.0
 _FAIL_FREE_GB = 2.0
+_WARN_MEMORY_GB = 4.0  # ingest takes 1.5 GB per process, Python and torch the rest
 
 
 class Check(BaseModel):
@@ -57,6 +59,7 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
     mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services.mlflow_url if services else None)
     checks: list[Callable[[], list[Check]]] = [
         check_versions,
+        check_machine,
         check_torch,
         check_decoders,
         lambda: [check_disk(directory or Path.cwd())],
@@ -93,17 +96,25 @@ def _check_version(requirement: Requirement) -> Check:
     return Check(name=name, status="fail", detail=detail, remedy=remedy)
 
 
+def check_machine() -> list[Check]:
+    """Cores and memory that this job may use, and what sets them: the machine, the affinity, or a cgroup."""
+    processors, memory = cores(), memory_available()
+    counted = f"{processors.amount} of {processors.total} (limit: {processors.limit})"
+    free = f"{memory.amount / 1e9:.1f} of {memory.total / 1e9:.1f} GB free (limit: {memory.limit})"
+    findings = [Check(name="cores", status="ok", detail=counted)]
+    if memory.amount >= _WARN_MEMORY_GB * 1e9:
+        return [*findings, Check(name="memory", status="ok", detail=free)]
+    remedy = f"ask for {_WARN_MEMORY_GB:.0f} GB or more, or end other processes"
+    return [*findings, Check(name="memory", status="warn", detail=free, remedy=remedy)]
+
+
 def check_torch() -> list[Check]:
-    """Threads, GPU, and xformers where it would be used."""
+    """Version, GPU, and xformers where it would be used."""
     try:
         import torch
     except (ImportError, OSError) as error:
         return [Check(name="torch", status="fail", detail=f"cannot be imported: {error}", remedy="make setup")]
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
-    findings = [Check(name="torch", status="ok", detail=f"{torch.__version__}, {threads} threads on {cores} cores")]
-    if threads > cores:
-        remedy = "set OMP_NUM_THREADS to the number of cores"
-        findings = [Check(name="torch", status="warn", detail=f"{threads} threads on {cores} cores", remedy=remedy)]
+    findings = [Check(name="torch", status="ok", detail=torch.__version__)]
     if not torch.cuda.is_available():
         remedy = "small configurations only; see TORCH_INDEX in README for a CUDA build"
         return [

@@ -9,7 +9,7 @@ import yaml
 
 from flows.config import PipelineConfig
 from storage.documents.run_record import RunDocument, StageRecord
-from storage.files import write_text_atomic
+from storage.files import naming_path, remove_leftovers, write_text_atomic
 from storage.tracking import Tracker
 from tasks.evaluate.stage import METRICS, REPORT
 from tasks.run.recording import log_checkpoint
@@ -25,7 +25,9 @@ def new_run_directory(workdir: Path, config: PipelineConfig) -> Path:
     """`<workdir>/runs/<UTC time>/` with the resolved configuration, which `prdit run --config` repeats."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     directory = workdir / "runs" / stamp
-    directory.mkdir(parents=True)
+    remove_leftovers(directory.parent)
+    with naming_path(directory):
+        directory.mkdir(parents=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text_atomic(directory / "config.yaml", text)
     return directory

@@ -12,7 +12,6 @@ is how `stop` also finds a training whose parents were killed, and services whos
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -32,6 +31,9 @@ from xmlrpc.client import Fault, ServerProxy
 import psutil
 from pydantic import BaseModel, ConfigDict
 from supervisor.xmlrpc import SupervisorTransport
+
+from storage.locks import locked
+from tasks.run.machine import limit_threads
 
 HOST = "127.0.0.1"
 WORK_POOL = "prdit"
@@ -93,6 +95,7 @@ def child_environment(services: Services) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     direct = [item for item in inherited.get("NO_PROXY", inherited.get("no_proxy", "")).split(",") if item]
     no_proxy = ",".join(dict.fromkeys([*direct, HOST, "localhost"]))
+    limit_threads(inherited)
     return {
         **inherited,
         "PATH": str(Path(sys.executable).parent) + os.pathsep + inherited.get("PATH", ""),
@@ -327,8 +330,7 @@ def _socket(state_dir: Path) -> Path:
 @contextlib.contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
     """One start or stop at a time per state directory; the kernel drops the lock when we die."""
-    with _socket(state_dir).with_suffix(".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with locked(_socket(state_dir).with_suffix(".lock")):
         yield
 
 

@@ -6,6 +6,7 @@ kind and files. A directory without a record is unfinished work; one whose files
 """
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 PROVENANCE = Provenance.NAME
+_TEMPORARY = re.compile(r"\..*\.tmp")  # of a write under way, or left by a killed one
 SCRATCH = "work"  # resumable state, locks and logs of a stage: beside the artifact, not part of it
 
 
@@ -44,12 +46,11 @@ def artifact_files(directory: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for root, folders, names in os.walk(directory):
         here = Path(root)
-        if here == directory:
-            folders[:] = [name for name in folders if name != SCRATCH]
-            names = [name for name in names if name != PROVENANCE]
+        left_out = {SCRATCH, PROVENANCE} if here == directory else set()
+        folders[:] = [name for name in folders if name not in left_out and not _TEMPORARY.fullmatch(name)]
         for name in names:
-            if name.startswith(".") and name.endswith(".tmp"):
-                continue  # left by a killed atomic write
+            if name in left_out or _TEMPORARY.fullmatch(name):
+                continue
             path = here / name
             found[path.relative_to(directory).as_posix()] = sha256_file(path)
     return dict(sorted(found.items()))

@@ -53,5 +53,9 @@ class DamagedArtifactError(StorageError, OSError):
     """Bytes on disk are not the bytes that were committed."""
 
 
+class LockedError(StorageError, TimeoutError):
+    """Another process works on the same folder or file."""
+
+
 class UnwritableError(StorageError, OSError):
     """A file cannot be written: the disk is full, the file system read-only, or access denied."""

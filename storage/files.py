@@ -33,9 +33,13 @@ _REMEDIES = {
     errno.EROFS: "its file system is read-only. Choose another folder, or have it mounted writable.",
     errno.EACCES: "access is denied. Change its owner or permissions, or choose another folder.",
     errno.EPERM: "the operation is not permitted. Change its owner or permissions, or choose another folder.",
+    errno.EFBIG: "it would be larger than this process may write (`ulimit -f`) or its file system can hold. Raise the limit.",
+    errno.EIO: "its device or file server reports an error. Look at the system's log, or choose another folder.",
+    errno.ESTALE: "its network file system has lost it. Mount it again, then run again: finished work is kept.",
 }
 _TOKEN = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.tmp$")
 _ABANDONED_AFTER_S = 24 * 3600.0  # a temporary file of another machine, whose processes cannot be asked
+_warned: set[tuple[int, str]] = set()  # what `warn_once` has said, by device
 logger = logging.getLogger("prdit.files")
 
 
@@ -89,7 +93,7 @@ def naming_path(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        refused = UnwritableError(f"{path} cannot be written: {_REMEDIES[error.errno]}")
+        refused = UnwritableError(f"{_final(path)} cannot be written: {_REMEDIES[error.errno]}")
         refused.errno = error.errno
         raise refused from error
 
@@ -102,9 +106,7 @@ def fsync_directory(path: Path) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _warn_once(
-            f"{path}: its file system cannot make folders durable; after a power failure the last files may be missing"
-        )
+        warn_once(path, "cannot make folders durable; after a power failure the last files may be missing")
     finally:
         os.close(descriptor)
 
@@ -178,9 +180,7 @@ def put_if_absent(path: Path, data: bytes, mode: int = 0o666) -> bool:
 
 def _create(path: Path, data: bytes, mode: int) -> bool:
     """`put_if_absent` where the file system has no links: of two writers still only one succeeds."""
-    _warn_once(
-        f"{path.parent}: its file system has no hard links; a process killed in the middle of a write may leave half a file"
-    )
+    warn_once(path.parent, "has no hard links; a process killed in the middle of a write may leave half a file")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError:
@@ -209,9 +209,12 @@ def _fsync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-@lru_cache
-def _warn_once(text: str) -> None:
-    logger.warning("%s", text)
+def warn_once(path: Path, lack: str) -> None:
+    """Log what the file system of a path lacks, once per file system and process."""
+    fact = (path.stat().st_dev, lack)
+    if fact not in _warned:
+        _warned.add(fact)
+        logger.warning("the file system of %s %s", path, lack)
 
 
 # ---- temporary names ---------------------------------------------------------------------------------------------------
@@ -222,20 +225,35 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_process_token(os.getpid())}-{secrets.token_hex(4)}.tmp")
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
+def _final(path: Path) -> Path:
+    """What a path will be called when nothing of it is temporary any more."""
+    matches = ((part, _TOKEN.search(part)) for part in path.parts)
+    return Path(*(part if match is None else part[1 : match.start()] for part, match in matches))
+
+
+def remove_leftovers(folder: Path, *, below: bool = False) -> list[Path]:
     """Remove the temporary files and folders in `folder` whose process has ended; returns them.
 
     Those of another machine are removed a day after their last change, because it cannot be asked.
+
+    Args:
+        folder: may be missing.
+        below: also in every folder below it.
     """
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if is_abandoned(path)]
-    for path in found:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    return found
+    removed = []
+    for root, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(root) / name
+            if not is_abandoned(path):
+                continue
+            removed.append(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):  # on a read-only file system: what needs to write says so
+                    path.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if below and Path(root) / name not in removed]
+    return removed
 
 
 def is_abandoned(path: Path) -> bool:

@@ -47,9 +47,11 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from storage.errors import StorageError
+from storage.files import naming_path, temporary_path
 
 _BATCH = 900  # MLflow accepts 1000 metrics per request
 _MAX_PARAM = 6000
+_EMPTY_DATABASE_BYTES = 2**21  # MLflow 3.17's tables without a run: 1.0 MB, and as much for SQLite's journal
 _MAX_DIGEST = 36
 _UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _EXPERIMENT_KIND = "mlflow.experimentKind"
@@ -72,7 +74,9 @@ class Tracker:
         commit: git commit of the code that runs, where it is known.
         columns: metrics in the table of runs at the addresses that prdit gives; MLflow's default table shows none.
 
-    Raises: TrackingUnavailableError: the server does not answer.
+    Raises:
+        TrackingUnavailableError: the server does not answer.
+        UnwritableError: the local file cannot be written.
     """
 
     def __init__(self, uri: str, experiment: str, *, commit: str | None = None, columns: Sequence[str] = ()) -> None:
@@ -81,9 +85,9 @@ class Tracker:
         self._experiment_tags = {_EXPERIMENT_KIND: _RUNS_AND_METRICS} | ({_VIEW: _view(columns)} if columns else {})
         self._artifacts: str | None = None  # a server has its own; with a local file MLflow would use ./mlruns
         if uri.startswith("sqlite:///"):
-            folder = Path(uri.removeprefix("sqlite:///")).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            self._artifacts = (folder / "mlflow-artifacts").resolve().as_uri()
+            database = Path(uri.removeprefix("sqlite:///"))
+            _check_writable(database)
+            self._artifacts = (database.parent / "mlflow-artifacts").resolve().as_uri()
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment(experiment)
@@ -313,6 +317,22 @@ class Tracker:
             logger.warning("MLflow at %s answers again", self.uri)
         self._failing = False
         return True
+
+
+def _check_writable(database: Path) -> None:
+    """Refuse a file that cannot be written, or has no room for MLflow's tables, where SQLite would retry for minutes.
+
+    Raises: UnwritableError.
+    """
+    with naming_path(database):
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if database.exists():
+            database.open("r+b").close()
+        probe = temporary_path(database)
+        try:
+            probe.write_bytes(bytes(_EMPTY_DATABASE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def _view(columns: Sequence[str]) -> str:

@@ -8,13 +8,23 @@ from storage.refs import Ref
 
 
 class StageRecord(Part):
-    """Outcome of one stage: the artifact, whether it was found, wall time, MLflow run, figures by their names in MLflow."""
+    """Outcome of one stage.
+
+    Attributes:
+        ref: what it made.
+        cached: whether that was found.
+        seconds: wall time.
+        mlflow_run_id: empty where untracked.
+        figures: by their names in MLflow.
+        directory: where it worked.
+    """
 
     ref: Ref
     cached: bool
     seconds: float
     mlflow_run_id: str
     figures: dict[str, float]
+    directory: str
 
 
 class RunDocument(Document):

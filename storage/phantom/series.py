@@ -4,7 +4,6 @@ Acquisitions differ in orientation, position and spacing. A localizer and a seri
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from storage.files import naming_path, temporary_path
 from storage.phantom.anatomy import Anatomy
 
 
@@ -243,10 +243,11 @@ def _dicom_bytes(data: Dataset) -> bytes:
 
 def _replace_file(path: Path, data: bytes) -> None:
     """Atomic for readers, without fsync: a thousand fsyncs take longer than drawing, and the data can be made again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    temporary = temporary_path(path)
+    with naming_path(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
 
 
 def _ds(value: float) -> str:

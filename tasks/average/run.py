@@ -11,6 +11,7 @@ from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import WEIGHTS_FILES, Tensors, load_tensors, save_tensors
 from storage.documents.average_snapshots import AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint
+from storage.files import replacing
 from tasks.average.config import AverageConfig
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
@@ -55,7 +56,8 @@ def average(
     averaged |= {key: tensor.float().numpy() for key, tensor in tensors.items()}
     save_tensors(directory / WEIGHTS_FILES["ema"], averaged)
     for name in (WEIGHTS_FILES["raw"], METRICS):
-        shutil.copyfile(checkpoint.path / name, directory / name)
+        with replacing(directory / name) as temporary:
+            shutil.copyfile(checkpoint.path / name, temporary)
     described = Average(sigma_rel=config.sigma_rel, updates=config.updates, shares=shares)
     # no gates: the losses were those of the EMA that is replaced
     Checkpoint.load(checkpoint.path).model_copy(update={"gates": None, "average": described}).save(directory)

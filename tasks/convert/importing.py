@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, commit_artifact, committed_ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, save_tensors
 from storage.documents.checkpoint import Checkpoint, Imported
-from storage.files import fsync_directory
+from storage.files import fsync_directory, naming_path, remove_leftovers, temporary_path
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
 from tasks.model.checkpoint import CheckpointInfo
@@ -123,7 +122,8 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     if (known := _already_there(target, info)) is not None:
         progress(total, total)
         return known
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    remove_leftovers(target.parent)
+    temporary = temporary_path(target)
     try:
         for name, state in (("raw", foreign.model), ("ema", foreign.ema)):
             save_tensors(temporary / WEIGHTS_FILES[name], {key: state[key].float().numpy() for key in expected})
@@ -131,7 +131,8 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
         info.save(temporary)
         kept = {"imported": info.to_json()["imported"]}
         commit_artifact(temporary, "checkpoint", stage=STAGE, recipe=RECIPE, inputs={}, config=kept)
-        temporary.replace(target)
+        with naming_path(target):
+            temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_directory(target.parent)

@@ -1,6 +1,5 @@
 """Where a stage that uses torch computes, and in which precision."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
@@ -8,6 +7,7 @@ import torch
 from pydantic import Field
 
 from tasks.run.config import StageConfig
+from tasks.run.machine import cores
 
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["auto", "sdpa", "xformers", "plain", "published-flash"]
@@ -19,7 +19,7 @@ class ComputeConfig(StageConfig):
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"device", "num_threads"})
 
     device: Device = Field("auto", description="'auto' takes CUDA where there is one")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads; default: one per core that this job may use")
 
 
 def pick_device(config: ComputeConfig) -> torch.device:
@@ -27,7 +27,7 @@ def pick_device(config: ComputeConfig) -> torch.device:
 
     Raises: ValueError: CUDA was asked for and is not available.
     """
-    torch.set_num_threads(config.num_threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.num_threads or cores().amount)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device 'cuda' was asked for, but torch sees no CUDA device. Use device: auto or cpu (`prdit doctor` shows why)."

@@ -4,7 +4,6 @@ Each item runs in a worker process with one thread. A worker that is killed lose
 """
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from storage.errors import UserError
+from tasks.run.machine import cores, memory_available
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,9 +42,8 @@ class Lost:
 
 def default_num_workers(num_items: int, memory_mb: int) -> int:
     """As many processes as there are cores, items and room in memory for; at least one."""
-    room = int(psutil.virtual_memory().available / (memory_mb * 2**20))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, num_items, room))
+    room = int(memory_available().amount / (memory_mb * 2**20))
+    return max(1, min(cores().amount, num_items, room))
 
 
 class Pool:

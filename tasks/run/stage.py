@@ -4,14 +4,11 @@ A stage's body is a plain function that writes into its directory. A hit is veri
 artifact is computed again, with a warning. A failed or killed stage leaves its `work/` folder, from which the next try resumes.
 """
 
-import fcntl
 import logging
-import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -31,13 +28,16 @@ from storage.artifacts import (
     stage_key,
     verify_artifact,
 )
+from storage.documents.pending import Pending
 from storage.errors import StorageError
-from storage.files import fsync_directory
+from storage.files import fsync_directory, naming_path, remove_leftovers
+from storage.locks import locked
 from tasks.run.recording import StageRecording
 
 if TYPE_CHECKING:  # mlflow takes two seconds to import: only stages that are tracked pay for it
     from storage.tracking import Tracker
 
+LOCK = "stage.lock"  # in the scratch folder: held while a run works on the stage
 logger = logging.getLogger("prdit.stage")
 
 
@@ -92,6 +92,7 @@ class Stage:
         figures: names of the metrics whose last values stand for the stage; all where empty.
         streams: whether the body sends its points itself while it runs.
         section: dotted key of its settings in a configuration; its name where empty.
+        resumable: folders of `work/` from which a killed body resumes; removed once the artifact is committed.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Stage:
     figures: tuple[str, ...] = ()
     streams: bool = False
     section: str = ""
+    resumable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class StageOutcome(BaseModel):
         seconds: wall time of the stage, verification included.
         mlflow_run_id: the stage's run, empty where untracked.
         figures: the stage's results as numbers, by their names in MLflow (`evaluate/hu_std_ratio`).
+        directory: where the stage worked; `prdit prune` keeps those of the newest runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -139,6 +142,7 @@ class StageOutcome(BaseModel):
     seconds: float
     mlflow_run_id: str
     figures: dict[str, float] = {}
+    directory: str = ""
 
 
 Body = Callable[[StageRun], Ref | None]
@@ -165,9 +169,9 @@ def run_stage(
     """
     began = time.monotonic()
     directory = context.workdir.resolve() / stage.name / stage_key(stage.name, stage.recipe, inputs, config)
-    directory.mkdir(parents=True, exist_ok=True)
     recording = StageRecording(stage, inputs, context, directory)
-    with _directory_lock(directory):
+    with locked(directory / SCRATCH / LOCK):  # a second run of the same stage waits for the artifact
+        remove_leftovers(directory, below=True)
         ref = _verified_hit(stage, directory, still_valid)
         cached = ref is not None
         run_id = recording.start(cached_from=load_provenance(ref).mlflow_run_id if ref else None, cached=cached)
@@ -180,9 +184,13 @@ def run_stage(
         except BaseException as error:
             recording.fail(error)
             raise
+        for name in stage.resumable:  # on a hit too: a run may have been killed after its commit
+            shutil.rmtree(directory / SCRATCH / name, ignore_errors=True)
     seconds = time.monotonic() - began
     figures = recording.finish(ref, cached=cached, seconds=seconds)
-    return StageOutcome(ref=ref, cached=cached, seconds=seconds, mlflow_run_id=run_id, figures=figures)
+    return StageOutcome(
+        ref=ref, cached=cached, seconds=seconds, mlflow_run_id=run_id, figures=figures, directory=str(directory)
+    )
 
 
 def with_owners(settings: dict[str, Any], owners: dict[str, str]) -> dict[str, Any]:
@@ -200,6 +208,7 @@ def _compute(
         "config": config,
         "extra": {"code_version": code_version(), "mlflow_run_id": run.run_id},
     }
+    Pending(stage=stage.name, inputs=inputs).save(run.directory / SCRATCH)
     ref = body(StageRun(run.directory, run.tracker, run.run_id, provenance))
     if ref is None:
         provenance["extra"]["seconds"] = round(time.monotonic() - began, 3)
@@ -219,7 +228,8 @@ def _verified_hit(stage: Stage, directory: Path, still_valid: Callable[[Path], b
         logger.info("%s: what it made has changed since; running again", stage.name)
     except StorageError as error:
         logger.warning("%s: the cached artifact is incomplete or damaged and is made again: %s", stage.name, error)
-    _clear(directory)
+    with naming_path(directory):
+        _clear(directory)
     return None
 
 
@@ -233,23 +243,6 @@ def _clear(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-@contextmanager
-def _directory_lock(directory: Path) -> Iterator[None]:
-    """Hold a stage directory for one process; a second run of the same stage waits and then finds the artifact."""
-    scratch = directory / SCRATCH
-    scratch.mkdir(exist_ok=True)
-    descriptor = os.open(scratch / "stage.lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another run works on %s; waiting for it", directory)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @lru_cache(maxsize=1)

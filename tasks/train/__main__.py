@@ -1,10 +1,9 @@
-"""The training subprocess: `python -m tasks.train SPEC.json` prints the checkpoint's reference as its last line.
+"""The training subprocess: `python -m tasks.train SPEC.json` prints one line: the checkpoint's reference, or why it refuses.
 
 It ends with its parent: standard input is a pipe that the parent holds open. End of file (the parent ended, for whatever
 reason) asks the training to save and stop, and ends the process if that takes too long.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -14,9 +13,11 @@ import threading
 import time
 from pathlib import Path
 
-from storage.artifacts import Ref, commit_artifact
-from storage.errors import StorageError
-from tasks.train.spec import EXIT_BAD_INPUT, EXIT_STOPPED, TrainSpec
+from storage.artifacts import SCRATCH, Ref, commit_artifact
+from storage.errors import UserError
+from storage.files import remove_leftovers
+from storage.locks import locked
+from tasks.train.spec import EXIT_REFUSED, EXIT_STOPPED, TRAINER_LOCK, Refusal, TrainSpec
 
 _GRACE_S = 60.0  # for the step under way and the state's write; then the process ends regardless
 _LOCK_WAIT_S = 90.0
@@ -35,23 +36,23 @@ def main(spec_path: Path) -> int:
     from tasks.train.loop import Stopped, Training
     from tasks.train.setup import assemble
 
-    lock = _lock(spec.directory / "work" / "trainer.lock")
+    scratch = spec.directory / SCRATCH
     try:
-        training = Training(assemble(spec), spec)
-        training.run(stop.is_set)
-        ref = _commit(spec)
-        training.resume_states.clear()
+        with locked(
+            scratch / TRAINER_LOCK, timeout_s=_LOCK_WAIT_S
+        ):  # an orphaned trainer may still be saving its state
+            remove_leftovers(scratch, below=True)
+            Training(assemble(spec), spec).run(stop.is_set)
+            answer, code = _commit(spec).model_dump_json(), 0
     except Stopped as stopped:
         logger.warning("%s", stopped)
         return EXIT_STOPPED
-    except (ValueError, StorageError) as error:
+    except (ValueError, UserError) as error:
         logger.error("%s", error)
-        return EXIT_BAD_INPUT
-    finally:
-        os.close(lock)
-    sys.stdout.write(ref.model_dump_json() + "\n")
+        answer, code = Refusal(error=type(error).__name__, message=str(error)).model_dump_json(), EXIT_REFUSED
+    sys.stdout.write(answer + "\n")
     sys.stdout.flush()
-    return 0
+    return code
 
 
 def _commit(spec: TrainSpec) -> Ref:
@@ -67,21 +68,6 @@ def _watch_parent(stop: threading.Event) -> None:
     stop.set()
     time.sleep(_GRACE_S)
     os._exit(EXIT_STOPPED)
-
-
-def _lock(path: Path) -> int:
-    """One trainer per directory: wait for an orphaned one that is still saving its state."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"another training still holds {path}; end it first") from None
-            time.sleep(0.5)
 
 
 if __name__ == "__main__":

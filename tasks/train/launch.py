@@ -1,6 +1,7 @@
 """Starts the training subprocess, follows its metrics, and stops it when the run is cancelled."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import IO
 
 from storage.artifacts import Ref
-from storage.files import write_text_atomic
+from storage.files import naming_path, write_text_atomic
 from storage.metric_stream import MetricStream
+from tasks.run.machine import limit_threads
 from tasks.run.progress import Advance
 from tasks.run.stage import StageRun
-from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec
+from tasks.train.spec import EXIT_REFUSED, METRICS, Refusal, TrainSpec
 
 _POLL_S = 0.5
 _STOP_S = 75.0  # a little longer than the child's own grace period
@@ -34,7 +36,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         progress: called with (step, steps).
 
     Raises:
-        ValueError: the subprocess refused its input; the message is its own.
+        UserError: the subprocess refused (input, a full disk, memory); class and message are its own.
         TrainingFailedError: it ended without a checkpoint; names the log and quotes its last lines.
     """
     scratch = spec.directory / "work"
@@ -42,7 +44,9 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
     write_text_atomic(spec_path, spec.model_dump_json(indent=2))
     steps = spec.config.steps
     stream = MetricStream(scratch / METRICS, run.tracker, run.run_id, prefix=f"{spec.stage}/")
-    with log_path.open("ab") as log, _subprocess(spec_path, log) as child:
+    with naming_path(log_path):
+        log = log_path.open("ab")
+    with log, _subprocess(spec_path, log) as child:
         while child.poll() is None:
             _advance(stream, progress, steps)
             time.sleep(_POLL_S)
@@ -50,9 +54,9 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         output = child.stdout.read().decode() if child.stdout else ""
     if child.returncode == 0:
         return Ref.model_validate_json(output.strip().splitlines()[-1])
+    if child.returncode == EXIT_REFUSED and (refusal := Refusal.find(output)):
+        raise refusal.as_error()
     last = _last_lines(log_path)
-    if child.returncode == EXIT_BAD_INPUT:
-        raise ValueError(last[-1].split(": ", 1)[-1] if last else "the training refused its input")
     raise TrainingFailedError(
         f"{spec.stage} ended with exit code {child.returncode}. The next run resumes from its newest resumable state. "
         f"Log: {log_path}. It ends with:\n" + "\n".join(last)
@@ -62,11 +66,14 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
 @contextmanager
 def _subprocess(spec_path: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """The child; whatever ends the block early (cancellation, an error) stops the child first and waits for its save."""
+    environment = dict(os.environ)
+    limit_threads(environment)
     child = subprocess.Popen(
         [sys.executable, "-m", "tasks.train", str(spec_path)],
         stdin=subprocess.PIPE,  # never written: end of file tells the child that this process ended
         stdout=subprocess.PIPE,
         stderr=log,
+        env=environment,
     )
     try:
         yield child

@@ -24,13 +24,13 @@ from prdit_models.networks.compilation import CompiledNetwork
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.documents.checkpoint import Gates
 from storage.documents.training_state import TrainingPosition
-from storage.files import write_text_atomic
+from storage.files import naming_path, write_text_atomic
 from tasks.model.compute import autocast
 from tasks.train.averages import PowerAverages
 from tasks.train.best import BestWeights, finite
 from tasks.train.data import batch_indices, batch_shifts
 from tasks.train.setup import Assembly
-from tasks.train.spec import METRICS, TrainSpec
+from tasks.train.spec import BEST_WEIGHTS, METRICS, RESUME_STATES, TrainSpec
 
 _MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
 _MAX_SKIPPED_IN_A_ROW = 50
@@ -81,9 +81,9 @@ class Training:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         scratch = spec.directory / "work"
-        self.resume_states = ResumeStates(scratch / "checkpoints")
+        self.resume_states = ResumeStates(scratch / RESUME_STATES)
         self.metrics_path = scratch / METRICS
-        self.best = BestWeights(scratch / "best") if self.config.select == "best" else None
+        self.best = BestWeights(scratch / BEST_WEIGHTS) if self.config.select == "best" else None
         every = self.config.ema_snapshots
         self.power = PowerAverages(spec.directory, self.parameters, every) if every else None
         self._skipped_in_a_row = dict.fromkeys(turns, 0)
@@ -249,9 +249,10 @@ class Training:
     def _log(self, values: dict[str, float]) -> None:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         line = json.dumps({"step": self.step, "time_ms": int(time.time() * 1000), **finite})
-        self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.metrics_path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        with naming_path(self.metrics_path):
+            self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
+            with self.metrics_path.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
 
     # -- state ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows import doctor as module
-from flows.doctor import check_decoders, check_disk, check_server, check_versions, doctor
+from flows.doctor import check_decoders, check_disk, check_machine, check_server, check_versions, doctor
+from tasks.run.machine import Share
 
 
 def test_versions_of_this_installation_are_within_bounds() -> None:
@@ -33,6 +34,18 @@ def test_a_version_outside_names_bound_failure_and_remedy() -> None:
 def test_a_missing_package_fails_and_an_extra_is_not_asked_for() -> None:
     findings = check_versions(["prdit-no-such-package>=1", "prdit-neither>=1; extra == 'gpu'"])
     assert [(finding.name, finding.status) for finding in findings[1:]] == [("prdit-no-such-package", "fail")]
+
+
+def test_cores_and_memory_say_what_limits_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = "cgroup /sys/fs/cgroup/job/memory.max"
+    monkeypatch.setattr(module, "cores", lambda: Share(2, 64, "affinity"))
+    monkeypatch.setattr(module, "memory_available", lambda: Share(3_900_000_000, 8_000_000_000, limit))
+    processors, memory = check_machine()
+    assert (processors.status, processors.detail) == ("ok", "2 of 64 (limit: affinity)")
+    assert (memory.status, memory.detail) == ("warn", f"3.9 of 8.0 GB free (limit: {limit})")
+    assert "4 GB" in memory.remedy
+    monkeypatch.setattr(module, "memory_available", lambda: Share(4_100_000_000, 8_000_000_000, limit))
+    assert check_machine()[1].status == "ok"
 
 
 def test_gpl_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +94,8 @@ def test_everything_at_once_never_raises(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     by_name = {check.name: check for check in doctor(directory=tmp_path, services_dir=tmp_path / "services")}
-    assert {"versions", "torch", "licences", "disk", "Prefect server", "MLflow server"} <= set(by_name)
+    assert {"versions", "cores", "memory", "torch", "licences", "disk", "Prefect server", "MLflow server"} <= set(
+        by_name
+    )
     assert by_name["Prefect server"].status == "fail"
     assert by_name["MLflow server"].status == "warn"

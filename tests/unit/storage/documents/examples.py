@@ -7,6 +7,7 @@ from typing import Any
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
 from storage.documents.document import Document
+from storage.documents.pending import Pending
 from storage.documents.provenance import Provenance
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.run_record import RunDocument, StageRecord
@@ -130,13 +131,23 @@ EXAMPLES: dict[str, Document] = {
         notes=["one note"],
     ),
     "source verdicts": SourceVerdicts(source_digest="sha256:8", recipe=3, config={"min_slices": 16}, skipped=_SKIPPED),
+    "pending": Pending(stage="split", inputs={"store": REF}),
     "run": RunDocument(
         config_digest="sha256:9",
         prefect_flow_run_id=None,
         mlflow_uri="sqlite:///mlflow.db",
         mlflow_run_id="",
         mlflow_experiment_id="1",
-        stages={"split": StageRecord(ref=REF, cached=False, seconds=1.0, mlflow_run_id="", figures={"split/n": 3.0})},
+        stages={
+            "split": StageRecord(
+                ref=REF,
+                cached=False,
+                seconds=1.0,
+                mlflow_run_id="",
+                figures={"split/n": 3.0},
+                directory="/data/split/1",
+            )
+        },
         seconds=1.0,
         gates={"local_loss_ratio": None},
         report="/data/report.html",
@@ -186,6 +197,7 @@ REQUIRED = {
     "store",
     "recipe",
     "stages",
+    "stage",
 }
 
 Fault = tuple[Callable[[bytes], bytes | None], type[StorageError]]

@@ -1,0 +1,1 @@
+"""Removes stage directories that no recent run uses."""
