@@ -7,9 +7,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.settings_text import read_settings
+from storage.errors import ConfigError
 from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
@@ -131,10 +132,6 @@ class PipelineConfig(BaseModel):
         return parts
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, what it got and what is allowed."""
-
-
 @cache
 def _named_files() -> dict[str, Path]:
     """YAML files by name: prdit's, and those of packages with an entry point in the group `prdit.configurations`."""
@@ -171,9 +168,12 @@ def config_names() -> list[str]:
 
 def load_named(name: str) -> dict[str, Any]:
     """The keys of a named configuration, its own `base` resolved."""
-    if name not in _named_files():
-        raise ValueError(f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}")
-    return _with_base(_read_yaml(_named_files()[name]))
+    if not isinstance(name, str) or name not in _named_files():
+        raise ConfigError(
+            f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}, and files whose name ends in "
+            ".yaml"
+        )
+    return _with_base(read_settings(_named_files()[name]))
 
 
 def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> PipelineConfig:
@@ -181,14 +181,21 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> P
 
     Raises: ConfigError: no such configuration, not YAML, an unknown key or a value out of range; every problem is listed.
     """
-    path = Path(name_or_path)
+    values = read_settings(Path(name_or_path)) if _is_file_name(name_or_path) else {"base": name_or_path}
     try:
-        values = _read_yaml(path) if path.suffix in (".yaml", ".yml") else {"base": name_or_path}
         return PipelineConfig.model_validate(merge(values, overrides or {}))
     except ValidationError as error:
         raise ConfigError(f"configuration {name_or_path!r}:\n" + explain(error)) from error
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
+
+
+def _is_file_name(name_or_path: str) -> bool:
+    """Whether a configuration is a file. Raises: ConfigError: it is empty text."""
+    if not name_or_path.strip():
+        raise ConfigError(
+            f"the configuration is empty text; is a shell variable unset? There are {', '.join(config_names())}, and files whose "
+            "name ends in .yaml."
+        )
+    return Path(name_or_path).suffix in (".yaml", ".yml")
 
 
 def from_parameters(
@@ -205,7 +212,7 @@ def from_parameters(
     Raises: ConfigError: as `load_config`, or `overrides` has a key that is a parameter of its own.
     """
     paths = {key: value.strip() for key, value in (("source", source), ("store", store)) if value and value.strip()}
-    if not isinstance(overrides or {}, dict):
+    if overrides is not None and not isinstance(overrides, dict):
         raise ConfigError(f"overrides must be a mapping of settings, got {overrides!r}")
     doubled = sorted({"base", "source", "store"} & set(overrides or {}))
     if doubled:
@@ -221,14 +228,10 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
 
     Raises: ConfigError: the file cannot be read, or names no base.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
+    if not _is_file_name(name_or_path):
         load_config(name_or_path)
         return name_or_path, {}
-    try:
-        values = _read_yaml(path)
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
+    values = read_settings(Path(name_or_path))
     if not values.get("base"):
         raise ConfigError(
             f"configuration {name_or_path!r} names no base. A deployment starts from a named configuration: add a line such as "
@@ -314,13 +317,6 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:
     base = values.pop("base", None)
     return values if base is None else merge(load_named(base), values)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
-    return values
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

@@ -33,6 +33,8 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 from supervisor.xmlrpc import SupervisorTransport
 
+from storage.errors import UserError
+
 HOST = "127.0.0.1"
 WORK_POOL = "prdit"
 DEFAULT_STATE_DIR = Path(".prdit") / "services"
@@ -47,7 +49,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 logger = logging.getLogger("prdit.services")
 
 
-class ServiceError(RuntimeError):
+class ServiceError(UserError, RuntimeError):
     """A local service did not come up, or a command against it failed."""
 
 

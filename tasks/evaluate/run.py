@@ -24,6 +24,7 @@ from tasks.evaluate.features import Extractor, load_extractor, volume_features
 from tasks.evaluate.report import ReportInput, render, write_pictures
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.compute import pick_device
+from tasks.model.memory import evaluation_advice, out_of_memory_explained
 from tasks.model.view import read_as_seen
 from tasks.run.progress import Advance
 
@@ -187,15 +188,16 @@ def _measure(
 ) -> Side:
     """Features of the volumes of one side, and what every metric keeps of them, both from values saturated to the window."""
     window = setting.window
-    features = volume_features(
-        extractor,
-        ids,
-        lambda name: window.to_model(torch.from_numpy(read(name))).unsqueeze(0),
-        cache,
-        batch_size=batch_size,
-        device=device,
-        done=done,
-    )
+    with out_of_memory_explained(device, partial(evaluation_advice, batch_size=batch_size)):
+        features = volume_features(
+            extractor,
+            ids,
+            lambda name: window.to_model(torch.from_numpy(read(name))).unsqueeze(0),
+            cache,
+            batch_size=batch_size,
+            device=device,
+            done=done,
+        )
     seen: dict[str, list[Any]] = {name: [] for name in METRICS.names()}
     for name in ids:
         hu = np.clip(read(name), window.lower_hu, window.upper_hu)

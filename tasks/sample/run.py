@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from prdit_models.families.family import Callback, Request
+from prdit_models.plan import Work
 from storage.artifacts import SCRATCH, Ref
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.samples import SamplerSettings, Samples
@@ -20,6 +22,7 @@ from storage.nifti import write_nifti
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast, pick_device
+from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
 from tasks.run.progress import Advance
 from tasks.sample.config import SampleConfig
 
@@ -101,7 +104,8 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
             progress(before + done * batch, total)
 
         began = time.monotonic()
-        volumes = _draw_batch(model, info, config, indices, device, advance, checkpoint)
+        with out_of_memory_explained(device, partial(_advice, info, config, len(indices))):
+            volumes = _draw_batch(model, info, config, indices, device, advance, checkpoint)
         seconds += time.monotonic() - began
         for index, x in zip(indices, volumes, strict=True):
             _commit(store, index, x, info, config)
@@ -113,6 +117,12 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         timing = {"seconds_per_step": seconds / (batches * each), "batch_size": batch}
         write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
         logger.info("sample: %.3f s per step for a batch of %d", timing["seconds_per_step"], batch)
+
+
+def _advice(info: CheckpointInfo, config: SampleConfig, batch_size: int, room: Room) -> str:
+    """What would fit where a batch did not."""
+    work = Work(info.family, "sample", config.precision)
+    return sampling_advice(planned_of(info), work, room, batch_size=batch_size)
 
 
 def _draw_batch(

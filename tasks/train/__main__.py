@@ -1,4 +1,4 @@
-"""The training subprocess: `python -m tasks.train SPEC.json` prints the checkpoint's reference as its last line.
+"""The training subprocess: `python -m tasks.train SPEC.json` prints the checkpoint's reference, or why it refuses its input, as its last line.
 
 It ends with its parent: standard input is a pipe that the parent holds open. End of file (the parent ended, for whatever
 reason) asks the training to save and stop, and ends the process if that takes too long.
@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from storage.artifacts import Ref, commit_artifact
-from storage.errors import StorageError
-from tasks.train.spec import EXIT_BAD_INPUT, EXIT_STOPPED, TrainSpec
+from storage.errors import UserError
+from tasks.run.printable import log_printable
+from tasks.train.spec import EXIT_BAD_INPUT, EXIT_STOPPED, TrainSpec, refusal
 
 _GRACE_S = 60.0  # for the step under way and the state's write; then the process ends regardless
 _LOCK_WAIT_S = 90.0
@@ -25,33 +27,44 @@ logger = logging.getLogger("prdit.train")
 
 def main(spec_path: Path) -> int:
     """Run one training; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_printable("%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
     spec = TrainSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
     # Heavy imports after the watch has started: a parent killed while torch loads must not leave an orphaned trainer.
-    from tasks.train.loop import Stopped, Training
-    from tasks.train.setup import assemble
+    from tasks.train.loop import Stopped
 
     lock = _lock(spec.directory / "work" / "trainer.lock")
     try:
-        training = Training(assemble(spec), spec)
-        training.run(stop.is_set)
-        ref = _commit(spec)
-        training.resume_states.clear()
+        answer, code = _train(spec, stop).model_dump_json(), 0
     except Stopped as stopped:
         logger.warning("%s", stopped)
         return EXIT_STOPPED
-    except (ValueError, StorageError) as error:
-        logger.error("%s", error)
-        return EXIT_BAD_INPUT
+    except UserError as error:
+        logger.error("%s", error, exc_info=True)
+        answer, code = refusal(error), EXIT_BAD_INPUT
     finally:
         os.close(lock)
-    sys.stdout.write(ref.model_dump_json() + "\n")
+    sys.stdout.write(answer + "\n")
     sys.stdout.flush()
-    return 0
+    return code
+
+
+def _train(spec: TrainSpec, stop: threading.Event) -> Ref:
+    """Run the training to its end and commit what it made."""
+    from tasks.model.compute import pick_device
+    from tasks.model.memory import out_of_memory_explained
+    from tasks.train.loop import Training
+    from tasks.train.setup import advice, assemble
+
+    with out_of_memory_explained(pick_device(spec.config), partial(advice, spec)):
+        training = Training(assemble(spec), spec)
+        training.run(stop.is_set)
+    ref = _commit(spec)
+    training.resume_states.clear()
+    return ref
 
 
 def _commit(spec: TrainSpec) -> Ref:

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import IO
 
 from storage.artifacts import Ref
+from storage.errors import InputError, UserError
 from storage.files import write_text_atomic
 from storage.metric_stream import MetricStream
 from tasks.run.progress import Advance
 from tasks.run.stage import StageRun
-from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec
+from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec, refusal_message
 
 _POLL_S = 0.5
 _STOP_S = 75.0  # a little longer than the child's own grace period
 logger = logging.getLogger("prdit.train")
 
 
-class TrainingFailedError(RuntimeError):
+class TrainingFailedError(UserError, RuntimeError):
     """The training subprocess ended without a checkpoint."""
 
 
@@ -34,7 +35,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         progress: called with (step, steps).
 
     Raises:
-        ValueError: the subprocess refused its input; the message is its own.
+        InputError: the subprocess refused its input; the message is its own.
         TrainingFailedError: it ended without a checkpoint; names the log and quotes its last lines.
     """
     scratch = spec.directory / "work"
@@ -50,9 +51,9 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         output = child.stdout.read().decode() if child.stdout else ""
     if child.returncode == 0:
         return Ref.model_validate_json(output.strip().splitlines()[-1])
+    if child.returncode == EXIT_BAD_INPUT and (message := refusal_message(output)) is not None:
+        raise InputError(message)
     last = _last_lines(log_path)
-    if child.returncode == EXIT_BAD_INPUT:
-        raise ValueError(last[-1].split(": ", 1)[-1] if last else "the training refused its input")
     raise TrainingFailedError(
         f"{spec.stage} ended with exit code {child.returncode}. The next run resumes from its newest resumable state. "
         f"Log: {log_path}. It ends with:\n" + "\n".join(last)

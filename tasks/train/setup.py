@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from prdit_models.families.family import Family, Training
+from prdit_models.plan import Planned, Work
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_state
 from tasks.model.compute import pick_device
+from tasks.model.memory import Room, training_advice
 from tasks.train.check import check_training
 from tasks.train.data import ViewDataset
 from tasks.train.labels import labels_of
@@ -46,6 +48,23 @@ class Assembly:
     validation: Validation
     device: torch.device
     labels: Tensor | None = None
+
+
+def advice(spec: TrainSpec, room: Room) -> str:
+    """What would fit where this training ran out of memory."""
+    config = spec.config
+    name = spec.stage.removeprefix("train-")
+    info = check_training(spec.store, spec.split, spec.start, config).info
+    planned = Planned(
+        info.of_family,
+        info.model,
+        Training(config.settings, info.process, config.lr, config.weight_decay),
+        info.view.size,
+    )
+    work = Work(name, "train", config.precision, config.checkpointing)
+    return training_advice(
+        planned, f"recipe.{name}", work, room, batch_size=config.batch_size, accumulation=config.accumulation
+    )
 
 
 def assemble(spec: TrainSpec) -> Assembly:

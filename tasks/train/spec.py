@@ -1,12 +1,14 @@
 """What crosses into the training subprocess: one JSON file in, one reference out."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from storage.artifacts import SCRATCH, Ref
+from storage.errors import UserError
 from tasks.run.stage import Stage
 from tasks.train.config import TrainingConfig
 
@@ -37,6 +39,19 @@ def training_stage(name: str) -> Stage:
         streams=True,
         section=f"recipe.{name}",
     )
+
+
+def refusal(error: UserError) -> str:
+    """A refused input as the subprocess's last line of output."""
+    return json.dumps({"refused": str(error)})
+
+
+def refusal_message(output: str) -> str | None:
+    """The message of `refusal`, whole, from what the subprocess printed; None where it printed none."""
+    for line in reversed(output.splitlines()):
+        with suppress(ValueError, TypeError, KeyError):
+            return str(json.loads(line)["refused"])
+    return None
 
 
 class TrainSpec(BaseModel):
