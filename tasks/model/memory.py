@@ -151,8 +151,6 @@ def evaluation_advice(room: Room, *, batch_size: int) -> str:
 
 def _others(room: Room) -> str:
     others = room.total - room.available
-    return (
-        f" Other processes hold {others / GIB:.1f} GiB (nvidia-smi shows them)."
-        if room.device == "cuda" and others > GIB
-        else ""
-    )
+    if room.device == "cpu" or others < GIB:
+        return ""
+    return f" Other processes hold {others / GIB:.1f} GiB of it (nvidia-smi shows them)."

@@ -87,7 +87,8 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
     """
     check(checkpoint, config)
     device = pick_device(config)
-    model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
+    with out_of_memory_explained(device, partial(_advice, load_info(checkpoint), config, config.batch_size)):
+        model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
     store = VolumeStore.create(directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none")
     committed = set(store.volume_ids())
     missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]

@@ -1,4 +1,4 @@
-"""The training subprocess: `python -m tasks.train SPEC.json` prints the checkpoint's reference, or why it refuses its input, as its last line.
+"""The training subprocess: `python -m tasks.train SPEC.json` ends its output with the checkpoint's reference, or with a refusal.
 
 It ends with its parent: standard input is a pipe that the parent holds open. End of file (the parent ended, for whatever
 reason) asks the training to save and stop, and ends the process if that takes too long.
@@ -18,7 +18,7 @@ from pathlib import Path
 from storage.artifacts import Ref, commit_artifact
 from storage.errors import UserError
 from tasks.run.printable import log_printable
-from tasks.train.spec import EXIT_BAD_INPUT, EXIT_STOPPED, TrainSpec, refusal
+from tasks.train.spec import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, TrainSpec, refusal
 
 _GRACE_S = 60.0  # for the step under way and the state's write; then the process ends regardless
 _LOCK_WAIT_S = 90.0
@@ -45,6 +45,9 @@ def main(spec_path: Path) -> int:
     except UserError as error:
         logger.error("%s", error, exc_info=True)
         answer, code = refusal(error), EXIT_BAD_INPUT
+    except Exception:
+        logger.exception("the training failed")
+        return EXIT_FAILED
     finally:
         os.close(lock)
     sys.stdout.write(answer + "\n")

@@ -14,7 +14,8 @@ from tasks.train.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
 RECIPE = 2
-EXIT_BAD_INPUT = 3
+EXIT_FAILED = 1  # a fault; the log has its traceback
+EXIT_BAD_INPUT = 3  # refused; the last line of output says why
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 
 
