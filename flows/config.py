@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flows.settings_text import read_settings
-from storage.errors import ConfigError
+from storage.errors import ConfigError, InputError
 from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
@@ -83,14 +83,14 @@ class PipelineConfig(BaseModel):
     def checkpoints(self) -> dict[str, CheckpointInfo]:
         """What each training of a run will make, by its name; labels are placeholders, because the store is not read.
 
-        Raises: ValueError: trainings do not fit together: a start is missing, or a training cannot start from it.
+        Raises: InputError: trainings do not fit together: a start is missing, or a training cannot start from it.
         """
         found: dict[str, CheckpointInfo] = {}
         for name, training in self.trainings.items():
             if training.start is not None and training.start not in found:
                 later = "comes later" if training.start in self.trainings else "is not enabled"
                 why = f", which {later}" if training.start in self.recipe else ""
-                raise ValueError(
+                raise InputError(
                     f"recipe.{name}.start is {training.start!r}{why}; it must name an earlier training: "
                     f"{', '.join(found) or 'there is none'}"
                 )
@@ -98,8 +98,8 @@ class PipelineConfig(BaseModel):
             labels = ("one", "another") if training.label_column else ()
             try:
                 found[name] = describe(training, start, self.ingest.spacing_mm, labels)
-            except ValueError as error:
-                raise ValueError(f"recipe.{name}: {error}") from error
+            except InputError as error:
+                raise InputError(f"recipe.{name}: {error}") from error
         return found
 
     def digest(self) -> str:

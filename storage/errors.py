@@ -83,5 +83,9 @@ class DamagedArtifactError(StorageError, OSError):
     """Bytes on disk are not the bytes that were committed."""
 
 
+class AlreadyExistsError(StorageError, FileExistsError):
+    """Something else is where the result would go, and is not replaced."""
+
+
 class UnwritableError(StorageError, OSError):
     """A file cannot be written: the disk is full, the file system read-only, or access denied."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prdit_models.families.family import Family, Training
 from prdit_models.plan import Planned, Work
+from storage.errors import as_input_error
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_state
 from tasks.model.compute import pick_device
@@ -74,8 +75,10 @@ def assemble(spec: TrainSpec) -> Assembly:
     info, family = beginning.info, beginning.info.of_family
     device = pick_device(config)
     torch.manual_seed(config.seed)
-    module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
-    family.begin(module, config.settings, load_state(spec.start, config.start_weights) if spec.start else None)
+    below = load_state(spec.start, config.start_weights) if spec.start else None
+    with as_input_error():
+        module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
+        family.begin(module, config.settings, below)
     family.freeze(module, config.settings)
     store = VolumeStore.open(spec.store.path)
     ids = {"train": beginning.roles["train"], "val": sorted(beginning.roles["val"])[: config.val_volumes]}
