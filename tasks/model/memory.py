@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -38,7 +38,8 @@ class Room:
         return self.available - (GPU_CONTEXT_BYTES if self.device == "cuda" else 0)
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.total / GIB:.1f} GiB, {self.available / GIB:.1f} GiB of them for this process"
+        has = f"{self.total / GIB:.1f} GiB, of which this process can have {self.available / GIB:.1f}"
+        return f"Out of memory on {self.device} ({self.title}: {has})"
 
 
 def room_of(device: torch.device) -> Room:
@@ -91,25 +92,23 @@ def training_advice(planned: Planned, key: str, work: Work, room: Room, *, batch
         batch_size, accumulation: what was tried.
     """
     volumes = batch_size * accumulation
-    tried = f"{work} with batch_size {batch_size} does not fit into the memory of {room.device} ({room})"
+    tried = f"{room}: {work}, with batch_size {batch_size}"
     try:
         needed = memory_of(work, planned, batch_size, room.device).total
         options = []
         for again in dict.fromkeys((work.checkpointing, True)):
-            most = largest_batch(
-                Work(work.name, "train", work.precision, again), planned, room.for_tensors, room.device
-            )
-            most = min(
-                most, batch_size - 1 if again == work.checkpointing else batch_size
-            )  # the very same has just failed
+            again_work = replace(work, checkpointing=again)
+            tried_before = again == work.checkpointing  # the plan is an estimate, and the very same has just failed
+            most = largest_batch(again_work, planned, room.for_tensors, room.device)
+            most = min(most, batch_size - 1 if tried_before else batch_size)
             size = max((size for size in range(1, most + 1) if volumes % size == 0), default=0)
             if size:
-                switched = "" if again == work.checkpointing else f", {key}.checkpointing=true"
+                switched = "" if tried_before else f", {key}.checkpointing=true"
                 options.append(f"{key}.batch_size={size}, {key}.accumulation={volumes // size}{switched}")
     except Exception:  # a family that cannot be planned: the message must not be lost for it
         logger.warning("what would fit cannot be planned", exc_info=True)
         return f"{tried}. Lower {key}.batch_size and raise {key}.accumulation as much, or set {key}.checkpointing=true."
-    told = f"{tried}; by `prdit plan` it needs {needed / GIB:.1f} GiB."
+    told = f"{tried} needs {needed / GIB:.1f} GiB by `prdit plan`."
     if options:
         return f"{told} With the same {volumes} volumes per step this should fit: {'; or '.join(options)}."
     return f"{told} No batch does, with checkpointing neither: choose a smaller model or view, or another device.{_others(room)}"
@@ -124,14 +123,14 @@ def sampling_advice(planned: Planned, work: Work, room: Room, *, batch_size: int
         room: of the device that ran out.
         batch_size: what was tried.
     """
-    tried = f"{work} with sample.batch_size {batch_size} does not fit into the memory of {room.device} ({room})"
+    tried = f"{room}: {work}, with sample.batch_size {batch_size}"
     try:
         needed = memory_of(work, planned, batch_size, room.device).total
         size = min(largest_batch(work, planned, room.for_tensors, room.device), batch_size - 1)
     except Exception:  # as above
         logger.warning("what would fit cannot be planned", exc_info=True)
         return f"{tried}. Lower sample.batch_size."
-    told = f"{tried}; by `prdit plan` it needs {needed / GIB:.1f} GiB."
+    told = f"{tried} needs {needed / GIB:.1f} GiB by `prdit plan`."
     if size:
         return f"{told} This should fit: sample.batch_size={size}; the volumes stay the same."
     return f"{told} No batch does: sample on another device (sample.device).{_others(room)}"
@@ -139,14 +138,10 @@ def sampling_advice(planned: Planned, work: Work, room: Room, *, batch_size: int
 
 def evaluation_advice(room: Room, *, batch_size: int) -> str:
     """What to set where the feature network of an evaluation ran out of memory."""
-    tried = f"Features of {batch_size} volumes together do not fit into the memory of {room.device} ({room})."
-    smaller = f" Set evaluate.batch_size={batch_size // 2}" if batch_size > 1 else ""
-    other = " or evaluate.device=cpu" if room.device == "cuda" else ""
-    if smaller or other:
-        return (
-            f"{tried}{smaller or ' Set'}{other if smaller else other.removeprefix(' or')}; the figures stay the same."
-        )
-    return f"{tried} Use a machine with more memory."
+    ways = [f"evaluate.batch_size={batch_size // 2}"] if batch_size > 1 else []
+    ways += ["evaluate.device=cpu"] if room.device == "cuda" else []
+    what = f"Set {' or '.join(ways)}; the figures stay the same" if ways else "Use a machine with more memory"
+    return f"{room}: the features of {batch_size} volumes together. {what}."
 
 
 def _others(room: Room) -> str:
