@@ -11,6 +11,7 @@ from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import WEIGHTS_FILES, Tensors, load_tensors, save_tensors
 from storage.documents.average_snapshots import AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint
+from storage.errors import InputError
 from tasks.average.config import AverageConfig
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
@@ -26,10 +27,10 @@ def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, p
 
     Raises:
         StorageError: the training kept no snapshots, or their list is damaged.
-        ValueError: the snapshots do not give this average, or the reference is not a checkpoint.
+        InputError: the snapshots do not give this average, or the reference is not a checkpoint.
     """
     if checkpoint.kind != "checkpoint":
-        raise ValueError(f"prdit ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
+        raise InputError(f"prdit ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     shares = _shares(checkpoint, config)
     inherited = load_provenance(checkpoint).inputs
     return run_stage(

@@ -21,6 +21,7 @@ from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, commit_artifact, committed_ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, save_tensors
 from storage.documents.checkpoint import Checkpoint, Imported
+from storage.errors import InputError
 from storage.files import fsync_directory
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
@@ -83,13 +84,13 @@ class ImportSettings:
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
-            raise ValueError(f"Unknown data set {self.dataset!r}; expected one of {list(DATASETS)}.")
+            raise InputError(f"Unknown data set {self.dataset!r}; expected one of {list(DATASETS)}.")
         if self.axes is not None and self.axes not in AXES:
-            raise ValueError(f"axis order is {self.axes!r}; expected 'xyz' (published LIDC arrays) or 'zyx'.")
+            raise InputError(f"axis order is {self.axes!r}; expected 'xyz' (published LIDC arrays) or 'zyx'.")
         for name in ("noise_std", "spacing_mm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; expected a positive number.")
+                raise InputError(f"{name} is {value}; expected a positive number.")
 
 
 def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettings, progress: Progress) -> Ref:
@@ -105,7 +106,7 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
         progress: called with (steps done, total).
     Returns: its reference; that of the existing artifact where the same file was imported with the same settings.
     Raises:
-        ValueError: the file cannot be imported with these settings; nothing is written.
+        InputError: the file cannot be imported with these settings; nothing is written.
         FileExistsError: the directory holds something else.
     """
     total = 5
@@ -227,7 +228,7 @@ _OURS_NEEDED = ("axes", "spacing_mm", "noise_std", "intensity", "edge", "centre"
 def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
     """What `prdit export-checkpoint` recorded, or nothing.
 
-    Raises: ValueError: there is such a record, and it is incomplete.
+    Raises: InputError: there is such a record, and it is incomplete.
     """
     record = foreign.config.get(OURS)
     if record is None:
@@ -245,7 +246,7 @@ def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
         and (record["centre"] is None or _is_place(record["centre"]))
     )
     if not whole:
-        raise ValueError(
+        raise InputError(
             f"The file's configuration has an entry {OURS!r} that is not what `prdit export-checkpoint` writes; "
             f"expected {list(_OURS_NEEDED)}. Remove it and give --axes, --window and --spacing-mm."
         )

@@ -17,6 +17,7 @@ from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.samples import Samples
 from storage.documents.split import Split
+from storage.errors import InputError
 from storage.files import write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
@@ -43,27 +44,27 @@ def check(samples: Ref, store: Ref, split: Ref) -> None:
     """Refuse what cannot be compared, before any work.
 
     Raises:
-        ValueError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
+        InputError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
         StorageError: an artifact is missing.
     """
     for ref, kind in ((samples, "samples"), (store, "store"), (split, "split")):
         if ref.kind != kind:
-            raise ValueError(f"evaluate expected a reference of kind {kind!r}, got {ref.kind!r} at {ref.uri}.")
+            raise InputError(f"evaluate expected a reference of kind {kind!r}, got {ref.kind!r} at {ref.uri}.")
     num_generated = len(Samples.load(samples.path).volume_ids)
     if num_generated < MIN_VOLUMES:
-        raise ValueError(
+        raise InputError(
             f"The samples at {samples.uri} hold {num_generated} volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Sample more (sample.num_volumes)."
         )
     real = Split.load(split.path).volume_ids
     if len(real) < MIN_VOLUMES:
-        raise ValueError(
+        raise InputError(
             f"The split at {split.uri} names {len(real)} real volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Ingest more scans."
         )
     missing = sorted(set(real) - set(VolumeStore.open(store.path).volume_ids()))
     if missing:
-        raise ValueError(
+        raise InputError(
             f"The split at {split.uri} names {len(missing)} volumes that the store at {store.uri} does not have (first: "
             f"{missing[0]}). Split this store again."
         )
@@ -90,7 +91,7 @@ def evaluate(
         progress: called with (volumes read and measured, total).
         repeat_command: the command that repeats the run, for the report.
     Raises:
-        ValueError: fewer than two volumes on a side, or unusable feature weights.
+        InputError: fewer than two volumes on a side, or unusable feature weights.
         StorageError: an artifact is missing or damaged.
     """
     check(samples, store, split)
@@ -101,7 +102,7 @@ def evaluate(
     real_ids, generated_ids = roles_of.volume_ids, drawn.volume_ids
     opened = VolumeStore.open(store.path)
     if abs(opened.spacing_mm - info.spacing_mm) > 1e-6:
-        raise ValueError(
+        raise InputError(
             f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
             "the same view would cover a box of another size in mm. Evaluate on a store of that spacing."
         )
@@ -217,17 +218,17 @@ def _report(
 ) -> Report:
     """What was measured, with the number of volumes behind it and which figures that number rules out.
 
-    Raises: ValueError: two metrics give a figure of the same name.
+    Raises: InputError: two metrics give a figure of the same name.
     """
     figures: dict[str, Figure] = {}
     for name, comparison in compared.items():
         if doubled := sorted(figures.keys() & comparison.figures.keys()):
-            raise ValueError(
+            raise InputError(
                 f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives too. Rename them."
             )
         for figure, found in comparison.figures.items():
             if found.value is not None and not np.isfinite(found.value):
-                raise ValueError(
+                raise InputError(
                     f"The metric {name!r} gives {figure} as {found.value}; expected a finite number, or None with a note that says "
                     "why there is none."
                 )

@@ -16,6 +16,7 @@ from prdit_models.plan import Work
 from storage.artifacts import SCRATCH, Ref
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.samples import SamplerSettings, Samples
+from storage.errors import InputError
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.nifti import write_nifti
@@ -38,11 +39,11 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
     """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work.
 
     Raises:
-        ValueError: it is not a checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
+        InputError: it is not a checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":
-        raise ValueError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
+        raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     info = load_info(checkpoint)
     info.of_family.check(info.model, info.process, request(info, config))
 
@@ -50,7 +51,7 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
 def request(info: CheckpointInfo, config: SampleConfig) -> Request:
     """What a configuration asks of a checkpoint's model.
 
-    Raises: ValueError: the model does not know the label.
+    Raises: InputError: the model does not know the label.
     """
     label = None
     if config.label is not None:
@@ -82,7 +83,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         directory: of the artifact.
         progress: called with (model evaluations done, total).
     Raises:
-        ValueError: the checkpoint cannot be sampled from.
+        InputError: the checkpoint cannot be sampled from.
         RuntimeError: the model gave values that are not finite.
     """
     check(checkpoint, config)

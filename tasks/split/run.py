@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storage.documents.split import Split
-from storage.errors import StorageError, StoreFormatError
+from storage.errors import InputError, StorageError, StoreFormatError
 from storage.files import read_json, write_json_atomic
 from storage.volume_store import VolumeStore
 from tasks.split.config import SplitConfig
@@ -25,13 +25,13 @@ def split(store_path: Path, config: SplitConfig, directory: Path) -> None:
     validation until it has its share of all patients: at least one where there are two, and never all.
 
     Raises:
-        ValueError: the store has no committed volume.
+        InputError: the store has no committed volume.
         StoreFormatError: the file is not a ledger of roles of this version.
     """
     store = VolumeStore.open(store_path)
     patients = _patients(store)
     if not patients:
-        raise ValueError(f"The store {store_path} has no committed volume to split. Ingest scans first.")
+        raise InputError(f"The store {store_path} has no committed volume to split. Ingest scans first.")
     ledger_path = _ledger_path(store_path, config)
     with _lock(ledger_path):
         roles = _read_ledger(ledger_path)

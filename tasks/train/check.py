@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from storage.artifacts import Ref
 from storage.documents.split import Split
+from storage.errors import InputError
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.train.config import TrainingConfig
@@ -33,25 +34,25 @@ def check_training(store: Ref, split: Ref, start: Ref | None, config: TrainingCo
         store, split: what it trains on.
         start: checkpoint it starts from; None for training from scratch.
         config: of the training.
-    Raises: ValueError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
+    Raises: InputError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
     """
     roles = Split.load(split.path).roles
     sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in roles.items())
     for role in ("train", "val"):
         if not roles.get(role):
-            raise ValueError(
+            raise InputError(
                 f"The split at {split.uri} has no volume in role {role!r} ({sizes}). "
                 "Training needs at least two patients, one to train on and one to validate on: ingest more scans."
             )
     if config.start is not None and (start is None or start.kind != "checkpoint"):
-        raise ValueError(
+        raise InputError(
             f"This training starts from the checkpoint of {config.start!r}, got {start.kind if start else 'none'}. Run "
             f"`prdit train {config.start}` first."
         )
     below = load_info(start) if start else None
     opened = VolumeStore.open(store.path)
     if below and abs(opened.spacing_mm - below.spacing_mm) > _SAME_MM:
-        raise ValueError(
+        raise InputError(
             f"The store at {store.uri} has {opened.spacing_mm} mm voxels, the checkpoint below was trained at "
             f"{below.spacing_mm} mm: the same view would cover a box of another size in mm. Ingest into a store of that spacing "
             "(ingest.spacing_mm)."
