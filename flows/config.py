@@ -1,6 +1,7 @@
 """The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -182,10 +183,8 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> P
     Raises: ConfigError: no such configuration, not YAML, an unknown key or a value out of range; every problem is listed.
     """
     values = read_settings(Path(name_or_path)) if _is_file_name(name_or_path) else {"base": name_or_path}
-    try:
+    with pydantic_explained(f"configuration {name_or_path!r}"):
         return PipelineConfig.model_validate(merge(values, overrides or {}))
-    except ValidationError as error:
-        raise ConfigError(f"configuration {name_or_path!r}:\n" + explain(error)) from error
 
 
 def _is_file_name(name_or_path: str) -> bool:
@@ -239,6 +238,15 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
             "replace; or run the file as it is with `prdit run --config`."
         )
     return str(values.pop("base")), values
+
+
+@contextmanager
+def pydantic_explained(what: str) -> Iterator[None]:
+    """Turn pydantic's account of wrong settings into ours. Raises: ConfigError: settings are wrong; every problem is listed."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(f"{what}:\n{explain(error)}") from error
 
 
 def explain(error: ValidationError) -> str:

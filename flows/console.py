@@ -78,17 +78,13 @@ def load_settings(config: str, settings: list[str] | None, **paths: Path | str |
 
 def find_ref(text: str) -> Any:
     """A reference typed in as JSON, or the directory of a committed artifact."""
-    from pydantic import ValidationError
-
-    from flows.config import explain
+    from flows.config import pydantic_explained
     from storage.artifacts import Ref, committed_ref
-    from storage.errors import ConfigError, MissingArtifactError
+    from storage.errors import MissingArtifactError
 
     if text.lstrip().startswith("{"):
-        try:
+        with pydantic_explained(f'{text!r} is not a reference {{"kind", "uri", "digest"}}'):
             return Ref.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}:\n{explain(error)}') from error
     found = committed_ref(Path(text)) if Path(text).is_dir() else None
     if found is None:
         raise MissingArtifactError(

@@ -32,6 +32,10 @@ _REMEDIES = {
     errno.EDQUOT: "your quota is used up. Free some space (`prdit prune` lists old stages), then run again.",
     errno.EROFS: "its file system is read-only. Choose another folder, or have it mounted writable.",
     errno.EACCES: "access is denied. Change its owner or permissions, or choose another folder.",
+    errno.ENOTDIR: "a part of its path is a file, not a folder. Choose another folder.",
+    errno.EEXIST: "a file is where a folder must be. Choose another folder.",
+    errno.ELOOP: "its symbolic links lead in a circle. Choose another folder.",
+    errno.ENAMETOOLONG: "its name is too long. Choose a shorter one.",
     errno.EPERM: "the operation is not permitted. Change its owner or permissions, or choose another folder.",
 }
 _TOKEN = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.tmp$")

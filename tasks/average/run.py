@@ -11,7 +11,7 @@ from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import WEIGHTS_FILES, Tensors, load_tensors, save_tensors
 from storage.documents.average_snapshots import AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint
-from storage.errors import InputError
+from storage.errors import InputError, as_input_error
 from tasks.average.config import AverageConfig
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, Stage, StageOutcome, run_stage
@@ -65,10 +65,11 @@ def average(
 def _shares(checkpoint: Ref, config: AverageConfig) -> dict[str, float]:
     """Coefficient of each snapshot file in the average."""
     entries = AverageSnapshots.load(checkpoint.path / FOLDER).snapshots
-    kept = [Profile(entry.updates, gamma_of(entry.sigma_rel)) for entry in entries]
-    last = max((profile.updates for profile in kept), default=0)
-    wanted = Profile(config.updates or last, gamma_of(config.sigma_rel))
-    shares = mixing_coefficients(kept, wanted)
+    last = max((entry.updates for entry in entries), default=0)
+    with as_input_error():
+        kept = [Profile(entry.updates, gamma_of(entry.sigma_rel)) for entry in entries]
+        wanted = Profile(config.updates or last, gamma_of(config.sigma_rel))
+        shares = mixing_coefficients(kept, wanted)
     logger.info(
         "average of sigma_rel %g as of update %d from %d snapshots", config.sigma_rel, wanted.updates, len(kept)
     )

@@ -17,7 +17,7 @@ from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES
 from storage.documents.checkpoint import Checkpoint
-from storage.errors import InputError
+from storage.errors import AlreadyExistsError, InputError, as_input_error
 from storage.files import replacing
 from tasks.convert.importing import NOISE_STD, OURS, Progress
 from tasks.model.checkpoint import CheckpointInfo, load_info
@@ -35,7 +35,7 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
         progress: called with (steps done, total).
     Raises:
         InputError: the model uses arithmetic that the published code does not have; every such field is named.
-        FileExistsError: the file exists.
+        AlreadyExistsError: the file exists.
         StorageError: the artifact is missing or damaged.
     """
     total = 4
@@ -46,7 +46,7 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
             "or of an import."
         )
     if path.exists():
-        raise FileExistsError(f"{path} exists; exports never overwrite. Choose another name.")
+        raise AlreadyExistsError(f"{path} exists; exports never overwrite. Choose another name.")
     verify_artifact(checkpoint)
     progress(1, total)
     info, imported = load_info(checkpoint), Checkpoint.load(checkpoint.path).imported
@@ -81,7 +81,8 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
 def _weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights in the published order, still on disk: `load_file` maps them."""
     state = load_file(path)
-    check_weights(state, expected, f"They come from {path}; the model is described in {Checkpoint.NAME} beside it.")
+    with as_input_error():
+        check_weights(state, expected, f"They come from {path}; the model is described in {Checkpoint.NAME} beside it.")
     return {key: state[key] for key in expected}
 
 

@@ -21,7 +21,7 @@ from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, commit_artifact, committed_ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, save_tensors
 from storage.documents.checkpoint import Checkpoint, Imported
-from storage.errors import InputError
+from storage.errors import AlreadyExistsError, InputError, MissingArtifactError, as_input_error
 from storage.files import fsync_directory
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
@@ -107,7 +107,7 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     Returns: its reference; that of the existing artifact where the same file was imported with the same settings.
     Raises:
         InputError: the file cannot be imported with these settings; nothing is written.
-        FileExistsError: the directory holds something else.
+        AlreadyExistsError: the directory holds something else.
     """
     total = 5
     progress(0, total)
@@ -118,7 +118,8 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     with torch.device("meta"):
         expected = build_network(found.network).state_dict()
     for number, (name, state) in enumerate((("model", foreign.model), ("ema", foreign.ema))):
-        check_weights(state, expected, f"They are those under {name!r} in {path.name}; nothing was imported.")
+        with as_input_error():
+            check_weights(state, expected, f"They are those under {name!r} in {path.name}; nothing was imported.")
         progress(2 + number, total)
     target = directory or ROOT / foreign.sha256[:12]
     if (known := _already_there(target, info)) is not None:
@@ -139,7 +140,7 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     progress(total, total)
     ref = committed_ref(target)
     if ref is None:
-        raise FileNotFoundError(f"{target} was removed while it was written; import again.")
+        raise MissingArtifactError(f"{target} was removed while it was written; import again.")
     return ref
 
 
@@ -149,7 +150,7 @@ def _already_there(target: Path, info: Checkpoint) -> Ref | None:
         return None
     ref = committed_ref(target) if target.is_dir() else None
     if ref is None or ref.kind != "checkpoint" or Checkpoint.load(target) != info:
-        raise FileExistsError(
+        raise AlreadyExistsError(
             f"{target} holds something else (another file, or this one imported with other settings); give a folder of its own "
             "with --output."
         )
@@ -195,11 +196,13 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
     return info.to_document(step=foreign.step, seed=0, gates=None).model_copy(update={"imported": imported})
 
 
+@as_input_error()
 def _process(variant: str, noise_std: float | None) -> Process:
     std = NOISE_STD[variant] if noise_std is None else noise_std
     return FlowProcess(std) if variant == "fm" else CosineProcess(std)
 
 
+@as_input_error()
 def _window(
     variant: str, dataset: Dataset, ours: dict[str, Any], given: tuple[float, float] | None
 ) -> HounsfieldWindow:

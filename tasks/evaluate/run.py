@@ -17,7 +17,7 @@ from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.samples import Samples
 from storage.documents.split import Split
-from storage.errors import InputError
+from storage.errors import InputError, as_input_error
 from storage.files import write_text_atomic
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
@@ -97,6 +97,8 @@ def evaluate(
     check(samples, store, split)
     device = pick_device(config)
     extractor = load_extractor(config)
+    with as_input_error():  # one of another package may not be importable
+        metrics_by_name = {name: METRICS[name] for name in METRICS.names()}
     info = load_info(input_ref(samples, "checkpoint"))
     drawn, roles_of = Samples.load(samples.path), Split.load(split.path)
     real_ids, generated_ids = roles_of.volume_ids, drawn.volume_ids
@@ -142,7 +144,7 @@ def evaluate(
     roles = tuple("train" if name in train_ids else "val" for name in real_ids)
     real = measure(real_ids, read_real, cache / "real", roles)
     generated = measure(generated_ids, read_generated, cache / "generated", ())
-    compared = {name: METRICS[name].compare(real, generated, setting) for name in METRICS.names()}
+    compared = {name: each.compare(real, generated, setting) for name, each in metrics_by_name.items()}
     metrics = _report(compared, extractor, config, drawn, info, roles_of)
     metrics.save(directory)
     for sentence in metrics.warnings:

@@ -13,7 +13,7 @@ from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
 from storage.documents.checkpoint import Checkpoint, Gates, Intensity, Labels, View
-from storage.errors import InputError
+from storage.errors import InputError, as_input_error
 from tasks.model.view import ViewConfig
 
 
@@ -99,7 +99,8 @@ class CheckpointInfo:
     @property
     def of_family(self) -> Family:
         """The family itself. Raises: InputError: it is not installed."""
-        return FAMILIES[self.family]
+        with as_input_error():
+            return FAMILIES[self.family]
 
     @property
     def voxel_mm(self) -> float:
@@ -146,7 +147,9 @@ def load_model(
         InputError: keys or shapes are not this network's, or values not finite; every one is listed.
     """
     info = load_info(checkpoint)
-    model = info.of_family.build(info.model, attention=attention)
+    state = load_state(checkpoint, weights)
     remedy = f"They come from {checkpoint.path / WEIGHTS_FILES[weights]}; the model is described in {Checkpoint.NAME} beside it."
-    load_weights(model, load_state(checkpoint, weights), remedy)
+    with as_input_error():
+        model = info.of_family.build(info.model, attention=attention)
+        load_weights(model, state, remedy)
     return model.to(device).eval().requires_grad_(False), info

@@ -16,7 +16,7 @@ from prdit_models.plan import Work
 from storage.artifacts import SCRATCH, Ref
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.samples import SamplerSettings, Samples
-from storage.errors import InputError
+from storage.errors import ComputationError, InputError, as_input_error
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.nifti import write_nifti
@@ -45,7 +45,9 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
     if checkpoint.kind != "checkpoint":
         raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     info = load_info(checkpoint)
-    info.of_family.check(info.model, info.process, request(info, config))
+    wanted = request(info, config)
+    with as_input_error():
+        info.of_family.check(info.model, info.process, wanted)
 
 
 def request(info: CheckpointInfo, config: SampleConfig) -> Request:
@@ -84,7 +86,7 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         progress: called with (model evaluations done, total).
     Raises:
         InputError: the checkpoint cannot be sampled from.
-        RuntimeError: the model gave values that are not finite.
+        ComputationError: the model gave values that are not finite.
     """
     check(checkpoint, config)
     device = pick_device(config)
@@ -148,14 +150,14 @@ def _draw_batch(
         )
     size = info.view.size
     if drawn.dim() != 5 or (len(drawn), *drawn.shape[2:]) != (len(seeds), size, size, size):
-        raise RuntimeError(
+        raise ComputationError(
             f"family {info.family!r} drew {tuple(drawn.shape)} for {len(seeds)} seeds; expected ({len(seeds)}, 1, {size}, {size}, "
             f"{size}). Its generate() is wrong, or its checkpoint is of another size."
         )
     volumes: NDArray[np.float32] = drawn[:, 0].float().cpu().numpy()
     for index, seed, x in zip(indices, seeds, volumes, strict=True):
         if not np.isfinite(x).all():
-            raise RuntimeError(
+            raise ComputationError(
                 f"Volume {index} (seed {seed}) from {checkpoint.uri} ({config.weights} weights) has "
                 f"{int((~np.isfinite(x)).sum())} of {x.size} voxels that are not finite; expected finite values. Look at "
                 "the training's losses (metrics.jsonl), or sample with the other weights (sample.weights)."

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from storage.artifacts import Ref, commit_artifact
-from storage.errors import UserError
+from storage.errors import InputError, UserError
 from tasks.run.printable import log_printable
-from tasks.train.spec import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, TrainSpec, refusal
+from tasks.train.spec import EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED, Refusal, TrainSpec
 
 _GRACE_S = 60.0  # for the step under way and the state's write; then the process ends regardless
 _LOCK_WAIT_S = 90.0
@@ -44,7 +44,7 @@ def main(spec_path: Path) -> int:
         return EXIT_STOPPED
     except UserError as error:
         logger.error("%s", error, exc_info=True)
-        answer, code = refusal(error), EXIT_BAD_INPUT
+        answer, code = Refusal.of(error).model_dump_json(), EXIT_REFUSED
     except Exception:
         logger.exception("the training failed")
         return EXIT_FAILED
@@ -96,7 +96,7 @@ def _lock(path: Path) -> int:
             return descriptor
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"another training still holds {path}; end it first") from None
+                raise InputError(f"another training still holds {path}; end it first") from None
             time.sleep(0.5)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import IO
 
 from storage.artifacts import Ref
-from storage.errors import InputError, UserError
+from storage.errors import UserError
 from storage.files import write_text_atomic
 from storage.metric_stream import MetricStream
 from tasks.run.progress import Advance
 from tasks.run.stage import StageRun
-from tasks.train.spec import EXIT_BAD_INPUT, METRICS, TrainSpec, refusal_message
+from tasks.train.spec import EXIT_REFUSED, METRICS, Refusal, TrainSpec
 
 _POLL_S = 0.5
 _STOP_S = 75.0  # a little longer than the child's own grace period
@@ -35,7 +35,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         progress: called with (step, steps).
 
     Raises:
-        InputError: the subprocess refused its input; the message is its own.
+        UserError: the subprocess refused (input, a full disk, memory); class and message are its own.
         TrainingFailedError: it ended without a checkpoint; names the log and quotes its last lines.
     """
     scratch = spec.directory / "work"
@@ -51,8 +51,8 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
         output = child.stdout.read().decode() if child.stdout else ""
     if child.returncode == 0:
         return Ref.model_validate_json(output.strip().splitlines()[-1])
-    if child.returncode == EXIT_BAD_INPUT and (message := refusal_message(output)) is not None:
-        raise InputError(message)
+    if child.returncode == EXIT_REFUSED and (refusal := Refusal.find(output)):
+        raise refusal.as_error()
     last = _last_lines(log_path)
     raise TrainingFailedError(
         f"{spec.stage} ended with exit code {child.returncode}. The next run resumes from its newest resumable state. "

@@ -24,7 +24,7 @@ from prdit_models.networks.compilation import CompiledNetwork
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.documents.checkpoint import Gates
 from storage.documents.training_state import TrainingPosition
-from storage.errors import InputError
+from storage.errors import ComputationError, InputError
 from storage.files import write_text_atomic
 from tasks.model.compute import autocast
 from tasks.train.averages import PowerAverages
@@ -198,7 +198,7 @@ class Training:
         self._skipped_in_a_row[turn] += 1
         logger.warning("step %d skipped: loss or gradient norm is %s (optimiser %s)", self.step, value, turn)
         if self._skipped_in_a_row[turn] >= _MAX_SKIPPED_IN_A_ROW:
-            raise RuntimeError(
+            raise ComputationError(
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
                 f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
             )

@@ -5,17 +5,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from storage import errors
 from storage.artifacts import SCRATCH, Ref
-from storage.errors import UserError
 from tasks.run.stage import Stage
 from tasks.train.config import TrainingConfig
 
 METRICS = "metrics.jsonl"
 RECIPE = 2
 EXIT_FAILED = 1  # a fault; the log has its traceback
-EXIT_BAD_INPUT = 3  # refused; the last line of output says why
+EXIT_REFUSED = 3  # with a `Refusal` as the last line
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 
 
@@ -42,17 +42,37 @@ def training_stage(name: str) -> Stage:
     )
 
 
-def refusal(error: UserError) -> str:
-    """A refused input as the subprocess's last line of output."""
-    return json.dumps({"refused": str(error)})
+class Refusal(BaseModel):
+    """Why a training cannot be done, in one message: input it cannot use, or a disk that cannot be written.
 
+    Attributes:
+        error: class, of `storage.errors` where it is one of ours.
+        message: what to do.
+    """
 
-def refusal_message(output: str) -> str | None:
-    """The message of `refusal`, whole, from what the subprocess printed; None where it printed none."""
-    for line in reversed(output.splitlines()):
-        with suppress(ValueError, TypeError, KeyError):
-            return str(json.loads(line)["refused"])
-    return None
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, error: errors.UserError) -> "Refusal":
+        """What crosses back of an error."""
+        return cls(error=type(error).__name__, message=str(error))
+
+    @classmethod
+    def find(cls, output: str) -> "Refusal | None":
+        """The last one in the subprocess's output, below which a library may have printed; None where there is none."""
+        for line in reversed(output.splitlines()):
+            with suppress(ValidationError):
+                return cls.model_validate_json(line)
+        return None
+
+    def as_error(self) -> errors.UserError:
+        """As the parent raises it: our own class, or InputError for one that has its home elsewhere."""
+        found = getattr(errors, self.error, None)
+        kind = found if isinstance(found, type) and issubclass(found, errors.UserError) else errors.InputError
+        return kind(self.message)
 
 
 class TrainSpec(BaseModel):

@@ -95,12 +95,12 @@ def test_a_message_of_several_lines_comes_back_whole(
     body = f"""
         import sys
         from storage.errors import InputError
-        from tasks.train.spec import EXIT_BAD_INPUT, refusal
+        from tasks.train.spec import EXIT_REFUSED, Refusal
         print("a library's own words", flush=True)
         print("an ERROR: of the log", file=sys.stderr)
-        print(refusal(InputError({message!r})))
+        print(Refusal.of(InputError({message!r})).model_dump_json())
         print("a library's last words")
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(EXIT_REFUSED)
     """
     stand_in(tmp_path / "python", monkeypatch, body)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))

@@ -164,6 +164,6 @@ def test_the_message_comes_back_from_the_subprocess(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
     spec = train_spec(local_config(), *data, tmp_path / "local")
     message = r"^Out of memory on cuda .*: train local, fp32, with batch_size 2 needs .*recipe\.local\.batch_size=1, "
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(OutOfMemoryError, match=message):
         launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None)
     assert "OutOfMemoryError: CUDA out of memory." in (spec.directory / "work" / "train.log").read_text()
