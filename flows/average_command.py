@@ -24,6 +24,7 @@ def ema(
     """
     with clear_errors():
         loaded = load_settings("small", None, workdir=workdir)
+        from flows.config import pydantic_explained
         from storage.artifacts import verify_artifact
         from tasks.average.config import AverageConfig
         from tasks.average.run import average_stage
@@ -31,6 +32,7 @@ def ema(
 
         ref = find_ref(checkpoint)
         verify_artifact(ref)
-        config = AverageConfig(sigma_rel=sigma_rel, updates=updates)
+        with pydantic_explained("prdit ema"):
+            config = AverageConfig(sigma_rel=sigma_rel, updates=updates)
         with show_progress("ema") as progress:
             show_outcome(average_stage(ref, config, run_context(loaded), progress), as_json)

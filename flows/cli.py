@@ -3,11 +3,11 @@
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flows.average_command import ema
 from flows.console import (
@@ -27,13 +27,31 @@ from flows.console import (
     show_result,
 )
 from flows.convert_commands import register as register_convert_commands
+from flows.faults import called, say_error
 from flows.plan_command import plan
 from flows.prune_command import prune
+from storage.errors import InputError
 from tasks.run.machine import limit_threads
+from tasks.run.printable import log_printable, one_line, printable
+
+
+class Commands(TyperGroup):
+    """The commands; `--debug` may stand before or after their names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--debug` out of the arguments, and remember them for the report of a fault."""
+        return super().parse_args(ctx, called(args, list(self.commands)))
+
 
 app = typer.Typer(
     name="prdit",
+    cls=Commands,
     help="Train, sample and evaluate PRDiT on chest CT. Research use only, not a medical device.",
+    epilog=(
+        "`--debug`, anywhere on the command line, shows the whole traceback of an error. Exit codes: 0 done; 1 it cannot be done "
+        "with what was given, or nothing is usable; 2 wrong usage or configuration; 70 a fault of prdit, whose traceback is "
+        "kept in `.prdit/errors/`; 130 interrupted."
+    ),
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -51,10 +69,11 @@ def demo_data(
 ) -> None:
     """Write synthetic chest phantoms as real DICOM series, one of them deliberately broken."""
     with clear_errors():
+        from storage.files import naming_path
         from storage.phantom.series import write_demo_data
         from tasks.run.progress import show_progress
 
-        with show_progress("demo data") as progress:
+        with naming_path(directory), show_progress("demo data") as progress:
             series = write_demo_data(directory, num_patients=patients, seed=seed, small=small, progress=progress)
         show_result(
             {"directory": str(directory), "series": series},
@@ -85,7 +104,7 @@ def ingest(
         value = report.model_dump(mode="json")
         show_result(value, as_json, lambda: _verdict_text(value))
         if not (report.committed or report.unchanged):
-            typer.secho(f"error: nothing usable in {source}; every item has its reason above", fg="red", err=True)
+            say_error(f"nothing usable in {one_line(source)}; every item has its reason above")
             raise typer.Exit(1)
 
 
@@ -95,7 +114,8 @@ def _verdict_text(report: dict[str, Any]) -> str:
         lines.append(f"{verdict}: {len(report[verdict])}")
         if verdict in ("skipped", "quarantined"):
             lines += [
-                f"  {e.get('series_uid') or e.get('path')}: {e['reason']}: {e['message']}" for e in report[verdict]
+                f"  {one_line(e.get('series_uid') or e.get('path'))}: {e['reason']}: {one_line(e['message'])}"
+                for e in report[verdict]
             ]
     return "\n".join(lines)
 
@@ -120,7 +140,7 @@ def train(
 ) -> None:
     """Run one training of a recipe, after those it starts from. Splits the store by patient first."""
     with clear_errors():
-        from flows.config import ConfigError
+        from storage.errors import ConfigError
 
         loaded = load_settings(config, settings, store=store, workdir=workdir)
         if name not in loaded.recipe:
@@ -182,7 +202,7 @@ def evaluate(
 
         ref = found_artifact(samples)
         if ref.kind != "samples":
-            raise ValueError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
+            raise InputError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
         given = _real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)
         show_outcome(run_stages(loaded, "evaluate", {"sample": ref, **given}), as_json)
 
@@ -194,14 +214,14 @@ def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
         checkpoint: reference of the checkpoint the samples were drawn from.
         loaded: configuration, with the store of `--store`.
         given: whether `--store` was given; else it is the store of the training.
-    Raises: ValueError: an imported checkpoint, which names no store, and no store given.
+    Raises: InputError: an imported checkpoint, which names no store, and no store given.
     """
     from storage.artifacts import input_ref, load_provenance
 
     if given:
         return {}
     if "snapshot" not in load_provenance(checkpoint).inputs:
-        raise ValueError(
+        raise InputError(
             f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
             "samples are compared with: --store .prdit/store."
         )
@@ -233,7 +253,9 @@ def run(
             signal.SIGTERM, signal.default_int_handler
         )  # as Ctrl-C: the training saves its state, and the server ends
         what = loaded.source or "no new scans"
-        typer.secho(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}", err=True)
+        typer.secho(
+            printable(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}"), err=True
+        )
 
         record = pipeline(config, **paths, overrides=overrides(settings))
         show_result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
@@ -302,7 +324,7 @@ def demo(
 
 def main() -> None:
     """Entry point of the `prdit` command."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    log_printable("%(message)s")
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("prdit").setLevel(logging.INFO)
     limit_threads(os.environ)  # before NumPy starts its own

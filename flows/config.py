@@ -1,15 +1,17 @@
 """The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.settings_text import read_settings
+from storage.errors import ConfigError, InputError
 from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
@@ -92,14 +94,14 @@ class PipelineConfig(BaseModel):
     def checkpoints(self) -> dict[str, CheckpointInfo]:
         """What each training of a run will make, by its name; labels are placeholders, because the store is not read.
 
-        Raises: ValueError: trainings do not fit together: a start is missing, or a training cannot start from it.
+        Raises: InputError: trainings do not fit together: a start is missing, or a training cannot start from it.
         """
         found: dict[str, CheckpointInfo] = {}
         for name, training in self.trainings.items():
             if training.start is not None and training.start not in found:
                 later = "comes later" if training.start in self.trainings else "is not enabled"
                 why = f", which {later}" if training.start in self.recipe else ""
-                raise ValueError(
+                raise InputError(
                     f"recipe.{name}.start is {training.start!r}{why}; it must name an earlier training: "
                     f"{', '.join(found) or 'there is none'}"
                 )
@@ -107,8 +109,8 @@ class PipelineConfig(BaseModel):
             labels = ("one", "another") if training.label_column else ()
             try:
                 found[name] = describe(training, start, self.ingest.spacing_mm, labels)
-            except ValueError as error:
-                raise ValueError(f"recipe.{name}: {error}") from error
+            except InputError as error:
+                raise InputError(f"recipe.{name}: {error}") from error
         return found
 
     def digest(self) -> str:
@@ -139,10 +141,6 @@ class PipelineConfig(BaseModel):
             for name, training in self.recipe.items()
         }
         return parts
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, what it got and what is allowed."""
 
 
 @cache
@@ -181,9 +179,12 @@ def config_names() -> list[str]:
 
 def load_named(name: str) -> dict[str, Any]:
     """The keys of a named configuration, its own `base` resolved."""
-    if name not in _named_files():
-        raise ValueError(f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}")
-    return _with_base(_read_yaml(_named_files()[name]))
+    if not isinstance(name, str) or name not in _named_files():
+        raise ConfigError(
+            f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}, and files whose name ends in "
+            ".yaml"
+        )
+    return _with_base(read_settings(_named_files()[name]))
 
 
 def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> PipelineConfig:
@@ -191,14 +192,19 @@ def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> P
 
     Raises: ConfigError: no such configuration, not YAML, an unknown key or a value out of range; every problem is listed.
     """
-    path = Path(name_or_path)
-    try:
-        values = _read_yaml(path) if path.suffix in (".yaml", ".yml") else {"base": name_or_path}
+    values = read_settings(Path(name_or_path)) if _is_file_name(name_or_path) else {"base": name_or_path}
+    with pydantic_explained(f"configuration {name_or_path!r}"):
         return PipelineConfig.model_validate(merge(values, overrides or {}))
-    except ValidationError as error:
-        raise ConfigError(f"configuration {name_or_path!r}:\n" + explain(error)) from error
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
+
+
+def _is_file_name(name_or_path: str) -> bool:
+    """Whether a configuration is a file. Raises: ConfigError: it is empty text."""
+    if not name_or_path.strip():
+        raise ConfigError(
+            f"the configuration is empty text; is a shell variable unset? There are {', '.join(config_names())}, and files whose "
+            "name ends in .yaml."
+        )
+    return Path(name_or_path).suffix in (".yaml", ".yml")
 
 
 def from_parameters(
@@ -215,7 +221,7 @@ def from_parameters(
     Raises: ConfigError: as `load_config`, or `overrides` has a key that is a parameter of its own.
     """
     paths = {key: value.strip() for key, value in (("source", source), ("store", store)) if value and value.strip()}
-    if not isinstance(overrides or {}, dict):
+    if overrides is not None and not isinstance(overrides, dict):
         raise ConfigError(f"overrides must be a mapping of settings, got {overrides!r}")
     doubled = sorted({"base", "source", "store"} & set(overrides or {}))
     if doubled:
@@ -231,14 +237,10 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
 
     Raises: ConfigError: the file cannot be read, or names no base.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
+    if not _is_file_name(name_or_path):
         load_config(name_or_path)
         return name_or_path, {}
-    try:
-        values = _read_yaml(path)
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"configuration {name_or_path!r}: {error}") from error
+    values = read_settings(Path(name_or_path))
     if not values.get("base"):
         raise ConfigError(
             f"configuration {name_or_path!r} names no base. A deployment starts from a named configuration: add a line such as "
@@ -246,6 +248,15 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
             "replace; or run the file as it is with `prdit run --config`."
         )
     return str(values.pop("base")), values
+
+
+@contextmanager
+def pydantic_explained(what: str) -> Iterator[None]:
+    """Turn pydantic's account of wrong settings into ours. Raises: ConfigError: settings are wrong; every problem is listed."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(f"{what}:\n{explain(error)}") from error
 
 
 def explain(error: ValidationError) -> str:
@@ -324,13 +335,6 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:
     base = values.pop("base", None)
     return values if base is None else merge(load_named(base), values)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
-    return values
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

@@ -3,12 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from flows.faults import clear_errors as clear_errors
+from tasks.run.printable import printable
 
 
 def given_path(text: str) -> Path:
@@ -28,7 +30,6 @@ Store = Annotated[Path | None, typer.Option(help="Volume store (default: the con
 Workdir = Annotated[
     Path | None, typer.Option(help="Folder of all stage directories (default: the configuration's).", parser=given_path)
 ]
-_ERRORS_TO_EXIT_1 = (ValueError, OSError, RuntimeError)
 
 
 def example(text: str) -> str:
@@ -36,43 +37,31 @@ def example(text: str) -> str:
     return f"Example: `{text}`"
 
 
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Errors a user can correct become one message on stderr and exit 1 (2 for bad usage); others keep their traceback."""
-    from flows.config import ConfigError
-
-    try:
-        yield
-    except typer.Exit:  # a RuntimeError by class, but only an exit code
-        raise
-    except ConfigError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
-    except _ERRORS_TO_EXIT_1 as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(1) from error
-
-
 def show_result(value: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    """A command's result on stdout: one JSON object, or text for people."""
-    sys.stdout.write((json.dumps(value) if as_json else text()) + "\n")
+    """A command's result on stdout: one JSON object in ASCII, or text for people, printable."""
+    sys.stdout.write((json_line(value) if as_json else printable(text())) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, in printable ASCII."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def overrides(settings: list[str] | None) -> dict[str, Any]:
     """Nested settings of `--set KEY=VALUE` options.
 
-    Raises: ConfigError: one is not KEY=VALUE.
+    Raises: ConfigError: one is not KEY=VALUE, or its value is not YAML.
     """
-    import yaml
-
-    from flows.config import ConfigError, merge
+    from flows.config import merge
+    from flows.settings_text import parse
+    from storage.errors import ConfigError
 
     values: dict[str, Any] = {}
     for setting in settings or []:
         key, separator, text = setting.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {setting!r} must read KEY=VALUE, for example --set recipe.local.steps=100")
-        nested: Any = yaml.safe_load(text)
+        nested: Any = parse(text, f"--set {setting!r}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = merge(values, nested)
@@ -89,17 +78,13 @@ def load_settings(config: str, settings: list[str] | None, **paths: Path | str |
 
 def find_ref(text: str) -> Any:
     """A reference typed in as JSON, or the directory of a committed artifact."""
-    from pydantic import ValidationError
-
-    from flows.config import ConfigError, explain
+    from flows.config import pydantic_explained
     from storage.artifacts import Ref, committed_ref
     from storage.errors import MissingArtifactError
 
     if text.lstrip().startswith("{"):
-        try:
+        with pydantic_explained(f'{text!r} is not a reference {{"kind", "uri", "digest"}}'):
             return Ref.model_validate_json(text)
-        except ValidationError as error:
-            raise ConfigError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}:\n{explain(error)}') from error
     found = committed_ref(Path(text)) if Path(text).is_dir() else None
     if found is None:
         raise MissingArtifactError(
@@ -163,4 +148,4 @@ def show_outcome(outcome: Any, as_json: bool) -> None:
     """A stage's reference, and whether it was cached."""
     value = outcome.model_dump(mode="json")
     how = "cached" if outcome.cached else f"in {outcome.seconds:.0f} s"
-    show_result(value, as_json, lambda: f"{outcome.ref.kind} {how}: {outcome.ref.uri}\n{outcome.ref.model_dump_json()}")
+    show_result(value, as_json, lambda: f"{outcome.ref.kind} {how}: {outcome.ref.uri}\n{json_line(value['ref'])}")

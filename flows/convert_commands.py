@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Json, clear_errors, example, find_ref, given_path, show_result
+from flows.console import Json, clear_errors, example, find_ref, given_path, json_line, show_result
 
 _IMPORT = example("prdit import-checkpoint prdit_lidc128.pt") + (
     "\n\n`prdit import-checkpoint weights.pt --variant tf --volume-size 128` (a file that holds weights alone)"
@@ -89,7 +89,7 @@ def import_checkpoint(
             ref = run_import(file, output, settings, progress)
         info = Checkpoint.load(ref.path).to_json()
         value = {"ref": ref.model_dump(mode="json"), "checkpoint": info}
-        show_result(value, as_json, lambda: f"{_summary(info)}\n{ref.kind}: {ref.uri}\n{ref.model_dump_json()}")
+        show_result(value, as_json, lambda: f"{_summary(info)}\n{ref.kind}: {ref.uri}\n{json_line(value['ref'])}")
 
 
 def _summary(info: dict[str, Any]) -> str:

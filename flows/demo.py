@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from flows import services as local
 from flows.config import as_parameters, from_parameters, merge
@@ -28,6 +27,7 @@ from flows.watch import follow
 from storage.documents.run_record import RunDocument
 from storage.errors import StorageError
 from storage.files import read_json, sha256_file, write_json_atomic, write_text_atomic
+from tasks.run.printable import markup
 from tasks.run.progress import show_progress
 
 DEPLOYMENT = "prdit/full-pipeline"
@@ -49,7 +49,7 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
     console = Console(highlight=False, soft_wrap=True)
     state_dir = state_dir.resolve()
     if dicom is not None and not dicom.is_dir():
-        console.print(f"[red]{escape(str(dicom))} is not a folder.[/] Give the folder that holds the DICOM series.")
+        console.print(f"[red]{markup(str(dicom))} is not a folder.[/] Give the folder that holds the DICOM series.")
         return 1
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
@@ -65,7 +65,7 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
             if dicom is None:
                 _phantom(Path(parameters["source"]), Path(str(settings.ingest.patient_key_file)), console)
             else:
-                console.print(f"  scans: {escape(parameters['source'])} (opened read-only)")
+                console.print(f"  scans: {markup(parameters['source'])} (opened read-only)")
             _heading(console, "Services")
             console.print("  starting a Prefect server, an MLflow server and a worker, where they are not up")
             services = local.start(state_dir / "services")
@@ -87,7 +87,7 @@ def demo(*, dicom: Path | None, keep: bool, config: str = "demo", state_dir: Pat
         console.print("[yellow]Interrupted:[/] " + ("stopping the servers." if stop_at_end else "the servers stay up."))
         return 130
     except local.ServiceError as error:
-        console.print(f"[red]{escape(str(error))}[/]")
+        console.print(f"[red]{markup(str(error))}[/]")
         return 1
     finally:
         if stop_at_end:
@@ -124,13 +124,13 @@ def _phantom(directory: Path, key_file: Path, console: Console) -> None:
     generator = {"generator": [sha256_file(Path(anatomy.__file__)), sha256_file(Path(series.__file__))]}
     with contextlib.suppress(OSError, ValueError):
         if directory.is_dir() and read_json(marker) == generator:
-            console.print(f"  synthetic phantom: {escape(str(directory))} (written before)")
+            console.print(f"  synthetic phantom: {markup(str(directory))} (written before)")
             return
     marker.unlink(missing_ok=True)
     with show_progress("synthetic phantom") as progress:
         written = series.write_demo_data(directory, progress=progress)
     write_json_atomic(marker, generator)
-    console.print(f"  synthetic phantom: {len(written)} DICOM series written to {escape(str(directory))}")
+    console.print(f"  synthetic phantom: {len(written)} DICOM series written to {markup(str(directory))}")
 
 
 def _submit(services: local.Services, parameters: dict[str, Any], console: Console) -> str:
@@ -141,7 +141,7 @@ def _submit(services: local.Services, parameters: dict[str, Any], console: Conso
     command = ["prefect", "deployment", "run", DEPLOYMENT]
     for name, value in parameters.items():
         command += ["--param", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    console.print(f"  PREFECT_API_URL={services.prefect_api_url} {escape(shlex.join(command))}\n")
+    console.print(f"  PREFECT_API_URL={services.prefect_api_url} {markup(shlex.join(command))}\n")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", *command[1:]],
         env={**local.child_environment(services), "COLUMNS": "200"},
@@ -201,12 +201,12 @@ def _show_result(
         console.print(f"  {name:<14}{'found, verified' if stage.cached else format(stage.seconds, '.1f') + ' s'}")
     if not completed:
         reason = (record.error if record else None) or _last_errors(services, flow_run_id)
-        console.print(f"  [red]FAILED[/]: {escape(reason)}")
-        console.print(f"  logs:     {escape(str(services.state_dir / 'logs'))} and the Prefect page below")
+        console.print(f"  [red]FAILED[/]: {markup(reason)}")
+        console.print(f"  logs:     {markup(str(services.state_dir / 'logs'))} and the Prefect page below")
     if record and "evaluate" in record.stages and (line := _samples_line(record.stages["evaluate"].figures)):
         console.print(f"  samples:  {line}")
     if record and record.report:
-        console.print(f"  [bold]report:   {escape(record.report)}[/]")
+        console.print(f"  [bold]report:   {markup(record.report)}[/]")
     console.print(f"  Prefect:  {services.prefect_ui_url}/runs/flow-run/{flow_run_id}")
     console.print(f"  MLflow:   {_mlflow_page(services, record)}")
 
@@ -255,7 +255,7 @@ def _show_cost(console: Console, seconds: float, memory: PeakMemory) -> None:
     parts = ", ".join(f"{name} {size / MIB:.0f}" for name, size in list(memory.breakdown.items())[:6])
     console.print(
         f"  memory:   {memory.peak_bytes / MIB:.0f} MiB at the peak of the whole process tree (summed PSS, "
-        f"{memory.num_samples} samples): {escape(parts)}"
+        f"{memory.num_samples} samples): {markup(parts)}"
     )
 
 
@@ -271,4 +271,4 @@ def _show_ending(console: Console, services: local.Services, *, up: bool) -> Non
 
 
 def _heading(console: Console, text: str) -> None:
-    console.print(f"\n[bold cyan]{escape(text)}[/]")
+    console.print(f"\n[bold cyan]{markup(text)}[/]")

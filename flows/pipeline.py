@@ -12,12 +12,13 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.config import ConfigError, PipelineConfig, config_names, from_parameters, merge
+from flows.config import PipelineConfig, config_names, from_parameters, merge
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
 from flows.stages import Inputs, Row, needed, real_volumes, rows, stage_names, training_row, walk
 from prdit_models.families.family import Request
 from storage.artifacts import Ref
+from storage.errors import ConfigError, InputError, UserError, as_input_error
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, StageOutcome, code_version, git_commit
 from tasks.run.task import run_as_task
@@ -32,7 +33,7 @@ NOTE = (
 logger = logging.getLogger("prdit.pipeline")
 
 
-class GateError(RuntimeError):
+class GateError(UserError, RuntimeError):
     """The run is complete, but its trainings do not meet the configuration's gates."""
 
 
@@ -73,18 +74,16 @@ class PipelineRun:
 def check_sampling(config: PipelineConfig) -> None:
     """Refuse what could not be sampled, before anything is trained for it.
 
-    Raises: ValueError: see the message.
+    Raises: InputError: see the message.
     """
     name, training = list(config.trainings.items())[-1]
     info, sample = config.checkpoints()[name], config.sample
     label = None if sample.label is None else 0
     wanted = Request(sample.as_sampler(), sample.output, label, sample.guidance_scale)
-    try:
+    with as_input_error(f"The samples would be of training {name!r}. "):
         info.of_family.check(info.model, info.process, wanted)
-    except ValueError as error:
-        raise ValueError(f"The samples would be of training {name!r}. {error}") from error
     if label is not None and sample.guidance_scale != 1.0 and training.label_dropout == 0.0:
-        raise ValueError(
+        raise InputError(
             f"sample.guidance_scale is {sample.guidance_scale} and recipe.{name}.label_dropout 0: the model would never see a "
             "volume without label, which guidance compares with. Use a label_dropout such as 0.1."
         )

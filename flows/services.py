@@ -32,6 +32,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 from supervisor.xmlrpc import SupervisorTransport
 
+from storage.errors import UserError
 from storage.locks import locked
 from tasks.run.machine import limit_threads
 
@@ -49,7 +50,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 logger = logging.getLogger("prdit.services")
 
 
-class ServiceError(RuntimeError):
+class ServiceError(UserError, RuntimeError):
     """A local service did not come up, or a command against it failed."""
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from flows.config import PipelineConfig, config_names, load_named
 from storage.artifacts import Ref
+from storage.errors import ConfigError
 from storage.snapshots import find, newest
 from storage.volume_store import VolumeStore
 from tasks.evaluate.stage import evaluate_stage
@@ -89,7 +88,7 @@ def stage_names() -> tuple[str, ...]:
     for each in config_names():
         try:
             recipe = load_named(each).get("recipe")
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except ConfigError as error:
             logger.warning("the configuration %r is left out: %s", each, error)
             continue
         trainings |= dict.fromkeys(training_row(str(name)) for name in recipe or ())
@@ -99,10 +98,10 @@ def stage_names() -> tuple[str, ...]:
 def needed(table: Mapping[str, Row], last: str, given: Mapping[str, Ref]) -> tuple[str, ...]:
     """Names of the stages that must run for `last`, in order; stages whose reference is given do not run.
 
-    Raises: ValueError: there is no such stage.
+    Raises: ConfigError: there is no such stage.
     """
     if last not in table:
-        raise ValueError(f"stage {last!r} is not a stage of this configuration, which has {', '.join(table)}")
+        raise ConfigError(f"stage {last!r} is not a stage of this configuration, which has {', '.join(table)}")
     wanted, open_ = set(), [last]
     while open_:
         name = open_.pop()
@@ -141,7 +140,7 @@ def real_volumes(config: PipelineConfig) -> Ref:
 
 def _ingest(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
     if config.source is None:
-        raise ValueError("source is not given: name the folder with the DICOM series that ingest is to read")
+        raise ConfigError("source is not given: name the folder with the DICOM series that ingest is to read")
     return ingest_stage(Path(config.source), Path(config.store), config.ingest, context, progress)
 
 

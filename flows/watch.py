@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from flows.services import ServiceError
+from tasks.run.printable import markup, printable
 
 Call = Callable[[str, str, Any], Any]  # method, path, body -> decoded JSON; raises ServiceError
 
@@ -183,8 +183,8 @@ def _bars(run: RunProgress, console: Console, clock: Callable[[], float]) -> Ite
             over = stage.state in ("done", "found")
             pulse = stage.state == "running" and not stage.percent
             bar = ProgressBar(total=100, completed=100 if over else stage.percent or 0, width=24, pulse=pulse)
-            rows.add_row(Text(stage.name, style), bar, Text(_how_far(stage), style), _times(stage, clock()))
-        line = Text(f"{run.overall()} ({_clock(clock() - began)} in all)", "bold")
+            rows.add_row(Text(stage.name, style), bar, Text(printable(_how_far(stage)), style), _times(stage, clock()))
+        line = Text(f"{printable(run.overall())} ({_clock(clock() - began)} in all)", "bold")
         return Padding(Group(line, rows), (0, 0, 0, 2), expand=False)  # at full width the echo of Ctrl-C would wrap
 
     with Live(get_renderable=table, console=console, refresh_per_second=4) as live:
@@ -200,7 +200,7 @@ def _lines(run: RunProgress, console: Console, clock: Callable[[], float]) -> It
 
     def say(text: str) -> None:
         last["time"] = clock()
-        console.print(f"  {escape(text)}", soft_wrap=True)
+        console.print(f"  {markup(text)}", soft_wrap=True)
 
     def show() -> None:
         for number, stage in enumerate(run.stages.values(), 1):

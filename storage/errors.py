@@ -3,6 +3,9 @@
 The command line prints a `UserError` as one message; anything else is a fault of ours and keeps its traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Base of every error whose message tells the user what to do."""
@@ -10,6 +13,36 @@ class UserError(Exception):
 
 class InputError(UserError, ValueError):
     """What was asked for cannot be done with what was given."""
+
+
+class ConfigError(InputError):
+    """A configuration that cannot be used; the message names the key or the line, what it got and what is allowed."""
+
+
+class ComputationError(UserError, RuntimeError):
+    """Arithmetic that came to nothing usable: losses or voxels that are not finite, steps skipped again and again."""
+
+
+class OutOfMemoryError(UserError, MemoryError):
+    """The work does not fit into the memory of its device; the message says what would."""
+
+
+@contextmanager
+def as_input_error(where: str = "") -> Iterator[None]:
+    """Turn a ValueError into an `InputError` of the same message.
+
+    For single calls that check what the user gave and raise ValueError on purpose, as `prdit_models` does. Around more than such
+    a call it would hide the traceback of a fault.
+
+    Args:
+        where: put before the message, such as `recipe.local: `.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}{error}") from error
 
 
 class StorageError(UserError):
@@ -55,6 +88,10 @@ class DamagedArtifactError(StorageError, OSError):
 
 class LockedError(StorageError, TimeoutError):
     """Another process works on the same folder or file."""
+
+
+class AlreadyExistsError(StorageError, FileExistsError):
+    """Something else is where the result would go, and is not replaced."""
 
 
 class UnwritableError(StorageError, OSError):

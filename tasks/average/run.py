@@ -11,6 +11,7 @@ from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import WEIGHTS_FILES, Tensors, load_tensors, save_tensors
 from storage.documents.average_snapshots import AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint
+from storage.errors import InputError, as_input_error
 from storage.files import replacing
 from tasks.average.config import AverageConfig
 from tasks.run.progress import Advance
@@ -27,10 +28,10 @@ def average_stage(checkpoint: Ref, config: AverageConfig, context: RunContext, p
 
     Raises:
         StorageError: the training kept no snapshots, or their list is damaged.
-        ValueError: the snapshots do not give this average, or the reference is not a checkpoint.
+        InputError: the snapshots do not give this average, or the reference is not a checkpoint.
     """
     if checkpoint.kind != "checkpoint":
-        raise ValueError(f"prdit ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
+        raise InputError(f"prdit ema needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     shares = _shares(checkpoint, config)
     inherited = load_provenance(checkpoint).inputs
     return run_stage(
@@ -66,10 +67,11 @@ def average(
 def _shares(checkpoint: Ref, config: AverageConfig) -> dict[str, float]:
     """Coefficient of each snapshot file in the average."""
     entries = AverageSnapshots.load(checkpoint.path / FOLDER).snapshots
-    kept = [Profile(entry.updates, gamma_of(entry.sigma_rel)) for entry in entries]
-    last = max((profile.updates for profile in kept), default=0)
-    wanted = Profile(config.updates or last, gamma_of(config.sigma_rel))
-    shares = mixing_coefficients(kept, wanted)
+    last = max((entry.updates for entry in entries), default=0)
+    with as_input_error():
+        kept = [Profile(entry.updates, gamma_of(entry.sigma_rel)) for entry in entries]
+        wanted = Profile(config.updates or last, gamma_of(config.sigma_rel))
+        shares = mixing_coefficients(kept, wanted)
     logger.info(
         "average of sigma_rel %g as of update %d from %d snapshots", config.sigma_rel, wanted.updates, len(kept)
     )

@@ -9,6 +9,8 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+from storage.errors import InputError
+
 # what `torch.save` of nested dictionaries of tensors needs; none of these allocates memory, all refer to bytes of the file
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 ALLOWED = frozenset(
@@ -36,10 +38,10 @@ _MAX_PICKLE_BYTES = 1 << 24  # names and shapes of a published checkpoint with i
 def check_archive(path: Path) -> None:
     """Refuse a file that is not a complete, uncompressed PyTorch archive of weights and plain settings.
 
-    Raises: ValueError: naming what the file claims or contains; no object of it was built.
+    Raises: InputError: naming what the file claims or contains; no object of it was built.
     """
     if not zipfile.is_zipfile(path):
-        raise ValueError(
+        raise InputError(
             f"{path} is not a PyTorch checkpoint archive (or is truncated). Files older than PyTorch 1.6 must be saved again "
             "with torch.save; a broken download must be fetched again."
         )
@@ -50,7 +52,7 @@ def check_archive(path: Path) -> None:
             if damaged := archive.testzip():  # torch.load does not check the checksums of what it maps
                 raise zipfile.BadZipFile(f"{damaged} differs from its checksum")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path} is a damaged archive: {error}. Fetch it again.") from error
+        raise InputError(f"{path} is a damaged archive: {error}. Fetch it again.") from error
     _check_names(path, pickled)
 
 
@@ -60,13 +62,13 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
     total, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if packed or total > size:
         what = f"compressed entries {packed}" if packed else "overlapping entries"
-        raise ValueError(
+        raise InputError(
             f"{path} claims {total} bytes in a file of {size} ({what}); PyTorch writes uncompressed archives, so this one is not "
             "trusted. Save it again with torch.save."
         )
     names = Counter(entry.filename for entry in entries)
     if double := sorted(name for name, count in names.items() if count > 1):
-        raise ValueError(
+        raise InputError(
             f"{path} has several entries of one name, {double}; which one to read is undefined. Save it again with torch.save."
         )
 
@@ -74,12 +76,12 @@ def _check_directory(path: Path, archive: zipfile.ZipFile) -> None:
 def _pickle_name(path: Path, archive: zipfile.ZipFile) -> str:
     found = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
     if len(found) != 1 or any(entry.filename.endswith("/constants.pkl") for entry in archive.infolist()):
-        raise ValueError(
+        raise InputError(
             f"{path} is a zip file, but not a checkpoint of torch.save (one data.pkl, no TorchScript); it has "
             f"{[entry.filename for entry in found] or 'no data.pkl'}. Give the published .pt file."
         )
     if found[0].file_size > _MAX_PICKLE_BYTES:
-        raise ValueError(
+        raise InputError(
             f"{path} describes its content in {found[0].file_size} bytes; checkpoints take less than {_MAX_PICKLE_BYTES}. "
             "It holds more than weights: save those alone."
         )
@@ -97,9 +99,9 @@ def _check_names(path: Path, pickled: bytes) -> None:
             elif operation.name in _BUILDERS:
                 foreign.add(f"an object named by {operation.name}")
     except (ValueError, UnicodeDecodeError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}. Fetch it again.") from error
+        raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {error}. Fetch it again.") from error
     if foreign:
-        raise ValueError(
+        raise InputError(
             f"{path} contains Python objects that are not loaded, {sorted(foreign)}: building them could run arbitrary code. "
             "Where you trust the file, load it once in the environment it was made in and save what is needed, "
             'torch.save({"model": ckpt["model"], "ema": ckpt["ema"]}, "weights.pt"); import that with --variant and --volume-size.'

@@ -17,6 +17,7 @@ from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES
 from storage.documents.checkpoint import Checkpoint
+from storage.errors import AlreadyExistsError, InputError, as_input_error
 from storage.files import replacing
 from tasks.convert.importing import NOISE_STD, OURS, Progress
 from tasks.model.checkpoint import CheckpointInfo, load_info
@@ -33,19 +34,19 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
         path: the file, new.
         progress: called with (steps done, total).
     Raises:
-        ValueError: the model uses arithmetic that the published code does not have; every such field is named.
-        FileExistsError: the file exists.
+        InputError: the model uses arithmetic that the published code does not have; every such field is named.
+        AlreadyExistsError: the file exists.
         StorageError: the artifact is missing or damaged.
     """
     total = 4
     progress(0, total)
     if checkpoint.kind != "checkpoint":
-        raise ValueError(
+        raise InputError(
             f"export-checkpoint needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}. Give the folder of a training "
             "or of an import."
         )
     if path.exists():
-        raise FileExistsError(f"{path} exists; exports never overwrite. Choose another name.")
+        raise AlreadyExistsError(f"{path} exists; exports never overwrite. Choose another name.")
     verify_artifact(checkpoint)
     progress(1, total)
     info, imported = load_info(checkpoint), Checkpoint.load(checkpoint.path).imported
@@ -80,21 +81,22 @@ def export_checkpoint(checkpoint: Ref, path: Path, progress: Progress) -> Path:
 def _weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights in the published order, still on disk: `load_file` maps them."""
     state = load_file(path)
-    check_weights(state, expected, f"They come from {path}; the model is described in {Checkpoint.NAME} beside it.")
+    with as_input_error():
+        check_weights(state, expected, f"They come from {path}; the model is described in {Checkpoint.NAME} beside it.")
     return {key: state[key] for key in expected}
 
 
 def _published(info: CheckpointInfo) -> tuple[NetworkConfig, Process]:
     """Network and process of a checkpoint, if its family's networks are PRDiT's.
 
-    Raises: ValueError: they are not.
+    Raises: InputError: they are not.
     """
     try:
         network = network_config(info.model)
     except ValueError:
         network = None
     if network is None or info.process is None:
-        raise ValueError(
+        raise InputError(
             f"export-checkpoint writes what the published PRDiT code reads; a {info.of_family.title} (family {info.family!r}) "
             "is not one of its models. It can be used in our format only."
         )
@@ -104,11 +106,11 @@ def _published(info: CheckpointInfo) -> tuple[NetworkConfig, Process]:
 def _variant(network: NetworkConfig, process: Process) -> str:
     """Which published model this is.
 
-    Raises: ValueError: it has properties without a published counterpart; all are named.
+    Raises: InputError: it has properties without a published counterpart; all are named.
     """
     unpublished = _unpublished(network, process)
     if unpublished:
-        raise ValueError(
+        raise InputError(
             f"The published code cannot compute this model: it has no {', '.join(unpublished)}. It can be used in our format only."
         )
     if process.prediction == "velocity":

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storage.errors import InputError, MissingArtifactError
 from storage.files import sha256_file
 from tasks.convert.archive import check_archive
 
@@ -63,17 +64,17 @@ def read_foreign(path: Path) -> ForeignCheckpoint:
     """Read a checkpoint dictionary of the published code, or a bare state dict (SPEC §4).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a PyTorch file, one that needs more than weights to open, or weights that cannot be trusted; every
+        MissingArtifactError: no such file.
+        InputError: not a PyTorch file, one that needs more than weights to open, or weights that cannot be trusted; every
             offending tensor is named.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {what}; expected a PyTorch checkpoint file (.pt).")
+        raise MissingArtifactError(f"{path} {what}; expected a PyTorch checkpoint file (.pt).")
     check_archive(path)
     content = _load(path)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary with weights.")
+        raise InputError(f"{path} holds a {type(content).__name__}; expected a dictionary with weights.")
     given = {name: content[name] for name in ("model", "ema") if isinstance(content.get(name), Mapping)}
     if given and (ignored := sorted(str(key) for key in content if key not in _KNOWN)):
         logger.info("%s: not read: %s", path.name, ", ".join(ignored))
@@ -81,7 +82,7 @@ def read_foreign(path: Path) -> ForeignCheckpoint:
     model, ema = found.get("model"), found.get("ema")
     either = model or ema
     if not either:
-        raise ValueError(f"{path} holds no weights: neither under 'model' or 'ema' nor as a bare state dict.")
+        raise InputError(f"{path} holds no weights: neither under 'model' or 'ema' nor as a bare state dict.")
     return ForeignCheckpoint(
         model=model or either,
         ema=ema or either,
@@ -109,18 +110,18 @@ def _load(path: Path) -> Any:
         OverflowError,
     ) as error:  # what torch raises on a broken pickle
         reason = str(error).split("\n", 1)[0]
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {reason}. Fetch or save it again.") from error
+        raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {reason}. Fetch or save it again.") from error
 
 
 def _state_dict(path: Path, name: str, values: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors by key, `module.` of data-parallel training taken off, all of them plain and backed by the file's own bytes."""
     if len(values) > _MAX_TENSORS:
-        raise ValueError(f"{path} has {len(values)} weights under {name!r}; a PRDiT has at most {_MAX_TENSORS}.")
+        raise InputError(f"{path} has {len(values)} weights under {name!r}; a PRDiT has at most {_MAX_TENSORS}.")
     state: dict[str, Any] = {}
     for key, value in values.items():
         short = str(key).removeprefix("module.")
         if short in state:
-            raise ValueError(
+            raise InputError(
                 f"{path} has {short!r} under {name!r} both with and without 'module.'. Remove one of them."
             )
         state[short] = value
@@ -134,10 +135,10 @@ def _state_dict(path: Path, name: str, values: Mapping[Any, Any]) -> dict[str, T
         ("views of fewer bytes than their shape needs, or not contiguous", incomplete),
     ):
         if keys:
-            raise ValueError(f"{path}: under {name!r} these are {what}: {', '.join(keys)}. Nothing was imported.")
+            raise InputError(f"{path}: under {name!r} these are {what}: {', '.join(keys)}. Nothing was imported.")
     claimed, size = sum(value.nbytes for value in tensors.values()), path.stat().st_size
     if claimed > size:
-        raise ValueError(
+        raise InputError(
             f"{path}: the weights under {name!r} have {claimed} bytes in a file of {size}: they share data. Save each on its own."
         )
     return {key: value.detach() for key, value in tensors.items()}
@@ -155,7 +156,7 @@ def _count(path: Path, content: Mapping[Any, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         # containers by type name only: lists that share lists are short in the file, but their text may be endless
         shown = f"a {type(value).__name__}" if isinstance(value, (list, tuple, Mapping, set)) else reprlib.repr(value)
-        raise ValueError(
+        raise InputError(
             f"{path}: {name} is {shown}; expected a whole number. Is it a checkpoint of the published code?"
         )
     return value
@@ -173,7 +174,7 @@ def _plain_settings(path: Path, value: Any) -> dict[str, Any]:
             return part
         left -= len(part)
         if left < 0 or depth > 20:
-            raise ValueError(f"{path}: its configuration has more than {_MAX_SETTINGS} entries or is nested in itself.")
+            raise InputError(f"{path}: its configuration has more than {_MAX_SETTINGS} entries or is nested in itself.")
         return {str(key): plain(item, depth + 1) for key, item in part.items()}
 
     found = plain(value, 0)

@@ -20,6 +20,7 @@ from prdit_models.networks.weights import check_weights
 from storage.artifacts import Ref, commit_artifact, committed_ref, verify_artifact
 from storage.checkpoints import WEIGHTS_FILES, save_tensors
 from storage.documents.checkpoint import Checkpoint, Imported
+from storage.errors import AlreadyExistsError, InputError, MissingArtifactError, as_input_error
 from storage.files import fsync_directory, naming_path, remove_leftovers, temporary_path
 from tasks.convert.foreign import ForeignCheckpoint, read_foreign
 from tasks.convert.recognise import Recognised, recognise
@@ -82,13 +83,13 @@ class ImportSettings:
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
-            raise ValueError(f"Unknown data set {self.dataset!r}; expected one of {list(DATASETS)}.")
+            raise InputError(f"Unknown data set {self.dataset!r}; expected one of {list(DATASETS)}.")
         if self.axes is not None and self.axes not in AXES:
-            raise ValueError(f"axis order is {self.axes!r}; expected 'xyz' (published LIDC arrays) or 'zyx'.")
+            raise InputError(f"axis order is {self.axes!r}; expected 'xyz' (published LIDC arrays) or 'zyx'.")
         for name in ("noise_std", "spacing_mm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}; expected a positive number.")
+                raise InputError(f"{name} is {value}; expected a positive number.")
 
 
 def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettings, progress: Progress) -> Ref:
@@ -104,8 +105,8 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
         progress: called with (steps done, total).
     Returns: its reference; that of the existing artifact where the same file was imported with the same settings.
     Raises:
-        ValueError: the file cannot be imported with these settings; nothing is written.
-        FileExistsError: the directory holds something else.
+        InputError: the file cannot be imported with these settings; nothing is written.
+        AlreadyExistsError: the directory holds something else.
     """
     total = 5
     progress(0, total)
@@ -116,7 +117,8 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     with torch.device("meta"):
         expected = build_network(found.network).state_dict()
     for number, (name, state) in enumerate((("model", foreign.model), ("ema", foreign.ema))):
-        check_weights(state, expected, f"They are those under {name!r} in {path.name}; nothing was imported.")
+        with as_input_error():
+            check_weights(state, expected, f"They are those under {name!r} in {path.name}; nothing was imported.")
         progress(2 + number, total)
     target = directory or ROOT / foreign.sha256[:12]
     if (known := _already_there(target, info)) is not None:
@@ -139,7 +141,7 @@ def import_checkpoint(path: Path, directory: Path | None, settings: ImportSettin
     progress(total, total)
     ref = committed_ref(target)
     if ref is None:
-        raise FileNotFoundError(f"{target} was removed while it was written; import again.")
+        raise MissingArtifactError(f"{target} was removed while it was written; import again.")
     return ref
 
 
@@ -149,7 +151,7 @@ def _already_there(target: Path, info: Checkpoint) -> Ref | None:
         return None
     ref = committed_ref(target) if target.is_dir() else None
     if ref is None or ref.kind != "checkpoint" or Checkpoint.load(target) != info:
-        raise FileExistsError(
+        raise AlreadyExistsError(
             f"{target} holds something else (another file, or this one imported with other settings); give a folder of its own "
             "with --output."
         )
@@ -195,11 +197,13 @@ def _info(found: Recognised, foreign: ForeignCheckpoint, settings: ImportSetting
     return info.to_document(step=foreign.step, seed=0, gates=None).model_copy(update={"imported": imported})
 
 
+@as_input_error()
 def _process(variant: str, noise_std: float | None) -> Process:
     std = NOISE_STD[variant] if noise_std is None else noise_std
     return FlowProcess(std) if variant == "fm" else CosineProcess(std)
 
 
+@as_input_error()
 def _window(
     variant: str, dataset: Dataset, ours: dict[str, Any], given: tuple[float, float] | None
 ) -> HounsfieldWindow:
@@ -228,7 +232,7 @@ _OURS_NEEDED = ("axes", "spacing_mm", "noise_std", "intensity", "edge", "centre"
 def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
     """What `prdit export-checkpoint` recorded, or nothing.
 
-    Raises: ValueError: there is such a record, and it is incomplete.
+    Raises: InputError: there is such a record, and it is incomplete.
     """
     record = foreign.config.get(OURS)
     if record is None:
@@ -246,7 +250,7 @@ def _ours(foreign: ForeignCheckpoint) -> dict[str, Any]:
         and (record["centre"] is None or _is_place(record["centre"]))
     )
     if not whole:
-        raise ValueError(
+        raise InputError(
             f"The file's configuration has an entry {OURS!r} that is not what `prdit export-checkpoint` writes; "
             f"expected {list(_OURS_NEEDED)}. Remove it and give --axes, --window and --spacing-mm."
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prdit_models.metrics.medicalnet import MedicalNet, load_medicalnet, random_medicalnet, weights_digest
 from storage.checkpoints import load_tensors, save_tensors
-from storage.errors import StorageError
+from storage.errors import MissingArtifactError, StorageError, as_input_error
 from tasks.evaluate.config import EvaluateConfig
 
 RANDOM_STATEMENT = (
@@ -39,19 +39,20 @@ def load_extractor(config: EvaluateConfig) -> Extractor:
     """The configured feature network.
 
     Raises:
-        FileNotFoundError: no file at `feature_weights`.
-        ValueError: the file has another SHA-256 than configured, or holds other weights.
+        MissingArtifactError: no file at `feature_weights`.
+        InputError: the file has another SHA-256 than configured, or holds other weights.
     """
     if config.feature_weights is None or config.feature_weights_sha256 is None:
         network = random_medicalnet(config.feature_seed)
         return Extractor(network, "random", weights_digest(network), RANDOM_STATEMENT)
     path = Path(config.feature_weights)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingArtifactError(
             f"evaluate.feature_weights is {path}, and there is no such file. Correct the path, or leave it and its SHA-256 "
             "out to use seeded random features."
         )
-    network = load_medicalnet(path, config.feature_weights_sha256)
+    with as_input_error():
+        network = load_medicalnet(path, config.feature_weights_sha256)
     statement = f"ResNet-50 weights from {path.name}, the file's SHA-256 checked."
     return Extractor(network, "medicalnet", weights_digest(network), statement)
 

@@ -17,6 +17,7 @@ from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.samples import Samples
 from storage.documents.split import Split
+from storage.errors import InputError, as_input_error
 from storage.files import write_text_atomic
 from storage.snapshots import open_snapshot
 from storage.volume_store import VolumeStore
@@ -26,6 +27,7 @@ from tasks.evaluate.report import ReportInput, render, write_pictures
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.compute import pick_device
 from tasks.model.data import check_split
+from tasks.model.memory import evaluation_advice, out_of_memory_explained
 from tasks.model.view import read_as_seen
 from tasks.run.progress import Advance
 
@@ -44,21 +46,21 @@ def check(samples: Ref, snapshot: Ref, split: Ref) -> None:
     """Refuse what cannot be compared, before any work.
 
     Raises:
-        ValueError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
+        InputError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
         StorageError: an artifact is missing.
     """
     for ref, kind in ((samples, "samples"), (snapshot, "snapshot"), (split, "split")):
         if ref.kind != kind:
-            raise ValueError(f"evaluate expected a reference of kind {kind!r}, got {ref.kind!r} at {ref.uri}.")
+            raise InputError(f"evaluate expected a reference of kind {kind!r}, got {ref.kind!r} at {ref.uri}.")
     num_generated = len(Samples.load(samples.path).volume_ids)
     if num_generated < MIN_VOLUMES:
-        raise ValueError(
+        raise InputError(
             f"The samples at {samples.uri} hold {num_generated} volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Sample more (sample.num_volumes)."
         )
     real = Split.load(split.path).volume_ids
     if len(real) < MIN_VOLUMES:
-        raise ValueError(
+        raise InputError(
             f"The split at {split.uri} names {len(real)} real volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Ingest more scans."
         )
@@ -86,18 +88,20 @@ def evaluate(
         progress: called with (volumes read and measured, total).
         repeat_command: the command that repeats the run, for the report.
     Raises:
-        ValueError: fewer than two volumes on a side, or unusable feature weights.
+        InputError: fewer than two volumes on a side, or unusable feature weights.
         StorageError: an artifact is missing or damaged.
     """
     check(samples, snapshot, split)
     device = pick_device(config)
     extractor = load_extractor(config)
+    with as_input_error():  # one of another package may not be importable
+        metrics_by_name = {name: METRICS[name] for name in METRICS.names()}
     info = load_info(input_ref(samples, "checkpoint"))
     drawn, roles_of = Samples.load(samples.path), Split.load(split.path)
     real_ids, generated_ids = roles_of.volume_ids, drawn.volume_ids
     store, _ = open_snapshot(snapshot)
     if abs(store.spacing_mm - info.spacing_mm) > 1e-6:
-        raise ValueError(
+        raise InputError(
             f"The store at {store.path} has {store.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
             "the same view would cover a box of another size in mm. Evaluate on a store of that spacing."
         )
@@ -137,7 +141,7 @@ def evaluate(
     roles = tuple("train" if name in train_ids else "val" for name in real_ids)
     real = measure(real_ids, read_real, cache / "real", roles)
     generated = measure(generated_ids, read_generated, cache / "generated", ())
-    compared = {name: METRICS[name].compare(real, generated, setting) for name in METRICS.names()}
+    compared = {name: each.compare(real, generated, setting) for name, each in metrics_by_name.items()}
     metrics = _report(compared, extractor, config, drawn, info, roles_of)
     metrics.save(directory)
     for sentence in metrics.warnings:
@@ -184,15 +188,16 @@ def _measure(
 ) -> Side:
     """Features of the volumes of one side, and what every metric keeps of them, both from values saturated to the window."""
     window = setting.window
-    features = volume_features(
-        extractor,
-        ids,
-        lambda name: window.to_model(torch.from_numpy(read(name))).unsqueeze(0),
-        cache,
-        batch_size=batch_size,
-        device=device,
-        done=done,
-    )
+    with out_of_memory_explained(device, partial(evaluation_advice, batch_size=batch_size)):
+        features = volume_features(
+            extractor,
+            ids,
+            lambda name: window.to_model(torch.from_numpy(read(name))).unsqueeze(0),
+            cache,
+            batch_size=batch_size,
+            device=device,
+            done=done,
+        )
     seen: dict[str, list[Any]] = {name: [] for name in METRICS.names()}
     for name in ids:
         hu = np.clip(read(name), window.lower_hu, window.upper_hu)
@@ -212,17 +217,17 @@ def _report(
 ) -> Report:
     """What was measured, with the number of volumes behind it and which figures that number rules out.
 
-    Raises: ValueError: two metrics give a figure of the same name.
+    Raises: InputError: two metrics give a figure of the same name.
     """
     figures: dict[str, Figure] = {}
     for name, comparison in compared.items():
         if doubled := sorted(figures.keys() & comparison.figures.keys()):
-            raise ValueError(
+            raise InputError(
                 f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives too. Rename them."
             )
         for figure, found in comparison.figures.items():
             if found.value is not None and not np.isfinite(found.value):
-                raise ValueError(
+                raise InputError(
                     f"The metric {name!r} gives {figure} as {found.value}; expected a finite number, or None with a note that says "
                     "why there is none."
                 )

@@ -34,7 +34,7 @@ def evaluate_stage(
 ) -> StageOutcome:
     """Measure samples against a snapshot and write the report.
 
-    Raises: ValueError: fewer than two volumes on a side, before any work starts.
+    Raises: InputError: fewer than two volumes on a side, before any work starts.
     """
     check(samples, snapshot, split)
 

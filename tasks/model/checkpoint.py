@@ -13,7 +13,7 @@ from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
 from storage.documents.checkpoint import Checkpoint, Gates, Intensity, Labels, View
-from storage.errors import InputError
+from storage.errors import InputError, as_input_error
 from tasks.model.view import ViewConfig
 
 
@@ -48,7 +48,7 @@ class CheckpointInfo:
     def from_document(cls, document: Checkpoint) -> Self:
         """From a checkpoint's description.
 
-        Raises: ValueError: process, window or view are not ones that this prdit has.
+        Raises: InputError: process, window or view are not ones that this prdit has.
         """
         labels = document.labels
         return cls(
@@ -89,17 +89,18 @@ class CheckpointInfo:
     def label_index(self, value: str) -> int:
         """The integer of a label.
 
-        Raises: ValueError: the model does not know it.
+        Raises: InputError: the model does not know it.
         """
         if value not in self.label_values:
             known = f"{self.label_column}: {', '.join(self.label_values)}" if self.label_values else "none"
-            raise ValueError(f"sample.label {value!r} is not a label of this checkpoint; it knows {known}.")
+            raise InputError(f"sample.label {value!r} is not a label of this checkpoint; it knows {known}.")
         return self.label_values.index(value)
 
     @property
     def of_family(self) -> Family:
-        """The family itself. Raises: ValueError: it is not installed."""
-        return FAMILIES[self.family]
+        """The family itself. Raises: InputError: it is not installed."""
+        with as_input_error():
+            return FAMILIES[self.family]
 
     @property
     def voxel_mm(self) -> float:
@@ -143,10 +144,12 @@ def load_model(
         attention: backend, see `prdit_models.networks.attention.BACKENDS`.
     Raises:
         StorageError: no checkpoint, or an unreadable file in it.
-        ValueError: keys or shapes are not this network's, or values not finite; every one is listed.
+        InputError: keys or shapes are not this network's, or values not finite; every one is listed.
     """
     info = load_info(checkpoint)
-    model = info.of_family.build(info.model, attention=attention)
+    state = load_state(checkpoint, weights)
     remedy = f"They come from {checkpoint.path / WEIGHTS_FILES[weights]}; the model is described in {Checkpoint.NAME} beside it."
-    load_weights(model, load_state(checkpoint, weights), remedy)
+    with as_input_error():
+        model = info.of_family.build(info.model, attention=attention)
+        load_weights(model, state, remedy)
     return model.to(device).eval().requires_grad_(False), info

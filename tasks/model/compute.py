@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from storage.errors import InputError
 from tasks.run.config import StageConfig
 from tasks.run.machine import cores
 
@@ -25,11 +26,11 @@ class ComputeConfig(StageConfig):
 def pick_device(config: ComputeConfig) -> torch.device:
     """The device of a stage; also sets its CPU threads.
 
-    Raises: ValueError: CUDA was asked for and is not available.
+    Raises: InputError: CUDA was asked for and is not available.
     """
     torch.set_num_threads(config.num_threads or cores().amount)
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
+        raise InputError(
             "device 'cuda' was asked for, but torch sees no CUDA device. Use device: auto or cpu (`prdit doctor` shows why)."
         )
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())

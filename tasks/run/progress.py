@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tasks.run.printable import markup
+
 Advance = Callable[[int, int], None]
 
 _QUIET_S = 20.0  # least time between two log lines, but for the first and the last
@@ -27,7 +29,7 @@ def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-            task = bar.add_task(name, total=None)
+            task = bar.add_task(markup(name), total=None)
 
             def draw(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,18 @@ import torch
 from numpy.typing import NDArray
 
 from prdit_models.families.family import Callback, Request
+from prdit_models.plan import Work
 from storage.artifacts import SCRATCH, Ref
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.samples import SamplerSettings, Samples
+from storage.errors import ComputationError, InputError, as_input_error
 from storage.files import write_json_atomic
 from storage.geometry import Volume
 from storage.nifti import write_nifti
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast, pick_device
+from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
 from tasks.run.progress import Advance
 from tasks.sample.config import SampleConfig
 
@@ -35,19 +39,21 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
     """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work.
 
     Raises:
-        ValueError: it is not a checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
+        InputError: it is not a checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":
-        raise ValueError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
+        raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     info = load_info(checkpoint)
-    info.of_family.check(info.model, info.process, request(info, config))
+    wanted = request(info, config)
+    with as_input_error():
+        info.of_family.check(info.model, info.process, wanted)
 
 
 def request(info: CheckpointInfo, config: SampleConfig) -> Request:
     """What a configuration asks of a checkpoint's model.
 
-    Raises: ValueError: the model does not know the label.
+    Raises: InputError: the model does not know the label.
     """
     label = None
     if config.label is not None:
@@ -79,12 +85,13 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         directory: of the artifact.
         progress: called with (model evaluations done, total).
     Raises:
-        ValueError: the checkpoint cannot be sampled from.
-        RuntimeError: the model gave values that are not finite.
+        InputError: the checkpoint cannot be sampled from.
+        ComputationError: the model gave values that are not finite.
     """
     check(checkpoint, config)
     device = pick_device(config)
-    model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
+    with out_of_memory_explained(device, partial(_advice, load_info(checkpoint), config, config.batch_size)):
+        model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
     store = VolumeStore.create(directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none")
     committed = set(store.volume_ids())
     missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]
@@ -101,7 +108,8 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
             progress(before + done * batch, total)
 
         began = time.monotonic()
-        volumes = _draw_batch(model, info, config, indices, device, advance, checkpoint)
+        with out_of_memory_explained(device, partial(_advice, info, config, len(indices))):
+            volumes = _draw_batch(model, info, config, indices, device, advance, checkpoint)
         seconds += time.monotonic() - began
         for index, x in zip(indices, volumes, strict=True):
             _commit(store, index, x, info, config)
@@ -113,6 +121,12 @@ def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Adv
         timing = {"seconds_per_step": seconds / (batches * each), "batch_size": batch}
         write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
         logger.info("sample: %.3f s per step for a batch of %d", timing["seconds_per_step"], batch)
+
+
+def _advice(info: CheckpointInfo, config: SampleConfig, batch_size: int, room: Room) -> str:
+    """What would fit where a batch did not."""
+    work = Work(info.family, "sample", config.precision)
+    return sampling_advice(planned_of(info), work, room, batch_size=batch_size)
 
 
 def _draw_batch(
@@ -136,14 +150,14 @@ def _draw_batch(
         )
     size = info.view.size
     if drawn.dim() != 5 or (len(drawn), *drawn.shape[2:]) != (len(seeds), size, size, size):
-        raise RuntimeError(
+        raise ComputationError(
             f"family {info.family!r} drew {tuple(drawn.shape)} for {len(seeds)} seeds; expected ({len(seeds)}, 1, {size}, {size}, "
             f"{size}). Its generate() is wrong, or its checkpoint is of another size."
         )
     volumes: NDArray[np.float32] = drawn[:, 0].float().cpu().numpy()
     for index, seed, x in zip(indices, seeds, volumes, strict=True):
         if not np.isfinite(x).all():
-            raise RuntimeError(
+            raise ComputationError(
                 f"Volume {index} (seed {seed}) from {checkpoint.uri} ({config.weights} weights) has "
                 f"{int((~np.isfinite(x)).sum())} of {x.size} voxels that are not finite; expected finite values. Look at "
                 "the training's losses (metrics.jsonl), or sample with the other weights (sample.weights)."

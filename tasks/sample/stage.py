@@ -28,7 +28,7 @@ SAMPLE = Stage("sample", "samples", RECIPE, files=(Samples.NAME,), points=_point
 def sample_stage(checkpoint: Ref, config: SampleConfig, context: RunContext, progress: Advance) -> StageOutcome:
     """Draw volumes from a checkpoint.
 
-    Raises: ValueError: a checkpoint that cannot be sampled from, before any work starts.
+    Raises: InputError: a checkpoint that cannot be sampled from, before any work starts.
     """
     check(checkpoint, config)
     return run_stage(

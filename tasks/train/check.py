@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from storage.artifacts import Ref
 from storage.documents.split import Split
+from storage.errors import InputError
 from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.data import check_split
@@ -34,19 +35,19 @@ def check_training(snapshot: Ref, split: Ref, start: Ref | None, config: Trainin
         snapshot, split: what it trains on.
         start: checkpoint it starts from; None for training from scratch.
         config: of the training.
-    Raises: ValueError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
+    Raises: InputError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
     """
     document = Split.load(split.path)
     roles = document.roles
     sizes = ", ".join(f"{name}: {len(ids)}" for name, ids in roles.items())
     for role in ("train", "val"):
         if not roles.get(role):
-            raise ValueError(
+            raise InputError(
                 f"The split at {split.uri} has no volume in role {role!r} ({sizes}). "
                 "Training needs at least two patients, one to train on and one to validate on: ingest more scans."
             )
     if config.start is not None and (start is None or start.kind != "checkpoint"):
-        raise ValueError(
+        raise InputError(
             f"This training starts from the checkpoint of {config.start!r}, got {start.kind if start else 'none'}. Run "
             f"`prdit train {config.start}` first."
         )
@@ -54,7 +55,7 @@ def check_training(snapshot: Ref, split: Ref, start: Ref | None, config: Trainin
     store, listed = open_snapshot(snapshot)
     check_split(listed, document, split)
     if below and abs(store.spacing_mm - below.spacing_mm) > _SAME_MM:
-        raise ValueError(
+        raise InputError(
             f"The store at {store.path} has {store.spacing_mm} mm voxels, the checkpoint below was trained at "
             f"{below.spacing_mm} mm: the same view would cover a box of another size in mm. Ingest into a store of that spacing "
             "(ingest.spacing_mm)."

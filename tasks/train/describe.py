@@ -6,6 +6,7 @@ from typing import Any
 from prdit_models.diffusion.process import PROCESSES, Process
 from prdit_models.families.family import FAMILIES, Given
 from prdit_models.intensity import HounsfieldWindow
+from storage.errors import InputError, as_input_error
 from tasks.model.checkpoint import CheckpointInfo
 from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.train.config import TrainingConfig
@@ -22,12 +23,15 @@ def describe(
         start: the checkpoint it starts from; None for training from scratch.
         spacing_mm: voxel distance of the store's level 0.
         label_values: values of its label column; empty without labels.
-    Raises: ValueError: settings, process, view or start do not fit together.
+    Raises: InputError: settings, process, view or start do not fit together.
     """
-    family = FAMILIES[config.family]
+    with as_input_error():
+        family = FAMILIES[config.family]
     if start is None:
         intensity = config.intensity or IntensityConfig()
-        view, window, axes = config.view or ViewConfig(), HounsfieldWindow.of_mapping(**intensity.model_dump()), "zyx"
+        view, axes = config.view or ViewConfig(), "zyx"
+        with as_input_error():
+            window = HounsfieldWindow.of_mapping(**intensity.model_dump())
     else:
         _check_offer(config, start)
         view, window, axes = _view_above(start.view, family.scale), start.window, start.axes
@@ -39,9 +43,11 @@ def describe(
         num_classes=len(label_values),
         start=None if start is None else start.model,
     )
+    with as_input_error():
+        model = family.describe(config.settings, given)
     return CheckpointInfo(
         family=config.family,
-        model=_as_json(config.family, family.describe(config.settings, given)),
+        model=_as_json(config.family, model),
         process=process,
         window=window,
         view=view,
@@ -61,14 +67,14 @@ def _as_json(family: str, description: Any) -> dict[str, Any]:
     else:
         reason = f"got {type(description).__name__}"
     if not isinstance(stored, dict):
-        raise ValueError(f"family {family!r} describes its model by something that is no JSON object ({reason}).")
+        raise InputError(f"family {family!r} describes its model by something that is no JSON object ({reason}).")
     return stored
 
 
 def _check_offer(config: TrainingConfig, start: CheckpointInfo) -> None:
     family, offered = FAMILIES[config.family], start.of_family.offers
     if offered != family.needs:
-        raise ValueError(
+        raise InputError(
             f"family {config.family!r} starts from a {family.needs}, got a {start.of_family.title} (family {start.family!r}, "
             f"which offers {'a ' + offered if offered else 'nothing to start from'})."
         )
@@ -77,7 +83,7 @@ def _check_offer(config: TrainingConfig, start: CheckpointInfo) -> None:
 def _view_above(below: ViewConfig, scale: int) -> ViewConfig:
     size = scale * below.size
     if below.edge % size:
-        raise ValueError(
+        raise InputError(
             f"The model below sees {below.edge} voxels as {below.size}; one level up is {size}, which does not divide "
             f"{below.edge}. There is no finer level to refine to."
         )
@@ -90,7 +96,7 @@ def _process(config: TrainingConfig, start: CheckpointInfo | None) -> Process | 
     inherited = start.process if start else None
     own: Process | None = config.process
     if own is not None and inherited is not None and own != inherited:
-        raise ValueError(
+        raise InputError(
             f"process {own.to_dict()} differs from that of the training it starts from, {inherited.to_dict()}; leave it out "
             "here, or use the same."
         )
@@ -98,7 +104,7 @@ def _process(config: TrainingConfig, start: CheckpointInfo | None) -> Process | 
         return None
     process = own or inherited or settings_of(PROCESSES[processes[0]], {}, "process")
     if process.name not in processes:
-        raise ValueError(
+        raise InputError(
             f"family {config.family!r} works with the process {' or '.join(processes)}, not with {process.name!r} of the "
             "training it starts from."
         )

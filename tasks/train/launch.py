@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from storage.artifacts import Ref
+from storage.errors import UserError
 from storage.files import naming_path, write_text_atomic
 from storage.metric_stream import MetricStream
 from tasks.run.machine import limit_threads
@@ -23,7 +24,7 @@ _STOP_S = 75.0  # a little longer than the child's own grace period
 logger = logging.getLogger("prdit.train")
 
 
-class TrainingFailedError(RuntimeError):
+class TrainingFailedError(UserError, RuntimeError):
     """The training subprocess ended without a checkpoint."""
 
 

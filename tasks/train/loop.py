@@ -24,6 +24,7 @@ from prdit_models.networks.compilation import CompiledNetwork
 from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
 from storage.documents.checkpoint import Gates
 from storage.documents.training_state import TrainingPosition
+from storage.errors import ComputationError, InputError
 from storage.files import naming_path, write_text_atomic
 from tasks.model.compute import autocast
 from tasks.train.averages import PowerAverages
@@ -67,13 +68,13 @@ class Training:
         self.network: Any = CompiledNetwork(module) if self.config.compile else module
         made, turns = assembly.family.optimizers(module, assembly.training), assembly.family.turns
         if set(made) != set(turns):
-            raise ValueError(
+            raise InputError(
                 f"Family {assembly.info.family!r} gave optimisers {sorted(made)} for its turns {sorted(turns)}; each needs one."
             )
         self.optimizers = {turn: made[turn] for turn in turns}
         stepped = [id(p) for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
         if len(stepped) != len(set(stepped)) or not set(stepped) <= {id(p) for p in self.parameters.values()}:
-            raise ValueError(
+            raise InputError(
                 f"The optimisers of family {assembly.info.family!r} share a parameter, or have one that is not trained (frozen or "
                 "of another module); each trained parameter belongs to one of them at most."
             )
@@ -154,7 +155,7 @@ class Training:
             if losses is None:
                 return {}
             if "loss" not in losses:
-                raise ValueError(
+                raise InputError(
                     f"Family {self.assembly.info.family!r} gave {sorted(losses)} for its turn {turn!r}; what it minimises must be "
                     "there as 'loss'."
                 )
@@ -197,7 +198,7 @@ class Training:
         self._skipped_in_a_row[turn] += 1
         logger.warning("step %d skipped: loss or gradient norm is %s (optimiser %s)", self.step, value, turn)
         if self._skipped_in_a_row[turn] >= _MAX_SKIPPED_IN_A_ROW:
-            raise RuntimeError(
+            raise ComputationError(
                 f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
                 f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
             )
@@ -223,7 +224,7 @@ class Training:
             )
         module.train()
         if "loss" not in found:
-            raise ValueError(
+            raise InputError(
                 f"Family {assembly.info.family!r} validates to {sorted(found)}; expected 'loss' among them."
             )
         return found

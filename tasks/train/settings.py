@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
+from storage.errors import InputError
+
 T = TypeVar("T")
 
 
-class SettingsError(ValueError):
+class SettingsError(InputError):
     """Settings that cannot be used; one line per problem, with keys relative to the settings."""
 
 

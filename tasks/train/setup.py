@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from prdit_models.families.family import Family, Training
+from prdit_models.plan import Planned, Work
+from storage.errors import as_input_error
 from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import CheckpointInfo, load_state
 from tasks.model.compute import pick_device
+from tasks.model.memory import Room, training_advice
 from tasks.train.check import check_training
 from tasks.train.data import ViewDataset
 from tasks.train.labels import labels_of
@@ -48,6 +51,23 @@ class Assembly:
     labels: Tensor | None = None
 
 
+def advice(spec: TrainSpec, room: Room) -> str:
+    """What would fit where this training ran out of memory."""
+    config = spec.config
+    name = spec.stage.removeprefix("train-")
+    info = check_training(spec.store, spec.split, spec.start, config).info
+    planned = Planned(
+        info.of_family,
+        info.model,
+        Training(config.settings, info.process, config.lr, config.weight_decay),
+        info.view.size,
+    )
+    work = Work(name, "train", config.precision, config.checkpointing)
+    return training_advice(
+        planned, f"recipe.{name}", work, room, batch_size=config.batch_size, accumulation=config.accumulation
+    )
+
+
 def assemble(spec: TrainSpec) -> Assembly:
     """Build module, process and data of a training; sets the seed of the initialisation."""
     config = spec.config
@@ -55,8 +75,10 @@ def assemble(spec: TrainSpec) -> Assembly:
     info, family = beginning.info, beginning.info.of_family
     device = pick_device(config)
     torch.manual_seed(config.seed)
-    module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
-    family.begin(module, config.settings, load_state(spec.start, config.start_weights) if spec.start else None)
+    below = load_state(spec.start, config.start_weights) if spec.start else None
+    with as_input_error():
+        module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
+        family.begin(module, config.settings, below)
     family.freeze(module, config.settings)
     store, snapshot = open_snapshot(spec.snapshot)
     ids = {"train": beginning.roles["train"], "val": sorted(beginning.roles["val"])[: config.val_volumes]}

@@ -16,6 +16,7 @@ METRICS = "metrics.jsonl"
 RESUME_STATES, BEST_WEIGHTS = "checkpoints", "best"  # folders of the scratch folder
 TRAINER_LOCK = "trainer.lock"
 RECIPE = 2
+EXIT_FAILED = 1  # a fault; the log has its traceback
 EXIT_REFUSED = 3  # with a `Refusal` as the last line
 EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
 

@@ -23,7 +23,7 @@ def train(
         context: where the run works and reports.
         progress: called with (step, steps).
 
-    Raises: ValueError: input that cannot be trained on, before any work starts.
+    Raises: InputError: input that cannot be trained on, before any work starts.
     """
     snapshot, split = inputs["snapshot"], inputs["split"]
     start = inputs.get("start")

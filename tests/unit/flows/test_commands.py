@@ -7,9 +7,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.config import ConfigError, PipelineConfig, load_config
+from flows.config import PipelineConfig, load_config
 from flows.console import overrides
 from storage.artifacts import Ref, commit_artifact
+from storage.errors import ConfigError
 from tasks.run.stage import StageOutcome
 from tests.factories import make_data
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from flows import config as module
 from flows.config import (
     RUNTIME,
-    ConfigError,
     PipelineConfig,
     as_parameters,
     config_names,
@@ -25,6 +24,7 @@ from flows.pipeline import check_sampling
 from flows.stages import rows
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
+from storage.errors import ConfigError
 from tasks.run.config import StageConfig
 
 STAGE_FIELDS = ("ingest", "split", "sample", "evaluate")
@@ -398,7 +398,7 @@ def test_a_package_whose_configurations_cannot_be_read_is_named(installed: Any) 
 @pytest.mark.parametrize("given", [{"configuration": ""}, {"configuration": "demo", "overrides": {"workdir": ""}}])
 def test_empty_text_is_no_configuration(given: dict[str, Any]) -> None:
     """An empty name must not mean the defaults of every field, which are the published training's."""
-    with pytest.raises(ConfigError, match=r"base '' is not a configuration|workdir: String should have at least 1"):
+    with pytest.raises(ConfigError, match=r"the configuration is empty text|workdir: String should have at least 1"):
         from_parameters(**given)
 
 

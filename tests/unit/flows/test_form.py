@@ -9,10 +9,11 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.schema_tools.hydration import HydrationContext, hydrate
 
 from flows import pipeline
-from flows.config import ConfigError, PipelineConfig, as_parameters, config_names, from_parameters, load_config
+from flows.config import PipelineConfig, as_parameters, config_names, from_parameters, load_config
 from flows.services import DEPLOYMENTS
 from flows.stages import needed, rows, stage_names
 from storage.artifacts import Ref
+from storage.errors import ConfigError
 from tests.factories import page_submits
 
 # Custom run, submitted untouched, as recorded from the page (Prefect 3.8.8). The page's second design sends `overrides` as

@@ -11,6 +11,7 @@ from flows.config import PipelineConfig, config_names, load_config, load_named
 from flows.pipeline import PipelineRun
 from flows.stages import Row, needed, rows, stage_names, training_row
 from storage.artifacts import Ref
+from storage.errors import ConfigError
 from tasks.run.stage import RunContext, StageOutcome
 from tests.factories import make_store
 
@@ -128,7 +129,7 @@ def test_the_names_of_stages_follow_the_configurations(
 
     def named(name: str) -> dict[str, Any]:
         if name == "broken":
-            raise ValueError("base 'nothing' is not a configuration")
+            raise ConfigError("base 'nothing' is not a configuration")
         return {"recipe": {"toy": {}}} if name == "toy" else load_named(name)
 
     monkeypatch.setattr(module, "config_names", lambda: ["tiny", "broken", "toy"])

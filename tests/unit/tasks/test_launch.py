@@ -15,6 +15,7 @@ import pytest
 
 from storage.artifacts import Ref, verify_artifact
 from storage.checkpoints import load_tensors
+from storage.errors import InputError
 from tasks.run.stage import StageRun
 from tasks.train.launch import TrainingFailedError, launch
 from tasks.train.spec import TrainSpec
@@ -75,8 +76,62 @@ def test_bad_input_comes_back_as_its_own_message(data: tuple[Ref, Ref], tmp_path
     first = train_spec(local_config(), *data, tmp_path / "local")
     local = start(first)
     spec = train_spec(global_config(process={"noise_std": 1.0}), *data, tmp_path / "global", start=local)
-    with pytest.raises(ValueError, match=r"^process .*'noise_std': 1\.0.* differs"):
+    with pytest.raises(InputError, match=r"^process .*'noise_std': 1\.0.* differs"):
         start(spec)
+
+
+def stand_in(path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """A program in place of Python, which the subprocess would run."""
+    path.write_text(f"#!{sys.executable}\n{textwrap.dedent(body)}")
+    path.chmod(0o755)
+    monkeypatch.setattr("tasks.train.launch.sys.executable", str(path))
+
+
+def test_a_message_of_several_lines_comes_back_whole(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "two: things\nare: wrong:\n  with a \x1b sequence\n{}"
+    body = f"""
+        import sys
+        from storage.errors import InputError
+        from tasks.train.spec import EXIT_REFUSED, Refusal
+        print("a library's own words", flush=True)
+        print("an ERROR: of the log", file=sys.stderr)
+        print(Refusal.of(InputError({message!r})).model_dump_json())
+        print("a library's last words")
+        sys.exit(EXIT_REFUSED)
+    """
+    stand_in(tmp_path / "python", monkeypatch, body)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    with pytest.raises(InputError) as caught:
+        start(train_spec(local_config(), *data, tmp_path / "local"))
+    assert str(caught.value) == message
+
+
+BROKEN = """
+from tasks.train import data
+def broken(*_):
+    raise ValueError("operands could not be broadcast\\x1b[2J")
+data.ViewDataset.batch = broken
+"""
+
+
+def test_a_fault_leaves_its_traceback_in_the_log(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[3]}")
+    spec = train_spec(local_config(), *data, tmp_path / "local")
+    with pytest.raises(TrainingFailedError, match=r"ended with exit code 1\.") as caught:
+        start(spec)
+    path = spec.directory / "work" / "train.log"
+    log = path.read_text()
+    assert "Traceback (most recent call last):" in log
+    assert "in broken" in log
+    assert log.endswith("ValueError: operands could not be broadcast\\x1b[2J\n")
+    assert "\x1b" not in log
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith("ValueError: operands could not be broadcast\\x1b[2J")
 
 
 PARENT = """

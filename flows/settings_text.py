@@ -1,0 +1,93 @@
+"""Settings as YAML text, in files and on the command line: one sentence for whatever is wrong with them, with file and line."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from storage.errors import ConfigError
+
+_LARGEST = 2**20  # bytes; a configuration has a few thousand
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and an error where a key is given twice: PyYAML takes the last one and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[Hashable, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(
+                    f"the key {key!r} is given twice, in lines {lines[key]} and {line}; leave one of them"
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file.
+
+    Raises: ConfigError: it cannot be read, is not YAML, gives a key twice, or holds no mapping.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    if len(data) > _LARGEST:
+        raise ConfigError(f"the configuration {path} has more than {_LARGEST} bytes; that is no file of settings")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"the configuration {path} is not UTF-8 text (line {line}, byte {error.start}); save it as UTF-8"
+        ) from error
+    values = parse(text, f"the configuration {path}")
+    if not isinstance(values, dict):
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise ConfigError(f"the configuration {path} {found}; expected a mapping of settings, such as `base: small`")
+    return values
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of YAML text.
+
+    Args:
+        text: one document.
+        where: what it is, for the message.
+    Raises: ConfigError: it is not YAML of plain values.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: {_reason(error.problem or error.context or 'not YAML')}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{where}, line {line}: a character that YAML does not allow, {chr(error.character)!r}"
+            if isinstance(error.character, int)
+            else f"{where}, line {line}: {error.reason}"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _reason(problem: str) -> str:
+    if "could not determine a constructor for the tag" in problem:
+        tag = problem.rpartition("tag ")[2].replace("tag:yaml.org,2002:", "!!")
+        return f"the tag {tag} is not allowed; settings are numbers, text, lists and mappings"
+    return f"not YAML: {problem}"
