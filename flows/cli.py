@@ -22,6 +22,7 @@ from flows.console import (
     given_path,
     load_settings,
     overrides,
+    run_context,
     run_stages,
     show_outcome,
     show_result,
@@ -30,6 +31,7 @@ from flows.convert_commands import register as register_convert_commands
 from flows.faults import called, say_error
 from flows.plan_command import plan
 from flows.prune_command import prune
+from flows.store_commands import register as register_store_commands
 from storage.errors import InputError
 from tasks.run.machine import limit_threads
 from tasks.run.printable import log_printable, one_line, printable
@@ -57,6 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 register_convert_commands(app)
+register_store_commands(app)
 
 
 @app.command("demo-data", epilog=example("prdit demo-data .prdit/demo-data --patients 10"))
@@ -84,22 +87,37 @@ def demo_data(
 
 @app.command(epilog=example("prdit ingest /data/ct --store .prdit/store"))
 def ingest(
-    source: Annotated[Path, typer.Argument(help="Folder with DICOM series; opened read-only.", parser=given_path)],
+    source: Annotated[
+        Path, typer.Argument(help="Folder with DICOM series or NIfTI files; opened read-only.", parser=given_path)
+    ],
     store: Store = None,
     config: Config = "small",
     settings: Set = None,
     workdir: Workdir = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Check every byte of the store first; write again what is damaged and the source has."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring scans into a volume store: Hounsfield units, one grid, a verdict for every series.
+    """Bring scans into a volume store: Hounsfield units, one grid, a verdict for every scan; then take a snapshot.
 
     Exit code 0 when the store has usable volumes of the source, 1 when nothing is usable.
     """
     with clear_errors():
         loaded = load_settings(config, settings, source=source, store=store, workdir=workdir)
         from tasks.ingest.run import last_report
+        from tasks.ingest.stage import ingest_stage
+        from tasks.run.progress import show_progress
 
-        outcome = run_stages(loaded, "ingest", {})
+        if repair:
+            with show_progress("ingest") as progress:
+                context = run_context(loaded)
+                outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
+        else:
+            outcome = run_stages(loaded, "ingest", {})
         report = last_report(source, Path(loaded.store), unchanged=outcome.cached)
         value = report.model_dump(mode="json")
         show_result(value, as_json, lambda: _verdict_text(value))
@@ -109,7 +127,7 @@ def ingest(
 
 
 def _verdict_text(report: dict[str, Any]) -> str:
-    lines = [f"store {report['store']} ({report['fingerprint']})"]
+    lines = [f"store {report['store']} (snapshot {report['snapshot']})"]
     for verdict in ("committed", "unchanged", "skipped", "quarantined"):
         lines.append(f"{verdict}: {len(report[verdict])}")
         if verdict in ("skipped", "quarantined"):

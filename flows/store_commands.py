@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.console import Json, clear_errors, example, given_path, show_result
+from flows.faults import say_error
 
 _Store = Annotated[Path, typer.Argument(help="Folder of the volume store.", parser=given_path)]
 _LS = (
@@ -90,11 +91,9 @@ def verify(
         value = {"store": str(store), "findings": [asdict(finding) for finding in found], "notes": notes}
         show_result(value, as_json, lambda: _findings_text(value))
         if found:
-            typer.secho(
-                f"error: {len(found)} finding(s) in {store}. Repair what its source still has: prdit ingest SOURCE --store {store} "
-                "--repair (with the configuration it was ingested with)",
-                fg="red",
-                err=True,
+            say_error(
+                f"{len(found)} finding(s) in {store}. Repair what its source still has: prdit ingest SOURCE --store {store} --repair "
+                "(with the configuration it was ingested with)"
             )
             raise typer.Exit(1)
 

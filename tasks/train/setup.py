@@ -55,7 +55,7 @@ def advice(spec: TrainSpec, room: Room) -> str:
     """What would fit where this training ran out of memory."""
     config = spec.config
     name = spec.stage.removeprefix("train-")
-    info = check_training(spec.store, spec.split, spec.start, config).info
+    info = check_training(spec.snapshot, spec.split, spec.start, config).info
     planned = Planned(
         info.of_family,
         info.model,

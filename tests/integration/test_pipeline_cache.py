@@ -20,6 +20,7 @@ from flows.stages import rows
 from storage.artifacts import Ref, load_provenance
 from storage.files import read_json
 from storage.phantom.series import write_demo_data
+from storage.snapshots import newest
 from storage.volume_store import VolumeStore
 
 pytestmark = pytest.mark.slow
@@ -71,7 +72,7 @@ def test_first_run_makes_everything(story: Story, first: dict[str, Any]) -> None
     assert read_json(story.root / "work" / "runs" / "latest.json") == first
     chain = load_provenance(refs(first)["evaluate"]).inputs
     assert chain["samples"].digest == refs(first)["sample"].digest
-    assert chain["store"].digest == VolumeStore.open(story.root / "store").fingerprint()
+    assert chain["snapshot"] == newest(VolumeStore.open(story.root / "store"))
 
 
 def test_unchanged_runs_no_stage_in_under_a_minute(story: Story, first: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def checkpoint(tmp_path: Path) -> Ref:
     folder.mkdir()
     (folder / "weights").write_text("none")
     return commit_artifact(
-        folder, "checkpoint", stage="train-local", recipe=1, inputs={"store": store, "split": split}, config={}
+        folder, "checkpoint", stage="train-local", recipe=1, inputs={"snapshot": store, "split": split}, config={}
     )
 
 
@@ -123,7 +123,7 @@ def test_evaluate_compares_with_the_store_of_the_training(asked: Asked, checkpoi
     assert last == "evaluate"
     assert {stage: Path(ref.uri).name for stage, ref in given.items()} == {
         "sample": "samples",
-        "ingest": "store",
+        "ingest": "snapshot",
         "split": "split",
     }
     assert (config.store, others) == ("other", {"sample": samples})

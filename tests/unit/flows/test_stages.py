@@ -11,24 +11,26 @@ from flows.config import PipelineConfig, config_names, load_config, load_named
 from flows.pipeline import PipelineRun
 from flows.stages import Row, needed, rows, stage_names, training_row
 from storage.artifacts import Ref
-from storage.errors import ConfigError
+from storage.errors import ConfigError, InputError
+from storage.snapshots import withdraw
+from storage.volume_store import VolumeStore
 from tasks.run.stage import RunContext, StageOutcome
 from tests.factories import make_store
 
 REFINED = {"recipe": {"refiner": {"enabled": True}}}
-GIVEN = Ref(kind="store", uri="/given", digest="sha256:0")
+GIVEN = Ref(kind="snapshot", uri="/given", digest="sha256:0")
 
 
 def test_the_stages_of_a_configuration_and_their_inputs() -> None:
     table = rows(load_config("tiny", REFINED))
     assert {name: row.inputs for name, row in table.items()} == {
         "ingest": {},
-        "split": {"store": "ingest"},
-        "train-local": {"store": "ingest", "split": "split"},
-        "train-global": {"store": "ingest", "split": "split", "start": "train-local"},
-        "train-refiner": {"store": "ingest", "split": "split", "start": "train-global"},
+        "split": {"snapshot": "ingest"},
+        "train-local": {"snapshot": "ingest", "split": "split"},
+        "train-global": {"snapshot": "ingest", "split": "split", "start": "train-local"},
+        "train-refiner": {"snapshot": "ingest", "split": "split", "start": "train-global"},
         "sample": {"checkpoint": "train-refiner"},
-        "evaluate": {"samples": "sample", "store": "ingest", "split": "split"},
+        "evaluate": {"samples": "sample", "snapshot": "ingest", "split": "split"},
     }
     assert list(table) == [
         "ingest",
@@ -146,7 +148,7 @@ def test_a_training_may_be_called_like_another_input() -> None:
     )
     assert list(config.recipe) == ["split", "top"]  # null takes a training of the base out
     table = rows(config)
-    assert table["train-top"].inputs == {"store": "ingest", "split": "split", "start": "train-split"}
+    assert table["train-top"].inputs == {"snapshot": "ingest", "split": "split", "start": "train-split"}
 
 
 # -- who runs the table -----------------------------------------------------------------------------------------------
@@ -180,29 +182,43 @@ def test_the_flow_hands_references_from_stage_to_stage(tmp_path: Path, ran: list
     run.through("train-global")
     assert [(name, inputs) for name, inputs, _ in ran] == [
         ("ingest", {}),
-        ("split", {"store": "sha256:ingest"}),
-        ("train-local", {"store": "sha256:ingest", "split": "sha256:split"}),
+        ("split", {"snapshot": "sha256:ingest"}),
+        ("train-local", {"snapshot": "sha256:ingest", "split": "sha256:split"}),
         (
             "train-global",
-            {"store": "sha256:ingest", "split": "sha256:split", "start": "sha256:train-local"},
+            {"snapshot": "sha256:ingest", "split": "sha256:split", "start": "sha256:train-local"},
         ),
     ]
     assert list(run.outcomes) == [name for name, _, _ in ran]
-    assert [tags for _, _, tags in ran] == [{"mine": "1"}] + [
-        {"mine": "1", "prdit.store_fingerprint": "sha256:ingest"}
-    ] * 3
+    assert [tags for _, _, tags in ran] == [{"mine": "1"}] + [{"mine": "1", "prdit.snapshot": "sha256:ingest"}] * 3
 
 
-def test_without_a_source_the_flow_takes_the_store_as_it_is(tmp_path: Path, ran: list[Any]) -> None:
+def test_without_a_source_the_flow_takes_a_snapshot(tmp_path: Path, ran: list[Any]) -> None:
     store = make_store(tmp_path / "store", spacing_mm=4.0)
     grid = {"num_levels": 1, "interpolation": "linear"}
     config = load_config("tiny", {"store": str(tmp_path / "store"), "ingest": grid})
     PipelineRun(config, RunContext(workdir=tmp_path)).through("train-local")
     assert [(name, inputs) for name, inputs, _ in ran] == [
-        ("split", {"store": store.digest}),
-        ("train-local", {"store": store.digest, "split": "sha256:split"}),
+        ("split", {"snapshot": store.digest}),
+        ("train-local", {"snapshot": store.digest, "split": "sha256:split"}),
     ]
-    assert {tags["prdit.store_fingerprint"] for _, _, tags in ran} == {store.digest}
+    assert {tags["prdit.snapshot"] for _, _, tags in ran} == {store.digest}
+
+
+def test_a_run_can_work_on_an_earlier_snapshot(tmp_path: Path, ran: list[Any]) -> None:
+    first = make_store(tmp_path / "store", spacing_mm=4.0)
+    withdraw(VolumeStore.open(first.path), ["v0"])
+    grid = {"num_levels": 1, "interpolation": "linear"}
+    values = {"store": str(tmp_path / "store"), "ingest": grid}
+    for snapshot in ("1", first.digest, first.digest.removeprefix("sha256:")[:8]):
+        ran.clear()
+        config = load_config("tiny", values | {"snapshot": snapshot})
+        PipelineRun(config, RunContext(workdir=tmp_path)).through("split")
+        assert [inputs for _, inputs, _ in ran] == [{"snapshot": first.digest}]
+    with pytest.raises(InputError, match=r"Snapshot '7'.*prdit ls"):
+        PipelineRun(load_config("tiny", values | {"snapshot": "7"}), RunContext(workdir=tmp_path)).through("split")
+    with pytest.raises(ConfigError, match="leave source out"):
+        load_config("tiny", values | {"snapshot": "1", "source": "/data/ct"})
 
 
 def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> None:
@@ -212,8 +228,8 @@ def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> Non
     below = Ref(kind="checkpoint", uri="/mine", digest="sha256:mine")
     outcome = console.run_stages(config, "train-global", {"train-local": below})
     assert [(name, inputs) for name, inputs, _ in ran] == [
-        ("split", {"store": store.digest}),
-        ("train-global", {"store": store.digest, "split": "sha256:split", "start": "sha256:mine"}),
+        ("split", {"snapshot": store.digest}),
+        ("train-global", {"snapshot": store.digest, "split": "sha256:split", "start": "sha256:mine"}),
     ]
     assert outcome.ref.digest == "sha256:train-global"
     ran.clear()

@@ -65,6 +65,6 @@ def commit_pair(root: Path, store: Ref, split: Ref) -> tuple[Ref, Ref]:
     texts = [
         rows + ", ".join(f'"val/loss_t{t:03d}": {base + t / 10000}' for t in times) + "}\n" for base in (0.5, 0.25)
     ]
-    local = commit_checkpoint(root / "local", "local", {"store": store, "split": split}, metrics=texts[0])
-    inputs = {"store": store, "split": split, "local": local}
+    local = commit_checkpoint(root / "local", "local", {"snapshot": store, "split": split}, metrics=texts[0])
+    inputs = {"snapshot": store, "split": split, "local": local}
     return local, commit_checkpoint(root / "global", "global", inputs, metrics=texts[1])

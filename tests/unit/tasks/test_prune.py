@@ -107,7 +107,7 @@ def test_what_the_newest_runs_refer_to_is_kept_with_all_it_was_made_from(work: W
     a = work.stage("split", 1, 100)
     b = work.stage("train-local", 1, 100, split=a.ref)
     c = work.stage("sample", 1, 100, checkpoint=b.ref)
-    store = Ref(kind="store", uri="/data/store", digest="sha256:2")
+    store = Ref(kind="snapshot", uri="/data/store", digest="sha256:2")
     ingest = work.stage("ingest", 1, 100).model_copy(update={"ref": store})  # what it returns is the store
     old = work.stage("split", 2, 100)
     work.record("20260101T000000.000000Z", split=old)

@@ -66,10 +66,10 @@ class Site:
             write_text_atomic(run.directory / "work" / METRICS, lines)
             if run.tracker:
                 run.tracker.log_points(run.run_id, POINTS, prefix=f"{stage.name}/")
-            inputs = {"store": self.store, "split": self.split}
+            inputs = {"snapshot": self.store, "split": self.split}
             return commit_checkpoint(run.directory, "local", inputs, metrics=lines)
 
-        inputs = {"store": self.store, "split": self.split}
+        inputs = {"snapshot": self.store, "split": self.split}
         return run_stage(stage, inputs=inputs, config={"lr": 0.1}, context=self.context, body=body)
 
     def run(self, outcome: StageOutcome) -> Run:
@@ -133,7 +133,7 @@ def test_samples_and_reports_name_the_model_they_come_from(site: Site) -> None:
     sample, evaluate = Stage("sample", "samples", 1), Stage("evaluate", "report", 1, points=points)
     common: dict[str, Any] = {"config": {}, "context": site.context}
     samples = run_stage(sample, inputs={"checkpoint": checkpoint}, body=write("s", "s"), **common)
-    inputs = {"samples": samples.ref, "store": site.store, "split": site.split}
+    inputs = {"samples": samples.ref, "snapshot": site.store, "split": site.split}
     reports = [run_stage(evaluate, inputs=inputs, body=write("r", "r"), **common) for _ in range(2)]
     (model,) = site.client.search_logged_models([site.run(samples).info.experiment_id])
     for outcome in (samples, *reports):
@@ -171,7 +171,7 @@ def test_a_failure_is_named_without_its_message(site: Site) -> None:
 
     stage = Stage("split", "split", 1)
     with pytest.raises(ValueError, match="cannot be read"):
-        run_stage(stage, inputs={"store": site.store}, config={}, context=site.context, body=body)
+        run_stage(stage, inputs={"snapshot": site.store}, config={}, context=site.context, body=body)
     (run,) = site.client.search_runs([site.client.get_experiment_by_name(site.context.experiment).experiment_id])
     assert (run.info.status, run.data.tags["prdit.error"]) == ("FAILED", "ValueError")
 

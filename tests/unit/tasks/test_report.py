@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Ref]
     directory = root / "report"
     config = EvaluateConfig(num_threads=1, device="cpu", num_bootstrap=0, num_shown=2)
     evaluate(samples, store, split, config, directory, lambda *_: None, repeat_command=f"prdit run {HOSTILE}")
-    return directory, {"store": store, "split": split, "local": local, "global": global_, "samples": samples}
+    return directory, {"snapshot": store, "split": split, "local": local, "global": global_, "samples": samples}
 
 
 def test_the_page_fetches_nothing(made: tuple[Path, dict[str, Ref]]) -> None:
@@ -134,7 +134,7 @@ def test_figures_are_files_too_and_a_repeat_gives_the_same_bytes(
     config = EvaluateConfig(num_threads=1, device="cpu", num_bootstrap=0, num_shown=2)
     evaluate(
         refs["samples"],
-        refs["store"],
+        refs["snapshot"],
         refs["split"],
         config,
         tmp_path,

@@ -119,11 +119,11 @@ def test_a_killed_run_keeps_its_finished_volumes(
 def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     model, store = tiny_model(), make_store(tmp_path / "store")
     model.fine.final_layer.linear.weight.fill_(3e38)  # finite itself; what comes of it is not
-    broken = commit_checkpoint(tmp_path / "global", "global", {"store": store}, model=model)
+    broken = commit_checkpoint(tmp_path / "global", "global", {"snapshot": store}, model=model)
     with pytest.raises(RuntimeError, match=r"Volume 0 \(seed \d+\).*not finite"):
         stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)
     model.fine.final_layer.linear.bias[0] = float("nan")
-    broken = commit_checkpoint(tmp_path / "nan", "global", {"store": store}, model=model)
+    broken = commit_checkpoint(tmp_path / "nan", "global", {"snapshot": store}, model=model)
     with pytest.raises(ValueError, match=r"not finite in \['fine.final_layer.linear.bias'\].*ema.safetensors"):
         stage.sample(broken, config(num_volumes=1), tmp_path / "out", silent)
     assert hu_of(tmp_path / "out") == {}

@@ -16,7 +16,8 @@ from storage.patient_key import patient_key
 from storage.sources.formats import read_source_file
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import LISTED_FILES, ingest, last_report
+from tasks.ingest.report import LISTED_FILES
+from tasks.ingest.run import ingest, last_report
 from tasks.ingest.scan import Scan, file_cache, scan_source
 from tasks.run.fanout import Pool
 from tests.unit.storage.dicom_files import write_series
@@ -334,7 +335,7 @@ def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
     )
     assert level.hu[z, y, x] == pytest.approx(expected, abs=1)
     record = store.commit_record(volume.volume_id)
-    assert record["source"]["format"] == "nifti"
+    assert record["scan"]["format"] == "nifti"
     assert record["attributes"]["patient_known"] is False
     again = ingest(source, tmp_path / "store", config)
     assert {e.volume_id for e in again.unchanged} == {e.volume_id for e in report.committed}

@@ -12,7 +12,7 @@ from storage.errors import DamagedArtifactError, MissingArtifactError
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, code_version, git_commit, run_stage
 
 STAGE = Stage("split", "split", recipe=1)
-SOURCE = Ref(kind="store", uri="/nowhere", digest="sha256:1")
+SOURCE = Ref(kind="snapshot", uri="/nowhere", digest="sha256:1")
 
 
 class Counter:
@@ -29,7 +29,7 @@ class Counter:
 
 
 def run(tmp_path: Path, body: Any, stage: Stage = STAGE, **changes: Any) -> StageOutcome:
-    arguments: dict[str, Any] = {"inputs": {"store": SOURCE}, "config": {"seed": 1}} | changes
+    arguments: dict[str, Any] = {"inputs": {"snapshot": SOURCE}, "config": {"seed": 1}} | changes
     return run_stage(stage, context=RunContext(workdir=tmp_path), body=body, **arguments)
 
 
@@ -91,15 +91,15 @@ def test_still_valid_can_refuse_a_hit(tmp_path: Path) -> None:
 
 def test_key_changes_with_everything_that_changes_the_result() -> None:
     config: dict[str, Any] = {"lr": 1.0, "nested": {"a": 1}}
-    base = stage_key("train-local", 1, {"store": SOURCE}, config)
-    moved = Ref(kind="store", uri="/elsewhere", digest=SOURCE.digest)
-    assert stage_key("train-local", 1, {"store": moved}, config) == base  # the place is not the content
+    base = stage_key("train-local", 1, {"snapshot": SOURCE}, config)
+    moved = Ref(kind="snapshot", uri="/elsewhere", digest=SOURCE.digest)
+    assert stage_key("train-local", 1, {"snapshot": moved}, config) == base  # the place is not the content
     others = [
-        stage_key("train-global", 1, {"store": SOURCE}, config),
-        stage_key("train-local", 2, {"store": SOURCE}, config),
-        stage_key("train-local", 1, {"store": Ref(kind="store", uri="/nowhere", digest="sha256:2")}, config),
-        stage_key("train-local", 1, {"store": SOURCE}, {"lr": 2.0, "nested": {"a": 1}}),
-        stage_key("train-local", 1, {"store": SOURCE}, {"lr": 1.0, "nested": {"a": 2}}),
+        stage_key("train-global", 1, {"snapshot": SOURCE}, config),
+        stage_key("train-local", 2, {"snapshot": SOURCE}, config),
+        stage_key("train-local", 1, {"snapshot": Ref(kind="snapshot", uri="/nowhere", digest="sha256:2")}, config),
+        stage_key("train-local", 1, {"snapshot": SOURCE}, {"lr": 2.0, "nested": {"a": 1}}),
+        stage_key("train-local", 1, {"snapshot": SOURCE}, {"lr": 1.0, "nested": {"a": 2}}),
     ]
     assert len({base, *others}) == 6
 

@@ -29,7 +29,7 @@ PIECE = """
     load_patient_key(root / "keys" / "patient.key")
     new_run_directory(root / "work", load_config("tiny", {}))
     context = RunContext(workdir=root / "work", tracking_uri=f"sqlite:///{root / 'tracking' / 'mlflow.db'}")
-    inputs = {"store": store, "split": split}
+    inputs = {"snapshot": store, "split": split}
     short = {"steps": 2, "select": "best", "ema_snapshots": 1}
     local = train("local", inputs, local_config(**short), context, quiet).ref
     average_stage(local, AverageConfig(sigma_rel=0.1), context, quiet)
