@@ -21,7 +21,7 @@ from tasks.run.machine import cores, memory_available
 T = TypeVar("T")
 R = TypeVar("R")
 _IN_FLIGHT = 2  # items per worker that are submitted at once: one runs, one waits
-_START_S, _CLOSE_S = 120, 10
+_START_S = 120  # a shared machine may need long to start Python
 logger = logging.getLogger("prdit.fanout")
 
 
@@ -205,12 +205,25 @@ def _sigint_blocked() -> Iterator[None]:
     Ctrl-C reaches every process of a terminal. This one ends the run and its workers; a worker that is interrupted itself would
     print a traceback and be started again. This process still gets the signal when the block ends.
     """
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    _start_resource_tracker()  # starting it later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_tracker() -> None:
+    """Start Python's process that removes the semaphores of killed workers, without its warning that it does so."""
+    before = os.environ.get("PYTHONWARNINGS", "")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before:
+            os.environ["PYTHONWARNINGS"] = before
+        else:
+            del os.environ["PYTHONWARNINGS"]
 
 
 def _kill_workers(client: Any) -> None:

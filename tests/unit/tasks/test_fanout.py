@@ -1,5 +1,6 @@
 """Fanning out: streamed and bounded, a lost worker costs its item, our own errors come back whole, Ctrl-C is quiet."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -36,6 +37,9 @@ def full_disk(number: int) -> int:
 
 
 def slow(seconds: float) -> float:
+    slow.lock = multiprocessing.get_context(
+        "spawn"
+    ).Lock()  # compressors of arrays hold one too: a killed worker leaves it
     time.sleep(seconds)
     return seconds
 
