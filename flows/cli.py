@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from flows.console import (
     show_result,
 )
 from flows.convert_commands import register as register_convert_commands
-from flows.faults import called, say_error
+from flows.faults import called, say_error, without_debug
 from flows.plan_command import plan
 from flows.prune_command import prune
 from flows.store_commands import register as register_store_commands
@@ -342,7 +343,7 @@ def demo(
 
 def main() -> None:
     """Entry point of the `prdit` command."""
-    log_printable("%(message)s")
+    log_printable("%(message)s", short=not without_debug(sys.argv[1:])[1])
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("prdit").setLevel(logging.INFO)
     limit_threads(os.environ)  # before NumPy starts its own

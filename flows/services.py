@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict
 from supervisor.xmlrpc import SupervisorTransport
 
 from storage.errors import UserError
+from storage.files import naming_path
 from storage.locks import locked
 from tasks.run.machine import limit_threads
 
@@ -138,7 +139,8 @@ def start(state_dir: Path) -> Services:
     """
     state_dir = state_dir.resolve()
     for name in ("prefect", "mlflow", "logs"):
-        (state_dir / name).mkdir(parents=True, exist_ok=True)
+        with naming_path(state_dir / name):
+            (state_dir / name).mkdir(parents=True, exist_ok=True)
     with _locked(state_dir):
         with contextlib.suppress(ServiceError):  # none runs
             services = _supervised(state_dir)

@@ -4,6 +4,7 @@ Each item runs in a worker process with one thread. A worker that is killed lose
 """
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress

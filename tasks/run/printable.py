@@ -8,14 +8,14 @@ import logging
 import re
 import sys
 import traceback
-from types import TracebackType
 from typing import Any
+
+from storage.errors import UserError
 
 # C0, DEL and C1; marks, overrides and isolates of direction; separators of lines and paragraphs; halves of surrogate pairs, which
 # stand for bytes of a file name that are not UTF-8 and cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _INDENT = "    "
-ErrorInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def printable(text: object) -> str:
@@ -41,23 +41,38 @@ def traceback_text(error: BaseException) -> str:
 
 
 class PrintableRecord(logging.LogRecord):
-    """A log record whose message and traceback are printable; a message's further lines are indented."""
+    """A log record whose message and traceback are printable; a message's further lines are indented.
+
+    A `UserError` is logged without its traceback where `short`: Prefect logs one for every flow that fails.
+    """
+
+    short = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.exc_info and self.exc_info[1] is not None:
-            self.exc_text = traceback_text(self.exc_info[1]).rstrip("\n")  # formatters take it as it is
+        error = self.exc_info[1] if self.exc_info else None
+        if self.short and isinstance(error, UserError):
+            self.exc_info = None
+        elif error is not None:
+            self.exc_text = traceback_text(error).rstrip("\n")  # formatters take it as it is
 
     def getMessage(self) -> str:  # noqa: N802  # the name logging calls
         """The message with its arguments."""
         return printable(super().getMessage()).replace("\n", "\n" + _INDENT)
 
 
-def log_printable(form: str) -> None:
+class ShortRecord(PrintableRecord):
+    """One without tracebacks of users' errors."""
+
+    short = True
+
+
+def log_printable(form: str, *, short: bool) -> None:
     """Log to standard error, every logger's records made printable first.
 
     Args:
         form: of a line, see `logging.Formatter`.
+        short: leave out tracebacks of users' errors.
     """
-    logging.setLogRecordFactory(PrintableRecord)
+    logging.setLogRecordFactory(ShortRecord if short else PrintableRecord)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=form)

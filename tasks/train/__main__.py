@@ -28,7 +28,7 @@ logger = logging.getLogger("prdit.train")
 
 def main(spec_path: Path) -> int:
     """Run one training; returns the exit code."""
-    log_printable("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_printable("%(asctime)s %(levelname)s %(name)s: %(message)s", short=False)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

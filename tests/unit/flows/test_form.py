@@ -25,7 +25,7 @@ RECORDED = {
     "overrides": {"__prefect_kind": "json", "value": "{}"},
     "stage": "evaluate",
 }
-STORE = {"ingest": Ref(kind="store", uri="/store", digest="sha256:0")}
+STORE = {"ingest": Ref(kind="snapshot", uri="/store", digest="sha256:0")}
 
 
 def deployments() -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
+from storage.errors import InputError
 from tasks.run.printable import log_printable, markup, one_line, printable
 
 NASTY = "a\x1b]0;title\x07\x9b2J\x7f\u202eb\u2066\u2028\udcff"
@@ -43,8 +44,30 @@ def plain_logging() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plain_logging")
+@pytest.mark.parametrize("short", [True, False])
+def test_users_errors_are_logged_short_on_the_command_line(short: bool) -> None:
+    log_printable("%(message)s", short=short)
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    logger = logging.getLogger("of.a.library")
+    logger.addHandler(handler)
+    try:
+        for error in (InputError("too few"), TypeError("1 + None")):
+            try:
+                raise error
+            except (InputError, TypeError):
+                logger.exception("the flow failed")
+    finally:
+        logger.removeHandler(handler)
+    text = out.getvalue()
+    assert text.count("the flow failed") == 2
+    assert "TypeError: 1 + None" in text
+    assert text.count("Traceback (most recent call last):") == (1 if short else 2)
+
+
+@pytest.mark.usefixtures("plain_logging")
 def test_every_loggers_records_are_printable() -> None:
-    log_printable("%(message)s")
+    log_printable("%(message)s", short=False)
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))  # as a library's own
