@@ -92,8 +92,8 @@ def verify(
         show_result(value, as_json, lambda: _findings_text(value))
         if found:
             say_error(
-                f"{len(found)} finding(s) in {store}. Repair what its source still has: prdit ingest SOURCE --store {store} --repair "
-                "(with the configuration it was ingested with)"
+                f"{len(found)} finding(s) in {store}. Repair what its source still has, with the configuration of its ingest: "
+                f"prdit ingest SOURCE --store {store} --repair"
             )
             raise typer.Exit(1)
 

@@ -79,8 +79,9 @@ def _replaces(scan: Seen, other: str, records: Mapping[str, VolumeRecord], befor
 def _entry(scan: Seen, record: VolumeRecord, old: SnapshotVolume | None, *, ours: bool) -> SnapshotVolume:
     """How a volume is listed. `ours`: whether patient and labels were last given by this source, and go when it gives none."""
     patient, known = scan.patient_key, scan.patient_known
-    if old is not None and not scan.patient_given and not ours and old.patient_known:
-        patient, known = old.patient_key, True  # another copy of the scan may have lost its PatientID, or have another
+    if old is not None and not scan.patient_given and not ours and (old.patient_known or not known):
+        # Another copy of the scan may have lost its PatientID, or have another; a moved one without is the same patient still.
+        patient, known = old.patient_key, old.patient_known
     labels = scan.labels if scan.labels or ours or old is None else old.labels
     return SnapshotVolume(
         patient_key=patient,

@@ -7,6 +7,7 @@ from typing import Any
 from storage.artifacts import Ref
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import VolumeRecord
+from storage.errors import StorageError
 from storage.snapshots import Listing, update
 from storage.verdicts import sentence
 from storage.volume_store import VolumeStore
@@ -121,7 +122,8 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
         return listed
 
     snapshot = update(state.store, change, "ingest")
-    by_scan = {record.scan.scan: volume_id for volume_id in listed.volumes if (record := records[volume_id]).scan}
+    found = {volume_id: record.scan for volume_id in listed.volumes if (record := records.get(volume_id))}
+    by_scan = {facts.scan: volume_id for volume_id, facts in found.items() if facts}
     for place, entry in enumerate(read.entries):
         volume_id = entry.get("volume_id")
         if volume_id is None or volume_id in listed.volumes:
@@ -156,7 +158,10 @@ class _Records(Mapping[str, VolumeRecord]):
 
     def __getitem__(self, volume_id: str) -> VolumeRecord:
         if volume_id not in self._known:
-            self._known[volume_id] = self._store.commit_record(volume_id)
+            try:
+                self._known[volume_id] = self._store.commit_record(volume_id)
+            except StorageError as error:  # lost or damaged, which the notes say
+                raise KeyError(volume_id) from error
         return self._known[volume_id]
 
     def __iter__(self) -> Iterator[str]:

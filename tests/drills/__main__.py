@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.drills import browser, kill_ingest, kill_training, torch_versions
+from tests.drills import at_once, browser, kill_ingest, kill_training, store_damage, torch_versions
 
 if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
@@ -18,6 +18,8 @@ if __name__ == "__main__":
     drills = {
         "kill_ingest": kill_ingest.run,
         "kill_training": kill_training.run,
+        "store_damage": store_damage.run,
+        "at_once": at_once.run,
         "browser": partial(browser.run, shots=shots),
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }

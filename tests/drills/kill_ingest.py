@@ -1,7 +1,8 @@
-"""Kill -9 an ingest (parent and workers) at random moments, again and again: the store ends as if nothing had happened."""
+"""Kill -9 an ingest (parent and workers) while it writes, again and again: the store ends as if nothing had happened."""
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.maintain.verify import verify_store
 
 CONFIG = {"spacing_mm": 2.0, "num_workers": 2, "patient_key_file": None}
 
@@ -24,27 +26,38 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
 
     Raises: AssertionError: a committed volume is damaged, or the final store differs from an uninterrupted one.
     """
-    write_demo_data(root / "source", num_patients=3, small=True)
+    write_demo_data(root / "source", num_patients=8, small=True)
     began = time.monotonic()
     whole = ingest(root / "source", root / "whole", _config(root))
     seconds = time.monotonic() - began
     chance = random.Random(7)
-    committed = []
-    for _ in range(rounds):
+    committed, staged = [], 0
+    for number in range(rounds):
+        if number % 4 == 0:
+            shutil.rmtree(root / "killed", ignore_errors=True)
         child = subprocess.Popen([sys.executable, "-m", "tests.drills.kill_ingest", "ingest", str(root)])
-        time.sleep(chance.uniform(0.2, 1.2) * seconds)
+        _wait_for_writing(child, root / "killed")
+        time.sleep(chance.uniform(0.0, 1.0))
         _kill_tree(child)
-        store = VolumeStore.open(root / "killed") if (root / "killed" / "zarr.json").is_file() else None
-        for volume_id in store.volume_ids() if store else []:
+        store = VolumeStore.open(root / "killed")
+        for volume_id in store.volume_ids():
             store.verify(volume_id)  # what is committed is complete
-        committed.append(len(store.volume_ids()) if store else 0)
+        committed.append(len(store.volume_ids()))
+        staged += any(path.name.endswith(".tmp") for path in (root / "killed" / "volumes").iterdir())
     final = ingest(root / "source", root / "killed", _config(root))
-    assert final.fingerprint == whole.fingerprint, (final, whole)
-    leftovers = [path.name for path in (root / "killed" / "volumes").iterdir() if path.name.startswith(".")]
+    assert final.snapshot == whole.snapshot, (final, whole)
+    assert verify_store(root / "killed", num_workers=1) == ([], [])
+    leftovers = [path.name for path in (root / "killed").rglob("*.tmp")]
     assert not leftovers, leftovers
-    for volume_id in VolumeStore.open(root / "killed").volume_ids():
-        VolumeStore.open(root / "killed").verify(volume_id)
-    return {"rounds": rounds, "committed_after_each_kill": committed, "uninterrupted_s": round(seconds, 2)}
+    counts = {"committed_after_each_kill": committed, "killed_while_staging": staged}
+    return {"rounds": rounds, **counts, "uninterrupted_s": round(seconds, 2)}
+
+
+def _wait_for_writing(child: "subprocess.Popen[bytes]", store: Path) -> None:
+    """Wait until the child commits its next volume (or ends)."""
+    before = len(list((store / "commits").glob("[!.]*.json")))
+    while child.poll() is None and len(list((store / "commits").glob("[!.]*.json"))) == before:
+        time.sleep(0.01)
 
 
 def _config(root: Path) -> IngestConfig:

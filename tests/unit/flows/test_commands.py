@@ -123,7 +123,7 @@ def test_evaluate_compares_with_the_store_of_the_training(asked: Asked, checkpoi
     assert last == "evaluate"
     assert {stage: Path(ref.uri).name for stage, ref in given.items()} == {
         "sample": "samples",
-        "ingest": "snapshot",
+        "ingest": "store",
         "split": "split",
     }
     assert (config.store, others) == ("other", {"sample": samples})

@@ -55,7 +55,7 @@ def test_a_users_error_is_one_message(monkeypatch: pytest.MonkeyPatch, error: Ex
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("1 + None"), ValueError("shapes differ"), RuntimeError("x"), OSError(5, "io")]
+    "error", [TypeError("1 + None"), ValueError("shapes differ"), RuntimeError("x"), OSError(71, "protocol")]
 )
 def test_a_fault_keeps_its_traceback_in_a_private_file(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     broken(monkeypatch, error)

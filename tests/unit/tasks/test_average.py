@@ -84,7 +84,7 @@ def test_the_checkpoint_made_of_them(trained: tuple[Ref, np.ndarray], tmp_path: 
     assert all(np.array_equal(raw[key], before[key]) for key in before)
     inputs = load_provenance(made).inputs
     assert inputs["averaged"].digest == ref.digest
-    assert inputs["store"] == load_provenance(ref).inputs["store"]  # so that it can be evaluated
+    assert inputs["snapshot"] == load_provenance(ref).inputs["snapshot"]  # so that it can be evaluated
     described = Checkpoint.load(made.path)
     assert described.gates is None  # the losses were those of other weights
     assert described.average is not None

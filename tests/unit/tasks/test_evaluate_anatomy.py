@@ -1,5 +1,7 @@
 """Anatomy of two sides: shares, intervals and distances by hand, and nearest training volumes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
@@ -107,8 +109,10 @@ def test_the_reports_table_has_limits_ranges_and_counts() -> None:
         for side, volumes in sides.items()
     }
     limits = {name: vars(limit) for name, limit in LIMITS.items()}
-    figures = {name: {"value": figure.value} for name, figure in anatomy_figures(*sides.values()).items()}
-    rows = anatomy_table({"details": {"anatomy": section | {"limits": limits}}, "voxel_mm": 8.0, "figures": figures})
+    figures = {name: SimpleNamespace(value=figure.value) for name, figure in anatomy_figures(*sides.values()).items()}
+    rows = anatomy_table(
+        SimpleNamespace(details={"anatomy": section | {"limits": limits}}, voxel_mm=8.0, figures=figures)
+    )
     row = rows[-1]
     assert row["limits"] == (12.0, 80.0)  # 1.5 HU per mm
     assert row["generated"] == [20.0, 60.0, 100.0]

@@ -234,10 +234,10 @@ def test_a_resume_passes_over_a_faulty_state(tmp_path: Path, caplog: pytest.LogC
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_split_is_made_again_and_a_faulty_run_record_is_none(tmp_path: Path, fault: str) -> None:
     store = make_store(tmp_path / "store")
-    split(store.path, SplitConfig(), tmp_path)
-    assert ledger_agrees(store.path, tmp_path, SplitConfig())
+    split(store, SplitConfig(), tmp_path)
+    assert ledger_agrees(store, tmp_path, SplitConfig())
     with faulty(tmp_path / Split.NAME, fault):
-        assert not ledger_agrees(store.path, tmp_path, SplitConfig())
+        assert not ledger_agrees(store, tmp_path, SplitConfig())
     run = EXAMPLES["run"]
     assert isinstance(run, RunDocument)
     run = run.model_copy(update={"prefect_flow_run_id": "a"})

@@ -80,7 +80,6 @@ def test_a_training_says_so_in_its_own_words_and_resumes_once_there_is_room(
         ) as caught:
             launch(spec, run, lambda done, total: None)
         assert "\n" not in str(caught.value)
-        assert "Traceback" not in (spec.directory / "work" / "train.log").read_text()
         assert names(spec.directory / "work" / "checkpoints") == []
         resize(disk, 2**20)
         ref = launch(spec, run, lambda done, total: None)

@@ -10,7 +10,14 @@ from tasks.ingest.run import ingest
 from tests.unit.storage.dicom_files import write_series
 
 
+def same_key(folder: Path, *stores: str) -> None:
+    """One secret for the patient keys of several stores, so that their snapshots can be compared."""
+    for name in stores:
+        (folder / f"{name}.patient-key").write_text("00" * 32)
+
+
 def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
+    same_key(tmp_path, "one", "many")
     for k in range(3):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k // 2, 26, 28))  # two of them are equal
     many = ingest(tmp_path / "src", tmp_path / "many", IngestConfig(min_slices=8, num_workers=2))
@@ -24,6 +31,7 @@ def test_processes_give_the_store_one_process_gives(tmp_path: Path) -> None:
 
 def test_a_running_scheduler_gives_the_same_store(tmp_path: Path) -> None:
     """`ingest.scheduler`: the work goes to a Dask cluster that runs already."""
+    same_key(tmp_path, "theirs", "ours")
     for k in range(2):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", shape=(16 + k, 26, 28))
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster:

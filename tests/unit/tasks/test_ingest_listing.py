@@ -85,6 +85,7 @@ def test_a_copy_without_tables_or_identity_takes_nothing_away() -> None:
     header = ingest(Listing(), "A", seen("long", "anna"))
     assert ingest(header, "B", seen("long", "pseudonym")) == header
     unknown = ingest(Listing(), "B", seen("long", "of-the-scan", known=False))
+    assert ingest(unknown, "moved", seen("long", "of-the-moved-scan", known=False)) == unknown
     assert ingest(unknown, "A", seen("long", "anna")).volumes["long"].patient_key == "anna"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
+from tests.store_damage import DAMAGE, flip
 from tests.unit.storage.dicom_files import write_series
 
 CONFIG = IngestConfig(min_slices=8, num_levels=2, num_workers=1)
@@ -205,53 +205,6 @@ def test_a_store_of_format_1_is_refused_with_advice(tmp_path: Path) -> None:
 # ---- damage --------------------------------------------------------------------------------------------------------------
 
 
-def _only(pattern: str, store: Path) -> Path:
-    return next(path for path in sorted(store.glob(pattern)) if path.is_file())
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(bytes(data))
-
-
-def _edit_shape(path: Path) -> None:
-    text = path.read_text()
-    digit = text.index('"shape"') + text[text.index('"shape"') :].index("\n", 12) - 2
-    digit = next(i for i in range(digit, len(text)) if text[i].isdigit())
-    path.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "byte flipped": (lambda store: _flip(_only("volumes/*/0/c/0/0/0", store)), "volume"),
-    "shard lost": (lambda store: _only("volumes/*/1/c/0/0/0", store).unlink(), "volume"),
-    "shard truncated": (
-        lambda store: _only("volumes/*/0/c/0/0/0", store).write_bytes(
-            _only("volumes/*/0/c/0/0/0", store).read_bytes()[:-9]
-        ),
-        "volume",
-    ),
-    "metadata edited at equal size": (lambda store: _edit_shape(_only("volumes/*/0/zarr.json", store)), "volume"),
-    "metadata of the group lost": (lambda store: _only("volumes/*/zarr.json", store).unlink(), "volume"),
-    "record truncated": (
-        lambda store: _only("commits/*.json", store).write_bytes(_only("commits/*.json", store).read_bytes()[:200]),
-        "volume",
-    ),
-    "record lost": (lambda store: _only("commits/*.json", store).unlink(), "snapshot"),
-    "folder lost": (lambda store: shutil.rmtree(_only("volumes/*/zarr.json", store).parent), "volume"),
-    "root lost": (lambda store: (store / "zarr.json").unlink(), "root"),
-    "root emptied": (lambda store: (store / "zarr.json").write_text("{}"), "root"),
-    "snapshot edited": (
-        lambda store: _only("snapshots/*.json", store).write_text(
-            _only("snapshots/*.json", store).read_text().replace('"patient_known": true', '"patient_known": false')
-        ),
-        "snapshot",
-    ),
-    "snapshot lost": (lambda store: _only("snapshots/*.json", store).unlink(), "snapshot"),
-    "history truncated": (lambda store: _only("history/*.json", store).write_bytes(b'{"format_ver'), "history"),
-}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, IngestReport]:
     root = tmp_path_factory.mktemp("whole")
@@ -303,7 +256,7 @@ def test_damage_that_the_source_no_longer_has_stays_named(whole: tuple[Path, Ing
     shutil.copyfile(root / "store.patient-key", tmp_path / "store.patient-key")
     shutil.copytree(root / "src" / "one", source / "one")
     gone = next(entry.volume_id for entry in report.committed if entry.series_uid == "1.2.3.2")
-    _flip(VolumeStore.open(store).folder(gone or "") / "0" / "c" / "0" / "0" / "0")
+    flip(VolumeStore.open(store).folder(gone or "") / "0" / "c" / "0" / "0" / "0")
     repaired = run(source, store, repair=True)
     assert [note for note in repaired.notes if f"1 damaged volume(s) are not in this source: {gone}" in note]
     assert [finding.name for finding in verify_store(store, num_workers=1)[0]] == [gone]

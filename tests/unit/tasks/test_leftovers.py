@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
 
 def run(workdir: Path, data: tuple[Ref, Ref], progress: Any = lambda done, total: None) -> StageOutcome:
     config = local_config(preset="XS/4/0", steps=6, val_every=3, checkpoint_every=2, select="best")
-    inputs = dict(zip(("store", "split"), data, strict=True))
+    inputs = dict(zip(("snapshot", "split"), data, strict=True))
     return train("local", inputs, config, RunContext(workdir=workdir), progress)
 
 

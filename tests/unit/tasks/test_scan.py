@@ -13,6 +13,7 @@ import pytest
 
 from storage.errors import SourceError, UnwritableError
 from storage.patient_key import patient_key
+from storage.snapshots import load_snapshot, newest
 from storage.sources.formats import read_source_file
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -335,8 +336,8 @@ def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
     )
     assert level.hu[z, y, x] == pytest.approx(expected, abs=1)
     record = store.commit_record(volume.volume_id)
-    assert record["scan"]["format"] == "nifti"
-    assert record["attributes"]["patient_known"] is False
+    assert record.scan.format == "nifti"
+    assert not load_snapshot(newest(store)).volumes[volume.volume_id].patient_known
     again = ingest(source, tmp_path / "store", config)
     assert {e.volume_id for e in again.unchanged} == {e.volume_id for e in report.committed}
     assert again.notes == report.notes
@@ -361,7 +362,7 @@ def test_a_full_disk_ends_the_ingest(tmp_path: Path, workers: int, monkeypatch: 
     """No scan is quarantined for it: what is missing is space, and the next run goes on from there."""
     for k in range(3):
         write_series(tmp_path / "src" / str(k), uid=f"1.2.{k}", shape=(8 + k, 8, 8))
-    monkeypatch.setattr("tasks.ingest.run.ingest_series", on_a_full_disk)
+    monkeypatch.setattr("tasks.ingest.scans.ingest_series", on_a_full_disk)
     with pytest.raises(UnwritableError, match="no space is left"):
         ingest(tmp_path / "src", tmp_path / "store", CONFIG.model_copy(update={"num_workers": workers}))
     assert not list((tmp_path / "store.ingests").glob("*")) if (tmp_path / "store.ingests").exists() else True
@@ -371,17 +372,18 @@ def test_a_full_disk_ends_the_ingest(tmp_path: Path, workers: int, monkeypatch: 
 
 
 def on_a_full_disk(job: Any) -> Any:
+    import storage.volume_store
     import tasks.ingest.series
 
-    def write(*_: Any, **__: Any) -> bool:
+    def write(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    real = tasks.ingest.series.VolumeStore.write
-    tasks.ingest.series.VolumeStore.write = write
+    real = storage.volume_store.write_group
+    storage.volume_store.write_group = write
     try:
         return tasks.ingest.series.ingest_series(job)
     finally:
-        tasks.ingest.series.VolumeStore.write = real
+        storage.volume_store.write_group = real
 
 
 def test_the_run_keeps_its_paths_to_itself(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_second_run_is_a_verified_hit(tmp_path: Path) -> None:
     first, second = run(tmp_path, body), run(tmp_path, body)
     assert (first.cached, second.cached, body.calls) == (False, True, 1)
     assert first.ref == second.ref
-    assert input_ref(first.ref, "store") == SOURCE
+    assert input_ref(first.ref, "snapshot") == SOURCE
     assert set(load_provenance(first.ref).files) == {"data/result.bin"}  # scratch is no part of it
 
 

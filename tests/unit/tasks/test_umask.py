@@ -72,4 +72,8 @@ def test_nothing_changes_permissions_afterwards() -> None:
         "mkstemp(",
         "NamedTemporaryFile(",
     )
-    assert [str(path) for path in code for call in calls if call in path.read_text(encoding="utf-8")] == []
+    private = repository / "flows" / "faults.py"  # a traceback may name patients: its file is for its owner alone
+    found = [
+        str(path) for path in code if path != private for call in calls if call in path.read_text(encoding="utf-8")
+    ]
+    assert found == []

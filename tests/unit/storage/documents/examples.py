@@ -7,6 +7,7 @@ from typing import Any
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
 from storage.documents.document import Document
+from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.pending import Pending
 from storage.documents.provenance import Provenance
 from storage.documents.report import Features, FigureRecord, Report
@@ -176,6 +177,7 @@ EXAMPLES: dict[str, Document] = {
         snapshot=REF.digest, change="ingest: 1 new", created="2026-01-01T00:00:00+00:00", num_volumes=1, num_patients=1
     ),
     "roles": Roles(roles={"p": "train"}),
+    "patient key id": PatientKeyId(key_id="0123456789abcdef"),
 }
 
 
@@ -184,6 +186,7 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
 
 
 REQUIRED = {
+    "key_id",
     "volumes",
     "spacing_mm",
     "snapshot",
