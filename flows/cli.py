@@ -121,16 +121,16 @@ def ingest(
             outcome = run_stages(loaded, "ingest", {})
         report = last_report(source, Path(loaded.store), unchanged=outcome.cached)
         value = report.model_dump(mode="json")
-        show_result(value, as_json, lambda: _verdict_text(value))
+        show_result(value, as_json, lambda: _verdict_text(value, report.counts))
         if not (report.committed or report.unchanged):
             say_error(f"nothing usable in {one_line(source)}; every item has its reason above")
             raise typer.Exit(1)
 
 
-def _verdict_text(report: dict[str, Any]) -> str:
+def _verdict_text(report: dict[str, Any], counts: dict[str, int]) -> str:
     lines = [f"store {report['store']} (snapshot {report['snapshot']})"]
-    for verdict in ("committed", "unchanged", "skipped", "quarantined"):
-        lines.append(f"{verdict}: {len(report[verdict])}")
+    for verdict, number in counts.items():
+        lines.append(f"{verdict}: {number}")
         if verdict in ("skipped", "quarantined"):
             lines += [
                 f"  {one_line(e.get('series_uid') or e.get('path'))}: {e['reason']}: {one_line(e['message'])}"

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from storage.documents.document import Document, Part
 from storage.files import sha256_bytes
+from storage.verdicts import REASONS
 
 
 class Entry(Part):
@@ -42,6 +43,14 @@ class Verdicts(Document):
         """As it may be stored and sent: file and folder names can reveal who was scanned, so paths become opaque ids."""
         changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
         return self.model_copy(update=changes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many items have which verdict, those that the lists leave out among them."""
+        counts = {"committed": len(self.committed), "unchanged": len(self.unchanged), "skipped": 0, "quarantined": 0}
+        for reason, number in self.num_excluded.items():
+            counts[REASONS[reason].verdict] += number
+        return counts
 
     @property
     def used(self) -> list[Entry]:

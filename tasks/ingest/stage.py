@@ -7,7 +7,6 @@ from storage.artifacts import Ref
 from storage.documents.verdicts import IngestReport, opaque_place
 from storage.errors import SourceError, StorageError
 from storage.snapshots import load_snapshot, newest
-from storage.verdicts import REASONS
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import RECIPE, ingest_scan, open_scan
@@ -17,13 +16,8 @@ from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
-    """How many series have which verdict."""
-    report = IngestReport.load(directory)
-    counts = {name: len(getattr(report, name)) for name in ("committed", "unchanged")}
-    counts |= dict.fromkeys(("skipped", "quarantined"), 0)
-    for reason, number in report.num_excluded.items():
-        counts[REASONS[reason].verdict] += number
-    return [{"step": 0} | counts]
+    """How many scans and files have which verdict."""
+    return [{"step": 0} | IngestReport.load(directory).counts]
 
 
 INGEST = Stage("ingest", "verdicts", RECIPE, files=(IngestReport.NAME,), points=_points)
