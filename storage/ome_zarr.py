@@ -39,8 +39,8 @@ def write_group(folder: Path, volume: Volume, name: str, num_levels: int) -> dic
     for level in range(num_levels):
         hu = np.ascontiguousarray(volume.hu if level == 0 else block_mean(volume.hu, 2**level))
         chunks = tuple(min(CHUNK, n) for n in hu.shape)
-        array = group.create_array(
-            str(level),
+        array = zarr.create_array(  # group.create_array needs hard links
+            str(folder / str(level)),
             shape=hu.shape,
             chunks=chunks,
             shards=tuple(-(-n // c) * c for n, c in zip(hu.shape, chunks, strict=True)),
@@ -48,6 +48,7 @@ def write_group(folder: Path, volume: Volume, name: str, num_levels: int) -> dic
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=2), Crc32cCodec()],
             fill_value=AIR_HU,
             dimension_names=("z", "y", "x"),
+            zarr_format=3,
             config={"write_empty_chunks": True},  # else a chunk of air would look like a missing one
         )
         array[...] = hu
