@@ -41,7 +41,7 @@ class PipelineConfig(BaseModel):
     source: str | None = Field(
         None,
         min_length=1,
-        description="folder with DICOM series, opened read-only; default: work on a snapshot of the store",
+        description="folder with scans (DICOM, NIfTI), opened read-only; default: work on a snapshot of the store",
     )
     store: str = Field(".prdit/store", min_length=1, description="volume store")
     snapshot: str | None = Field(
@@ -214,7 +214,7 @@ def from_parameters(
 
     Args:
         configuration: name of a configuration, or a YAML file.
-        source: folder with DICOM series.
+        source: folder with scans.
         store: volume store.
         overrides: settings on top, nested as in a YAML file.
 

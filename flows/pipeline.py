@@ -158,11 +158,11 @@ def pipeline(
     overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
     stage: StageChoice = "evaluate",
 ) -> dict[str, Any]:
-    """DICOM folder to report: ingest, split, the trainings of the recipe, sampling, evaluation.
+    """Folder of scans to report: ingest, split, the trainings of the recipe, sampling, evaluation.
 
     Args:
         configuration: Named configuration to run. With the fields below unchanged, exactly this configuration runs.
-        source: Folder with DICOM series, as the worker sees it; opened read-only. Empty: work on the store's newest snapshot.
+        source: Folder with scans (DICOM, NIfTI), as the worker sees it; opened read-only. Empty: work on the store's newest snapshot.
         store: Folder of the volume store. Empty: the configuration's (.prdit/store).
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, for example
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.
