@@ -101,7 +101,7 @@ def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["prdit.config"] == "tiny"
     assert parent.data.tags["prdit.config_digest"] == record["config_digest"] == load_config("tiny").digest()
-    assert parent.data.tags["prdit.store_fingerprint"] == record["stages"]["ingest"]["ref"]["digest"]
+    assert parent.data.tags["prdit.snapshot"] == record["stages"]["ingest"]["ref"]["digest"]
     assert "evaluate/fid_random_features" in parent.data.metrics
     assert "report.html" in {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     children = client.search_runs([record["mlflow_experiment_id"]], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
