@@ -251,7 +251,8 @@ def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
 def run(
     config: Config = "small",
     source: Annotated[
-        Path | None, typer.Option(help="Folder with scans (DICOM, NIfTI); default: the store as it is.", parser=given_path)
+        Path | None,
+        typer.Option(help="Folder with scans (DICOM, NIfTI); default: the store as it is.", parser=given_path),
     ] = None,
     store: Store = None,
     settings: Set = None,
@@ -328,7 +329,8 @@ def down(
 @app.command(epilog=example("prdit demo --dicom /data/ct --keep"))
 def demo(
     dicom: Annotated[
-        Path | None, typer.Option(help="Folder with scans (DICOM, NIfTI); default: synthetic phantoms.", parser=given_path)
+        Path | None,
+        typer.Option(help="Folder with scans (DICOM, NIfTI); default: synthetic phantoms.", parser=given_path),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers up.")] = False,
     config: Config = "demo",

@@ -162,7 +162,7 @@ def pipeline(
 
     Args:
         configuration: Named configuration to run. With the fields below unchanged, exactly this configuration runs.
-        source: Folder with scans (DICOM, NIfTI), as the worker sees it; opened read-only. Empty: work on the store's newest snapshot.
+        source: Folder with scans (DICOM, NIfTI), as the worker sees it; read-only. Empty: work on the store's newest snapshot.
         store: Folder of the volume store. Empty: the configuration's (.prdit/store).
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, for example
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.

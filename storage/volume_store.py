@@ -5,7 +5,9 @@ several writers of one volume exactly one succeeds, without a lock. Record and f
 is not the pool but a snapshot of it (`storage/snapshots.py`).
 """
 
+import errno
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -261,12 +263,12 @@ class VolumeStore:
             }
             hashes = {name: entry.sha256 for name, entry in files.items()}
             folder = volumes / f"{volume_id}-{sha256_json(hashes)[:8]}"
-            if not folder.is_dir() or _changed_file(folder, files) is not None:
-                with naming_path(folder):
-                    if folder.exists():
-                        folder.rename(damaged := temporary_path(folder))
-                        shutil.rmtree(damaged, ignore_errors=True)
-                    staging.rename(folder)
+            if folder.is_dir() and _changed_file(folder, files) is not None:
+                with naming_path(folder), suppress(FileNotFoundError):  # another process repairs it
+                    folder.rename(damaged := temporary_path(folder))
+                    shutil.rmtree(damaged, ignore_errors=True)
+            with naming_path(folder):
+                _move(staging, folder)
             fsync_directory(volumes)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -407,6 +409,15 @@ class VolumeStore:
         """Drop what this process remembers of a volume."""
         self._records.pop(volume_id, None)
         self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
+
+
+def _move(staging: Path, folder: Path) -> None:
+    """Put a finished folder in place, unless another writer was first: of its name, that one holds the same files."""
+    try:
+        staging.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def _changed_file(folder: Path, files: dict[str, StoredFile]) -> str | None:

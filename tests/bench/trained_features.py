@@ -144,7 +144,7 @@ def side(path: Path, protocol: Protocol) -> list[Seen]:
 
 
 def _content(store: VolumeStore, name: str) -> str:
-    digest: str = store.commit_record(name)["arrays"]["0"]["sha256"]
+    digest: str = store.commit_record(name).arrays["0"].sha256
     return digest
 
 

@@ -12,7 +12,7 @@ PIECE = """
     from flows.config import load_config
     from flows.record import new_run_directory
     from storage.artifacts import Ref
-    from storage.dicom_attributes import load_patient_key
+    from storage.patient_key import load_patient_key
     from storage.tracking import Tracker
     from tasks.average.config import AverageConfig
     from tasks.average.run import average_stage
