@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flows.settings_text import read_settings
 from storage.errors import ConfigError, InputError
@@ -70,6 +70,12 @@ class PipelineConfig(BaseModel):
         if isinstance(recipe := found.get("recipe"), dict):
             found["recipe"] = {name: training for name, training in recipe.items() if training is not None}
         return found
+
+    @field_validator("snapshot", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        """YAML reads the number of a snapshot, or a digest of digits alone, as a number."""
+        return str(value) if type(value) is int else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":

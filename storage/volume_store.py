@@ -212,12 +212,16 @@ class VolumeStore:
     ) -> None:
         """`write` for a volume whose files or record are damaged: they are replaced by the same values.
 
+        Attributes and scan stay those of the record where it is readable.
+
         Raises: DamagedArtifactError: the values differ from those that the record, if it is readable, commits to.
         """
         try:
             old = self.commit_record(volume_id)
         except (MissingArtifactError, DamagedArtifactError):
             old = None
+        if old is not None:
+            attributes, scan = old.attributes, old.scan
         record = self._write_files(volume, volume_id, attributes, scan)
         if old is not None and old.arrays != record.arrays:
             shutil.rmtree(self.path / "volumes" / record.folder, ignore_errors=True)

@@ -82,6 +82,8 @@ def read_scans(
     records = [record for volume_id, record in state.records.items() if volume_id not in state.broken and record.scan]
     have = {record.scan.files_digest: record for record in records if record.scan and record.scan.recipe == RECIPE}
     longest = _longest(state)
+    listed = state.now.volumes
+    broken = {name: dict(listed[name].attributes) if name in listed else {} for name in state.broken}
     read = ScansRead()
 
     def jobs() -> Iterator[SeriesJob]:
@@ -91,7 +93,7 @@ def read_scans(
                 read.add(one, used_entry(have[one.digest], one.scan_id, "unchanged"))
             else:
                 known = longest.get(one.scan_id, (0, ""))
-                yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
+                yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, broken)
 
     # A scheduler is given where this machine should not do the work.
     for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):

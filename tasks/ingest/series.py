@@ -1,7 +1,7 @@
 """One scan -> one committed volume: the work of one worker process."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class SeriesJob:
         scan: what to ingest.
         config: grid and limits.
         longest: (slices, volume id) of the longest volume of this scan that is known already; (0, "") where there is none.
-        broken: ids of damaged volumes, which are to be written again.
+        broken: damaged volumes, which are to be written again: the attributes they are listed with by id, empty where none are.
     """
 
     source: str
@@ -40,7 +40,7 @@ class SeriesJob:
     scan: Scan
     config: IngestConfig
     longest: tuple[int, str] = (0, "")
-    broken: frozenset[str] = frozenset()
+    broken: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def ingest_series(job: SeriesJob) -> dict[str, Any]:
@@ -78,9 +78,6 @@ def _convert(job: SeriesJob) -> tuple[VolumeRecord, bool]:
     config, scan = job.config, job.scan
     store = VolumeStore.open(Path(job.store), config.grid)
     found = FORMATS[scan.format].load(Path(job.source), scan.files, scan.scan_id, Limits(config.min_slices, config.nan))
-    num_slices, (longest, longer_id) = int(found.hu.shape[0]), job.longest
-    if num_slices < longest:
-        refuse("shorter_copy", f"Scan {scan.scan_id}", f"{num_slices} slices, volume {longer_id} of it {longest}")
     shape, _ = target_grid(found, config.spacing_mm)
     if shape[0] * shape[1] * shape[2] > MAX_VOXELS:
         detail = f"{shape[0]} × {shape[1]} × {shape[2]} voxels at {config.spacing_mm} mm"
@@ -88,7 +85,10 @@ def _convert(job: SeriesJob) -> tuple[VolumeRecord, bool]:
     grid = config.grid.model_dump()
     identity = {"pixels": found.pixel_digest, "geometry": found.geometry(), "grid": grid, "recipe": RECIPE}
     volume_id = sha256_json(identity)[:32]
+    num_slices, (longest, longer_id) = int(found.hu.shape[0]), job.longest
     if volume_id not in job.broken:
+        if num_slices < longest:
+            refuse("shorter_copy", f"Scan {scan.scan_id}", f"{num_slices} slices, volume {longer_id} of it {longest}")
         try:
             return store.commit_record(volume_id), False
         except MissingArtifactError:
@@ -117,7 +117,8 @@ def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: s
         notes=found.notes,
     )
     if volume_id in job.broken:
-        store.repair(volume, volume_id=volume_id, attributes=found.attributes, scan=facts)
+        attributes = job.broken[volume_id] or found.attributes  # a copy of the scan may have others than were committed
+        store.repair(volume, volume_id=volume_id, attributes=attributes, scan=facts)
         return store.commit_record(volume_id), False
     written = store.write(volume, volume_id=volume_id, attributes=found.attributes, scan=facts)
     return store.commit_record(volume_id), written

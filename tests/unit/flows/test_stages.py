@@ -210,7 +210,7 @@ def test_a_run_can_work_on_an_earlier_snapshot(tmp_path: Path, ran: list[Any]) -
     withdraw(VolumeStore.open(first.path), ["v0"])
     grid = {"num_levels": 1, "interpolation": "linear"}
     values = {"store": str(tmp_path / "store"), "ingest": grid}
-    for snapshot in ("1", first.digest, first.digest.removeprefix("sha256:")[:8]):
+    for snapshot in ("1", 1, first.digest, first.digest.removeprefix("sha256:")[:8]):
         ran.clear()
         config = load_config("tiny", values | {"snapshot": snapshot})
         PipelineRun(config, RunContext(workdir=tmp_path)).through("split")

@@ -260,3 +260,29 @@ def test_damage_that_the_source_no_longer_has_stays_named(whole: tuple[Path, Ing
     repaired = run(source, store, repair=True)
     assert [note for note in repaired.notes if f"1 damaged volume(s) are not in this source: {gone}" in note]
     assert [finding.name for finding in verify_store(store, num_workers=1)[0]] == [gone]
+
+
+def test_a_copy_with_another_header_repairs_without_changing_what_is_listed(tmp_path: Path) -> None:
+    """The same pixels with another tag: files, or record and all, come from it; attributes stay those that snapshots list."""
+    store = tmp_path / "store"
+    write_series(tmp_path / "src")
+    report = run(tmp_path / "src", store)
+    write_series(tmp_path / "copy", change=lambda k, data: setattr(data, "KVP", "99"))
+    for damage in ("byte flipped", "record truncated"):
+        DAMAGE[damage][0](store)
+        repaired = run(tmp_path / "copy", store, repair=True)
+        assert repaired.snapshot == report.snapshot
+        assert verify_store(store, num_workers=1) == ([], [])
+
+
+def test_a_short_copy_that_only_earlier_snapshots_list_is_repaired(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "B", shape=(16, 20, 20))
+    write_series(tmp_path / "A", shape=(24, 20, 20))
+    short = run(tmp_path / "B", store).committed[0].volume_id or ""
+    listed_now = run(tmp_path / "A", store).snapshot
+    flip(VolumeStore.open(store).folder(short) / "0" / "c" / "0" / "0" / "0")
+    report = run(tmp_path / "B", store, repair=True)
+    assert [entry.reason for entry in report.skipped] == ["shorter_copy"]
+    assert report.snapshot == listed_now
+    assert verify_store(store, num_workers=1) == ([], [])
