@@ -5,6 +5,7 @@ are withdrawn by leaving them out of the next snapshot: older ones, and what was
 """
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,12 +26,13 @@ class Listing:
     Attributes:
         volumes: by volume id.
         withdrawn: ids that are not to be listed again.
-        given_by: volume id -> opaque id of the source whose tables gave its patient or labels.
+        patients_by, labels_by: volume id -> opaque id of the source whose table gave its patient, or its labels.
     """
 
     volumes: dict[str, SnapshotVolume] = field(default_factory=dict)
     withdrawn: frozenset[str] = frozenset()
-    given_by: dict[str, str] = field(default_factory=dict)
+    patients_by: dict[str, str] = field(default_factory=dict)
+    labels_by: dict[str, str] = field(default_factory=dict)
 
 
 def history(store: Path) -> Numbered[HistoryEntry]:
@@ -68,7 +70,8 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
             num_volumes=len(new.volumes),
             num_patients=len(snapshot.patients),
             withdrawn=tuple(sorted(new.withdrawn)),
-            given_by={key: value for key, value in sorted(new.given_by.items()) if key in new.volumes},
+            patients_by={key: value for key, value in sorted(new.patients_by.items()) if key in new.volumes},
+            labels_by={key: value for key, value in sorted(new.labels_by.items()) if key in new.volumes},
         )
 
     return _ref(store.path, history(store.path).update(step).snapshot)
@@ -95,7 +98,8 @@ def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
     if entry is None:
         return Listing()
     snapshot = load_snapshot(_ref(store.path, entry.snapshot))
-    return Listing(dict(snapshot.volumes), frozenset(entry.withdrawn), dict(entry.given_by))
+    withdrawn = frozenset(entry.withdrawn)
+    return Listing(dict(snapshot.volumes), withdrawn, dict(entry.patients_by), dict(entry.labels_by))
 
 
 def set_aside_damaged(store: VolumeStore) -> list[str]:
@@ -123,14 +127,23 @@ def set_aside_damaged(store: VolumeStore) -> list[str]:
     for file in aside:
         file.rename(file.with_suffix(".damaged"))
     if newest_readable is not None:
-        withdrawn, given_by = frozenset(newest_readable.withdrawn), newest_readable.given_by
-        update(store, lambda old: replace(old, withdrawn=old.withdrawn | withdrawn, given_by=given_by), "repair")
+        withdrawn = frozenset(newest_readable.withdrawn)
+        update(store, lambda old: replace(old, withdrawn=old.withdrawn | withdrawn), "repair")
     return [file.relative_to(store.path).as_posix() for file in aside]
 
 
 def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str) -> Ref:
     """Add volumes to what a store lists, or change how they are listed."""
     return update(store, lambda old: replace(old, volumes={**old.volumes, **volumes}), why)
+
+
+def ever_listed(store: VolumeStore) -> dict[str, SnapshotVolume]:
+    """Every volume that a readable snapshot lists."""
+    found: dict[str, SnapshotVolume] = {}
+    for file in sorted((store.path / FOLDER).glob("[!.]*.json")):
+        with suppress(StorageError):
+            found |= Snapshot.read(file).volumes
+    return found
 
 
 def withdraw(store: VolumeStore, volume_ids: Collection[str]) -> Ref:

@@ -76,7 +76,7 @@ class HistoryEntry(Document):
         created: UTC time.
         num_volumes, num_patients: of the snapshot.
         withdrawn: ids of volumes that are not to be listed again.
-        given_by: volume id -> opaque id of the source whose tables gave its patient or labels.
+        patients_by, labels_by: volume id -> opaque id of the source whose table gave its patient, or its labels.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -89,7 +89,8 @@ class HistoryEntry(Document):
     num_volumes: int
     num_patients: int
     withdrawn: tuple[str, ...] = ()
-    given_by: dict[str, str] = Field(default_factory=dict)
+    patients_by: dict[str, str] = Field(default_factory=dict)
+    labels_by: dict[str, str] = Field(default_factory=dict)
 
 
 Role = Literal["train", "val"]

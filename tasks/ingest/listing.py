@@ -45,26 +45,40 @@ def listed_with(
         source: opaque id of the source.
         before: volume id by scan, as the last ingest of this source had it.
     """
-    volumes, given_by = dict(old.volumes), dict(old.given_by)
+    volumes = dict(old.volumes)
+    patients_by, labels_by = dict(old.patients_by), dict(old.labels_by)
     by_scan: dict[str, set[str]] = {}
     for volume_id in (*old.volumes, *old.withdrawn):
         if volume_id in records and (facts := records[volume_id].scan):
             by_scan.setdefault(facts.scan, set()).add(volume_id)
     for scan in seen:
-        others = by_scan.get(scan.scan, set()) - {scan.volume_id}
-        if scan.volume_id in old.withdrawn or not all(_replaces(scan, other, records, before) for other in others):
+        name = scan.volume_id
+        others = by_scan.get(scan.scan, set()) - {name}
+        if name in old.withdrawn or not all(_replaces(scan, other, records, before) for other in others):
             continue
         for other in others:
             volumes.pop(other, None)
-        given = given_by.get(scan.volume_id)
-        volumes[scan.volume_id] = _entry(
-            scan, records[scan.volume_id], volumes.get(scan.volume_id), ours=given == source
+        was = volumes.get(name)
+        patient = _patient(scan, was, ours=patients_by.get(name) == source)
+        keep_labels = was is not None and not scan.labels and labels_by.get(name) != source
+        volumes[name] = SnapshotVolume(
+            patient_key=patient[0],
+            patient_known=patient[1],
+            shape=records[name].shape,
+            attributes=records[name].attributes,
+            labels=was.labels if was is not None and keep_labels else scan.labels,
         )
-        if scan.patient_given or scan.labels:
-            given_by[scan.volume_id] = source
-        elif given == source:
-            del given_by[scan.volume_id]
-    return Listing(volumes, old.withdrawn, {key: value for key, value in given_by.items() if key in volumes})
+        _note(patients_by, name, source, given=scan.patient_given)
+        _note(labels_by, name, source, given=bool(scan.labels))
+    return Listing(volumes, old.withdrawn, patients_by, labels_by)
+
+
+def _note(given_by: dict[str, str], volume_id: str, source: str, *, given: bool) -> None:
+    """Remember which source a table's values came from, and forget it when that source gives none any more."""
+    if given:
+        given_by[volume_id] = source
+    elif given_by.get(volume_id) == source:
+        del given_by[volume_id]
 
 
 def _replaces(scan: Seen, other: str, records: Mapping[str, VolumeRecord], before: Mapping[str, str]) -> bool:
@@ -76,17 +90,9 @@ def _replaces(scan: Seen, other: str, records: Mapping[str, VolumeRecord], befor
     return before.get(scan.scan) == other
 
 
-def _entry(scan: Seen, record: VolumeRecord, old: SnapshotVolume | None, *, ours: bool) -> SnapshotVolume:
-    """How a volume is listed. `ours`: whether patient and labels were last given by this source, and go when it gives none."""
-    patient, known = scan.patient_key, scan.patient_known
-    if old is not None and not scan.patient_given and not ours and (old.patient_known or not known):
+def _patient(scan: Seen, old: SnapshotVolume | None, *, ours: bool) -> tuple[str, bool]:
+    """(patient key, known) of a volume. `ours`: whether it was last given by a table of this source, and goes with the row."""
+    if old is not None and not scan.patient_given and not ours and (old.patient_known or not scan.patient_known):
         # Another copy of the scan may have lost its PatientID, or have another; a moved one without is the same patient still.
-        patient, known = old.patient_key, old.patient_known
-    labels = scan.labels if scan.labels or ours or old is None else old.labels
-    return SnapshotVolume(
-        patient_key=patient,
-        patient_known=known,
-        shape=record.shape,
-        attributes=record.attributes,
-        labels=labels,
-    )
+        return old.patient_key, old.patient_known
+    return scan.patient_key, scan.patient_known

@@ -11,7 +11,7 @@ from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError
 from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
-from storage.snapshots import Listing, listing, newest, set_aside_damaged
+from storage.snapshots import Listing, ever_listed, listing, newest, set_aside_damaged
 from storage.sources.files import check_source
 from storage.verdicts import REASONS
 from storage.verification import check_volume
@@ -152,8 +152,10 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
             records[volume_id] = store.commit_record(volume_id)
         except StorageError as error:
             notes += [] if repair else [str(error)]
-    lost = now.volumes.keys() - set(store.volume_ids())
-    return StoreState(store, now, records, frozenset(broken | lost if repair else ()), notes)
+    listed = ever_listed(store) if repair else {}
+    broken |= listed.keys() - set(store.volume_ids())
+    attributes = {name: dict(listed[name].attributes) if name in listed else {} for name in broken}
+    return StoreState(store, now, records, attributes, notes)
 
 
 def _still_holds(record: SourceVerdicts, mark: dict[str, Any], now: Listing) -> bool:

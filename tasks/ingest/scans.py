@@ -27,14 +27,14 @@ class StoreState:
         store: opened.
         now: what it lists.
         records: the commit records that can be read, by volume id.
-        broken: ids of volumes to write again.
+        broken: volumes to write again: the attributes they are listed with by id, empty where no snapshot lists them.
         notes: sentences for the report.
     """
 
     store: VolumeStore
     now: Listing
     records: dict[str, VolumeRecord]
-    broken: frozenset[str] = frozenset()
+    broken: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -82,8 +82,6 @@ def read_scans(
     records = [record for volume_id, record in state.records.items() if volume_id not in state.broken and record.scan]
     have = {record.scan.files_digest: record for record in records if record.scan and record.scan.recipe == RECIPE}
     longest = _longest(state)
-    listed = state.now.volumes
-    broken = {name: dict(listed[name].attributes) if name in listed else {} for name in state.broken}
     read = ScansRead()
 
     def jobs() -> Iterator[SeriesJob]:
@@ -93,7 +91,7 @@ def read_scans(
                 read.add(one, used_entry(have[one.digest], one.scan_id, "unchanged"))
             else:
                 known = longest.get(one.scan_id, (0, ""))
-                yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, broken)
+                yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
 
     # A scheduler is given where this machine should not do the work.
     for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):

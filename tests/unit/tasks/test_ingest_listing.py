@@ -72,7 +72,7 @@ def test_tables_change_patient_and_labels_and_take_them_back() -> None:
     assert not bare.volumes["long"].patient_known
     given = ingest(bare, "A", seen("long", "anna", patient_given=True, labels={"nodule": "yes"}))
     assert (given.volumes["long"].patient_key, given.volumes["long"].labels) == ("anna", {"nodule": "yes"})
-    assert given.given_by == {"long": "A"}
+    assert given.patients_by == given.labels_by == {"long": "A"}
     corrected = ingest(given, "A", seen("long", "anna", patient_given=True, labels={"nodule": "no"}))
     assert corrected.volumes["long"].labels == {"nodule": "no"}
     assert ingest(corrected, "A", seen("long", "of-the-scan", known=False)) == bare  # the rows are gone
@@ -94,3 +94,14 @@ def test_the_last_source_that_gives_labels_is_heard() -> None:
     moved = ingest(one, "moved", seen("long", labels={"nodule": "no"}))
     assert moved.volumes["long"].labels == {"nodule": "no"}
     assert ingest(moved, "A", seen("long")) == moved
+
+
+def test_patient_and_labels_may_come_from_two_sources_and_go_with_their_own() -> None:
+    bare = ingest(Listing(), "A", seen("long", "of-the-scan", known=False))
+    both = ingest(bare, "A", seen("long", "anna", patient_given=True))
+    both = ingest(both, "B", seen("long", "of-the-scan", known=False, labels={"nodule": "yes"}))
+    assert (both.volumes["long"].patient_key, both.volumes["long"].labels) == ("anna", {"nodule": "yes"})
+    unlabelled = ingest(both, "B", seen("long", "of-the-scan", known=False))
+    assert (unlabelled.volumes["long"].patient_key, unlabelled.volumes["long"].labels) == ("anna", {})
+    unnamed = ingest(both, "A", seen("long", "of-the-scan", known=False))
+    assert (unnamed.volumes["long"].patient_known, unnamed.volumes["long"].labels) == (False, {"nodule": "yes"})

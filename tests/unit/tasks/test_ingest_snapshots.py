@@ -281,8 +281,9 @@ def test_a_short_copy_that_only_earlier_snapshots_list_is_repaired(tmp_path: Pat
     write_series(tmp_path / "A", shape=(24, 20, 20))
     short = run(tmp_path / "B", store).committed[0].volume_id or ""
     listed_now = run(tmp_path / "A", store).snapshot
-    flip(VolumeStore.open(store).folder(short) / "0" / "c" / "0" / "0" / "0")
-    report = run(tmp_path / "B", store, repair=True)
-    assert [entry.reason for entry in report.skipped] == ["shorter_copy"]
-    assert report.snapshot == listed_now
-    assert verify_store(store, num_workers=1) == ([], [])
+    for damaged in (VolumeStore.open(store).folder(short) / "0" / "zarr.json", store / "commits" / f"{short}.json"):
+        damaged.unlink()
+        report = run(tmp_path / "B", store, repair=True)
+        assert [entry.reason for entry in report.skipped] == ["shorter_copy"]
+        assert report.snapshot == listed_now
+        assert verify_store(store, num_workers=1) == ([], [])
