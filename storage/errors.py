@@ -94,5 +94,9 @@ class AlreadyExistsError(StorageError, FileExistsError):
     """Something else is where the result would go, and is not replaced."""
 
 
+class UnreadableError(StorageError, OSError):
+    """A file cannot be read now (access denied, disk error); it is not known to be damaged."""
+
+
 class UnwritableError(StorageError, OSError):
     """A file cannot be written: the disk is full, the file system read-only, or access denied."""

@@ -46,6 +46,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
     Args:
         store: opened store.
         change: the list now -> the new one; called again where another process changed it meanwhile.
+            Withdrawn volumes are left out.
         why: what makes the change, in a word or two; the history adds what changed.
     Returns: reference of the snapshot that is newest afterwards.
     Raises:
@@ -56,6 +57,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
     def step(entry: HistoryEntry | None) -> HistoryEntry:
         old = _listing(store, entry)
         new = change(old)
+        new = replace(new, volumes={name: volume for name, volume in new.volumes.items() if name not in new.withdrawn})
         if entry is not None and new == old:
             return entry
         snapshot = Snapshot(grid=store.grid, volumes=dict(sorted(new.volumes.items())))
@@ -105,20 +107,21 @@ def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
 def set_aside_damaged(store: VolumeStore) -> list[str]:
     """Rename snapshots and entries of the history that cannot be read, so that the newest good one counts again.
 
-    What was withdrawn stays withdrawn as far as any entry can be read.
+    What the newest readable entry has withdrawn stays withdrawn.
     Returns: names of the files.
+    Raises: VersionError, UnreadableError: a list is of a newer prdit, or cannot be read now; nothing is renamed.
     """
     steps, aside = history(store.path), []
     newest_readable: HistoryEntry | None = None
     for file in sorted((store.path / FOLDER).glob("*.json")):
         try:
             load_snapshot(_ref(store.path, f"sha256:{file.stem}"))
-        except StorageError:
+        except DamagedArtifactError:
             aside.append(file)
     for number in steps.numbers():
         try:
             newest_readable = steps.read(number)
-        except StorageError:
+        except DamagedArtifactError:
             aside.append(steps.path(number))
             continue
         file = _file(store.path, newest_readable.snapshot)
@@ -128,7 +131,7 @@ def set_aside_damaged(store: VolumeStore) -> list[str]:
         file.rename(file.with_suffix(".damaged"))
     if newest_readable is not None:
         withdrawn = frozenset(newest_readable.withdrawn)
-        update(store, lambda old: replace(old, withdrawn=old.withdrawn | withdrawn), "repair")
+        update(store, lambda old: replace(old, withdrawn=withdrawn), "repair")
     return [file.relative_to(store.path).as_posix() for file in aside]
 
 

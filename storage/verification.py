@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.documents.snapshot import Roles, Snapshot
+from storage.documents.snapshot import HistoryEntry, Roles, Snapshot
 from storage.errors import StorageError
 from storage.numbered import Numbered
 from storage.refs import Ref
-from storage.snapshots import FOLDER, history, load_snapshot
+from storage.snapshots import FOLDER, history, listing, load_snapshot
 from storage.volume_store import VolumeStore
 
 
@@ -61,6 +61,7 @@ def check_lists(store: VolumeStore) -> list[Finding]:
             named.add(steps.read(number).snapshot)
         except StorageError as error:
             found.append(Finding("history", str(number), str(error)))
+    found += _listed_though_withdrawn(store)
     files = {f"sha256:{file.stem}" for file in (store.path / FOLDER).glob("*.json") if not file.name.startswith(".")}
     committed = set(store.volume_ids())
     for digest in sorted(named | files):
@@ -71,6 +72,18 @@ def check_lists(store: VolumeStore) -> list[Finding]:
         except StorageError as error:
             found.append(Finding("roles", folder.name, str(error)))
     return found
+
+
+def _listed_though_withdrawn(store: VolumeStore) -> list[Finding]:
+    try:
+        now = listing(store)
+    except StorageError:
+        return []  # found as history or snapshot
+    both = sorted(now.volumes.keys() & now.withdrawn)
+    return [
+        Finding("history", name, f"Volume {name} is listed though it was withdrawn. {HistoryEntry.REMEDY}")
+        for name in both
+    ]
 
 
 def _check_snapshot(store: VolumeStore, digest: str, committed: set[str]) -> list[Finding]:

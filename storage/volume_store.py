@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.documents.snapshot import Snapshot
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
@@ -117,11 +118,18 @@ class VolumeStore:
 
     @classmethod
     def restore_root(cls, path: Path, grid: Grid) -> Self:
-        """Write a lost or damaged root again.
+        """Write a lost or wrong root again.
 
-        Raises: StoreFormatError: the store's volumes are on another grid.
+        Raises: StoreFormatError: the snapshots or volumes are on another grid, or there is a root and no snapshot to judge it by.
         """
-        store = cls(Path(path), grid)
+        path = Path(path)
+        store = cls(path, grid)
+        listed = _snapshot_grids(path)
+        if listed - {grid} or (not listed and _readable_root(path)):
+            known = ", ".join(sorted(str(found) for found in listed)) or "those of its root"
+            raise StoreFormatError(
+                f"{path} has the settings {known}; asked for: {grid} (ingest.*). Use the settings that the store was made with."
+            )
         for volume_id in store.volume_ids():
             try:
                 record = store.commit_record(volume_id)
@@ -431,6 +439,23 @@ def _changed_file(folder: Path, files: dict[str, StoredFile]) -> str | None:
         if not path.is_file() or sha256_file(path) != entry.sha256:
             return name
     return None
+
+
+def _snapshot_grids(path: Path) -> set[Grid]:
+    """Grids of the snapshots that can be read."""
+    found = set()
+    for file in (path / "snapshots").glob("[!.]*.json"):
+        with suppress(DamagedArtifactError):
+            found.add(Snapshot.read(file).grid)
+    return found
+
+
+def _readable_root(path: Path) -> bool:
+    try:
+        VolumeStore.open(path)
+    except (MissingArtifactError, DamagedArtifactError):
+        return False
+    return True
 
 
 def _root_text(grid: Grid) -> str:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.errors import DamagedArtifactError, MissingArtifactError, VersionError
+from storage.errors import DamagedArtifactError, MissingArtifactError, UnreadableError, VersionError
 from storage.files import json_text, put_if_absent, write_text_atomic
 
 
@@ -38,14 +38,19 @@ class Document(Part):
         Raises:
             MissingArtifactError: there is none.
             DamagedArtifactError: it is not JSON, or of another shape.
+            UnreadableError: access is denied, or the disk fails.
             VersionError: written in a version that this prdit does not read.
         """
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
             raise MissingArtifactError(f"No {cls.WHAT} at {path}. {cls.REMEDY}") from error
-        except OSError as error:
+        except (IsADirectoryError, NotADirectoryError) as error:
             raise DamagedArtifactError(f"{path} cannot be read ({error.strerror}). {cls.REMEDY}") from error
+        except OSError as error:
+            raise UnreadableError(
+                f"{path} cannot be read ({error.strerror}): check its permissions and the disk."
+            ) from error
         return cls.parse(data, str(path))
 
     @classmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.documents.verdicts import IngestReport, SourceVerdicts
-from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
 from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
 from storage.snapshots import Listing, ever_listed, listing, newest, set_aside_damaged
@@ -92,8 +92,8 @@ def ingest_scan(
     notes = [*state.notes, *read.notes(), *scan.notes()]
     if still := sorted(state.broken - read.seen.keys()):
         notes.append(
-            f"{len(still)} damaged volume(s) are not in this source: {', '.join(still)}. Repair them from the source that has "
-            "them, or withdraw them (prdit remove)."
+            f"{len(still)} damaged volume(s) were not repaired: {', '.join(still)}. This source does not have them, or not "
+            "whole (see the exclusions). Repair them from one that does, or withdraw them (prdit remove)."
         )
     if missing := sum(counts.values()) - len(left_out):
         notes.append(
@@ -131,9 +131,9 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
     notes = []
     try:
         store = VolumeStore.create(path, **config.grid.model_dump())
-    except (MissingArtifactError, DamagedArtifactError):
-        if not repair:
-            raise
+    except (MissingArtifactError, DamagedArtifactError, StoreFormatError):
+        if not repair or (path.exists() and not any((path / name).exists() for name in ("zarr.json", "commits"))):
+            raise  # the last: some other folder
         store = VolumeStore.restore_root(path, config.grid)
         notes.append("The store's root was lost or damaged, and is written again.")
     key_file = _key_file(path, config)
@@ -186,10 +186,11 @@ def _last_verdicts(path: Path) -> SourceVerdicts | None:
 
 
 def _key_file(store_path: Path, config: IngestConfig) -> Path:
-    return Path(config.patient_key_file or f"{store_path}.patient-key")
+    return Path(config.patient_key_file or f"{store_path.resolve()}.patient-key")
 
 
 def _record_path(source: Path, store_path: Path) -> Path:
     """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
     name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    return store_path.with_name(store_path.name + ".ingests") / name
+    place = store_path.resolve()
+    return place.with_name(place.name + ".ingests") / name

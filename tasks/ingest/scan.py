@@ -105,7 +105,8 @@ class SourceScan:
 
 def file_cache(store_path: Path) -> Path:
     """Where what is known of source files is cached: beside the store, as its key is."""
-    return store_path.with_name(store_path.name + ".files.sqlite")
+    place = store_path.resolve()
+    return place.with_name(place.name + ".files.sqlite")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from storage.documents.snapshot import SnapshotVolume
 from storage.documents.verdicts import IngestReport
-from storage.errors import MissingArtifactError, StorageError, VersionError
+from storage.errors import MissingArtifactError, StorageError, StoreFormatError, VersionError
 from storage.snapshots import allow_again, history, load_snapshot, newest, open_snapshot, withdraw
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -258,7 +258,7 @@ def test_damage_that_the_source_no_longer_has_stays_named(whole: tuple[Path, Ing
     gone = next(entry.volume_id for entry in report.committed if entry.series_uid == "1.2.3.2")
     flip(VolumeStore.open(store).folder(gone or "") / "0" / "c" / "0" / "0" / "0")
     repaired = run(source, store, repair=True)
-    assert [note for note in repaired.notes if f"1 damaged volume(s) are not in this source: {gone}" in note]
+    assert [note for note in repaired.notes if f"1 damaged volume(s) were not repaired: {gone}" in note]
     assert [finding.name for finding in verify_store(store, num_workers=1)[0]] == [gone]
 
 
@@ -287,3 +287,59 @@ def test_a_short_copy_that_only_earlier_snapshots_list_is_repaired(tmp_path: Pat
         assert [entry.reason for entry in report.skipped] == ["shorter_copy"]
         assert report.snapshot == listed_now
         assert verify_store(store, num_workers=1) == ([], [])
+
+
+@pytest.fixture
+def copied(whole: tuple[Path, IngestReport], tmp_path: Path) -> tuple[Path, Path]:
+    """(source, a copy of its store that may be damaged)."""
+    store = tmp_path / "store"
+    shutil.copytree(whole[0] / "store", store)
+    shutil.copyfile(whole[0] / "store.patient-key", tmp_path / "store.patient-key")
+    return whole[0] / "src", store
+
+
+def test_repair_never_lists_a_withdrawn_volume_again(copied: tuple[Path, Path]) -> None:
+    source, store = copied
+    gone, kept = sorted(listed(store))
+    ref = withdraw(VolumeStore.open(store), [gone])
+    (store / "snapshots" / f"{ref.digest.removeprefix('sha256:')}.json").write_bytes(b"{")
+    assert run(source, store, repair=True).snapshot == ref.digest
+    assert list(listed(store)) == [kept]
+    assert verify_store(store, num_workers=1) == ([], [])
+    allow_again(VolumeStore.open(store), [gone])
+    newest_step = store / "snapshots" / f"{ref.digest.removeprefix('sha256:')}.json"
+    newest_step.write_bytes(b"{")
+    run(source, store, repair=True)
+    assert sorted(listed(store)) == [gone, kept]  # what was allowed again is not withdrawn by the repair
+
+
+def test_repair_writes_no_root_that_contradicts_the_snapshots(copied: tuple[Path, Path]) -> None:
+    source, store = copied
+    text = (store / "zarr.json").read_text()
+    (store / "zarr.json").unlink()
+    with pytest.raises(StoreFormatError, match="settings that the store was made with"):
+        ingest(source, store, CONFIG.model_copy(update={"interpolation": "linear"}), repair=True)
+    assert not (store / "zarr.json").exists()
+    (store / "zarr.json").write_text(text.replace('"cubic"', '"linear"'))
+    assert {finding.kind for finding in verify_store(store, num_workers=1)[0]} == {"snapshot"}
+    run(source, store, repair=True)
+    assert (store / "zarr.json").read_text() == text
+    assert verify_store(store, num_workers=1) == ([], [])
+
+
+def test_repair_leaves_lists_of_a_newer_prdit_alone(copied: tuple[Path, Path]) -> None:
+    source, store = copied
+    for path in (*store.glob("history/*.json"), *store.glob("snapshots/*.json")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    before = sorted(path.name for path in store.rglob("*.json"))
+    with pytest.raises(VersionError, match="Update prdit"):
+        run(source, store, repair=True)
+    assert sorted(path.name for path in store.rglob("*.json")) == before
+
+
+def test_a_store_may_be_the_current_folder(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, store = copied
+    monkeypatch.chdir(store)
+    before = sorted(store.iterdir())
+    assert len(run(source, Path()).unchanged) == 2
+    assert sorted(store.iterdir()) == before  # no second key, and nothing else, in the store
