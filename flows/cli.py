@@ -73,11 +73,10 @@ def demo_data(
 ) -> None:
     """Write synthetic chest phantoms as real DICOM series, one of them deliberately broken."""
     with clear_errors():
-        from storage.files import naming_path
         from storage.phantom.series import write_demo_data
         from tasks.run.progress import show_progress
 
-        with naming_path(directory), show_progress("demo data") as progress:
+        with show_progress("demo data") as progress:
             series = write_demo_data(directory, num_patients=patients, seed=seed, small=small, progress=progress)
         show_result(
             {"directory": str(directory), "series": series},

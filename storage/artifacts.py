@@ -106,7 +106,7 @@ def load_provenance(ref: Ref) -> Provenance:
 
 
 def input_ref(ref: Ref, name: str) -> Ref:
-    """The reference of one input of an artifact, by role (`"checkpoint"`, `"split"`, `"store"`, or a training's name).
+    """The reference of one input of an artifact, by role (`"checkpoint"`, `"split"`, `"snapshot"`, `"start"`).
 
     Raises: MissingArtifactError: it has no such input; also the errors of `load_provenance`.
     """

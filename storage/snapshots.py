@@ -5,14 +5,13 @@ are withdrawn by leaving them out of the next snapshot: older ones, and what was
 """
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.artifacts import Ref
 from storage.documents.snapshot import HistoryEntry, Snapshot, SnapshotVolume
-from storage.errors import DamagedArtifactError, InputError, MissingArtifactError, StorageError
+from storage.errors import DamagedArtifactError, InputError, MissingArtifactError
 from storage.numbered import Numbered
 from storage.volume_store import VolumeStore
 
@@ -64,7 +63,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
         for volume_id in new.volumes.keys() - old.volumes.keys():
             store.commit_record(volume_id)
         digest = snapshot.digest
-        snapshot.put(_file(store.path, digest))
+        snapshot.put(snapshot_file(store.path, digest))
         return HistoryEntry(
             snapshot=digest,
             change=_described(why, old, new),
@@ -76,7 +75,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
             labels_by={key: value for key, value in sorted(new.labels_by.items()) if key in new.volumes},
         )
 
-    return _ref(store.path, history(store.path).update(step).snapshot)
+    return snapshot_ref(store.path, history(store.path).update(step).snapshot)
 
 
 def _described(why: str, old: Listing, new: Listing) -> str:
@@ -99,40 +98,9 @@ def listing(store: VolumeStore) -> Listing:
 def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
     if entry is None:
         return Listing()
-    snapshot = load_snapshot(_ref(store.path, entry.snapshot))
+    snapshot = load_snapshot(snapshot_ref(store.path, entry.snapshot))
     withdrawn = frozenset(entry.withdrawn)
     return Listing(dict(snapshot.volumes), withdrawn, dict(entry.patients_by), dict(entry.labels_by))
-
-
-def set_aside_damaged(store: VolumeStore) -> list[str]:
-    """Rename snapshots and entries of the history that cannot be read, so that the newest good one counts again.
-
-    What the newest readable entry has withdrawn stays withdrawn.
-    Returns: names of the files.
-    Raises: VersionError, UnreadableError: a list is of a newer prdit, or cannot be read now; nothing is renamed.
-    """
-    steps, aside = history(store.path), []
-    newest_readable: HistoryEntry | None = None
-    for file in sorted((store.path / FOLDER).glob("*.json")):
-        try:
-            load_snapshot(_ref(store.path, f"sha256:{file.stem}"))
-        except DamagedArtifactError:
-            aside.append(file)
-    for number in steps.numbers():
-        try:
-            newest_readable = steps.read(number)
-        except DamagedArtifactError:
-            aside.append(steps.path(number))
-            continue
-        file = _file(store.path, newest_readable.snapshot)
-        if file in aside or not file.is_file():
-            aside.append(steps.path(number))
-    for file in aside:
-        file.rename(file.with_suffix(".damaged"))
-    if newest_readable is not None:
-        withdrawn = frozenset(newest_readable.withdrawn)
-        update(store, lambda old: replace(old, withdrawn=withdrawn), "repair")
-    return [file.relative_to(store.path).as_posix() for file in aside]
 
 
 def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str) -> Ref:
@@ -140,13 +108,14 @@ def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str
     return update(store, lambda old: replace(old, volumes={**old.volumes, **volumes}), why)
 
 
-def ever_listed(store: VolumeStore) -> dict[str, SnapshotVolume]:
-    """Every volume that a readable snapshot lists."""
-    found: dict[str, SnapshotVolume] = {}
-    for file in sorted((store.path / FOLDER).glob("[!.]*.json")):
-        with suppress(StorageError):
-            found |= Snapshot.read(file).volumes
-    return found
+def snapshot_files(store: Path) -> list[Path]:
+    """Files of all snapshots, in the order of their names."""
+    return sorted((store / FOLDER).glob("[!.]*.json"))
+
+
+def snapshot_file(store: Path, digest: str) -> Path:
+    """File of the snapshot of a digest."""
+    return store / FOLDER / f"{digest.removeprefix('sha256:')}.json"
 
 
 def withdraw(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
@@ -191,7 +160,7 @@ def newest(store: VolumeStore) -> Ref:
         raise MissingArtifactError(
             f"The store {store.path} has no snapshot: no ingest has finished. Run `prdit ingest`."
         )
-    return _ref(store.path, entry.snapshot)
+    return snapshot_ref(store.path, entry.snapshot)
 
 
 def find(store: VolumeStore, name: str) -> Ref:
@@ -202,12 +171,12 @@ def find(store: VolumeStore, name: str) -> Ref:
     wanted = name.removeprefix("sha256:")
     steps = history(store.path)
     if wanted.isdigit() and int(wanted) in steps.numbers():
-        return _ref(store.path, steps.read(int(wanted)).snapshot)
-    found = sorted(path.stem for path in (store.path / FOLDER).glob("*.json") if path.stem.startswith(wanted))
+        return snapshot_ref(store.path, steps.read(int(wanted)).snapshot)
+    found = [path.stem for path in snapshot_files(store.path) if path.stem.startswith(wanted)]
     if len(wanted) < 8 or len(found) != 1:
         why = f"{len(found)} snapshots begin so" if len(wanted) >= 8 else "expected a number, or 8 digits of a digest"
         raise InputError(f"Snapshot {name!r} of {store.path}: {why}. `prdit ls {store.path}` lists them.")
-    return _ref(store.path, f"sha256:{found[0]}")
+    return snapshot_ref(store.path, f"sha256:{found[0]}")
 
 
 def load_snapshot(ref: Ref) -> Snapshot:
@@ -220,7 +189,7 @@ def load_snapshot(ref: Ref) -> Snapshot:
     """
     if ref.kind != "snapshot":
         raise InputError(f"Expected a reference to a snapshot of a volume store, got a {ref.kind} at {ref.uri}.")
-    path = _file(ref.path, ref.digest)
+    path = snapshot_file(ref.path, ref.digest)
     snapshot = Snapshot.read(path)
     if snapshot.digest != ref.digest:
         raise DamagedArtifactError(
@@ -246,9 +215,6 @@ def open_snapshot(ref: Ref) -> tuple[VolumeStore, Snapshot]:
     return store, snapshot
 
 
-def _file(store: Path, digest: str) -> Path:
-    return store / FOLDER / f"{digest.removeprefix('sha256:')}.json"
-
-
-def _ref(store: Path, digest: str) -> Ref:
+def snapshot_ref(store: Path, digest: str) -> Ref:
+    """Reference of the snapshot of a digest."""
     return Ref(kind="snapshot", uri=str(store.resolve()), digest=digest)

@@ -6,8 +6,8 @@ from pathlib import Path
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot
 from storage.errors import StorageError
 from storage.numbered import Numbered
-from storage.refs import Ref
-from storage.snapshots import FOLDER, history, listing, load_snapshot
+from storage.repair import readable_snapshots
+from storage.snapshots import history, listing, load_snapshot, snapshot_files, snapshot_ref
 from storage.volume_store import VolumeStore
 
 
@@ -34,12 +34,10 @@ def open_for_checking(path: Path) -> tuple[VolumeStore, list[Finding]]:
     try:
         return VolumeStore.open(path), []
     except StorageError as error:
-        for file in sorted((path / FOLDER).glob("*.json")):
-            try:
-                return VolumeStore(path, Snapshot.read(file).grid), [Finding("root", "zarr.json", str(error))]
-            except StorageError:
-                continue
-        raise
+        snapshots = readable_snapshots(path)
+        if not snapshots:
+            raise
+        return VolumeStore(path, snapshots[0].grid), [Finding("root", "zarr.json", str(error))]
 
 
 def check_volume(store: VolumeStore, volume_id: str) -> Finding | None:
@@ -62,7 +60,7 @@ def check_lists(store: VolumeStore) -> list[Finding]:
         except StorageError as error:
             found.append(Finding("history", str(number), str(error)))
     found += _listed_though_withdrawn(store)
-    files = {f"sha256:{file.stem}" for file in (store.path / FOLDER).glob("*.json") if not file.name.startswith(".")}
+    files = {f"sha256:{file.stem}" for file in snapshot_files(store.path)}
     committed = set(store.volume_ids())
     for digest in sorted(named | files):
         found += _check_snapshot(store, digest, committed)
@@ -89,7 +87,7 @@ def _listed_though_withdrawn(store: VolumeStore) -> list[Finding]:
 def _check_snapshot(store: VolumeStore, digest: str, committed: set[str]) -> list[Finding]:
     name = digest[:19]
     try:
-        snapshot = load_snapshot(Ref(kind="snapshot", uri=str(store.path), digest=digest))
+        snapshot = load_snapshot(snapshot_ref(store.path, digest))
     except (StorageError, ValueError) as error:
         return [Finding("snapshot", name, str(error))]
     wrong = []

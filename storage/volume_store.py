@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.documents.snapshot import Snapshot
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
@@ -117,32 +116,11 @@ class VolumeStore:
         return cls(path, recorded)
 
     @classmethod
-    def restore_root(cls, path: Path, grid: Grid) -> Self:
-        """Write a lost or wrong root again.
-
-        Raises: StoreFormatError: the snapshots or volumes are on another grid, or there is a root and no snapshot to judge it by.
-        """
-        path = Path(path)
-        store = cls(path, grid)
-        listed = _snapshot_grids(path)
-        if listed - {grid} or (not listed and _readable_root(path)):
-            known = ", ".join(sorted(str(found) for found in listed)) or "those of its root"
-            raise StoreFormatError(
-                f"{path} has the settings {known}; asked for: {grid} (ingest.*). Use the settings that the store was made with."
-            )
-        for volume_id in store.volume_ids():
-            try:
-                record = store.commit_record(volume_id)
-            except DamagedArtifactError:
-                continue
-            if len(record.arrays) != grid.num_levels or any(abs(s - grid.spacing_mm) > 1e-6 for s in record.spacing_mm):
-                raise StoreFormatError(
-                    f"{path} holds volumes of {record.spacing_mm[0]} mm with {len(record.arrays)} levels, the settings say "
-                    f"{grid.spacing_mm} mm and {grid.num_levels} (ingest.*). Use the settings that the store was made with."
-                )
+    def write_root(cls, path: Path, grid: Grid) -> Self:
+        """Write the root of a store again, in place of what is there; whether the grid is right must be known."""
         put_if_absent(path / "volumes" / "zarr.json", json_text(group_document({})).encode())
         write_text_atomic(path / "zarr.json", _root_text(grid))
-        return store
+        return cls(path, grid)
 
     # ---- contents -------------------------------------------------------------------------------------------------
 
@@ -240,7 +218,8 @@ class VolumeStore:
         record.write(self.record_path(volume_id))
         if old is not None and old.folder != record.folder:
             shutil.rmtree(self.path / "volumes" / old.folder, ignore_errors=True)
-        self._forget(volume_id)
+        self._records.pop(volume_id, None)
+        self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
 
     def clean(self) -> list[Path]:
         """Remove what killed writers left."""
@@ -398,8 +377,8 @@ class VolumeStore:
             MissingArtifactError: not committed, or a file is gone.
             DamagedArtifactError: record, metadata, a file or an array is not as it was committed.
         """
-        self._forget(volume_id)
-        record = self.commit_record(volume_id)
+        fresh = type(self)(self.path, self.grid)
+        record = fresh.commit_record(volume_id)
         folder = self.path / "volumes" / record.folder
         for name, entry in record.files.items():
             self._check_file(folder / name, entry, volume_id, hashed=True)
@@ -409,18 +388,13 @@ class VolumeStore:
                 f"{StoreRoot.REMEDY}"
             )
         for level in range(self.grid.num_levels):
-            array = self._array(record, level)
+            array = fresh._array(record, level)
             hu = self._read(array, tuple(slice(0, n) for n in array.shape), volume_id)
             if values_digest(hu) != record.arrays[str(level)].sha256:
                 raise DamagedArtifactError(
                     f"Level {level} of volume {volume_id} in {self.path} decodes to other values than the record says. "
                     f"{VolumeRecord.REMEDY}"
                 )
-
-    def _forget(self, volume_id: str) -> None:
-        """Drop what this process remembers of a volume."""
-        self._records.pop(volume_id, None)
-        self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
 
 
 def _move(staging: Path, folder: Path) -> None:
@@ -439,23 +413,6 @@ def _changed_file(folder: Path, files: dict[str, StoredFile]) -> str | None:
         if not path.is_file() or sha256_file(path) != entry.sha256:
             return name
     return None
-
-
-def _snapshot_grids(path: Path) -> set[Grid]:
-    """Grids of the snapshots that can be read."""
-    found = set()
-    for file in (path / "snapshots").glob("[!.]*.json"):
-        with suppress(DamagedArtifactError):
-            found.add(Snapshot.read(file).grid)
-    return found
-
-
-def _readable_root(path: Path) -> bool:
-    try:
-        VolumeStore.open(path)
-    except (MissingArtifactError, DamagedArtifactError):
-        return False
-    return True
 
 
 def _root_text(grid: Grid) -> str:

@@ -2,16 +2,17 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from storage.documents.document import Document
-from storage.documents.volume import Grid, Shape
+from storage.documents.document import Document, Part
+from storage.documents.volume import Grid
 from storage.files import sha256_json
+from storage.geometry import Int3
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
-class SnapshotVolume(BaseModel):
+class SnapshotVolume(Part):
     """One volume as a snapshot lists it.
 
     Attributes:
@@ -22,13 +23,11 @@ class SnapshotVolume(BaseModel):
         labels: of `labels.csv`, by column.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     patient_key: str
     patient_known: bool
-    shape: Shape
-    attributes: dict[str, Any] = {}
-    labels: dict[str, str] = {}
+    shape: Int3
+    attributes: dict[str, Any] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from storage.documents.document import Document
+from storage.documents.document import Document, Part
 from storage.errors import VersionError
-
-Shape = tuple[int, int, int]
-Point = tuple[float, float, float]
+from storage.geometry import Float3, Int3
 
 
-class Grid(BaseModel):
+class Grid(Part):
     """The one grid of a store.
 
     Attributes:
@@ -19,8 +17,6 @@ class Grid(BaseModel):
         num_levels: pyramid levels of each volume (level k has blocks of 2**k voxels).
         interpolation: how scans were resampled to the grid ("none" for volumes generated on it).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     spacing_mm: float = Field(gt=0)
     num_levels: int = Field(ge=1, le=6)
@@ -52,25 +48,21 @@ class StoreRoot(Document, Grid):
         return super().upgraded(values, version, where)
 
 
-class StoredArray(BaseModel):
+class StoredArray(Part):
     """One level as it was committed: its shape (z, y, x) and the SHA-256 of its values as little-endian int16."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shape: Shape
+    shape: Int3
     sha256: str
 
 
-class StoredFile(BaseModel):
+class StoredFile(Part):
     """One file as it was committed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int
     sha256: str
 
 
-class ScanFacts(BaseModel):
+class ScanFacts(Part):
     """What ingest records of the scan that a volume was made from.
 
     Attributes:
@@ -86,17 +78,15 @@ class ScanFacts(BaseModel):
         notes: what was assumed or replaced when the scan was read.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     scan: str
     format: str = "dicom"
     files_digest: str
     recipe: int
     num_slices: int
     num_duplicates: int = 0
-    spacing_mm: Point
+    spacing_mm: Float3
     tilt_deg: float = 0.0
-    cut: dict[str, float] = {}
+    cut: dict[str, float] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -122,9 +112,9 @@ class VolumeRecord(Document):
 
     volume_id: str
     folder: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    shape: Shape
-    spacing_mm: Point
-    origin_mm: Point
+    shape: Int3
+    spacing_mm: Float3
+    origin_mm: Float3
     arrays: dict[str, StoredArray]
     files: dict[str, StoredFile]
     attributes: dict[str, Any]

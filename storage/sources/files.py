@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import SourceError
-from storage.sources.source import printable
+from storage.sources.source import as_utf8
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -40,7 +40,7 @@ def check_source(source: Path) -> None:
     """Raises: SourceError: the source is missing or not a folder."""
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
-        raise SourceError(f"Source {printable(str(source))} {what}. Give a folder with CT as DICOM or NIfTI.")
+        raise SourceError(f"Source {as_utf8(str(source))} {what}. Give a folder with CT as DICOM or NIfTI.")
 
 
 def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:

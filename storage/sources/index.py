@@ -21,7 +21,7 @@ from storage.errors import UnwritableError
 from storage.files import canonical_json, sha256_json
 from storage.sources.files import FoundFile, FoundOther
 from storage.sources.formats import FACTS_VERSION
-from storage.sources.source import printable
+from storage.sources.source import as_utf8
 from storage.sources.tables import TABLES
 from storage.verdicts import sentence
 
@@ -61,7 +61,7 @@ class ReadFile:
     @property
     def row(self) -> tuple[str, ...]:
         """Its values in the order of the columns."""
-        return (self.sha256, self.format, printable(self.scan), self.reason, printable(self.detail), self.patient)
+        return (self.sha256, self.format, as_utf8(self.scan), self.reason, as_utf8(self.detail), self.patient)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class FileIndex:
 
     def add_other(self, other: FoundOther) -> None:
         """List what is no file."""
-        row = (printable(other.path), other.reason, other.detail)
+        row = (as_utf8(other.path), other.reason, other.detail)
         self._write("INSERT OR REPLACE INTO temp.others VALUES (?, ?, ?)", [row])
 
     def finish(self) -> None:
@@ -153,7 +153,7 @@ class FileIndex:
 
     def _list(self, read: Iterable[tuple[str, Sequence[str]]]) -> None:
         marks = ", ".join("?" * (2 + len(_FACTS)))
-        rows = [(printable(path), os.fsencode(path), *facts) for path, facts in read]
+        rows = [(as_utf8(path), os.fsencode(path), *facts) for path, facts in read]
         self._write(f"INSERT OR REPLACE INTO temp.listed VALUES ({marks})", rows)
 
     def _flush(self) -> None:

@@ -123,11 +123,11 @@ def tilt_deg(direction: NDArray[np.float64]) -> float:
 
 def refuse(reason: str, where: str, detail: str, file: str | None = None) -> NoReturn:
     """Raise the `UnusableSeriesError` of a reason code; `file` is the relative path that `where` or `detail` names."""
-    shown = None if file is None else printable(file)
-    raise UnusableSeriesError(reason, sentence(reason, printable(where), printable(detail)), shown)
+    shown = None if file is None else as_utf8(file)
+    raise UnusableSeriesError(reason, sentence(reason, as_utf8(where), as_utf8(detail)), shown)
 
 
-def printable(name: str) -> str:
+def as_utf8(name: str) -> str:
     """A path as text that can be written: bytes of a name that are not UTF-8 become `\\udcXX`."""
     return name.encode("utf-8", "backslashreplace").decode()
 

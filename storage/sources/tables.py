@@ -11,7 +11,7 @@ from typing import Any
 from storage.errors import SourceError
 from storage.patient_key import patient_key
 from storage.sources.attributes import RESERVED_NAMES, safe_text
-from storage.sources.source import printable
+from storage.sources.source import as_utf8
 
 PATIENTS_CSV = "patients.csv"
 LABELS_CSV = "labels.csv"
@@ -246,7 +246,7 @@ def _by_key(path: Path, column: str, found: Iterable[tuple[int, str, dict[str, s
 
 def _places(files: Sequence[str]) -> list[str]:
     """Paths that a row may name to mean a scan: its files, and the folders above, nearest first."""
-    paths = [PurePosixPath(printable(name)) for name in files]
+    paths = [PurePosixPath(as_utf8(name)) for name in files]
     folders = {parent for path in {path.parent for path in paths} for parent in (path, *path.parents)}
     nearest = sorted((str(folder) for folder in folders), key=lambda place: (-len(PurePosixPath(place).parts), place))
     return [*(str(path) for path in paths), *nearest]

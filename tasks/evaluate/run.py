@@ -58,13 +58,14 @@ def check(samples: Ref, snapshot: Ref, split: Ref) -> None:
             f"The samples at {samples.uri} hold {num_generated} volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Sample more (sample.num_volumes)."
         )
-    real = Split.load(split.path).volume_ids
+    roles_of = Split.load(split.path)
+    real = roles_of.volume_ids
     if len(real) < MIN_VOLUMES:
         raise InputError(
             f"The split at {split.uri} names {len(real)} real volume; a distance between sets needs at least "
             f"{MIN_VOLUMES}. Ingest more scans."
         )
-    check_split(open_snapshot(snapshot)[1], Split.load(split.path), split)
+    check_split(open_snapshot(snapshot)[1], roles_of, split)
 
 
 def evaluate(

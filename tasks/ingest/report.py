@@ -9,7 +9,7 @@ from typing import Any
 from storage.documents.verdicts import Entry
 from storage.errors import SourceError
 from storage.files import replacing
-from storage.sources.source import printable
+from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
 from storage.verdicts import REASONS
 from tasks.ingest.scan import SourceScan
@@ -29,7 +29,7 @@ def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
             "scans of one person may land in different roles."
         )
     for entry in sorted(entries, key=lambda entry: str(entry["series_uid"])):
-        notes += [f"Scan {entry['series_uid']}: {note}." for note in entry.pop("notes", [])]
+        notes += [f"Scan {entry['series_uid']}: {note}." for note in entry.get("notes", [])]
         if entry.get("cut") and entry["cut"]["lung"] > LUNG_CUT_WARNING:
             notes.append(
                 f"Scan {entry['series_uid']}: the default view (256 voxels wide) cuts {entry['cut']['lung']:.1%} of the "
@@ -66,7 +66,7 @@ def _exclusions(scan: SourceScan, entries: Sequence[dict[str, Any]]) -> Iterable
 
 def listed_entries(entries: Sequence[dict[str, Any]], verdict: str) -> list[Entry]:
     """The entries of one verdict, by scan and path."""
-    chosen = [{k: v for k, v in e.items() if k != "verdict"} for e in entries if e["verdict"] == verdict]
+    chosen = [{k: v for k, v in e.items() if k not in ("verdict", "notes")} for e in entries if e["verdict"] == verdict]
     chosen.sort(key=lambda e: (str(e.get("series_uid") or ""), str(e.get("path") or "")))
     return [Entry(**entry) for entry in chosen]
 
@@ -77,4 +77,4 @@ def refuse_without_ct(scan: SourceScan, counts: Counter[str]) -> None:
         return
     found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
     advice = " Unpack the archives first." if "archive" in counts else " Give a folder with CT as DICOM or NIfTI."
-    raise SourceError(f"No CT in {printable(str(scan.source))}: {found}.{advice}")
+    raise SourceError(f"No CT in {as_utf8(str(scan.source))}: {found}.{advice}")

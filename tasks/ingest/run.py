@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
 from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
-from storage.snapshots import Listing, ever_listed, listing, newest, set_aside_damaged
+from storage.repair import ever_listed, restore_root, set_aside_damaged
+from storage.snapshots import Listing, listing, newest
 from storage.sources.files import check_source
 from storage.verdicts import REASONS
 from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
-from tasks.ingest.scan import SourceScan, scan_source
+from tasks.ingest.scan import SourceScan, beside_store, scan_source
 from tasks.ingest.scans import StoreState, list_scans, read_scans
 from tasks.ingest.series import RECIPE
 from tasks.run.fanout import Pool
@@ -31,14 +32,21 @@ logger = logging.getLogger("prdit.ingest")
 
 
 @contextmanager
-def open_scan(source: Path, store_path: Path, config: IngestConfig) -> Iterator[tuple[SourceScan, Pool]]:
+def open_scan(
+    source: Path, store_path: Path, config: IngestConfig, *, repair: bool = False
+) -> Iterator[tuple[SourceScan, Pool]]:
     """Scan a source; the scan, and the worker processes that scanned it.
 
     Args: as for `ingest`.
-    Raises: SourceError: the folder is missing or empty, or a table in it is malformed.
+    Raises:
+        SourceError: the folder is missing or empty, or a table in it is malformed.
+        StorageError: there is a store that cannot be used, and `repair` was not asked for.
     """
     source, store_path = Path(source), Path(store_path)
     check_source(source)
+    if not repair:
+        with suppress(MissingArtifactError):
+            VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long
     key = load_patient_key(_key_file(store_path, config))
     with (
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
@@ -64,7 +72,7 @@ def ingest(
         StorageError: the store has another grid, format or patient key, or its lists are damaged and `repair` was not asked for.
         UnwritableError: the disk is full, say: nothing is quarantined for that.
     """
-    with open_scan(source, store_path, config) as (scan, pool):
+    with open_scan(source, store_path, config, repair=repair) as (scan, pool):
         return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair)
 
 
@@ -90,7 +98,7 @@ def ingest_scan(
     snapshot = list_scans(read, state, source=record_path.stem, before=before)
     left_out, counts = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
     notes = [*state.notes, *read.notes(), *scan.notes()]
-    if still := sorted(state.broken - read.seen.keys()):
+    if still := sorted(state.broken.keys() - read.seen.keys()):
         notes.append(
             f"{len(still)} damaged volume(s) were not repaired: {', '.join(still)}. This source does not have them, or not "
             "whole (see the exclusions). Repair them from one that does, or withdraw them (prdit remove)."
@@ -127,14 +135,14 @@ def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestRep
 
 
 def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:
-    """Open or make the store, remove what killed processes left, and read its records."""
+    """Open or make the store, and remove what killed processes left."""
     notes = []
     try:
         store = VolumeStore.create(path, **config.grid.model_dump())
     except (MissingArtifactError, DamagedArtifactError, StoreFormatError):
         if not repair or (path.exists() and not any((path / name).exists() for name in ("zarr.json", "commits"))):
             raise  # the last: some other folder
-        store = VolumeStore.restore_root(path, config.grid)
+        store = restore_root(path, config.grid)
         notes.append("The store's root was lost or damaged, and is written again.")
     key_file = _key_file(path, config)
     check_patient_key(path, load_patient_key(key_file), key_file)
@@ -146,16 +154,10 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
             notes.append(f"Damaged lists of the store were set aside (renamed): {', '.join(aside)}.")
         checks = pool.map(partial(check_volume, store), store.volume_ids())
         broken = {volume_id for volume_id, found in checks if found is not None}
-    now, records = listing(store), {}
-    for volume_id in store.volume_ids():
-        try:
-            records[volume_id] = store.commit_record(volume_id)
-        except StorageError as error:
-            notes += [] if repair else [str(error)]
-    listed = ever_listed(store) if repair else {}
+    listed = ever_listed(path) if repair else {}
     broken |= listed.keys() - set(store.volume_ids())
     attributes = {name: dict(listed[name].attributes) if name in listed else {} for name in broken}
-    return StoreState(store, now, records, attributes, notes)
+    return StoreState(store, listing(store), attributes, notes)
 
 
 def _still_holds(record: SourceVerdicts, mark: dict[str, Any], now: Listing) -> bool:
@@ -186,11 +188,10 @@ def _last_verdicts(path: Path) -> SourceVerdicts | None:
 
 
 def _key_file(store_path: Path, config: IngestConfig) -> Path:
-    return Path(config.patient_key_file or f"{store_path.resolve()}.patient-key")
+    return Path(config.patient_key_file or beside_store(store_path, ".patient-key"))
 
 
 def _record_path(source: Path, store_path: Path) -> Path:
     """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
     name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    place = store_path.resolve()
-    return place.with_name(place.name + ".ingests") / name
+    return beside_store(store_path, ".ingests") / name

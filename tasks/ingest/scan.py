@@ -11,8 +11,8 @@ from storage.errors import SourceError
 from storage.patient_key import key_id, patient_key
 from storage.sources.files import FoundFile, FoundOther, check_source, walk_source
 from storage.sources.formats import read_source_file
-from storage.sources.index import Excluded, FileIndex, ReadFile
-from storage.sources.source import printable
+from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
+from storage.sources.source import as_utf8
 from storage.sources.tables import Assigned, SourceTables
 from tasks.run.fanout import Lost, Pool
 
@@ -77,8 +77,7 @@ class SourceScan:
 
     def scans(self) -> Iterator[Scan]:
         """The scans by id."""
-        for found in self._index.scans():
-            told = self._tables.assign(found.scan_id, found.files, found.patient)
+        for found, told in self._assigned():
             yield Scan(
                 found.scan_id,
                 found.format,
@@ -96,17 +95,25 @@ class SourceScan:
 
     def notes(self) -> list[str]:
         """Sentences about rows of the tables that contradict a file or match no scan."""
-        return self._tables.notes(self._assigned()) if self._tables else []
+        if not self._tables:
+            return []
+        return self._tables.notes((found.scan_id, told) for found, told in self._assigned())
 
-    def _assigned(self) -> Iterator[tuple[str, Assigned]]:
+    def _assigned(self) -> Iterator[tuple[ScanFiles, Assigned]]:
+        """The scans by id, with what the tables say of each."""
         for found in self._index.scans():
-            yield found.scan_id, self._tables.assign(found.scan_id, found.files, found.patient)
+            yield found, self._tables.assign(found.scan_id, found.files, found.patient)
+
+
+def beside_store(store_path: Path, ending: str) -> Path:
+    """The path beside a store that has its name and an ending: for what may reveal who was scanned, and so is not in it."""
+    place = store_path.resolve()
+    return place.with_name(place.name + ending)
 
 
 def file_cache(store_path: Path) -> Path:
-    """Where what is known of source files is cached: beside the store, as its key is."""
-    place = store_path.resolve()
-    return place.with_name(place.name + ".files.sqlite")
+    """Where what is known of source files is cached."""
+    return beside_store(store_path, ".files.sqlite")
 
 
 @contextmanager
@@ -132,7 +139,7 @@ def scan_source(source: Path, store_path: Path, key: bytes, pool: Pool) -> Itera
         _read_alone(index, source, key, pool, lost)
         index.finish()
         if not index.count() and not index.count_others():
-            raise SourceError(f"Source {printable(str(source))} is empty. Give a folder with CT as DICOM or NIfTI.")
+            raise SourceError(f"Source {as_utf8(str(source))} is empty. Give a folder with CT as DICOM or NIfTI.")
         yield SourceScan(source, index, tables)
     finally:
         index.close()

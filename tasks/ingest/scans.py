@@ -1,6 +1,7 @@
 """The scans of a source -> committed volumes, and from them what the store lists."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +27,12 @@ class StoreState:
     Attributes:
         store: opened.
         now: what it lists.
-        records: the commit records that can be read, by volume id.
         broken: volumes to write again: the attributes they are listed with by id, empty where no snapshot lists them.
         notes: sentences for the report.
     """
 
     store: VolumeStore
     now: Listing
-    records: dict[str, VolumeRecord]
     broken: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -46,11 +45,13 @@ class ScansRead:
         entries: one per scan, with its verdict.
         seen: the scans that are committed volumes, by volume id.
         num_unknown: scans without a PatientID.
+        store_notes: what is wrong with records of the store.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
     num_unknown: int = 0
+    store_notes: list[str] = field(default_factory=list)
 
     def add(self, scan: Scan, entry: dict[str, Any]) -> None:
         """Take a scan's entry; of two scans with the pixels and geometry of one volume only the first counts."""
@@ -64,8 +65,8 @@ class ScansRead:
         self.entries.append(entry)
 
     def notes(self) -> list[str]:
-        """Sentences about the scans."""
-        return entry_notes(self.entries, self.num_unknown)
+        """Sentences about the store's records and the scans."""
+        return [*self.store_notes, *entry_notes(self.entries, self.num_unknown)]
 
 
 def read_scans(
@@ -79,10 +80,17 @@ def read_scans(
 
     Raises: UserError: what a worker met concerns the whole ingest, as a full disk does.
     """
-    records = [record for volume_id, record in state.records.items() if volume_id not in state.broken and record.scan]
-    have = {record.scan.files_digest: record for record in records if record.scan and record.scan.recipe == RECIPE}
-    longest = _longest(state)
     read = ScansRead()
+    records = {}
+    for volume_id in state.store.volume_ids():
+        try:
+            records[volume_id] = state.store.commit_record(volume_id)
+        except StorageError as error:
+            if volume_id not in state.broken:
+                read.store_notes.append(str(error))
+    whole = [record for volume_id, record in records.items() if volume_id not in state.broken]
+    have = {record.scan.files_digest: record for record in whole if record.scan and record.scan.recipe == RECIPE}
+    longest = _longest(state.now, records)
 
     def jobs() -> Iterator[SeriesJob]:
         for one in scan.scans():
@@ -113,62 +121,49 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
         before: last verdicts on the source.
     """
     had = {str(entry.series_uid): str(entry.volume_id) for entry in before.used} if before else {}
-    records = _Records(state.store, state.records)
-    listed = state.now
+    listed: Listing = state.now
+    records: dict[str, VolumeRecord] = {}
 
     def change(old: Listing) -> Listing:
-        nonlocal listed
+        nonlocal listed, records
+        records = _readable(state.store, {*old.volumes, *old.withdrawn, *read.seen})
         listed = listed_with(old, list(read.seen.values()), records, source, had)
         return listed
 
     snapshot = update(state.store, change, "ingest")
-    found = {volume_id: record.scan for volume_id in listed.volumes if (record := records.get(volume_id))}
-    by_scan = {facts.scan: volume_id for volume_id, facts in found.items() if facts}
+    found = {volume_id: records[volume_id].scan for volume_id in listed.volumes if volume_id in records}
+    by_scan = {facts.scan: (facts.num_slices, volume_id) for volume_id, facts in found.items() if facts}
     for place, entry in enumerate(read.entries):
         volume_id = entry.get("volume_id")
         if volume_id is None or volume_id in listed.volumes:
             continue
-        other = by_scan.get(entry["series_uid"])
-        if volume_id in listed.withdrawn or other is None:
+        num_slices, other = by_scan.get(entry["series_uid"], (0, ""))
+        if volume_id in listed.withdrawn or not other:
             read.entries[place] = _left_out(entry, "withdrawn", volume_id)
-        elif (slices := records[other].scan) and slices.num_slices > entry["num_slices"]:
-            detail = f"{entry['num_slices']} slices, volume {other} of it {slices.num_slices}"
+        elif num_slices > entry["num_slices"]:
+            detail = f"{entry['num_slices']} slices, volume {other} of it {num_slices}"
             read.entries[place] = _left_out(entry, "shorter_copy", detail)
         else:
             read.entries[place] = _left_out(entry, "other_copy", other)
     return snapshot
 
 
-def _longest(state: StoreState) -> dict[str, tuple[int, str]]:
+def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, tuple[int, str]]:
     """(slices, volume id) of the longest known volume of each scan, by the scan's id."""
     found: dict[str, tuple[int, str]] = {}
-    for volume_id in (*state.now.volumes, *state.now.withdrawn):
-        record = state.records.get(volume_id)
-        if record and record.scan:
-            known = found.get(record.scan.scan, (0, ""))
-            found[record.scan.scan] = max(known, (record.scan.num_slices, volume_id))
+    for volume_id in (*now.volumes, *now.withdrawn):
+        if volume_id in records and (facts := records[volume_id].scan):
+            found[facts.scan] = max(found.get(facts.scan, (0, "")), (facts.num_slices, volume_id))
     return found
 
 
-class _Records(Mapping[str, VolumeRecord]):
-    """Commit records by volume id: those read at the beginning, and those committed since."""
-
-    def __init__(self, store: VolumeStore, known: dict[str, VolumeRecord]) -> None:
-        self._store, self._known = store, known
-
-    def __getitem__(self, volume_id: str) -> VolumeRecord:
-        if volume_id not in self._known:
-            try:
-                self._known[volume_id] = self._store.commit_record(volume_id)
-            except StorageError as error:  # lost or damaged, which the notes say
-                raise KeyError(volume_id) from error
-        return self._known[volume_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
+def _readable(store: VolumeStore, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
+    """Commit records of volumes, without those that are lost or damaged."""
+    records = {}
+    for volume_id in volume_ids:
+        with suppress(StorageError):
+            records[volume_id] = store.commit_record(volume_id)
+    return records
 
 
 def _left_out(entry: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def ingest_stage(
             return False
         return not repair and report.store == opaque_place(store) and now == report.snapshot
 
-    with open_scan(source, store, config) as (scan, pool):
+    with open_scan(source, store, config, repair=repair) as (scan, pool):
 
         def body(run: StageRun) -> None:
             report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)

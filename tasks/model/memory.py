@@ -12,6 +12,7 @@ from prdit_models.families.family import Training
 from prdit_models.plan import GIB, GPU_CONTEXT_BYTES, Planned, Work, largest_batch, memory_of
 from storage.errors import OutOfMemoryError, UserError
 from tasks.model.checkpoint import CheckpointInfo
+from tasks.run.machine import memory_available
 
 logger = logging.getLogger("prdit.memory")
 
@@ -48,8 +49,8 @@ def room_of(device: torch.device) -> Room:
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device)
         return Room("cuda", torch.cuda.get_device_name(device), total, free + held)
-    memory = psutil.virtual_memory()
-    return Room("cpu", "this machine", memory.total, memory.available + psutil.Process().memory_info().rss)
+    memory = memory_available()
+    return Room("cpu", "this machine", memory.total, memory.amount + psutil.Process().memory_info().rss)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ngff_zarr.rfc4 import anatomical_orientation_to_itk_direction
 
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError, VersionError
 from storage.geometry import AIR_HU, Volume
+from storage.repair import restore_root
 from storage.volume_store import VolumeStore
 
 SHAPE = (70, 81, 66)
@@ -256,8 +257,8 @@ def test_a_lost_root_is_written_again(store: VolumeStore) -> None:
     with pytest.raises(MissingArtifactError, match="--repair"):  # not taken for an empty folder
         VolumeStore.create(store.path)
     with pytest.raises(StoreFormatError, match=r"3 levels, the settings say 1\.0 mm and 2"):
-        VolumeStore.restore_root(store.path, store.grid.model_copy(update={"num_levels": 2}))
-    VolumeStore.restore_root(store.path, store.grid)
+        restore_root(store.path, store.grid.model_copy(update={"num_levels": 2}))
+    restore_root(store.path, store.grid)
     assert (store.path / "zarr.json").read_text() == text
     VolumeStore.open(store.path).verify("a")
 
