@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AIR_HU = -1024  # lowest value kept, and the value of everything outside a volume
+FILL_HU = -32768  # of a scan before resampling: a voxel that was not measured (padding); in the store it is AIR_HU
 VIEW_ALIGNMENT = 4  # a view starts at a multiple of this, so that it covers whole voxels of levels 0, 1 and 2
 
 Int3 = tuple[int, int, int]

@@ -24,6 +24,10 @@ REASONS: dict[str, Reason] = {
     "unknown_format": Reason("skipped", "{where} is in no format that is read (DICOM, NIfTI); nothing to do."),
     "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
     "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
+    "outside_source": Reason(
+        "skipped",
+        "{where} is a link that leaves the source ({detail}): it was not opened. Copy what it means into the source.",
+    ),
     "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read directly."),
     "not_ct": Reason("skipped", "{where} is {detail}, not a CT image; nothing to do."),
     "localizer": Reason("skipped", "{where} is a localizer (scout), not a volume; nothing to do."),
@@ -34,6 +38,13 @@ REASONS: dict[str, Reason] = {
     "multi_frame": Reason(
         "skipped",
         "{where} is a multi-frame image ({detail}), which is not read yet: convert it to single-frame CT images.",
+    ),
+    "other_quantity": Reason(
+        "skipped", "{where} holds {detail}, not HU: nothing to do, or export the images in HU of the same scan."
+    ),
+    "other_body_part": Reason(
+        "skipped",
+        "{where} is of body part {detail}: nothing to do, or change ingest.excluded_body_parts if it shows a chest.",
     ),
     "not_hu": Reason(
         "skipped",
@@ -55,6 +66,7 @@ REASONS: dict[str, Reason] = {
     "duplicate_volume": Reason("skipped", "{where} has the pixels and geometry of volume {detail}; it is kept once."),
     # -- quarantined: broken
     "unreadable_file": Reason("quarantined", "{where} cannot be read ({detail}): check permissions and copy it again."),
+    "archive_member": Reason("quarantined", "{where} cannot be read from its archive ({detail}): unpack it by hand."),
     "unreadable_pixels": Reason(
         "quarantined", "{where} has pixel data that cannot be decoded ({detail}): copy or export the series again."
     ),
@@ -80,6 +92,34 @@ REASONS: dict[str, Reason] = {
     "too_few_slices": Reason(
         "quarantined", "{where} has {detail}: complete the series, or lower ingest.min_slices if it is a whole scan."
     ),
+    "too_short": Reason(
+        "quarantined",
+        "{where} is {detail}: complete the series, or lower ingest.min_length_mm if that is a whole scan.",
+    ),
+    "too_narrow": Reason(
+        "quarantined", "{where} is {detail}: export a larger field of view, or lower ingest.min_width_mm."
+    ),
+    "thick_slices": Reason(
+        "quarantined", "{where} has {detail}: ingest a finer reconstruction, or raise ingest.max_slice_mm."
+    ),
+    "incomplete": Reason("quarantined", "{where} is incomplete: {detail}. Fetch the missing slices and ingest again."),
+    "one_series_per_slice": Reason(
+        "quarantined",
+        "{where} is one of {detail}: slices of one scan under a UID each. Export it again with one SeriesInstanceUID.",
+    ),
+    "several_patients": Reason("quarantined", "{where} has images of {detail}: separate them, and export them again."),
+    "several_studies": Reason("quarantined", "{where} has images of {detail}: separate them by StudyInstanceUID."),
+    "several_frames_of_reference": Reason(
+        "quarantined",
+        "{where} has {detail}, so its slices do not share one space: separate them by FrameOfReferenceUID.",
+    ),
+    "several_acquisitions": Reason(
+        "quarantined", "{where} has {detail}, and not each is a whole volume: separate them, or export each whole."
+    ),
+    "several_kernels": Reason(
+        "quarantined", "{where} has {detail}, and not each is a whole volume: export one series per reconstruction."
+    ),
+    "bad_number": Reason("quarantined", "{where} has {detail}: correct that tag, or export the series again."),
     "missing_slices": Reason("quarantined", "{where} has a gap: {detail}. Fetch the missing slices and ingest again."),
     "duplicate_slices": Reason(
         "quarantined", "{where} has different slices at one position ({detail}): split the phases or reconstructions."
@@ -98,6 +138,10 @@ REASONS: dict[str, Reason] = {
         "quarantined", "{where} has pixels of an unexpected kind ({detail}): export it as CT."
     ),
     "too_large": Reason("quarantined", "{where} would need {detail}: check its spacing and positions."),
+    "too_costly": Reason(
+        "quarantined",
+        "{where} was stopped ({detail}): its header or its compression claims more than a CT needs. Export it again.",
+    ),
     "damaged_volume": Reason(
         "quarantined",
         "{where} is in the store already, but damaged there ({detail}): ingest again with --repair.",

@@ -12,6 +12,7 @@ from storage.documents.split import Split
 from storage.geometry import Volume
 from storage.snapshots import list_all
 from storage.volume_store import VolumeStore
+from tasks.ingest.config import IngestConfig
 from tasks.train.config import TrainingConfig
 from tasks.train.spec import TrainSpec, training_stage
 
@@ -129,3 +130,8 @@ def page_submits(schema: dict[str, Any]) -> dict[str, Any]:
         else field["default"]
         for name, field in schema["properties"].items()
     }
+
+
+def small_ingest(**changes: Any) -> IngestConfig:
+    """Ingest configuration for scans of a few small slices, which are no whole chest."""
+    return IngestConfig(**{"min_slices": 8, "min_length_mm": 0.0, "min_width_mm": 0.0} | changes)

@@ -11,7 +11,10 @@ from storage.verdicts import REASONS
 
 
 class Entry(Part):
-    """One verdict: a series by UID or a file by relative path; a volume id, or a reason code with its sentence."""
+    """One verdict: a series by UID or a file by relative path; a volume id, or a reason code with its sentence.
+
+    `image_of_volume` is True of a file that belongs to a series whose volume was made without it.
+    """
 
     series_uid: str | None = None
     path: str | None = None
@@ -20,6 +23,7 @@ class Entry(Part):
     message: str | None = None
     num_slices: int | None = None
     cut: dict[str, float] | None = None
+    image_of_volume: bool | None = None
     seconds: float | None = None
 
 

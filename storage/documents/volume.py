@@ -66,7 +66,8 @@ class ScanFacts(Part):
     """What ingest records of the scan that a volume was made from.
 
     Attributes:
-        scan: SeriesInstanceUID, or another id of the scan.
+        scan: SeriesInstanceUID, or another id of the scan; with the part's name where the scan has several volumes.
+        num_parts: volumes of the scan.
         format: it was read from.
         files_digest: hash of the hashes of its files.
         recipe: version of the arithmetic from source to stored HU.
@@ -75,10 +76,12 @@ class ScanFacts(Part):
         spacing_mm: voxel distances (x, y, z) of the scan.
         tilt_deg: angle between slice step and slice normal.
         cut: share of body and of lung outside the default view.
+        completeness: "complete" where a count of the slices was known and met, else "unknown".
         notes: what was assumed or replaced when the scan was read.
     """
 
     scan: str
+    num_parts: int = 1
     format: str = "dicom"
     files_digest: str
     recipe: int
@@ -87,6 +90,7 @@ class ScanFacts(Part):
     spacing_mm: Float3
     tilt_deg: float = 0.0
     cut: dict[str, float] = Field(default_factory=dict)
+    completeness: str = "unknown"
     notes: tuple[str, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """One CT series -> HU with geometry: slices sorted along their normal, checked for gaps, rescaled slice by slice."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from storage.files import sha256_file
 from storage.geometry import AIR_HU
 from storage.sources.dicom_attributes import allowed_attributes
 from storage.sources.dicom_errors import DECODE_ERRORS
-from storage.sources.source import Limits, SourceVolume, pixel_digest, refuse, short, tilt_deg
+from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, short, tilt_deg
 
 ORIENTATION_TOLERANCE = 1e-3  # direction cosines
 PIXEL_SPACING_TOLERANCE_MM = 1e-3
@@ -26,9 +26,9 @@ _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _GDCM_SYNTAXES = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
 
 
-def load_series(source: Path, files: Sequence[str], series_uid: str, limits: Limits) -> SourceVolume:
+def load_series(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and rescale one series, see `Format.load`."""
-    where = f"Series {series_uid}"
+    where, source, files, limits = f"Series {request.scan_id}", request.source, request.files, request.limits
     headers, num_duplicates = _headers(source, files, where)
     _check_consistent(headers, where)
     if len(headers) < limits.min_slices:
@@ -47,7 +47,7 @@ def load_series(source: Path, files: Sequence[str], series_uid: str, limits: Lim
     step_mm = float(np.linalg.norm(step))
     spacing = _floats(headers[0][1].PixelSpacing)
     direction = np.stack([row, column, step / step_mm], axis=1)
-    return SourceVolume(
+    yield SourceVolume(
         hu=hu,
         spacing_mm=(spacing[1], spacing[0], step_mm),
         origin_mm=(float(positions[0][0]), float(positions[0][1]), float(positions[0][2])),

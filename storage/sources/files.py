@@ -3,8 +3,10 @@
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from storage.errors import SourceError
 from storage.sources.source import as_utf8
@@ -41,6 +43,13 @@ def check_source(source: Path) -> None:
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
         raise SourceError(f"Source {as_utf8(str(source))} {what}. Give a folder with CT as DICOM or NIfTI.")
+
+
+@contextmanager
+def open_file(source: Path, name: str) -> Iterator[BinaryIO]:
+    """One file of a source, by its relative path, open for reading and seekable. Raises: OSError."""
+    with (source / name).open("rb") as stream:
+        yield stream
 
 
 def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:

@@ -6,7 +6,7 @@ Source: NIfTI-1 and NIfTI-2 data format (nifti.nimh.nih.gov); numbers of section
 import gzip
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 
 from storage.errors import UnusableSeriesError
 from storage.geometry import AIR_HU, Float3
-from storage.sources.source import FileFacts, Format, Limits, SourceVolume, pixel_digest, refuse, short, tilt_deg
+from storage.sources.source import (
+    FileFacts,
+    Format,
+    Limits,
+    ScanRequest,
+    SourceVolume,
+    pixel_digest,
+    refuse,
+    short,
+    tilt_deg,
+)
 
 LOWEST_TISSUE_HU = -500  # a chest has air; an image without a voxel below this is not in HU
 PLACE_TOLERANCE = 0.1  # voxels that sform and qform may place a corner apart
@@ -42,11 +52,11 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
     return FileFacts("nifti", f"nifti-{hashlib.sha256(absolute).hexdigest()[:16]}")
 
 
-def load_nifti(source: Path, files: Sequence[str], scan_id: str, limits: Limits) -> SourceVolume:
+def load_nifti(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and scale one file, see `Format.load`."""
-    where = f"Scan {scan_id}"
+    where, limits = request.where, request.limits
     try:
-        header, stored = _read(source / files[0], where)
+        header, stored = _read(request.source / request.files[0], where)
     except UnusableSeriesError:
         raise
     except _READ_ERRORS as error:
@@ -61,7 +71,7 @@ def load_nifti(source: Path, files: Sequence[str], scan_id: str, limits: Limits)
     spacing = np.linalg.norm(linear, axis=0)
     origin = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, 3] * unit_mm + 0.0
     direction = linear / spacing + 0.0
-    return SourceVolume(
+    yield SourceVolume(
         hu=hu,
         spacing_mm=_float3(spacing),
         origin_mm=_float3(origin),

@@ -5,7 +5,7 @@ This module knows no format. A format is a module beside it that defines a `Form
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
@@ -39,15 +39,62 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as a volume.
+    """What counts as a volume; the same fields of `tasks.ingest.config.IngestConfig` describe them to users.
 
     Attributes:
         min_slices: a scan with fewer is too short.
+        min_length_mm: least extent along the patient's head-foot axis.
+        min_width_mm: least extent along both other axes.
+        max_slice_mm: largest slice distance.
+        max_jitter: how far slices may lie from even positions, as a share of the slice distance.
+        max_hu: values above are no HU: fill where they are a region, an error where they are the scan.
+        excluded_body_parts: BodyPartExamined that are skipped, in capitals.
         nan: what voxels that are no finite number become: "refuse" the scan, or take them as "air".
     """
 
     min_slices: int = 2
+    min_length_mm: float = 0.0
+    min_width_mm: float = 0.0
+    max_slice_mm: float = 10.0
+    max_jitter: float = 0.1
+    max_hu: float = 30719.0
+    excluded_body_parts: tuple[str, ...] = ()
     nan: Literal["refuse", "air"] = "refuse"
+
+
+@dataclass(frozen=True)
+class ScanRequest:
+    """What `Format.load` is asked for.
+
+    Attributes:
+        source: folder of the source.
+        files: relative paths of one scan's files, sorted; opened with `storage.sources.files.open_file`.
+        scan_id: as in `FileFacts.scan`.
+        limits: what counts as a volume.
+        num_expected: slices that a manifest of the source says this scan has; None where none does.
+        spacing_mm: voxel distances (x, y, z) for formats whose files do not have them; None where unknown.
+    """
+
+    source: Path
+    files: tuple[str, ...]
+    scan_id: str
+    limits: Limits = Limits()
+    num_expected: int | None = None
+    spacing_mm: Float3 | None = None
+
+    @property
+    def where(self) -> str:
+        """How sentences call the scan."""
+        return f"Scan {self.scan_id}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One image of a scan that is not part of its volume: relative path, reason code and detail of its verdict."""
+
+    file: str
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -55,15 +102,21 @@ class SourceVolume:
     """A scan as acquired.
 
     Attributes:
-        hu: HU, at least AIR_HU, shape (k, j, i), int16, or float32 where values are not whole.
-        spacing_mm: distances along index i, j and k.
+        hu: HU, at least AIR_HU, or FILL_HU where nothing was measured; shape (k, j, i), int16, or float32 where values are not
+            whole.
+        spacing_mm: distances along index i, j and k; along k the mean where `slice_mm` is given.
         origin_mm: LPS centre of voxel [0, 0, 0].
         direction: 3 × 3, columns are the unit LPS steps of index i, j, k: of either handedness, not orthogonal under gantry tilt.
         attributes: allow-listed attributes (`storage.sources.attributes`).
-        pixel_digest: SHA-256 of the HU as float32, plane by plane.
+        pixel_digest: SHA-256 of `hu` as float32, plane by plane.
+        part: which volume of its scan, where a scan has several ("acquisition 2"); "" where it is the only one.
+        num_parts: volumes of its scan.
+        slice_mm: distance of each plane from the first along k, strictly increasing, where they are uneven; None where even.
+        left_out: images of the scan that are no part of a volume of it; on the first volume of a scan only.
         num_duplicates: files left out because they repeat another file.
         tilt_deg: angle between the step along k and the normal of i and j.
-        notes: sentences about what was assumed or replaced.
+        completeness: "complete" where a count of the slices is known and met, else "unknown".
+        notes: sentences about what was assumed or replaced, without file names.
     """
 
     hu: NDArray[Any]
@@ -72,21 +125,27 @@ class SourceVolume:
     direction: NDArray[np.float64]
     attributes: dict[str, Any]
     pixel_digest: str
+    part: str = ""
+    num_parts: int = 1
+    slice_mm: tuple[float, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
     num_duplicates: int = 0
     tilt_deg: float = 0.0
+    completeness: Literal["complete", "unknown"] = "unknown"
     notes: tuple[str, ...] = ()
 
-    def geometry(self) -> dict[str, list[float]]:
+    def geometry(self) -> dict[str, Any]:
         """JSON geometry rounded to 1e-5, as it enters the volume id."""
         return {
             "spacing_mm": [round(v, 5) for v in self.spacing_mm],
             "origin_mm": [round(v, 5) + 0.0 for v in self.origin_mm],
             "direction": [round(float(v), 5) + 0.0 for v in self.direction.ravel()],
+            "slice_mm": None if self.slice_mm is None else [round(v, 5) for v in self.slice_mm],
         }
 
 
 ReadHeader = Callable[[BinaryIO, Path], FileFacts | None]
-Load = Callable[[Path, Sequence[str], str, Limits], SourceVolume]
+Load = Callable[[ScanRequest], Iterator[SourceVolume]]
 
 
 @dataclass(frozen=True)
@@ -97,8 +156,8 @@ class Format:
         name: as in `FileFacts.format`.
         read_header: (seekable stream at the start of a file, the file's path) -> facts, or None where the file has another format.
             It raises only OSError, where the file cannot be read.
-        load: (source folder, relative paths of one scan's files, scan id, limits) -> the scan.
-            Raises `UnusableSeriesError` with a reason code; sources are only read.
+        load: request -> the volumes of a scan, nearly always one, each read when it is asked for. Every header is checked before
+            the first: a scan of which one volume is broken is refused. Raises `UnusableSeriesError` with a reason code.
     """
 
     name: str

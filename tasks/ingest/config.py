@@ -1,10 +1,12 @@
 """Configuration of stage ingest."""
 
+from dataclasses import fields
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from storage.documents.volume import Grid
+from storage.sources.source import Limits
 from tasks.run.config import StageConfig
 
 
@@ -17,12 +19,29 @@ class IngestConfig(StageConfig):
     num_levels: int = Field(3, ge=1, le=6, description="pyramid levels; level k averages blocks of 2**k voxels")
     interpolation: Literal["cubic", "linear"] = Field("cubic", description="cubic B-spline or linear, onto the grid")
     min_slices: int = Field(16, ge=2, description="a series with fewer slices is quarantined as too_few_slices")
+    min_length_mm: float = Field(150.0, ge=0, description="least extent along the head-foot axis; less is too_short")
+    min_width_mm: float = Field(200.0, ge=0, description="least extent along both other axes; less is too_narrow")
+    max_slice_mm: float = Field(10.0, gt=0, description="largest slice distance; more is thick_slices")
+    max_jitter: float = Field(
+        0.1, ge=0, lt=0.5, description="how far slices may lie from even positions, as a share of the slice distance"
+    )
+    max_hu: float = Field(30719.0, gt=3000, description="larger values are no HU: fill where they are a region")
+    excluded_body_parts: tuple[str, ...] = Field(
+        ("HEAD", "BRAIN", "SKULL", "NECK", "PELVIS", "EXTREMITY", "LEG", "KNEE", "FOOT", "ANKLE", "HIP", "ARM", "ELBOW", "HAND",
+         "WRIST", "SHOULDER", "JAW", "EAR", "EYE"),
+        description="BodyPartExamined that are skipped as other_body_part",
+    )  # fmt: skip
     nan: Literal["refuse", "air"] = Field(
         "refuse", description="voxels that are no finite number: refuse the scan, or air"
     )
     num_workers: int | None = Field(None, ge=1, description="processes; default by cores and memory")
     scheduler: str | None = Field(None, description="address of a running Dask scheduler; default: local processes")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")
+
+    @property
+    def limits(self) -> Limits:
+        """What counts as a volume, as a source format takes it."""
+        return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
 
     @property
     def grid(self) -> Grid:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from storage.documents.snapshot import SnapshotVolume
 from storage.documents.volume import VolumeRecord
@@ -19,6 +20,7 @@ class Seen:
         patient_known: whether there was a PatientID.
         patient_given: whether it came from `patients.csv`.
         labels: of `labels.csv`.
+        attributes: allow-listed attributes, as this scan has them.
     """
 
     scan: str
@@ -27,6 +29,7 @@ class Seen:
     patient_known: bool
     patient_given: bool = False
     labels: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def listed_with(
@@ -65,7 +68,7 @@ def listed_with(
             patient_key=patient[0],
             patient_known=patient[1],
             shape=records[name].shape,
-            attributes=records[name].attributes,
+            attributes=scan.attributes if was is None else was.attributes,
             labels=was.labels if was is not None and keep_labels else scan.labels,
         )
         _note(patients_by, name, source, given=scan.patient_given)

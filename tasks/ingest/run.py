@@ -94,7 +94,7 @@ def ingest_scan(
         if progress:
             progress(len(before.used), len(before.used))
         return _as_unchanged(before, state.store)
-    read = read_scans(scan, state, config, pool, progress)
+    read = read_scans(scan, state, config, pool, before=before, progress=progress)
     snapshot = list_scans(read, state, source=record_path.stem, before=before)
     left_out, counts = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
     notes = [*state.notes, *read.notes(), *scan.notes()]

@@ -1,6 +1,6 @@
 """The scans of a source -> committed volumes, and from them what the store lists."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from tasks.ingest.config import IngestConfig
 from tasks.ingest.listing import Seen, listed_with
 from tasks.ingest.report import entry_notes
 from tasks.ingest.scan import Scan, SourceScan
-from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, used_entry
+from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, part_id, used_entry
 from tasks.run.fanout import Lost, Pool
 
 
@@ -42,27 +42,50 @@ class ScansRead:
     """What became of the scans of a source.
 
     Attributes:
-        entries: one per scan, with its verdict.
+        entries: with their verdicts: of the volumes of scans, of scans without one, and of images that a volume was made without.
         seen: the scans that are committed volumes, by volume id.
         num_unknown: scans without a PatientID.
         store_notes: what is wrong with records of the store.
+        num_done: scans whose entries are here.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
     num_unknown: int = 0
     store_notes: list[str] = field(default_factory=list)
+    num_done: int = 0
+    _all: dict[str, list[Seen]] = field(default_factory=dict)
 
-    def add(self, scan: Scan, entry: dict[str, Any]) -> None:
-        """Take a scan's entry; of two scans with the pixels and geometry of one volume only the first counts."""
-        volume_id = entry.get("volume_id")
-        if volume_id in self.seen:
-            entry = _left_out(entry, "duplicate_volume", volume_id)
-        elif volume_id is not None:
-            self.seen[volume_id] = Seen(
-                scan.scan_id, volume_id, scan.patient_key, scan.patient_known, scan.patient_given, scan.labels
-            )
-        self.entries.append(entry)
+    def add(self, scan: Scan, entries: Iterable[dict[str, Any]]) -> None:
+        """Take the entries of a scan."""
+        for entry in entries:
+            attributes = entry.pop("attributes", {})
+            if volume_id := entry.get("volume_id"):
+                one = Seen(
+                    str(entry["series_uid"]),
+                    volume_id,
+                    scan.patient_key,
+                    scan.patient_known,
+                    scan.patient_given,
+                    scan.labels,
+                    attributes,
+                )
+                self._all.setdefault(volume_id, []).append(one)
+            self.entries.append(entry)
+        self.num_done += 1
+
+    def finish(self) -> None:
+        """Of scans with the pixels and geometry of one volume only the first by id counts, in whatever order they were read."""
+        self.seen = {volume_id: min(scans, key=lambda one: one.scan) for volume_id, scans in self._all.items()}
+        written = {entry.get("volume_id") for entry in self.entries if entry["verdict"] == "committed"}
+        for place, entry in enumerate(self.entries):
+            volume_id = entry.get("volume_id")
+            if volume_id is None:
+                continue
+            if self.seen[volume_id].scan != entry["series_uid"]:
+                self.entries[place] = _left_out(entry, "duplicate_volume", volume_id)
+            elif volume_id in written:  # by whichever of them was read first
+                entry["verdict"] = "committed"
 
     def notes(self) -> list[str]:
         """Sentences about the store's records and the scans."""
@@ -74,9 +97,19 @@ def read_scans(
     state: StoreState,
     config: IngestConfig,
     pool: Pool,
+    *,
+    before: SourceVerdicts | None,
     progress: Callable[[int, int], None] | None,
 ) -> ScansRead:
     """Commit the scans whose volumes are not in the store yet, or are broken there.
+
+    Args:
+        scan: the source.
+        state: the store as the ingest found it.
+        config: grid and limits.
+        pool: worker processes.
+        before: last verdicts on the source.
+        progress: called with (done, total) scans.
 
     Raises: UserError: what a worker met concerns the whole ingest, as a full disk does.
     """
@@ -89,25 +122,31 @@ def read_scans(
             if volume_id not in state.broken:
                 read.store_notes.append(str(error))
     whole = [record for volume_id, record in records.items() if volume_id not in state.broken]
-    have = {record.scan.files_digest: record for record in whole if record.scan and record.scan.recipe == RECIPE}
+    parts: dict[str, list[VolumeRecord]] = {}
+    for record in whole:
+        if record.scan and record.scan.recipe == RECIPE:
+            parts.setdefault(record.scan.files_digest, []).append(record)
+    have = {digest: found for digest, found in parts.items() if found[0].scan and len(found) == found[0].scan.num_parts}
+    earlier = _images_left_out(before)
     longest = _longest(state.now, records)
 
     def jobs() -> Iterator[SeriesJob]:
         for one in scan.scans():
             read.num_unknown += not one.patient_known
             if one.digest in have:
-                read.add(one, used_entry(have[one.digest], one.scan_id, "unchanged"))
+                read.add(one, [*_unchanged(have[one.digest], one), *earlier.get(one.scan_id, ())])
             else:
-                known = longest.get(one.scan_id, (0, ""))
+                known = longest.get(one.scan_id, {})
                 yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
 
     # A scheduler is given where this machine should not do the work.
     for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):
-        read.add(job.scan, _lost_entry(job.scan, result) if isinstance(result, Lost) else result)
+        read.add(job.scan, [_lost_entry(job.scan, result)] if isinstance(result, Lost) else result)
         if progress:
-            progress(len(read.entries), scan.num_scans)
+            progress(read.num_done, scan.num_scans)
     if progress:
-        progress(len(read.entries), scan.num_scans)
+        progress(read.num_done, scan.num_scans)
+    read.finish()
     return read
 
 
@@ -148,12 +187,33 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
     return snapshot
 
 
-def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, tuple[int, str]]:
-    """(slices, volume id) of the longest known volume of each scan, by the scan's id."""
-    found: dict[str, tuple[int, str]] = {}
+def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, dict[str, tuple[int, str]]]:
+    """(slices, volume id) of the longest known volume of each scan, by the scan's id and the part."""
+    found: dict[str, dict[str, tuple[int, str]]] = {}
     for volume_id in (*now.volumes, *now.withdrawn):
         if volume_id in records and (facts := records[volume_id].scan):
-            found[facts.scan] = max(found.get(facts.scan, (0, "")), (facts.num_slices, volume_id))
+            scan_id, _, part = facts.scan.removesuffix(")").partition(" (")
+            parts = found.setdefault(scan_id, {})
+            parts[part] = max(parts.get(part, (0, "")), (facts.num_slices, volume_id))
+    return found
+
+
+def _unchanged(records: Sequence[VolumeRecord], scan: Scan) -> Iterator[dict[str, Any]]:
+    """Entries of a scan whose volumes are all in the store; the scan's id may be another than when they were read."""
+    for record in records:
+        part = record.scan.scan.removesuffix(")").partition(" (")[2] if record.scan else ""
+        yield used_entry(record, part_id(scan.scan_id, part), "unchanged")
+
+
+def _images_left_out(before: SourceVerdicts | None) -> dict[str, list[dict[str, Any]]]:
+    """Images that volumes were made without, by scan, as the last ingest of the source named them."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for verdict in ("skipped", "quarantined"):
+        for entry in getattr(before, verdict, ()):
+            if entry.image_of_volume:
+                found.setdefault(str(entry.series_uid), []).append(
+                    {"verdict": verdict, **entry.model_dump(exclude_none=True)}
+                )
     return found
 
 

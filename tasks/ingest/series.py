@@ -1,6 +1,7 @@
-"""One scan -> one committed volume: the work of one worker process."""
+"""One scan -> committed volumes, nearly always one: the work of one worker process."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from storage.files import sha256_json
 from storage.geometry import Volume, block_mean
 from storage.resample import resample_series, target_grid
 from storage.sources.formats import FORMATS
-from storage.sources.source import Limits, SourceVolume, refuse
+from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
 from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -31,7 +32,7 @@ class SeriesJob:
         store: path of the store.
         scan: what to ingest.
         config: grid and limits.
-        longest: (slices, volume id) of the longest volume of this scan that is known already; (0, "") where there is none.
+        longest: (slices, volume id) of the longest volume of this scan that is known already, by part.
         broken: damaged volumes, which are to be written again: the attributes they are listed with by id, empty where none are.
     """
 
@@ -39,62 +40,87 @@ class SeriesJob:
     store: str
     scan: Scan
     config: IngestConfig
-    longest: tuple[int, str] = (0, "")
+    longest: dict[str, tuple[int, str]] = field(default_factory=dict)
     broken: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def ingest_series(job: SeriesJob) -> dict[str, Any]:
-    """Read, resample, store and commit one scan.
+def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
+    """Read, resample, store and commit the volumes of one scan.
 
-    Returns: an entry for the report: `verdict`, `series_uid`, `num_slices` and `volume_id` with `cut`, or `reason` with
-        `message`; and `notes`, sentences about what was assumed or replaced.
+    Returns: entries for the report, at least one: `verdict`, `series_uid`, `num_slices` and `volume_id` with `cut`, or `reason`
+        with `message`; `notes`, sentences about what was assumed or replaced; `attributes` of a volume as this scan has them. An
+        image that was left out of its volume is an entry with a `path`.
     Raises: UnwritableError: the store cannot be written.
     """
-    started = time.monotonic()
     scan_id = job.scan.scan_id
-    entry: dict[str, Any] = {"series_uid": scan_id, "num_slices": len(job.scan.files)}
+    entries: list[dict[str, Any]] = []
+    started = time.monotonic()
     try:
-        record, written = _convert(job)
+        for found in _load(job):
+            record, written = _convert(job, found)
+            made = used_entry(record, part_id(scan_id, found.part), "committed" if written else "unchanged")
+            made |= {"attributes": found.attributes, "seconds": round(time.monotonic() - started, 2)}
+            entries += [made, *(_left_out_entry(scan_id, one) for one in found.left_out)]
+            started = time.monotonic()
     except UnusableSeriesError as error:
-        found = {"reason": error.reason, "message": str(error), "path": error.file}
-        return {**entry, "verdict": REASONS[error.reason].verdict, **found}
+        entries.append(_refused_entry(job, error.reason, str(error), error.file))
     except MemoryError:
         text = sentence("worker_died", f"scan {scan_id}", "out of memory")
-        return {**entry, "verdict": "quarantined", "reason": "worker_died", "message": text}
-    made = used_entry(record, scan_id, "committed" if written else "unchanged")
-    return {**made, "seconds": round(time.monotonic() - started, 2)}
+        entries.append(_refused_entry(job, "worker_died", text))
+    return entries
+
+
+def part_id(scan_id: str, part: str) -> str:
+    """What a volume of a scan is called: as its scan, unless the scan has several."""
+    return f"{scan_id} ({part})" if part else scan_id
 
 
 def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, Any]:
     """Entry of a scan that is a committed volume."""
     entry: dict[str, Any] = {"series_uid": scan_id, "volume_id": record.volume_id, "verdict": verdict}
+    entry["attributes"] = record.attributes
     if facts := record.scan:
         entry |= {"num_slices": facts.num_slices, "cut": facts.cut or None, "notes": list(facts.notes)}
     return entry
 
 
-def _convert(job: SeriesJob) -> tuple[VolumeRecord, bool]:
-    """(record of the scan's volume, whether it was written now)."""
-    config, scan = job.config, job.scan
+def _refused_entry(job: SeriesJob, reason: str, message: str, file: str | None = None) -> dict[str, Any]:
+    found = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
+    return {"series_uid": job.scan.scan_id, "num_slices": len(job.scan.files), **found}
+
+
+def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:
+    path = as_utf8(image.file)
+    found = {"reason": image.reason, "message": sentence(image.reason, path, as_utf8(image.detail)), "path": path}
+    return {"series_uid": scan_id, "verdict": REASONS[image.reason].verdict, "image_of_volume": True, **found}
+
+
+def _load(job: SeriesJob) -> Iterator[SourceVolume]:
+    scan = job.scan
+    request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits)
+    return FORMATS[scan.format].load(request)
+
+
+def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
+    """(record of a volume of the scan, whether it was written now)."""
+    config, where = job.config, f"Scan {part_id(job.scan.scan_id, found.part)}"
     store = VolumeStore.open(Path(job.store), config.grid)
-    found = FORMATS[scan.format].load(Path(job.source), scan.files, scan.scan_id, Limits(config.min_slices, config.nan))
     shape, _ = target_grid(found, config.spacing_mm)
     if shape[0] * shape[1] * shape[2] > MAX_VOXELS:
-        detail = f"{shape[0]} × {shape[1]} × {shape[2]} voxels at {config.spacing_mm} mm"
-        refuse("too_large", f"Scan {scan.scan_id}", detail)
+        refuse("too_large", where, f"{shape[0]} × {shape[1]} × {shape[2]} voxels at {config.spacing_mm} mm")
     grid = config.grid.model_dump()
     identity = {"pixels": found.pixel_digest, "geometry": found.geometry(), "grid": grid, "recipe": RECIPE}
     volume_id = sha256_json(identity)[:32]
-    num_slices, (longest, longer_id) = int(found.hu.shape[0]), job.longest
+    num_slices, (longest, longer_id) = int(found.hu.shape[0]), job.longest.get(found.part, (0, ""))
     if volume_id not in job.broken:
         if num_slices < longest:
-            refuse("shorter_copy", f"Scan {scan.scan_id}", f"{num_slices} slices, volume {longer_id} of it {longest}")
+            refuse("shorter_copy", where, f"{num_slices} slices, volume {longer_id} of it {longest}")
         try:
             return store.commit_record(volume_id), False
         except MissingArtifactError:
             pass
         except (DamagedArtifactError, VersionError):
-            refuse("damaged_volume", f"Scan {scan.scan_id}", f"volume {volume_id}")
+            refuse("damaged_volume", where, f"volume {volume_id}")
     return _write(store, job, found, volume_id)
 
 
@@ -105,7 +131,8 @@ def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: s
     coarse = Volume(block_mean(volume.hu, factor), (config.spacing_mm * factor,) * 3, volume.origin_mm)
     sx, sy, sz = (round(v, 5) for v in found.spacing_mm)
     facts = ScanFacts(
-        scan=scan.scan_id,
+        scan=part_id(scan.scan_id, found.part),
+        num_parts=found.num_parts,
         format=scan.format,
         files_digest=scan.digest,
         recipe=RECIPE,
@@ -114,6 +141,7 @@ def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: s
         spacing_mm=(sx, sy, sz),
         tilt_deg=found.tilt_deg,
         cut=cut_shares(coarse, factor, volume.hu.shape),
+        completeness=found.completeness,
         notes=found.notes,
     )
     if volume_id in job.broken:

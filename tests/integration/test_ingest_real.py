@@ -12,6 +12,7 @@ from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tests.factories import small_ingest
 from tests.unit.tasks.test_ingest import tree, world_samples
 
 
@@ -74,7 +75,7 @@ def test_real_store_is_whole_and_by_patient(ingested: tuple[IngestReport, Volume
 
 
 def test_awkward_real_files_get_verdicts(real_ct: Path, tmp_path: Path) -> None:
-    config = IngestConfig(spacing_mm=4.0, min_slices=4, num_workers=1)
+    config = small_ingest(spacing_mm=4.0, min_slices=4, num_workers=1)
     report = ingest(real_ct / "robustness", tmp_path / "store", config)
     everything = [*report.skipped, *report.quarantined]
     assert all(e.reason and e.message for e in everything)

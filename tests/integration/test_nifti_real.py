@@ -11,14 +11,15 @@ from storage.geometry import Volume
 from storage.resample import resample_series
 from storage.sources.dicom_series import load_series
 from storage.sources.nifti import load_nifti
-from storage.sources.source import Limits, SourceVolume
+from storage.sources.source import ScanRequest, SourceVolume
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
 from tests.unit.storage.sources.nifti_files import RAS, write_image
 
 
 def load_dicom(folder: Path) -> SourceVolume:
-    return load_series(folder, sorted(path.name for path in folder.iterdir()), folder.name, Limits())
+    names = sorted(path.name for path in folder.iterdir())
+    return next(load_series(ScanRequest(folder, tuple(names), folder.name)))
 
 
 def affine_of(scan: SourceVolume) -> np.ndarray:
@@ -33,7 +34,7 @@ def test_a_real_scan_written_as_nifti_is_the_same_scan(real_ct: Path, tmp_path: 
     scan = load_dicom(real_ct / "dicom" / name)
     stored = np.asfortranarray(scan.hu.transpose(2, 1, 0))
     write_image(tmp_path / "a.nii", stored, affine_of(scan))
-    back = load_nifti(tmp_path, ["a.nii"], "nifti-0", Limits())
+    back = next(load_nifti(ScanRequest(tmp_path, ("a.nii",), "nifti-0")))
     assert back.pixel_digest == scan.pixel_digest
     assert back.notes == ()
     np.testing.assert_array_equal(back.hu, scan.hu)
@@ -55,7 +56,7 @@ def sampled(volume: Volume, world: np.ndarray) -> np.ndarray:
 def test_two_kernels_of_one_patient_lie_at_one_place(real_ct: Path) -> None:
     """The NIfTI is kernel L at 2 mm, the DICOM kernel B: noise differs, the body does not. A shift of 4 mm is seen."""
     scans = [
-        load_nifti(real_ct / "nifti_2mm", ["Lung_Dx-A0001_L.nii.gz"], "nifti-0", Limits()),
+        next(load_nifti(ScanRequest(real_ct / "nifti_2mm", ("Lung_Dx-A0001_L.nii.gz",), "nifti-0"))),
         load_dicom(real_ct / "dicom" / "Lung_Dx-A0001_B"),
     ]
     one, other = (resample_series(scan, spacing_mm=4.0, interpolation="linear") for scan in scans)

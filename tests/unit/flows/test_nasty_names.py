@@ -33,7 +33,18 @@ def source(tmp_path: Path) -> Path:
 def ingest(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from flows.cli import main; main()", "ingest", str(source), "--store", "store"]
     return subprocess.run(
-        [*command, "--set", "ingest.num_workers=1", "--set", "ingest.min_slices=4", *arguments],
+        [
+            *command,
+            "--set",
+            "ingest.num_workers=1",
+            "--set",
+            "ingest.min_slices=4",
+            "--set",
+            "ingest.min_length_mm=0",
+            "--set",
+            "ingest.min_width_mm=0",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         cwd=source.parent,

@@ -19,9 +19,10 @@ from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest, open_scan
+from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import linear_hu, write_series
 
-CONFIG = IngestConfig(min_slices=8)
+CONFIG = small_ingest()
 _c, _s = np.cos(np.deg2rad(12)), np.sin(np.deg2rad(12))
 ORIENTATIONS = {
     "supine": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
@@ -263,7 +264,7 @@ def test_volume_id_is_the_same_anywhere(tmp_path: Path) -> None:
         with open_scan(source, tmp_path / "s1", CONFIG) as (scan, _):
             digests.append(scan.digest)
     assert digests[0] == digests[1]
-    three = run(tmp_path / "a", tmp_path / "s3", IngestConfig(min_slices=8, interpolation="linear"))
+    three = run(tmp_path / "a", tmp_path / "s3", small_ingest(interpolation="linear"))
     assert three.snapshot != one.snapshot
 
 
@@ -335,7 +336,7 @@ def test_demo_data_is_repeatable_and_gets_its_expected_verdicts(tmp_path: Path) 
     write_demo_data(tmp_path / "b", num_patients=3, small=True)
     first = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*.dcm")}
     assert first == {p.relative_to(tmp_path / "b"): p.read_bytes() for p in (tmp_path / "b").rglob("*.dcm")}
-    report = run(tmp_path / "a", tmp_path / "store", IngestConfig(spacing_mm=4.0, num_levels=1))
+    report = run(tmp_path / "a", tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1, min_slices=16))
     verdicts = {e.series_uid: "committed" for e in report.committed}
     verdicts |= {e.series_uid: e.reason for e in (*report.skipped, *report.quarantined)}
     assert verdicts == {s["series_uid"]: s["expected"] for s in series}

@@ -11,13 +11,13 @@ from storage.documents.verdicts import IngestReport
 from storage.errors import MissingArtifactError, StorageError, StoreFormatError, VersionError
 from storage.snapshots import allow_again, history, load_snapshot, newest, open_snapshot, withdraw
 from storage.volume_store import VolumeStore
-from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
+from tests.factories import small_ingest
 from tests.store_damage import DAMAGE, flip
 from tests.unit.storage.dicom_files import write_series
 
-CONFIG = IngestConfig(min_slices=8, num_levels=2, num_workers=1)
+CONFIG = small_ingest(num_levels=2, num_workers=1)
 
 
 def run(source: Path, store: Path, *, repair: bool = False) -> IngestReport:

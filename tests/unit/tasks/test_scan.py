@@ -16,16 +16,16 @@ from storage.patient_key import patient_key
 from storage.snapshots import load_snapshot, newest
 from storage.sources.formats import read_source_file
 from storage.volume_store import VolumeStore
-from tasks.ingest.config import IngestConfig
 from tasks.ingest.report import LISTED_FILES
 from tasks.ingest.run import ingest, last_report
 from tasks.ingest.scan import Scan, file_cache, scan_source
 from tasks.run.fanout import Pool
+from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import write_series
 from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
 
 KEY = b"k" * 32
-CONFIG = IngestConfig(min_slices=8, num_workers=1, spacing_mm=4.0, num_levels=1)
+CONFIG = small_ingest(num_workers=1, spacing_mm=4.0, num_levels=1)
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
     stored = world_linear(affine, (24, 22, 20)).astype(np.float32)
     write_image(source / "doe.nii.gz", stored, affine, change=lambda h: h.__setitem__("xyzt_units", 0))
     write_image(source / "mask.nii.gz", (stored > -1000).astype(np.uint8), affine)
-    config = IngestConfig(min_slices=8, num_workers=1)
+    config = small_ingest(num_workers=1)
     report = ingest(source, tmp_path / "store", config)
     assert len(report.committed) == 2
     volume = next(entry for entry in report.committed if str(entry.series_uid).startswith("nifti-"))

@@ -14,7 +14,7 @@ from storage.nifti import write_nifti
 from storage.resample import resample_series
 from storage.sources.formats import read_source_file
 from storage.sources.nifti import load_nifti
-from storage.sources.source import Limits, SourceVolume
+from storage.sources.source import Limits, ScanRequest, SourceVolume
 from tests.unit.storage.dicom_files import linear_hu
 from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
 
@@ -23,7 +23,7 @@ VALUES = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
 
 
 def load(path: Path, **limits: Any) -> SourceVolume:
-    return load_nifti(path.parent, [path.name], "nifti-0", Limits(**limits))
+    return next(load_nifti(ScanRequest(path.parent, (path.name,), "nifti-0", Limits(**limits))))
 
 
 def refused(path: Path, **limits: Any) -> UnusableSeriesError:
