@@ -1,0 +1,91 @@
+"""Values of DICOM tags, whatever was written into them: nothing here raises.
+
+A value that cannot be parsed is None, or "" for text: whoever needs the tag gives the verdict, and who does not goes on without.
+"""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from storage.sources.dicom_errors import DECODE_ERRORS
+
+
+def tag_value(data: Dataset, name: str) -> Any:
+    """The parsed value of a tag by its DICOM keyword; None where it is missing or malformed."""
+    try:
+        return data.get(name)
+    except DECODE_ERRORS:
+        return None
+
+
+def tag_present(data: Dataset, name: str) -> bool:
+    """Whether a tag has a value, be it malformed."""
+    try:
+        return name in data and data.get(name) not in (None, "")
+    except DECODE_ERRORS:
+        return True
+
+
+def tag_text(data: Dataset, name: str) -> str:
+    """A tag as text, several values joined by a backslash, without outer spaces; "" where it is missing or malformed."""
+    return "\\".join(tag_words(data, name))
+
+
+def tag_words(data: Dataset, name: str) -> tuple[str, ...]:
+    """The values of a tag as text without outer spaces; () where it is missing or malformed."""
+    value = tag_value(data, name)
+    if value is None or isinstance(value, bytes):
+        return ()
+    values = value if isinstance(value, list | tuple | MultiValue) else [value]
+    try:
+        words = tuple(str(one).strip(" \0\t\r\n") for one in values)
+    except DECODE_ERRORS:
+        return ()
+    return words if any(words) else ()
+
+
+def tag_numbers(data: Dataset, name: str, count: int) -> tuple[float, ...] | None:
+    """The finite numbers of a tag; None where it is missing or malformed, or has another count of values."""
+    words = tag_words(data, name)
+    if len(words) != count:
+        return None
+    try:
+        numbers = tuple(float(word) for word in words)
+    except ValueError:
+        return None
+    return numbers if all(math.isfinite(number) for number in numbers) else None
+
+
+def tag_number(data: Dataset, name: str) -> float | None:
+    """The one finite number of a tag; None where it is missing, malformed, or has several values."""
+    numbers = tag_numbers(data, name, 1)
+    return None if numbers is None else numbers[0]
+
+
+def tag_integer(data: Dataset, name: str) -> int | None:
+    """The one whole number of a tag; None where it is missing, malformed, or has several values."""
+    number = tag_number(data, name)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def last_digits(data: Dataset, name: str) -> tuple[float, ...]:
+    """Value of the last digit that is written of each number in a tag ("-12.50" -> 0.01); () of binary numbers."""
+    value = tag_value(data, name)
+    values: Sequence[Any] = value if isinstance(value, list | tuple | MultiValue) else [value]
+    units = []
+    for one in values:
+        text = getattr(one, "original_string", None)
+        if text is None:
+            return ()
+        try:
+            exponent = Decimal(str(text).strip()).as_tuple().exponent
+        except InvalidOperation:
+            return ()
+        if not isinstance(exponent, int):
+            return ()
+        units.append(10.0**exponent)
+    return tuple(units)
