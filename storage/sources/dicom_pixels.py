@@ -1,35 +1,53 @@
 """Stored pixels -> HU, with FILL_HU where nothing was measured."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.geometry import FILL_HU
 from storage.sources.dicom_planes import Plane
-from storage.sources.source import Limits
+from storage.sources.plausible import FillCounts, fill_notes, recognise_fill
+from storage.sources.source import Limits, refuse
+
+
+def read_stack(
+    planes: Sequence[Plane], stored_pixels: Callable[[Plane], NDArray[Any]], limits: Limits, where: str
+) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """HU of the planes of a volume, and sentences about what was replaced.
+
+    Args:
+        planes: in the order of k, each with slope and intercept.
+        stored_pixels: pixels of a plane as stored, integers of shape (rows, columns); called once for each, in their order.
+        limits: for values above what HU can be.
+        where: how sentences call the volume.
+    Returns: shape (k, rows, columns): int16 where slope and intercept of every plane are whole, else float32; each value FILL_HU or
+        at least AIR_HU.
+    Raises: UnusableSeriesError: inconsistent_shape, or as `storage.sources.plausible.fill_notes`.
+    """
+    rows, columns = planes[0].shape
+    whole = all(_whole(plane.slope) and _whole(plane.intercept) for plane in planes)
+    stack = np.empty((len(planes), rows, columns), dtype=np.int16 if whole else np.float32)
+    counts = FillCounts()
+    for index, plane in enumerate(planes):
+        stored = stored_pixels(plane)
+        if stored.shape != (rows, columns):
+            detail = f"pixels of {' × '.join(map(str, stored.shape))} in {plane.name}, its header says {rows} × {columns}"
+            refuse("inconsistent_shape", where, detail, plane.file)
+        stack[index], found = recognise_fill(plane_hu(stored, plane), limits)
+        counts += found
+    return stack, fill_notes(counts, limits, where)
 
 
 def plane_hu(stored: NDArray[Any], plane: Plane) -> NDArray[np.float32]:
-    """HU of one image by its own rescale values; FILL_HU in declared padding and below AIR_HU. Not limited above.
-
-    Args:
-        stored: pixels as stored, shape (rows, columns), integers.
-        plane: its header, with slope and intercept.
-    """
-    raise NotImplementedError
-
-
-def empty_stack(planes: "tuple[Plane, ...]") -> NDArray[Any]:
-    """Uninitialised HU (slices, rows, columns): int16 where slope and intercept of every image are whole, else float32."""
-    raise NotImplementedError
+    """HU of one image by its own slope and intercept, FILL_HU in declared padding; nothing else is changed."""
+    hu = stored.astype(np.float32) * np.float32(plane.slope or 0.0) + np.float32(plane.intercept or 0.0)
+    if plane.padding is not None:
+        low, high = plane.padding
+        hu[(stored >= low) & (stored <= high)] = FILL_HU
+    return hu
 
 
-def settle_above(hu: NDArray[Any], limits: Limits, where: str) -> tuple[str, ...]:
-    """Take values above `limits.max_hu` from a stack, in place; sentences about what was replaced.
-
-    A region (one that touches the edge of the image, or covers a hundredth of it) is fill that nobody declared and becomes FILL_HU; few
-    voxels, as in metal, become the limit.
-
-    Raises: UnusableSeriesError: not_hu, where most voxels are beyond what HU can be.
-    """
-    raise NotImplementedError
+def _whole(value: float | None) -> bool:
+    return value is not None and float(value).is_integer()

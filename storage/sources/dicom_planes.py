@@ -2,6 +2,20 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from pydicom.dataset import Dataset
+
+from storage.sources.dicom_values import (
+    last_digits,
+    tag_integer,
+    tag_number,
+    tag_numbers,
+    tag_present,
+    tag_text,
+    tag_value,
+    tag_words,
+)
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -58,3 +72,123 @@ class Plane:
     def name(self) -> str:
         """How sentences call the image."""
         return self.file if self.frame is None else f"{self.file}, frame {self.frame + 1}"
+
+
+# What RescaleType says of values that are HU; "US" (unspecified) and none are judged by the values.
+_HU_TYPES = {"HU", "HU_MOD"}
+_UNSPECIFIED = {"", "US"}
+# Known quantities are named in sentences; anything else in the tag is not repeated, it may be free text.
+_QUANTITIES = {
+    "Z_EFF", "ZEFF", "ED", "EDW", "HU_ED", "MGML", "MG/ML", "OD", "PCT", "EFF ATOMIC", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "MAT_SPECIFIC",
+    "MAT_FRACTIONAL", "MAT_VALUE_BASED",
+}  # fmt: skip
+PIXEL_TAGS = (
+    "SOPInstanceUID", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "AcquisitionNumber", "ConvolutionKernel",
+    "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing",
+    "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType", "BodyPartExamined", "InstanceNumber",
+    "ImagesInAcquisition", "SamplesPerPixel", "PixelPaddingValue", "PixelPaddingRangeLimit", "BitsAllocated", "PixelRepresentation",
+)  # fmt: skip
+
+
+def plane_of(header: Dataset, file: str) -> Plane:
+    """The plane of a file that is one image; values that are none are faults where a volume depends on them, else dropped."""
+    image_type = tuple(word.upper() for word in tag_words(header, "ImageType"))
+    rescale_type = tag_text(header, "RescaleType").upper()
+    return Plane(
+        file=file,
+        instance_uid=tag_text(header, "SOPInstanceUID"),
+        patient_id=tag_text(header, "PatientID"),
+        study_uid=tag_text(header, "StudyInstanceUID"),
+        frame_of_reference=tag_text(header, "FrameOfReferenceUID"),
+        acquisition=tag_text(header, "AcquisitionNumber"),
+        kernel=tag_text(header, "ConvolutionKernel"),
+        temporal_position=tag_text(header, "TemporalPositionIdentifier") or tag_text(header, "TemporalPositionIndex"),
+        stack_id=tag_text(header, "StackID"),
+        shape=(tag_integer(header, "Rows") or 0, tag_integer(header, "Columns") or 0),
+        orientation=tag_numbers(header, "ImageOrientationPatient", 6) or (),
+        pixel_mm=tag_numbers(header, "PixelSpacing", 2) or (),
+        position_mm=tag_numbers(header, "ImagePositionPatient", 3) or (),
+        position_unit_mm=last_digits(header, "ImagePositionPatient"),
+        slope=tag_number(header, "RescaleSlope"),
+        intercept=tag_number(header, "RescaleIntercept"),
+        padding=declared_padding(header),
+        rescale_type=rescale_type,
+        image_type=image_type,
+        body_part=tag_text(header, "BodyPartExamined"),
+        number=tag_integer(header, "InstanceNumber"),
+        num_in_acquisition=tag_integer(header, "ImagesInAcquisition"),
+        fault=other_quantity(rescale_type, image_type) or _fault(header),
+    )
+
+
+def other_quantity(rescale_type: str, image_type: tuple[str, ...]) -> tuple[str, str] | None:
+    """Reason and detail where an image holds something else than HU by its RescaleType, or without one by its ImageType."""
+    if rescale_type in _UNSPECIFIED:
+        found = sorted(_QUANTITIES & set(image_type))
+        return ("other_quantity", f"{found[0]} by its ImageType") if found else None
+    if is_hu(rescale_type):
+        return None
+    shown = rescale_type if rescale_type in _QUANTITIES else "something that is not listed"
+    return "other_quantity", f"{shown} by its RescaleType"
+
+
+def is_hu(rescale_type: str) -> bool:
+    """Whether a RescaleType says HU, in the standard's words or spelled out."""
+    return rescale_type in _HU_TYPES or "HOUNSFIELD" in rescale_type or "HOUNDSFIELD" in rescale_type
+
+
+def geometry_fault(orientation: tuple[float, ...], pixel_mm: tuple[float, ...]) -> tuple[str, str] | None:
+    """Reason and detail where numbers are no orientation or no pixel distances; both have their six and two numbers."""
+    row, column = np.asarray(orientation[:3]), np.asarray(orientation[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > 0.01:
+        return "missing_geometry", "a valid ImageOrientationPatient (two orthogonal unit vectors)"
+    if min(pixel_mm) <= 0:
+        return "missing_geometry", "a positive PixelSpacing"
+    return None
+
+
+def declared_padding(header: Dataset) -> tuple[int, int] | None:
+    """Lowest and highest stored value that is declared padding; None where none is, or no number."""
+    first = _as_stored(header, "PixelPaddingValue")
+    if first is None:
+        return None
+    last = _as_stored(header, "PixelPaddingRangeLimit")
+    last = first if last is None else last
+    return min(first, last), max(first, last)
+
+
+def _fault(header: Dataset) -> tuple[str, str] | None:
+    """Reason and detail of why an image can be part of no volume."""
+    samples = tag_integer(header, "SamplesPerPixel")
+    if samples not in (None, 1):
+        return "unsupported_pixels", f"{samples} samples per pixel"
+    needed = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+    absent = [name for name in needed if not tag_present(header, name)]
+    if absent:
+        return "missing_geometry", ", ".join(absent)
+    absent = [name for name in ("RescaleSlope", "RescaleIntercept") if not tag_present(header, name)]
+    if absent:
+        return "missing_rescale", f"without {' and '.join(absent)}"
+    needed |= {"RescaleSlope": 1, "RescaleIntercept": 1, "Rows": 1, "Columns": 1}
+    for name, count in needed.items():
+        if tag_numbers(header, name, count) is None:
+            return "bad_number", f"{name} that is not {count} finite number(s)"
+    if tag_number(header, "RescaleSlope") == 0:
+        return "missing_rescale", "slope 0"
+    orientation, pixel_mm = tag_numbers(header, "ImageOrientationPatient", 6), tag_numbers(header, "PixelSpacing", 2)
+    return geometry_fault(orientation or (), pixel_mm or ())
+
+
+def _as_stored(header: Dataset, name: str) -> int | None:
+    """Padding tags are often written with the wrong sign: 63536 means -2000 in a signed 16-bit image."""
+    value = tag_value(header, name)
+    number = int.from_bytes(value, "little") if isinstance(value, bytes) else tag_integer(header, name)
+    bits, signed = tag_integer(header, "BitsAllocated") or 16, tag_integer(header, "PixelRepresentation") == 1
+    if number is None or not isinstance(bits, int):
+        return None
+    if signed and number >= 2 ** (bits - 1):
+        number -= 2**bits
+    if not signed and number < 0:
+        number += 2**bits
+    return number
