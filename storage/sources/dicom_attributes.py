@@ -9,6 +9,10 @@ from pydicom.dataset import Dataset
 from storage.sources.attributes import NUMBER_ATTRIBUTES, TEXT_ATTRIBUTES, safe_text
 from storage.sources.dicom_errors import DECODE_ERRORS
 
+ATTRIBUTE_TAGS = (
+    *TEXT_ATTRIBUTES, *NUMBER_ATTRIBUTES, "PatientAge", "PatientBirthDate", "StudyDate", "ContrastBolusAgent",
+)  # fmt: skip
+
 
 def allowed_attributes(header: Dataset) -> dict[str, Any]:
     """Allow-listed attributes of a series: tags by DICOM keyword, `age_years` and `contrast` (whether an agent is named)."""

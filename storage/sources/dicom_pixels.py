@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from storage.geometry import FILL_HU
 from storage.sources.dicom_planes import Plane
+from storage.sources.dicom_values import tag_integer
 from storage.sources.plausible import FillCounts, fill_notes, recognise_fill
 from storage.sources.source import Limits, refuse
 
@@ -33,7 +35,9 @@ def read_stack(
     for index, plane in enumerate(planes):
         stored = stored_pixels(plane)
         if stored.shape != (rows, columns):
-            detail = f"pixels of {' × '.join(map(str, stored.shape))} in {plane.name}, its header says {rows} × {columns}"
+            detail = (
+                f"pixels of {' × '.join(map(str, stored.shape))} in {plane.name}, its header says {rows} × {columns}"
+            )
             refuse("inconsistent_shape", where, detail, plane.file)
         stack[index], found = recognise_fill(plane_hu(stored, plane), limits)
         counts += found
@@ -47,6 +51,32 @@ def plane_hu(stored: NDArray[Any], plane: Plane) -> NDArray[np.float32]:
         low, high = plane.padding
         hu[(stored >= low) & (stored <= high)] = FILL_HU
     return hu
+
+
+def without_overlays(stored: NDArray[Any], header: Dataset, padding: tuple[int, int] | None) -> NDArray[Any]:
+    """Stored values without what lies above BitsStored, where overlays of older editions of the standard are.
+
+    Values whose high bits are all equal are left alone: those are negative numbers, or padding, in a type that says otherwise.
+
+    Args:
+        stored: pixels, integers of shape (rows, columns).
+        header: with BitsAllocated, BitsStored and PixelRepresentation.
+        padding: lowest and highest stored value that is declared padding; such values are left alone.
+    """
+    allocated, bits = tag_integer(header, "BitsAllocated") or 0, tag_integer(header, "BitsStored") or 0
+    if not 0 < bits < allocated or stored.dtype.itemsize * 8 != allocated:
+        return stored
+    high = stored.view(f"u{stored.dtype.itemsize}") >> bits
+    mixed = (high != 0) & (high != (1 << (allocated - bits)) - 1)
+    if padding is not None:
+        mixed &= (stored < padding[0]) | (stored > padding[1])
+    if not mixed.any():
+        return stored
+    value = stored & ((1 << bits) - 1)
+    if tag_integer(header, "PixelRepresentation") == 1:
+        value = value - ((value >> (bits - 1)) << bits)
+    cleaned: NDArray[Any] = np.where(mixed, value, stored)
+    return cleaned
 
 
 def _whole(value: float | None) -> bool:

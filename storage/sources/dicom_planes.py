@@ -1,4 +1,4 @@
-"""One image of a DICOM series, classic or a frame of a multi-frame file: what its header says that decides which volume it is in."""
+"""What the header of one image of a DICOM series, a file or a frame of one, says that decides which volume it is in."""
 
 from dataclasses import dataclass
 
@@ -79,10 +79,10 @@ _HU_TYPES = {"HU", "HU_MOD"}
 _UNSPECIFIED = {"", "US"}
 # Known quantities are named in sentences; anything else in the tag is not repeated, it may be free text.
 _QUANTITIES = {
-    "Z_EFF", "ZEFF", "ED", "EDW", "HU_ED", "MGML", "MG/ML", "OD", "PCT", "EFF ATOMIC", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY", "MAT_SPECIFIC",
-    "MAT_FRACTIONAL", "MAT_VALUE_BASED",
+    "Z_EFF", "ZEFF", "ED", "EDW", "MGML", "MG/ML", "OD", "PCT", "EFF ATOMIC", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY",
+    "MAT_SPECIFIC", "MAT_FRACTIONAL", "MAT_VALUE_BASED",
 }  # fmt: skip
-PIXEL_TAGS = (
+PLANE_TAGS = (
     "SOPInstanceUID", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "AcquisitionNumber", "ConvolutionKernel",
     "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing",
     "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType", "BodyPartExamined", "InstanceNumber",
@@ -141,7 +141,7 @@ def geometry_fault(orientation: tuple[float, ...], pixel_mm: tuple[float, ...]) 
     """Reason and detail where numbers are no orientation or no pixel distances; both have their six and two numbers."""
     row, column = np.asarray(orientation[:3]), np.asarray(orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(row @ column))) > 0.01:
+    if max(abs(float(v)) for v in (lengths[0] - 1, lengths[1] - 1, row @ column)) > 0.01:
         return "missing_geometry", "a valid ImageOrientationPatient (two orthogonal unit vectors)"
     if min(pixel_mm) <= 0:
         return "missing_geometry", "a positive PixelSpacing"
