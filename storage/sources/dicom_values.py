@@ -1,9 +1,11 @@
-"""Values of DICOM tags, whatever was written into them: nothing here raises.
+"""Values of DICOM tags, whatever was written into them: nothing here raises but `need_numbers` and what calls it.
 
 A value that cannot be parsed is None, or "" for text: whoever needs the tag gives the verdict, and who does not goes on without.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -11,7 +13,12 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
+
+
+_UID = re.compile(r"[0-2](\.[0-9]+)+")
+_PLAIN_NUMBERS = re.compile(r"[-+0-9.,eE\\ ]{1,32}|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+_GEOMETRY = {"ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}
 
 
 def tag_value(data: Dataset, name: str) -> Any:
@@ -89,3 +96,56 @@ def last_digits(data: Dataset, name: str) -> tuple[float, ...]:
             return ()
         units.append(10.0**exponent)
     return tuple(units)
+
+
+def need_numbers(data: Dataset, name: str, count: int = 1) -> tuple[float, ...]:
+    """`count` finite numbers that the volume depends on.
+
+    Raises: DicomFault: bad_number, without the value where that is no number and may be anything; missing_geometry or bad_number
+        where the tag is absent or empty.
+    """
+    numbers = tag_numbers(data, name, count)
+    if numbers is not None:
+        return numbers
+    shown = tag_text(data, name) or _raw_text(data, name)
+    if not shown.strip("\\ "):
+        raise DicomFault("missing_geometry", name) if name in _GEOMETRY else DicomFault("bad_number", f"no {name}")
+    got = f"“{shown}”" if _PLAIN_NUMBERS.fullmatch(shown) else "text"
+    expected = "a number" if count == 1 else f"{count} numbers"
+    raise DicomFault("bad_number", f"{name} of {got} instead of {expected}")
+
+
+def need_integer(data: Dataset, name: str) -> int:
+    """One whole number that the volume depends on. Raises: DicomFault: as `need_numbers`."""
+    (number,) = need_numbers(data, name)
+    if not number.is_integer():
+        raise DicomFault("bad_number", f"{name} of {number:g} instead of a whole number")
+    return int(number)
+
+
+def need_count(data: Dataset, name: str) -> int:
+    """One whole number of at least 1 that the volume depends on. Raises: DicomFault: as `need_numbers`."""
+    number = need_integer(data, name)
+    if number < 1:
+        raise DicomFault("bad_number", f"{name} of {number} instead of a count")
+    return number
+
+
+def scan_id(data: Dataset) -> str:
+    """SeriesInstanceUID as the id of a scan; "" where absent.
+
+    What is no UID may be a name that somebody wrote there: its place is taken by a hash.
+    """
+    uid = tag_text(data, "SeriesInstanceUID") or _raw_text(data, "SeriesInstanceUID")
+    if not uid or (_UID.fullmatch(uid) and len(uid) <= 64):
+        return uid
+    return f"series-{hashlib.sha256(uid.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}"
+
+
+def _raw_text(data: Dataset, name: str) -> str:
+    """A tag as it is written, where it cannot be parsed."""
+    try:
+        value = getattr(data.get_item(name), "value", None)
+    except DECODE_ERRORS:
+        return ""
+    return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else ""

@@ -1,0 +1,322 @@
+"""Pixel data of a DICOM data set -> the values that are stored, for every transfer syntax with a decoder of a permissive licence.
+
+Uncompressed, deflated, RLE, JPEG-LS, JPEG 2000 and HTJ2K are decoded by pydicom and its plug-ins; the JPEG processes by SimpleITK's
+GDCM. One decoder per transfer syntax, so that every machine reads the same values. Nothing is allocated on the word of a header
+or of a compressed image alone.
+"""
+
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_fragments, generate_frames
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID, UID_dictionary
+
+from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
+from storage.sources.dicom_values import need_count, need_integer, tag_integer, tag_present, tag_text
+from storage.sources.source import short
+
+MAX_EDGE = 4096  # rows or columns of one image: CT has up to 2048
+_FREE_BYTES = 256 << 20
+_RATIO = 100  # lossless CT compresses by 2 to 4, lossy by up to 20
+
+_NATIVE = {
+    "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.113619.5.2",
+}  # fmt: skip
+_ENCAPSULATED_NATIVE = "1.2.840.10008.1.2.1.98"
+_DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+_PLUGINS = {  # transfer syntax -> pydicom's name of the decoder
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.4.201": "pylibjpeg",
+    "1.2.840.10008.1.2.4.202": "pylibjpeg",
+    "1.2.840.10008.1.2.4.203": "pylibjpeg",
+    "1.2.840.10008.1.2.5": "pylibjpeg",
+}
+_GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
+_RLE = "1.2.840.10008.1.2.5"
+_START_OF_FRAME = {  # JPEG marker -> transfer syntax that uses it
+    0xC0: "1.2.840.10008.1.2.4.50", 0xC1: "1.2.840.10008.1.2.4.51", 0xC2: "1.2.840.10008.1.2.4.55",
+    0xC3: "1.2.840.10008.1.2.4.57", 0xF7: "1.2.840.10008.1.2.4.80",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What a header says of its pixels: frames, rows, columns, bits allocated and stored, and whether they are signed."""
+
+    num_frames: int
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of one stored value, little endian."""
+        return np.dtype(f"<{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one decoded frame."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+@dataclass(frozen=True)
+class Codestream:
+    """What a compressed image says of itself, and the transfer syntax that it belongs to."""
+
+    rows: int
+    columns: int
+    syntax: str
+
+
+def pixel_format(data: Dataset) -> PixelFormat:
+    """What the header says of its pixels.
+
+    Raises: DicomFault: bad_number, unsupported_pixels, or too_costly where an image is larger than MAX_EDGE.
+    """
+    rows, columns = need_count(data, "Rows"), need_count(data, "Columns")
+    samples = tag_integer(data, "SamplesPerPixel")
+    if samples not in (None, 1):
+        raise DicomFault("unsupported_pixels", f"{samples} samples per pixel")
+    photometric = tag_text(data, "PhotometricInterpretation")
+    if photometric and not photometric.startswith("MONOCHROME"):
+        raise DicomFault("unsupported_pixels", "pixels in colour")
+    allocated = need_count(data, "BitsAllocated")
+    if allocated not in (8, 16, 32):
+        raise DicomFault("unsupported_pixels", f"{allocated} bits per pixel")
+    stored = tag_integer(data, "BitsStored") or allocated
+    if not 1 <= stored <= allocated:
+        raise DicomFault("bad_number", f"BitsStored of {stored} with BitsAllocated of {allocated}")
+    signed = need_integer(data, "PixelRepresentation")
+    if signed not in (0, 1):
+        raise DicomFault("bad_number", f"PixelRepresentation of {signed} instead of 0 or 1")
+    if max(rows, columns) > MAX_EDGE:
+        raise DicomFault("too_costly", f"{rows} × {columns} pixels, a CT image has at most {MAX_EDGE} × {MAX_EDGE}")
+    return PixelFormat(num_frames(data), rows, columns, allocated, stored, bool(signed))
+
+
+def num_frames(data: Dataset) -> int:
+    """NumberOfFrames, 1 where absent. Raises: DicomFault: bad_number."""
+    words = tag_text(data, "NumberOfFrames").split("\\")
+    if set(words) <= {"", "1"}:  # "1\1" has been seen, and says what it means
+        return 1
+    return need_count(data, "NumberOfFrames")
+
+
+def check_claim(decoded_bytes: int, encoded_bytes: int) -> None:
+    """Refuse pixels that are few bytes where they are stored and very many decoded. Raises: DicomFault: too_costly."""
+    if decoded_bytes > max(_FREE_BYTES, _RATIO * encoded_bytes):
+        raise DicomFault(
+            "too_costly",
+            f"{encoded_bytes >> 10} KiB of pixel data for {decoded_bytes >> 20} MiB of pixels, more than {_RATIO} times as much",
+        )
+
+
+def stored_frames(data: Dataset, frames: Sequence[int] | None = None) -> Iterator[NDArray[Any]]:
+    """The pixels of frames as stored, before any rescaling, one frame decoded at a time.
+
+    Args:
+        data: from `storage.sources.dicom_file.read_data_set`.
+        frames: indices from 0, increasing; all when None.
+    Yields: integers of the machine's byte order, shape (rows, columns).
+    Raises: DicomFault: unreadable_pixels, unsupported_pixels, bad_number or too_costly.
+    """
+    form = pixel_format(data)
+    element = data["PixelData"] if "PixelData" in data else None
+    if element is None or not element.value:
+        if tag_present(data, "FloatPixelData") or tag_present(data, "DoubleFloatPixelData"):
+            raise DicomFault("unsupported_pixels", "floating-point pixels")
+        raise DicomFault("unreadable_pixels", "no pixel data")
+    wanted = range(form.num_frames) if frames is None else frames
+    syntax = str(data.file_meta.get("TransferSyntaxUID") or "")
+    try:
+        for frame in _decoded(data, element.value, str(element.VR), syntax, form, wanted):
+            if frame.shape != (form.rows, form.columns):
+                raise DicomFault("unreadable_pixels", f"{frame.shape} pixels instead of {form.rows} × {form.columns}")
+            yield _without_overlays(frame.astype(frame.dtype.newbyteorder("="), copy=False), form, data)
+    except DicomFault:
+        raise
+    except DECODE_ERRORS as error:
+        raise DicomFault("unreadable_pixels", short(error)) from error
+
+
+def stored_values(data: Dataset) -> NDArray[Any]:
+    """The pixels of the first or only frame, see `stored_frames`."""
+    return next(stored_frames(data, [0]))
+
+
+def _decoded(
+    data: Dataset, value: bytes, vr: str, syntax: str, form: PixelFormat, wanted: Sequence[int]
+) -> Iterator[NDArray[Any]]:
+    if syntax in _NATIVE:
+        need = form.num_frames * form.frame_bytes
+        if len(value) < need:
+            shape = f"{form.num_frames} × {form.rows} × {form.columns}"
+            raise DicomFault("unreadable_pixels", f"{len(value)} bytes of pixels, {shape} need {need}")
+        return _with_pydicom(value, vr, syntax, form, wanted, plugin="")
+    if syntax not in {_ENCAPSULATED_NATIVE, _DEFLATED_FRAMES, *_PLUGINS, *_GDCM}:
+        raise DicomFault("unreadable_pixels", f"{_name(syntax)}, for which there is no decoder")
+    check_claim(form.num_frames * form.frame_bytes, len(value))
+    if syntax in _PLUGINS:
+        if syntax != _RLE:
+            for frame in _encoded(data, value, form):
+                _check_codestream(frame, form)
+        return _with_pydicom(value, vr, syntax, form, wanted, plugin=_PLUGINS[syntax])
+    return _frame_by_frame(_encoded(data, value, form), syntax, form, set(wanted))
+
+
+def _encoded(data: Dataset, value: bytes, form: PixelFormat) -> Iterator[bytes]:
+    """The compressed frames, exactly as many as the header says."""
+    offsets = None
+    if tag_present(data, "ExtendedOffsetTable") and tag_present(data, "ExtendedOffsetTableLengths"):
+        offsets = (data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths)
+    count = 0
+    for frame in generate_frames(value, number_of_frames=form.num_frames, extended_offsets=offsets):
+        count += 1
+        if count > form.num_frames:
+            break
+        yield frame
+    if count != form.num_frames:
+        more = "more" if count > form.num_frames else f"{count}"
+        raise DicomFault("unreadable_pixels", f"{more} frames, its header says {form.num_frames}")
+
+
+def _with_pydicom(
+    value: bytes, vr: str, syntax: str, form: PixelFormat, wanted: Sequence[int], plugin: str
+) -> Iterator[NDArray[Any]]:
+    options = {
+        "rows": form.rows,
+        "columns": form.columns,
+        "number_of_frames": form.num_frames,
+        "samples_per_pixel": 1,
+        "bits_allocated": form.bits_allocated,
+        "bits_stored": form.bits_stored,
+        "pixel_representation": int(form.signed),
+        "photometric_interpretation": "MONOCHROME2",
+        "pixel_keyword": "PixelData",
+        "pixel_vr": vr if vr in ("OB", "OW") else "OW",
+    }
+    decoder = get_decoder(UID(syntax))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for frame, _ in decoder.iter_array(value, indices=wanted, raw=True, decoding_plugin=plugin, **options):
+            yield frame
+
+
+def _frame_by_frame(
+    frames: Iterator[bytes], syntax: str, form: PixelFormat, wanted: set[int]
+) -> Iterator[NDArray[Any]]:
+    for index, frame in enumerate(frames):
+        if index not in wanted:
+            continue
+        if syntax in _GDCM:
+            _check_codestream(frame, form)
+            yield _with_gdcm(frame, syntax, form)
+            continue
+        if syntax == _DEFLATED_FRAMES:
+            frame = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, form.frame_bytes)
+        if len(frame) < form.frame_bytes:
+            raise DicomFault("unreadable_pixels", f"{len(frame)} bytes in a frame instead of {form.frame_bytes}")
+        yield np.frombuffer(frame[: form.frame_bytes], dtype=form.dtype).reshape(form.rows, form.columns)
+
+
+def _with_gdcm(frame: bytes, syntax: str, form: PixelFormat) -> NDArray[Any]:
+    """One frame as a file of its own, without rescale tags, because SimpleITK reads files and rescales what it reads."""
+    image = Dataset()
+    image.SOPClassUID, image.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "2.25.1"  # secondary capture: pixels alone
+    image.Rows, image.Columns, image.SamplesPerPixel = form.rows, form.columns, 1
+    image.BitsAllocated, image.BitsStored, image.HighBit = form.bits_allocated, form.bits_stored, form.bits_stored - 1
+    image.PixelRepresentation, image.PhotometricInterpretation = int(form.signed), "MONOCHROME2"
+    image.PixelData = encapsulate([frame])
+    image["PixelData"].VR, image["PixelData"].is_undefined_length = "OB", True
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = UID(syntax)
+    with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+        image.save_as(file, enforce_file_format=True)
+        file.flush()
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(file.name)
+        reader.SetImageIO("GDCMImageIO")
+        stored: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+    return stored.reshape(stored.shape[-2:])
+
+
+def _check_codestream(frame: bytes, form: PixelFormat) -> None:
+    """Refuse a compressed image of another size than its header's before a decoder allocates what it claims."""
+    found = codestream(frame)
+    if found is None:
+        raise DicomFault("unreadable_pixels", "a compressed image without a size")
+    if (found.rows, found.columns) != (form.rows, form.columns):
+        raise DicomFault(
+            "unreadable_pixels",
+            f"a compressed image of {found.rows} × {found.columns} pixels, its header says {form.rows} × {form.columns}",
+        )
+
+
+def codestream(frame: bytes) -> Codestream | None:
+    """What a JPEG, JPEG-LS, JPEG 2000 or HTJ2K image says of itself; None where it is none of them or cut off."""
+    try:
+        start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # behind the boxes of a JP2 file, where there are any
+        if start >= 0:
+            capabilities, width, height, left, top = struct.unpack_from(">HIIII", frame, start + 6)
+            high_throughput = bool(capabilities & 0x4000)
+            return Codestream(height - top, width - left, f"1.2.840.10008.1.2.4.{201 if high_throughput else 90}")
+        position = 2 if frame[:2] == b"\xff\xd8" else len(frame)
+        while position + 4 <= len(frame):
+            if frame[position] != 0xFF:
+                return None
+            marker, length = struct.unpack_from(">BH", frame, position + 1)
+            if marker == 0xFF:  # fill
+                position += 1
+            elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+                height, width = struct.unpack_from(">HH", frame, position + 5)
+                return Codestream(height, width, _START_OF_FRAME.get(marker, ""))
+            else:
+                position += 2 + length
+    except struct.error:
+        pass
+    return None
+
+
+def compressed_syntax(value: bytes) -> str:
+    """The transfer syntax of encapsulated pixel data by its first frame; "" where that is of no known kind."""
+    try:
+        fragments = generate_fragments(value)
+        next(fragments)  # the offset table
+        first = next(fragments)
+        found = codestream(first)
+        if found is None and len(first) > 64:
+            segments, offset = struct.unpack_from("<II", first)
+            return _RLE if 1 <= segments <= 15 and offset == 64 else ""
+    except (StopIteration, *DECODE_ERRORS):
+        return ""
+    return found.syntax if found else ""
+
+
+def _without_overlays(stored: NDArray[Any], form: PixelFormat, data: Dataset) -> NDArray[Any]:
+    """Values without the overlay that old scanners keep in the unused high bits, where the header declares one there."""
+    unused = form.bits_allocated - form.bits_stored
+    if unused == 0 or not any(
+        tag.group & 0xFF01 == 0x6000 and tag.element == 0x0102 and (data[tag].value or 0) for tag in data.keys()  # noqa: SIM118
+    ):
+        return stored
+    result: NDArray[Any] = np.right_shift(np.left_shift(stored, unused), unused)
+    return result
+
+
+def _name(syntax: str) -> str:
+    return f"transfer syntax {UID(syntax).name}" if syntax in UID_dictionary else "an unknown transfer syntax"

@@ -1,0 +1,121 @@
+"""A DICOM file -> its data set: with or without preamble and file meta information, deflated or not, whatever its header claims."""
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from storage.sources.dicom_codecs import compressed_syntax
+from storage.sources.dicom_errors import DicomFault
+
+# CT deflates by 2 to 10. What inflates by more than this and to more than the first bound is no CT, whatever it claims.
+_INFLATE_FREE_BYTES = 16 << 20
+_INFLATE_RATIO = 50
+_CHUNK = 1 << 16
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether the first 132 bytes of a file may be a DICOM file's.
+
+    Without a preamble a file is tried where it begins with a group that every data set (0008, of either byte order) or its meta
+    information (0002) begins with.
+    """
+    return start[128:132] == b"DICM" or (len(start) >= 8 and start[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08"))
+
+
+def read_data_set(stream: BinaryIO, *, pixels: bool = True, tags: Sequence[str] | None = None) -> Dataset:
+    """The data set of a DICOM file.
+
+    Where the transfer syntax is not written it is guessed from the data set, from its pixels too where they are read:
+    `file_meta.TransferSyntaxUID` of what is returned is missing only where pixels are compressed in an unknown way, and never
+    the deflated one.
+
+    Args:
+        stream: seekable, at any position; it can be closed afterwards.
+        pixels: whether PixelData is read; else everything before it.
+        tags: keywords of the top-level tags to keep; all when None.
+    Raises:
+        DicomFault: too_costly, where inflating it takes more than a CT can need.
+        one of DECODE_ERRORS: it cannot be read.
+    """
+    wanted = None if tags is None else [pydicom.datadict.tag_for_keyword(tag) for tag in tags]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        meta = _meta_information(stream)
+        stream.seek(0)
+        deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        if deflated:
+            stream = _inflated(stream)
+        data = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+    if deflated:
+        data.file_meta = FileMetaDataset(meta)
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    elif not getattr(data, "file_meta", None):
+        data.file_meta = FileMetaDataset()
+    if not data.file_meta.get("TransferSyntaxUID"):
+        syntax = _guessed_syntax(data)
+        if syntax:
+            data.file_meta.TransferSyntaxUID = syntax
+    return data
+
+
+def _meta_information(stream: BinaryIO) -> Dataset:
+    """Group 0002; the stream is left behind it."""
+    stream.seek(128)
+    if stream.read(4) != b"DICM":
+        stream.seek(0)
+    start = stream.tell()
+    group = stream.read(2)
+    stream.seek(start)
+    if group != b"\x02\x00":
+        return Dataset()
+    return read_dataset(stream, False, True, stop_when=_after_meta)
+
+
+def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return tag.group != 2
+
+
+def _inflated(stream: BinaryIO) -> io.BytesIO:
+    """The data set of a deflated file, whose meta information alone is not deflated, as one of explicit little endian without meta."""
+    _meta_information(stream)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    out = io.BytesIO()
+    taken = 0
+    while not inflater.eof and (piece := stream.read(_CHUNK)):
+        taken += len(piece)
+        while piece and not inflater.eof:
+            allowed = max(_INFLATE_FREE_BYTES, _INFLATE_RATIO * taken)
+            out.write(inflater.decompress(piece, _CHUNK * 16))
+            piece = inflater.unconsumed_tail
+            if out.tell() > allowed:
+                raise DicomFault(
+                    "too_costly",
+                    f"its data set of {taken >> 10} KiB inflates to more than {allowed >> 20} MiB, {_INFLATE_RATIO} times as much",
+                )
+    out.seek(0)
+    return out
+
+
+def _guessed_syntax(data: Dataset) -> str:
+    """Transfer syntax of a data set without meta information; "" where it has compressed pixels of an unknown kind."""
+    implicit, little = data.original_encoding
+    item = data.get_item("PixelData") if "PixelData" in data else None
+    if getattr(item, "length", 0) == 0xFFFFFFFF:
+        return compressed_syntax(item.value or b"")
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
