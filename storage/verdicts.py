@@ -41,7 +41,7 @@ REASONS: dict[str, Reason] = {
     ),
     "multi_frame": Reason(
         "skipped",
-        "{where} is a multi-frame image ({detail}), which is not read yet: convert it to single-frame CT images.",
+        "{where} is a multi-frame image of an old kind ({detail}): export it as Enhanced CT or as single images.",
     ),
     "other_quantity": Reason(
         "skipped", "{where} holds {detail}, not HU: nothing to do, or export the images in HU of the same scan."

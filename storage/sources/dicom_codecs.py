@@ -9,8 +9,8 @@ import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,12 @@ _PLUGINS = {  # transfer syntax -> pydicom's name of the decoder
 }
 _GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
 _RLE = "1.2.840.10008.1.2.5"
+_OVERLAY_POSITIONS = tuple((0x6000 + 2 * n) << 16 | 0x0102 for n in range(16))
+PIXEL_DATA_TAGS = (  # what a `FrameReader` looks at
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
+    "PixelRepresentation", *_OVERLAY_POSITIONS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData",
+    "DoubleFloatPixelData", "PixelData",
+)  # fmt: skip
 _START_OF_FRAME = {  # JPEG marker -> transfer syntax that uses it
     0xC0: "1.2.840.10008.1.2.4.50", 0xC1: "1.2.840.10008.1.2.4.51", 0xC2: "1.2.840.10008.1.2.4.55",
     0xC3: "1.2.840.10008.1.2.4.57", 0xF7: "1.2.840.10008.1.2.4.80",
@@ -126,78 +132,99 @@ def check_claim(decoded_bytes: int, encoded_bytes: int) -> None:
         )
 
 
-def stored_frames(data: Dataset, frames: Sequence[int] | None = None) -> Iterator[NDArray[Any]]:
-    """The pixels of frames as stored, before any rescaling, one frame decoded at a time.
+class FrameReader:
+    """The pixels of a data set as stored, before any rescaling, one frame decoded at a time."""
 
-    Args:
-        data: from `storage.sources.dicom_file.read_data_set`.
-        frames: indices from 0, increasing; all when None.
-    Yields: integers of the machine's byte order, shape (rows, columns).
-    Raises: DicomFault: unreadable_pixels, unsupported_pixels, bad_number or too_costly.
-    """
-    form = pixel_format(data)
-    element = data["PixelData"] if "PixelData" in data else None
-    if element is None or not element.value:
-        if tag_present(data, "FloatPixelData") or tag_present(data, "DoubleFloatPixelData"):
-            raise DicomFault("unsupported_pixels", "floating-point pixels")
-        raise DicomFault("unreadable_pixels", "no pixel data")
-    wanted = range(form.num_frames) if frames is None else frames
-    syntax = str(data.file_meta.get("TransferSyntaxUID") or "")
-    try:
-        for frame in _decoded(data, element.value, str(element.VR), syntax, form, wanted):
-            if frame.shape != (form.rows, form.columns):
-                raise DicomFault("unreadable_pixels", f"{frame.shape} pixels instead of {form.rows} × {form.columns}")
-            yield _without_overlays(frame.astype(frame.dtype.newbyteorder("="), copy=False), form, data)
-    except DicomFault:
-        raise
-    except DECODE_ERRORS as error:
-        raise DicomFault("unreadable_pixels", short(error)) from error
+    def __init__(self, data: Dataset) -> None:
+        """Check what the header and the compressed images claim; nothing is decoded yet.
+
+        Args:
+            data: from `storage.sources.dicom_file.read_data_set`; its pixels are kept, the rest is not.
+        Raises: DicomFault: unreadable_pixels, unsupported_pixels, bad_number or too_costly.
+        """
+        self.form = pixel_format(data)
+        element = data["PixelData"] if "PixelData" in data else None
+        if element is None or not element.value:
+            if tag_present(data, "FloatPixelData") or tag_present(data, "DoubleFloatPixelData"):
+                raise DicomFault("unsupported_pixels", "floating-point pixels")
+            raise DicomFault("unreadable_pixels", "no pixel data")
+        self._syntax = str(data.file_meta.get("TransferSyntaxUID") or "")
+        self._vr = str(element.VR)
+        self._has_overlay = _has_overlay(data)
+        self._native: bytes = b""
+        self._frames: list[bytes] = []
+        if self._syntax in _NATIVE:
+            self._native = element.value
+            self._check_length()
+        elif self._syntax in {_ENCAPSULATED_NATIVE, _DEFLATED_FRAMES, *_PLUGINS, *_GDCM}:
+            check_claim(self.form.num_frames * self.form.frame_bytes, len(element.value))
+            self._frames = _compressed_frames(data, element.value, self.form)
+        else:
+            raise DicomFault("unreadable_pixels", f"{_name(self._syntax)}, for which there is no decoder")
+
+    def read(self, frame: int) -> NDArray[Any]:
+        """Integers of the machine's byte order, shape (rows, columns). Raises: DicomFault: unreadable_pixels."""
+        form = self.form
+        if not 0 <= frame < form.num_frames:
+            raise DicomFault("unreadable_pixels", f"{form.num_frames} frame(s), number {frame + 1} was expected")
+        try:
+            stored = self._decoded(frame)
+        except DicomFault:
+            raise
+        except DECODE_ERRORS as error:
+            raise DicomFault("unreadable_pixels", short(error)) from error
+        if stored.shape != (form.rows, form.columns):
+            raise DicomFault("unreadable_pixels", f"{stored.shape} pixels instead of {form.rows} × {form.columns}")
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        return _without_overlay(stored, form) if self._has_overlay else stored
+
+    def _check_length(self) -> None:
+        form = self.form
+        need = form.num_frames * form.frame_bytes
+        if len(self._native) < need:
+            shape = f"{form.num_frames} × {form.rows} × {form.columns}"
+            raise DicomFault("unreadable_pixels", f"{len(self._native)} bytes of pixels, {shape} need {need}")
+
+    def _decoded(self, index: int) -> NDArray[Any]:
+        form, syntax = self.form, self._syntax
+        if syntax in _NATIVE:
+            return _with_pydicom(self._native, self._vr, syntax, form, index)
+        frame = self._frames[index]
+        if syntax in (_ENCAPSULATED_NATIVE, _DEFLATED_FRAMES):
+            if syntax == _DEFLATED_FRAMES:
+                frame = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, form.frame_bytes)
+            if len(frame) < form.frame_bytes:
+                raise DicomFault("unreadable_pixels", f"{len(frame)} bytes in a frame instead of {form.frame_bytes}")
+            return np.frombuffer(frame[: form.frame_bytes], dtype=form.dtype).reshape(form.rows, form.columns)
+        if syntax != _RLE:
+            _check_codestream(frame, form)
+        if syntax in _GDCM:
+            return _with_gdcm(frame, syntax, form)
+        return _with_pydicom(encapsulate([frame]), "OB", syntax, replace(form, num_frames=1), 0)
 
 
 def stored_values(data: Dataset) -> NDArray[Any]:
-    """The pixels of the first or only frame, see `stored_frames`."""
-    return next(stored_frames(data, [0]))
+    """The pixels of the first or only frame, see `FrameReader`."""
+    return FrameReader(data).read(0)
 
 
-def _decoded(
-    data: Dataset, value: bytes, vr: str, syntax: str, form: PixelFormat, wanted: Sequence[int]
-) -> Iterator[NDArray[Any]]:
-    if syntax in _NATIVE:
-        need = form.num_frames * form.frame_bytes
-        if len(value) < need:
-            shape = f"{form.num_frames} × {form.rows} × {form.columns}"
-            raise DicomFault("unreadable_pixels", f"{len(value)} bytes of pixels, {shape} need {need}")
-        return _with_pydicom(value, vr, syntax, form, wanted, plugin="")
-    if syntax not in {_ENCAPSULATED_NATIVE, _DEFLATED_FRAMES, *_PLUGINS, *_GDCM}:
-        raise DicomFault("unreadable_pixels", f"{_name(syntax)}, for which there is no decoder")
-    check_claim(form.num_frames * form.frame_bytes, len(value))
-    if syntax in _PLUGINS:
-        if syntax != _RLE:
-            for frame in _encoded(data, value, form):
-                _check_codestream(frame, form)
-        return _with_pydicom(value, vr, syntax, form, wanted, plugin=_PLUGINS[syntax])
-    return _frame_by_frame(_encoded(data, value, form), syntax, form, set(wanted))
-
-
-def _encoded(data: Dataset, value: bytes, form: PixelFormat) -> Iterator[bytes]:
+def _compressed_frames(data: Dataset, value: bytes, form: PixelFormat) -> list[bytes]:
     """The compressed frames, exactly as many as the header says."""
     offsets = None
     if tag_present(data, "ExtendedOffsetTable") and tag_present(data, "ExtendedOffsetTableLengths"):
-        offsets = (data.ExtendedOffsetTable, data.ExtendedOffsetTableLengths)
-    count = 0
-    for frame in generate_frames(value, number_of_frames=form.num_frames, extended_offsets=offsets):
-        count += 1
-        if count > form.num_frames:
-            break
-        yield frame
-    if count != form.num_frames:
-        more = "more" if count > form.num_frames else f"{count}"
+        offsets = (data["ExtendedOffsetTable"].value, data["ExtendedOffsetTableLengths"].value)
+    try:
+        frames = generate_frames(value, number_of_frames=form.num_frames, extended_offsets=offsets)
+        found = list(islice(frames, form.num_frames + 1))
+    except DECODE_ERRORS as error:
+        raise DicomFault("unreadable_pixels", short(error)) from error
+    if len(found) != form.num_frames:
+        more = "more" if len(found) > form.num_frames else f"{len(found)}"
         raise DicomFault("unreadable_pixels", f"{more} frames, its header says {form.num_frames}")
+    return found
 
 
-def _with_pydicom(
-    value: bytes, vr: str, syntax: str, form: PixelFormat, wanted: Sequence[int], plugin: str
-) -> Iterator[NDArray[Any]]:
+def _with_pydicom(value: bytes, vr: str, syntax: str, form: PixelFormat, index: int) -> NDArray[Any]:
     options = {
         "rows": form.rows,
         "columns": form.columns,
@@ -210,28 +237,11 @@ def _with_pydicom(
         "pixel_keyword": "PixelData",
         "pixel_vr": vr if vr in ("OB", "OW") else "OW",
     }
-    decoder = get_decoder(UID(syntax))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for frame, _ in decoder.iter_array(value, indices=wanted, raw=True, decoding_plugin=plugin, **options):
-            yield frame
-
-
-def _frame_by_frame(
-    frames: Iterator[bytes], syntax: str, form: PixelFormat, wanted: set[int]
-) -> Iterator[NDArray[Any]]:
-    for index, frame in enumerate(frames):
-        if index not in wanted:
-            continue
-        if syntax in _GDCM:
-            _check_codestream(frame, form)
-            yield _with_gdcm(frame, syntax, form)
-            continue
-        if syntax == _DEFLATED_FRAMES:
-            frame = zlib.decompressobj(-zlib.MAX_WBITS).decompress(frame, form.frame_bytes)
-        if len(frame) < form.frame_bytes:
-            raise DicomFault("unreadable_pixels", f"{len(frame)} bytes in a frame instead of {form.frame_bytes}")
-        yield np.frombuffer(frame[: form.frame_bytes], dtype=form.dtype).reshape(form.rows, form.columns)
+        plugin = _PLUGINS.get(syntax, "")
+        frame, _ = get_decoder(UID(syntax)).as_array(value, index=index, raw=True, decoding_plugin=plugin, **options)
+    return frame
 
 
 def _with_gdcm(frame: bytes, syntax: str, form: PixelFormat) -> NDArray[Any]:
@@ -307,13 +317,13 @@ def compressed_syntax(value: bytes) -> str:
     return found.syntax if found else ""
 
 
-def _without_overlays(stored: NDArray[Any], form: PixelFormat, data: Dataset) -> NDArray[Any]:
-    """Values without the overlay that old scanners keep in the unused high bits, where the header declares one there."""
+def _has_overlay(data: Dataset) -> bool:
+    """Whether the header declares an overlay in the unused high bits of the pixels, as old scanners wrote it."""
+    return any(tag_integer(data, tag) for tag in _OVERLAY_POSITIONS if tag in data)
+
+
+def _without_overlay(stored: NDArray[Any], form: PixelFormat) -> NDArray[Any]:
     unused = form.bits_allocated - form.bits_stored
-    if unused == 0 or not any(
-        tag.group & 0xFF01 == 0x6000 and tag.element == 0x0102 and (data[tag].value or 0) for tag in data.keys()  # noqa: SIM118
-    ):
-        return stored
     result: NDArray[Any] = np.right_shift(np.left_shift(stored, unused), unused)
     return result
 

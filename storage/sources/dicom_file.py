@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -36,7 +36,7 @@ def looks_like_dicom(start: bytes) -> bool:
     return start[128:132] == b"DICM" or (len(start) >= 8 and start[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08"))
 
 
-def read_data_set(stream: BinaryIO, *, pixels: bool = True, tags: Sequence[str] | None = None) -> Dataset:
+def read_data_set(stream: BinaryIO, *, pixels: bool = True, tags: Sequence[str | int] | None = None) -> Dataset:
     """The data set of a DICOM file.
 
     Where the transfer syntax is not written it is guessed from the data set, from its pixels too where they are read:
@@ -46,12 +46,12 @@ def read_data_set(stream: BinaryIO, *, pixels: bool = True, tags: Sequence[str] 
     Args:
         stream: seekable, at any position; it can be closed afterwards.
         pixels: whether PixelData is read; else everything before it.
-        tags: keywords of the top-level tags to keep; all when None.
+        tags: keywords or numbers of the top-level tags to keep; all when None.
     Raises:
         DicomFault: too_costly, where inflating it takes more than a CT can need.
         one of DECODE_ERRORS: it cannot be read.
     """
-    wanted = None if tags is None else [pydicom.datadict.tag_for_keyword(tag) for tag in tags]
+    wanted = None if tags is None else [Tag(tag) for tag in tags]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         meta = _meta_information(stream)

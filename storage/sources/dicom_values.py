@@ -21,8 +21,8 @@ _PLAIN_NUMBERS = re.compile(r"[-+0-9.,eE\\ ]{1,32}|[-+]?(nan|inf|infinity)", re.
 _GEOMETRY = {"ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}
 
 
-def tag_value(data: Dataset, name: str) -> Any:
-    """The parsed value of a tag by its DICOM keyword; None where it is missing or malformed."""
+def tag_value(data: Dataset, name: str | int) -> Any:
+    """The parsed value of a tag by its DICOM keyword or number; None where it is missing or malformed."""
     try:
         return data.get(name)
     except DECODE_ERRORS:
@@ -42,7 +42,7 @@ def tag_text(data: Dataset, name: str) -> str:
     return "\\".join(tag_words(data, name))
 
 
-def tag_words(data: Dataset, name: str) -> tuple[str, ...]:
+def tag_words(data: Dataset, name: str | int) -> tuple[str, ...]:
     """The values of a tag as text without outer spaces; () where it is missing or malformed."""
     value = tag_value(data, name)
     if value is None or isinstance(value, bytes):
@@ -55,7 +55,7 @@ def tag_words(data: Dataset, name: str) -> tuple[str, ...]:
     return words if any(words) else ()
 
 
-def tag_numbers(data: Dataset, name: str, count: int) -> tuple[float, ...] | None:
+def tag_numbers(data: Dataset, name: str | int, count: int) -> tuple[float, ...] | None:
     """The finite numbers of a tag; None where it is missing or malformed, or has another count of values."""
     words = tag_words(data, name)
     if len(words) != count:
@@ -67,13 +67,13 @@ def tag_numbers(data: Dataset, name: str, count: int) -> tuple[float, ...] | Non
     return numbers if all(math.isfinite(number) for number in numbers) else None
 
 
-def tag_number(data: Dataset, name: str) -> float | None:
+def tag_number(data: Dataset, name: str | int) -> float | None:
     """The one finite number of a tag; None where it is missing, malformed, or has several values."""
     numbers = tag_numbers(data, name, 1)
     return None if numbers is None else numbers[0]
 
 
-def tag_integer(data: Dataset, name: str) -> int | None:
+def tag_integer(data: Dataset, name: str | int) -> int | None:
     """The one whole number of a tag; None where it is missing, malformed, or has several values."""
     number = tag_number(data, name)
     return int(number) if number is not None and number.is_integer() else None
