@@ -21,10 +21,10 @@ _DERIVED_WORDS = {
 }  # fmt: skip
 # Of Modality only the standard's words are repeated in sentences.
 _MODALITIES = {
-    "AR", "AU", "BI", "BMD", "CF", "CR", "CTPROTOCOL", "DG", "DM", "DOC", "DS", "DX", "ECG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO",
-    "IVOCT", "IVUS", "KER", "KO", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPT", "OT", "PLAN", "PR", "PT", "PX", "REG", "RESP",
-    "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR",
-    "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA", "XC",
+    "AR", "AU", "BI", "BMD", "CF", "CR", "CTPROTOCOL", "DG", "DM", "DOC", "DS", "DX", "ECG", "EPS", "ES", "FID", "GM", "HC",
+    "HD", "IO", "IVOCT", "IVUS", "KER", "KO", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPT", "OT", "PLAN", "PR",
+    "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN",
+    "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA", "XC",
 }  # fmt: skip
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "Rows", "Columns", "PatientID",

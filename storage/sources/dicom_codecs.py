@@ -46,10 +46,9 @@ _PLUGINS = {  # transfer syntax -> pydicom's name of the decoder
 }
 _GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
 _RLE = "1.2.840.10008.1.2.5"
-_OVERLAY_POSITIONS = tuple((0x6000 + 2 * n) << 16 | 0x0102 for n in range(16))
 PIXEL_DATA_TAGS = (  # what a `FrameReader` looks at
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
-    "PixelRepresentation", *_OVERLAY_POSITIONS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData",
+    "PixelRepresentation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData",
     "DoubleFloatPixelData", "PixelData",
 )  # fmt: skip
 _START_OF_FRAME = {  # JPEG marker -> transfer syntax that uses it
@@ -143,14 +142,13 @@ class FrameReader:
         Raises: DicomFault: unreadable_pixels, unsupported_pixels, bad_number or too_costly.
         """
         self.form = pixel_format(data)
-        element = data["PixelData"] if "PixelData" in data else None
+        element = data.get_item("PixelData") if "PixelData" in data else None
         if element is None or not element.value:
             if tag_present(data, "FloatPixelData") or tag_present(data, "DoubleFloatPixelData"):
                 raise DicomFault("unsupported_pixels", "floating-point pixels")
             raise DicomFault("unreadable_pixels", "no pixel data")
         self._syntax = str(data.file_meta.get("TransferSyntaxUID") or "")
         self._vr = str(element.VR)
-        self._has_overlay = _has_overlay(data)
         self._native: bytes = b""
         self._frames: list[bytes] = []
         if self._syntax in _NATIVE:
@@ -175,8 +173,7 @@ class FrameReader:
             raise DicomFault("unreadable_pixels", short(error)) from error
         if stored.shape != (form.rows, form.columns):
             raise DicomFault("unreadable_pixels", f"{stored.shape} pixels instead of {form.rows} × {form.columns}")
-        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-        return _without_overlay(stored, form) if self._has_overlay else stored
+        return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
     def _check_length(self) -> None:
         form = self.form
@@ -292,7 +289,7 @@ def codestream(frame: bytes) -> Codestream | None:
             marker, length = struct.unpack_from(">BH", frame, position + 1)
             if marker == 0xFF:  # fill
                 position += 1
-            elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+            elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
                 height, width = struct.unpack_from(">HH", frame, position + 5)
                 return Codestream(height, width, _START_OF_FRAME.get(marker, ""))
             else:
@@ -315,17 +312,6 @@ def compressed_syntax(value: bytes) -> str:
     except (StopIteration, *DECODE_ERRORS):
         return ""
     return found.syntax if found else ""
-
-
-def _has_overlay(data: Dataset) -> bool:
-    """Whether the header declares an overlay in the unused high bits of the pixels, as old scanners wrote it."""
-    return any(tag_integer(data, tag) for tag in _OVERLAY_POSITIONS if tag in data)
-
-
-def _without_overlay(stored: NDArray[Any], form: PixelFormat) -> NDArray[Any]:
-    unused = form.bits_allocated - form.bits_stored
-    result: NDArray[Any] = np.right_shift(np.left_shift(stored, unused), unused)
-    return result
 
 
 def _name(syntax: str) -> str:

@@ -1,11 +1,10 @@
 """A DICOM file -> its data set: with or without preamble and file meta information, deflated or not, whatever its header claims."""
 
 import io
-import struct
 import warnings
 import zlib
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -90,7 +89,7 @@ def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _inflated(stream: BinaryIO) -> io.BytesIO:
-    """The data set of a deflated file, whose meta information alone is not deflated, as one of explicit little endian without meta."""
+    """The data set of a deflated file, in explicit little endian; its meta information is not deflated, and left out."""
     _meta_information(stream)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     out = io.BytesIO()
@@ -113,7 +112,7 @@ def _inflated(stream: BinaryIO) -> io.BytesIO:
 def _guessed_syntax(data: Dataset) -> str:
     """Transfer syntax of a data set without meta information; "" where it has compressed pixels of an unknown kind."""
     implicit, little = data.original_encoding
-    item = data.get_item("PixelData") if "PixelData" in data else None
+    item: Any = data.get_item("PixelData") if "PixelData" in data else None
     if getattr(item, "length", 0) == 0xFFFFFFFF:
         return compressed_syntax(item.value or b"")
     if implicit:

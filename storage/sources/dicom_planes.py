@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
+from storage.sources.dicom_errors import DicomFault
 from storage.sources.dicom_values import (
     last_digits,
+    need_count,
+    need_numbers,
     tag_integer,
     tag_number,
     tag_numbers,
@@ -170,10 +173,13 @@ def _fault(header: Dataset) -> tuple[str, str] | None:
     absent = [name for name in ("RescaleSlope", "RescaleIntercept") if not tag_present(header, name)]
     if absent:
         return "missing_rescale", f"without {' and '.join(absent)}"
-    needed |= {"RescaleSlope": 1, "RescaleIntercept": 1, "Rows": 1, "Columns": 1}
-    for name, count in needed.items():
-        if tag_numbers(header, name, count) is None:
-            return "bad_number", f"{name} that is not {count} finite number(s)"
+    try:
+        for name, count in (needed | {"RescaleSlope": 1, "RescaleIntercept": 1}).items():
+            need_numbers(header, name, count)
+        for name in ("Rows", "Columns"):
+            need_count(header, name)
+    except DicomFault as fault:
+        return fault.reason, fault.detail
     if tag_number(header, "RescaleSlope") == 0:
         return "missing_rescale", "slope 0"
     orientation, pixel_mm = tag_numbers(header, "ImageOrientationPatient", 6), tag_numbers(header, "PixelSpacing", 2)

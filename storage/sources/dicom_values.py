@@ -15,7 +15,6 @@ from pydicom.multival import MultiValue
 
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 
-
 _UID = re.compile(r"[0-2](\.[0-9]+)+")
 _PLAIN_NUMBERS = re.compile(r"[-+0-9.,eE\\ ]{1,32}|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _GEOMETRY = {"ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}
