@@ -54,28 +54,25 @@ def plane_hu(stored: NDArray[Any], plane: Plane) -> NDArray[np.float32]:
 
 
 def without_overlays(stored: NDArray[Any], header: Dataset, padding: tuple[int, int] | None) -> NDArray[Any]:
-    """Stored values without what lies above BitsStored, where overlays of older editions of the standard are.
+    """Unsigned stored values without what lies above BitsStored, where overlays of older editions of the standard are.
 
     Values whose high bits are all equal are left alone: those are negative numbers, or padding, in a type that says otherwise.
 
     Args:
         stored: pixels, integers of shape (rows, columns).
-        header: with BitsAllocated, BitsStored and PixelRepresentation.
+        header: with BitsAllocated and BitsStored.
         padding: lowest and highest stored value that is declared padding; such values are left alone.
     """
     allocated, bits = tag_integer(header, "BitsAllocated") or 0, tag_integer(header, "BitsStored") or 0
-    if not 0 < bits < allocated or stored.dtype.itemsize * 8 != allocated:
+    if not 0 < bits < allocated or stored.dtype != f"u{allocated // 8}":
         return stored
-    high = stored.view(f"u{stored.dtype.itemsize}") >> bits
+    high = stored >> bits
     mixed = (high != 0) & (high != (1 << (allocated - bits)) - 1)
     if padding is not None:
         mixed &= (stored < padding[0]) | (stored > padding[1])
     if not mixed.any():
         return stored
-    value = stored & ((1 << bits) - 1)
-    if tag_integer(header, "PixelRepresentation") == 1:
-        value = value - ((value >> (bits - 1)) << bits)
-    cleaned: NDArray[Any] = np.where(mixed, value, stored)
+    cleaned: NDArray[Any] = np.where(mixed, stored & ((1 << bits) - 1), stored)
     return cleaned
 
 

@@ -1,114 +1,119 @@
-"""One series of single-frame CT images -> HU with geometry: each file read once while memory allows, rescaled image by image."""
+"""One DICOM series -> HU with geometry: its images, files or frames of files, checked together and rescaled one by one."""
 
 import os
-import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from storage.sources.dicom_attributes import ATTRIBUTE_TAGS, allowed_attributes
-from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.dicom_codecs import PIXEL_DATA_TAGS, FrameReader, num_frames
+from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
+from storage.sources.dicom_file import read_data_set
+from storage.sources.dicom_frames import GROUP_TAGS, frame_headers, has_frames
 from storage.sources.dicom_pixels import read_stack, without_overlays
 from storage.sources.dicom_planes import PLANE_TAGS, Plane, plane_of
+from storage.sources.dicom_values import tag_text
 from storage.sources.dicom_volume import check_planes
 from storage.sources.files import open_file
-from storage.sources.source import ScanRequest, SourceVolume, refuse, short
+from storage.sources.source import ScanRequest, SourceVolume, refuse
 
 KEPT_BYTES = (
     256 << 20
-)  # of files' pixels that are kept from the check of the headers; those of more files are read again
-_PIXEL_TAGS = (
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PlanarConfiguration",
-    "PhotometricInterpretation", "NumberOfFrames", "PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-)  # fmt: skip
-_TAGS = [*dict.fromkeys((*PLANE_TAGS, *ATTRIBUTE_TAGS, *_PIXEL_TAGS))]  # nothing else of a file is kept in memory
-# Lossy and lossless JPEG that pydicom cannot decode without GPL code; SimpleITK's GDCM can.
-_GDCM_SYNTAXES = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
+)  # of pixels, as encoded, that are kept while headers are checked; files beyond that are read again
+_HEADER_TAGS = tuple(dict.fromkeys((*PLANE_TAGS, *ATTRIBUTE_TAGS)))
+_TAGS: tuple[str | int, ...] = tuple(dict.fromkeys((*_HEADER_TAGS, *GROUP_TAGS, *PIXEL_DATA_TAGS)))  # nothing else of a file is kept in memory
 
 
 def load_series(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and rescale one series, see `Format.load`."""
     where = f"Series {request.scan_id}"
-    images = _Images(request, where)
+    images = SeriesImages(request, where)
     for stack in check_planes(images.planes, request, images.same_pixels):
         attributes = allowed_attributes(images.header(stack.planes[len(stack.planes) // 2]))
         hu, notes = read_stack(stack.planes, images.take_pixels, request.limits, where)
         yield stack.volume(hu, attributes, notes)
 
 
-class _Images:
-    """The files of a series; pixels stay in memory, as they are encoded in the file, up to `KEPT_BYTES`.
+class SeriesImages:
+    """The images of a series. Each file is read once as long as `KEPT_BYTES` hold its pixels; without them, headers stay.
 
     Attributes:
-        planes: of the files, in their order.
+        planes: in the order of the files and of their frames. What cannot be read has a fault.
     """
 
     def __init__(self, request: ScanRequest, where: str) -> None:
-        self._request = request
-        self._where = where
-        self._kept = 0
-        self._headers: dict[str, Dataset] = {}
-        for name in request.files:
-            self._headers[name] = self._read(name)
-        self.planes = [plane_of(header, name) for name, header in self._headers.items()]
+        """Read the headers, and pixels as long as memory allows; nothing is decoded and nothing raises."""
+        self._source, self._where = request.source, where
+        self._num_kept = 0
+        self._files: dict[str, Dataset] = {}
+        self._reader: tuple[str, FrameReader] | None = None
+        self.planes: list[Plane] = []
+        for file in request.files:
+            try:
+                self._files[file] = self._read(file)
+                self.planes += self._planes(file)
+            except DicomFault as fault:
+                self.planes.append(Plane(file, fault=(fault.reason, fault.detail)))
+            except DECODE_ERRORS as error:
+                self.planes.append(Plane(file, fault=("unreadable_file", type(error).__name__)))
 
     def header(self, plane: Plane) -> Dataset:
-        """The tags of an image that a volume depends on."""
-        return self._headers[plane.file]
+        """Tags of an image that a volume depends on, or that are attributes of one."""
+        data = self._files[plane.file]
+        return data if plane.frame is None else frame_headers(data, _HEADER_TAGS, [plane.frame])[0]
 
     def same_pixels(self, one: Plane, other: Plane) -> bool:
-        """Whether two images have the same stored pixels, however they are encoded."""
+        """Whether two images have the same stored pixels, however they are encoded. Raises: as `take_pixels`."""
         return bool(np.array_equal(self._stored(one), self._stored(other)))
 
     def take_pixels(self, plane: Plane) -> NDArray[Any]:
-        """Pixels of an image as stored, shape (rows, columns); the memory of their encoded form is free afterwards."""
+        """Pixels as stored, shape (rows, columns), integers; their encoded form is dropped.
+
+        Raises: UnusableSeriesError: they cannot be decoded, or claim too much.
+        """
         stored = self._stored(plane)
-        self._headers[plane.file].pop("PixelData", None)
+        self._files[plane.file].pop("PixelData", None)
         return stored
 
-    def _read(self, name: str, *, again: bool = False) -> Dataset:
-        """The tags that are needed; PixelData as long as memory allows, and always when read again."""
-        try:
-            with warnings.catch_warnings(), open_file(self._request.source, name) as stream:
-                warnings.simplefilter("ignore")
-                size = stream.seek(0, os.SEEK_END)
-                stream.seek(0)
-                keep = again or self._kept + size <= KEPT_BYTES
-                data = pydicom.dcmread(stream, stop_before_pixels=not keep, force=True, specific_tags=_TAGS)
-        except DECODE_ERRORS as error:
-            refuse("unreadable_file", f"{self._where}, file {name}", type(error).__name__, name)
-        if keep and not again:
-            self._kept += size
+    def _planes(self, file: str) -> list[Plane]:
+        data = self._files[file]
+        if has_frames(data):
+            uid = tag_text(data, "SOPInstanceUID")
+            found = [plane_of(header, file) for header in frame_headers(data, _HEADER_TAGS)]
+            return [replace(plane, frame=k, instance_uid=f"{uid} {k + 1}") for k, plane in enumerate(found)]
+        plane = plane_of(data, file)
+        count = num_frames(data)
+        if plane.fault is None and count > 1:
+            plane = replace(plane, fault=("multi_frame", f"{count} frames without positions of their own"))
+        return [plane]
+
+    def _read(self, file: str) -> Dataset:
+        """A file's data set, with pixels as long as memory allows."""
+        with open_file(self._source, file) as stream:
+            keep = self._num_kept + stream.seek(0, os.SEEK_END) <= KEPT_BYTES
+            data = read_data_set(stream, pixels=keep, tags=_TAGS)
+        pixels = data.get_item("PixelData") if "PixelData" in data else None
+        self._num_kept += len(getattr(pixels, "value", None) or b"")  # more than the file where that is deflated
+        if self._num_kept > KEPT_BYTES:
+            data.pop("PixelData", None)
         return data
 
     def _stored(self, plane: Plane) -> NDArray[Any]:
-        data = self._headers[plane.file]
-        if "PixelData" not in data:
-            data = self._read(plane.file, again=True)
+        where, data = f"{self._where}, file {plane.name}", self._files[plane.file]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                stored = self._decoded(data, plane)
-                return without_overlays(stored, data, plane.padding)
+            if self._reader is None or self._reader[0] != plane.file:
+                self._reader = None  # before the next file is read, not after
+                if "PixelData" not in data:
+                    with open_file(self._source, plane.file) as stream:
+                        data = read_data_set(stream, tags=_TAGS)
+                self._reader = plane.file, FrameReader(data)
+            stored = self._reader[1].read(plane.frame or 0)
+            return without_overlays(stored, data, plane.padding)
+        except DicomFault as fault:
+            refuse(fault.reason, where, fault.detail, plane.file)
         except DECODE_ERRORS as error:
-            refuse("unreadable_pixels", f"{self._where}, file {plane.name}", short(error), plane.file)
-
-    def _decoded(self, data: Dataset, plane: Plane) -> NDArray[Any]:
-        syntax = str(data.file_meta.get("TransferSyntaxUID", "")) if getattr(data, "file_meta", None) else ""
-        try:
-            decoded: NDArray[Any] = data.pixel_array
-            return decoded
-        except (RuntimeError, NotImplementedError, AttributeError):
-            if syntax not in _GDCM_SYNTAXES:
-                raise
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(self._request.source / plane.file))
-        reader.SetImageIO("GDCMImageIO")  # applies the rescale tags itself
-        hu = sitk.GetArrayFromImage(reader.Execute())[0].astype(np.float64)
-        stored: NDArray[Any] = np.rint((hu - (plane.intercept or 0.0)) / (plane.slope or 1.0)).astype(np.int32)
-        return stored
+            refuse("unreadable_pixels", where, type(error).__name__, plane.file)

@@ -278,8 +278,11 @@ def _blame(odd: Sequence[_Odd], where: str, *, whole: bool = False) -> NoReturn:
 
 
 def _check_one(planes: Sequence[Plane], tag: str, reason: str, what: str, where: str) -> None:
-    """One value of a tag in all images; an absent one is a value of its own, for nothing says that it would be the same."""
-    count = len({getattr(plane, tag) for plane in planes})
+    """One value of a tag in all images; an absent one is a value of its own, for nothing says that it would be the same.
+
+    Only of images with a fault, which may have no header at all, an absent one is not counted.
+    """
+    count = len({value for plane in planes if (value := getattr(plane, tag)) or not plane.fault})
     if count > 1:
         refuse(reason, where, f"{count} {what}")
 

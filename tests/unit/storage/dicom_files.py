@@ -62,7 +62,7 @@ def write_series(
         data.ImageOrientationPatient = [float(v) for v in (*row, *column)]
         data.ImagePositionPatient = [round(float(v), 6) for v in matrix[:3, 3] + k * step]
         data.PixelSpacing = [spacing[1], spacing[0]]
-        data.RescaleSlope, data.RescaleIntercept = slope, intercept
+        data.RescaleSlope, data.RescaleIntercept, data.RescaleType = slope, intercept, "HU"
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
         data.PixelData = np.rint((hu(world) - intercept) / slope).astype("<i2").tobytes()

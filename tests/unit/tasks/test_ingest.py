@@ -125,7 +125,10 @@ def test_padding_and_values_below_air_become_air(tmp_path: Path) -> None:
         data.PixelData = pixels.tobytes()
         data.add_new("PixelPaddingValue", "US", 2500)
 
-    write_series(tmp_path / "src", lambda w: np.full(w.shape[:-1], 40.0), change=filled, spacing=(1.0, 1.0, 1.0))
+    def body(world: np.ndarray) -> np.ndarray:
+        return np.where(world[..., 0] < -8, -900.0, 40.0)
+
+    write_series(tmp_path / "src", body, change=filled, spacing=(1.0, 1.0, 1.0))
     report = run(tmp_path / "src", tmp_path / "store")
     hu = VolumeStore.open(tmp_path / "store").read_level(report.committed[0].volume_id).hu
     assert hu.min() == -1024
