@@ -48,8 +48,8 @@ REASONS: dict[str, Reason] = {
     ),
     "not_hu": Reason(
         "skipped",
-        "{where} has no voxel below -500 ({detail}), so its values are not HU (a mask, or an image with a window applied): "
-        "nothing to do, or export it in HU.",
+        "{where} has no voxel below -500 ({detail}), so its values are not HU (a mask, an image with a window applied, a CT that "
+        "lost its rescale): nothing to do, or export it in HU.",
     ),
     "shorter_copy": Reason("skipped", "{where} has {detail}: the longer copy of the scan stays; nothing to do."),
     "other_copy": Reason(
@@ -82,6 +82,11 @@ REASONS: dict[str, Reason] = {
         "quarantined",
         "{where} is placed differently by its sform and its qform ({detail}): correct the wrong one, or set its code to 0.",
     ),
+    "impossible_hu": Reason(
+        "quarantined",
+        "{where} has values that no CT has ({detail}): correct RescaleSlope and RescaleIntercept, or export it again in HU.",
+    ),
+    "no_content": Reason("quarantined", "{where} shows nothing ({detail}): copy or export it again."),
     "not_finite": Reason(
         "quarantined",
         "{where} has voxels that are no finite number ({detail}): export it again, or set ingest.nan to air if they are fill.",

@@ -12,6 +12,7 @@ from storage.files import sha256_json
 from storage.geometry import Volume, block_mean
 from storage.resample import resample_series, target_grid
 from storage.sources.formats import FORMATS
+from storage.sources.plausible import check_plausible
 from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
 from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
@@ -104,6 +105,7 @@ def _load(job: SeriesJob) -> Iterator[SourceVolume]:
 def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
     """(record of a volume of the scan, whether it was written now)."""
     config, where = job.config, f"Scan {part_id(job.scan.scan_id, found.part)}"
+    check_plausible(found, config.limits, where)
     store = VolumeStore.open(Path(job.store), config.grid)
     shape, _ = target_grid(found, config.spacing_mm)
     if shape[0] * shape[1] * shape[2] > MAX_VOXELS:

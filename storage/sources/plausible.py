@@ -1,0 +1,191 @@
+"""What can be the HU of a chest CT: fill recognised while a scan is read, and one check of every volume of any format.
+
+A loader passes each plane of HU through `recognise_fill`, adds the counts up, and asks `fill_notes` at the end. Every volume then
+goes through `check_plausible` before anything of it is stored.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from storage.geometry import AIR_HU, FILL_HU
+from storage.sources.source import Limits, SourceVolume, refuse
+
+AIR_BELOW_HU = -500  # a chest has air: an image without a voxel below this is not in HU
+REGION_VOXELS = 16  # of a plane: fewer voxels of one value are no region
+REGION_SHARE = 0.01  # of a plane: a connected region of this size is no metal
+_LENGTH_TOLERANCE_MM = 1e-3  # of extents and distances, which are sums of rounded numbers
+
+
+@dataclass(frozen=True)
+class FillCounts:
+    """What `recognise_fill` found, of one plane or (added up) of a scan.
+
+    Attributes:
+        num_voxels: of the planes.
+        num_nan: no finite number.
+        num_fill: above `limits.max_hu` and taken as fill.
+        num_clamped: above `limits.max_hu` and set to it.
+        lowest, highest: finite values of at least AIR_HU; inf and -inf where there is none.
+        lowest_high: lowest value above the limit; inf where there is none.
+    """
+
+    num_voxels: int = 0
+    num_nan: int = 0
+    num_fill: int = 0
+    num_clamped: int = 0
+    lowest: float = np.inf
+    highest: float = -np.inf
+    lowest_high: float = np.inf
+
+    def __add__(self, other: "FillCounts") -> "FillCounts":
+        return FillCounts(
+            self.num_voxels + other.num_voxels,
+            self.num_nan + other.num_nan,
+            self.num_fill + other.num_fill,
+            self.num_clamped + other.num_clamped,
+            min(self.lowest, other.lowest),
+            max(self.highest, other.highest),
+            min(self.lowest_high, other.lowest_high),
+        )
+
+
+def recognise_fill(hu: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], FillCounts]:
+    """Take as fill what CT cannot have measured.
+
+    Values below AIR_HU and values that are no finite number become FILL_HU. Values above `limits.max_hu` become FILL_HU where
+    they are a region: connected voxels that touch the border of the plane, or are at least `REGION_SHARE` of it, or are at least
+    `REGION_VOXELS` of one value; and all voxels with the value of such a region of one value. The others, scattered voxels of
+    metal, become `limits.max_hu`.
+
+    Args:
+        hu: one plane (j, i): float, or integers of a type that holds FILL_HU (int16, int32, int64). Voxels that are declared
+            padding may be FILL_HU already. It is not changed.
+        limits: for `max_hu`.
+    Returns: a plane of the same type with each value FILL_HU or in [AIR_HU, max_hu], and what was found in this one. The plane is
+        `hu` itself where there is nothing to replace.
+    """
+    ceiling = highest_hu(limits)
+    low, high = hu.min(), hu.max()
+    if low >= AIR_HU and high <= ceiling:  # false where there is a NaN
+        return hu, FillCounts(hu.size, lowest=float(low), highest=float(high))
+    finite = np.isfinite(hu) if hu.dtype.kind == "f" else np.ones(hu.shape, dtype=bool)
+    num_nan = hu.size - int(finite.sum())
+    with np.errstate(invalid="ignore"):
+        measured = finite & (hu >= AIR_HU)
+        above = finite & (hu > ceiling)
+    out = hu.copy()
+    out[~measured] = FILL_HU
+    kept = hu[measured]
+    lowest, highest = (float(kept.min()), float(kept.max())) if kept.size else (np.inf, -np.inf)
+    if not above.any():
+        return out, FillCounts(hu.size, num_nan, lowest=lowest, highest=highest)
+    fill = _regions(hu, above)
+    out[fill] = FILL_HU
+    metal = above & ~fill
+    out[metal] = ceiling
+    lowest_high = float(hu[above].min())
+    return out, FillCounts(hu.size, num_nan, int(fill.sum()), int(metal.sum()), lowest, highest, lowest_high)
+
+
+def fill_notes(counts: FillCounts, limits: Limits, where: str) -> tuple[str, ...]:
+    """Sentences about what `recognise_fill` replaced in a scan.
+
+    Raises: UnusableSeriesError: "not_finite" unless `limits.nan` is "air"; "impossible_hu" where the values above the limit are
+        the scan itself: nothing else is air, or they are most of it and not one value.
+    """
+    total, limit = counts.num_voxels, f"ingest.max_hu = {highest_hu(limits)}"
+    if counts.num_nan and limits.nan == "refuse":
+        refuse("not_finite", where, f"{counts.num_nan} of {total}")
+    num_high = counts.num_fill + counts.num_clamped
+    if num_high:
+        varied = counts.lowest_high != counts.highest
+        if counts.lowest >= AIR_BELOW_HU or (varied and num_high > total / 2):
+            detail = f"from {counts.lowest:g} to {counts.highest:g}, {num_high} of {total} voxels above {limit}"
+            refuse("impossible_hu", where, detail)
+    notes = []
+    if counts.num_nan:
+        notes.append(f"{counts.num_nan} of {total} voxels are not finite and became {AIR_HU} HU")
+    if counts.num_fill:
+        notes.append(f"{counts.num_fill} of {total} voxels in regions above {limit} were taken as fill: {AIR_HU} HU")
+    if counts.num_clamped:
+        notes.append(f"{counts.num_clamped} of {total} voxels above {limit} were set to it")
+    return tuple(notes)
+
+
+def highest_hu(limits: Limits) -> int:
+    """The largest HU that is kept: `limits.max_hu`, whole and within int16."""
+    return int(min(limits.max_hu, np.iinfo(np.int16).max))
+
+
+def _regions(hu: NDArray[Any], above: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which voxels above the limit are fill, see `recognise_fill`."""
+    labels, count = ndimage.label(above)
+    numbers = np.arange(1, count + 1)
+    sizes = ndimage.sum_labels(above, labels, numbers)
+    lowest, highest = (np.atleast_1d(found(hu, labels, numbers)) for found in (ndimage.minimum, ndimage.maximum))
+    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    one_value = (lowest == highest) & (sizes >= REGION_VOXELS)
+    is_fill = np.isin(numbers, edge) | (sizes >= REGION_SHARE * hu.size) | one_value
+    filled: NDArray[np.bool_] = np.concatenate([[False], is_fill])[labels]
+    return filled | (above & np.isin(hu, lowest[one_value]))
+
+
+def check_plausible(found: SourceVolume, limits: Limits, where: str) -> None:
+    """Refuse a volume that is no CT of a whole chest, whichever format it came from.
+
+    Args:
+        found: a volume as a loader gives it.
+        limits: least extents, largest slice distance.
+        where: how sentences call the volume.
+
+    Raises: UnusableSeriesError: "too_short", "too_narrow", "thick_slices", "no_content" or "not_hu".
+    """
+    _check_extent(found, limits, where)
+    _check_values(found.hu, where)
+
+
+def extent_mm(found: SourceVolume) -> NDArray[np.float64]:
+    """How long a scan is along x, y and z of the patient, faces included: the line through its middle, inside its voxels.
+
+    Unlike the box around it, this does not make a thin slab long because it is tilted.
+    """
+    steps = found.direction * np.asarray(found.spacing_mm)
+    shape = np.asarray(found.hu.shape[::-1], dtype=np.float64)
+    voxels_per_mm = np.abs(np.linalg.inv(steps))  # row: index axis, column: world axis
+    with np.errstate(divide="ignore"):
+        length: NDArray[np.float64] = (shape[:, None] / voxels_per_mm).min(axis=0)
+    return length
+
+
+def _check_extent(found: SourceVolume, limits: Limits, where: str) -> None:
+    thickest = max(found.spacing_mm)
+    if thickest > limits.max_slice_mm + _LENGTH_TOLERANCE_MM:
+        refuse("thick_slices", where, f"voxels {thickest:.4g} mm apart, ingest.max_slice_mm = {limits.max_slice_mm:g}")
+    width, depth, length = extent_mm(found)
+    if length < limits.min_length_mm - _LENGTH_TOLERANCE_MM:
+        detail = f"{length:.1f} mm long from head to foot, ingest.min_length_mm = {limits.min_length_mm:g}"
+        refuse("too_short", where, detail)
+    if min(width, depth) < limits.min_width_mm - _LENGTH_TOLERANCE_MM:
+        detail = f"{width:.1f} mm wide and {depth:.1f} mm deep, ingest.min_width_mm = {limits.min_width_mm:g}"
+        refuse("too_narrow", where, detail)
+
+
+def _check_values(hu: NDArray[Any], where: str) -> None:
+    """Planes from the middle outwards: a CT has air and more than one value in the first that is looked at."""
+    lowest, highest = np.inf, -np.inf
+    for k in sorted(range(len(hu)), key=lambda k: abs(2 * k - len(hu))):
+        plane = hu[k]
+        measured = plane[plane != FILL_HU]
+        if measured.size:
+            lowest, highest = min(lowest, float(measured.min())), max(highest, float(measured.max()))
+        if lowest < AIR_BELOW_HU and highest > lowest:
+            return
+    if highest <= lowest:
+        refuse(
+            "no_content", where, "all its voxels are fill" if highest < lowest else f"all its voxels are {lowest:g} HU"
+        )
+    refuse("not_hu", where, f"values from {lowest:g} to {highest:g}")
