@@ -23,6 +23,10 @@ REASONS: dict[str, Reason] = {
     # -- skipped: not a CT volume
     "unknown_format": Reason("skipped", "{where} is in no format that is read (DICOM, NIfTI); nothing to do."),
     "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
+    "image_pair": Reason(
+        "skipped",
+        "{where} is the header of an image in two files (.hdr and .img), which is not read: convert it to one NIfTI file.",
+    ),
     "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
     "outside_source": Reason(
         "skipped",
@@ -80,7 +84,7 @@ REASONS: dict[str, Reason] = {
     ),
     "conflicting_geometry": Reason(
         "quarantined",
-        "{where} is placed differently by its sform and its qform ({detail}): correct the wrong one, or set its code to 0.",
+        "{where} is placed differently by two entries of its header ({detail}): correct or remove the wrong one.",
     ),
     "impossible_hu": Reason(
         "quarantined",
@@ -90,6 +94,14 @@ REASONS: dict[str, Reason] = {
     "not_finite": Reason(
         "quarantined",
         "{where} has voxels that are no finite number ({detail}): export it again, or set ingest.nan to air if they are fill.",
+    ),
+    "several_arrays": Reason(
+        "quarantined",
+        "{where} contains {detail}, so which is the CT and in what spacing is not known: keep only the array ct.",
+    ),
+    "detached_data": Reason(
+        "quarantined",
+        "{where} keeps its voxels in another file, which was not read ({detail}): put that file beside the header.",
     ),
     "multi_volume": Reason(
         "quarantined", "{where} is not one 3-D volume ({detail} voxels): split it into files of three axes each."

@@ -1,6 +1,7 @@
 """NIfTI as a source: recognised by content, HU and place in the world exact, every odd file with its reason."""
 
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from storage.errors import UnusableSeriesError
-from storage.geometry import Volume
+from storage.geometry import AIR_HU, FILL_HU, Volume
 from storage.nifti import write_nifti
 from storage.resample import resample_series
 from storage.sources.formats import read_source_file
@@ -226,7 +227,7 @@ def test_scaling(tmp_path: Path, slope: float, inter: float, expected: np.ndarra
 
     scan = load(write_image(tmp_path / "a.nii.gz", VALUES, change=scale))
     assert scan.hu.dtype == dtype
-    np.testing.assert_array_equal(scan.hu, np.maximum(expected, -1024).transpose(2, 1, 0))
+    np.testing.assert_array_equal(scan.hu, np.where(expected < AIR_HU, FILL_HU, expected).transpose(2, 1, 0))
 
 
 def test_slope_without_intercept(tmp_path: Path) -> None:
@@ -236,12 +237,12 @@ def test_slope_without_intercept(tmp_path: Path) -> None:
     assert refused(write_image(tmp_path / "a.nii", VALUES, change=scale)).reason == "missing_rescale"
 
 
-def test_values_below_air_become_air_before_interpolation(tmp_path: Path) -> None:
+def test_values_below_air_are_fill(tmp_path: Path) -> None:
     values = VALUES.astype(np.float32)
     values[:5] = -3024.0
     scan = load(write_image(tmp_path / "a.nii", values))
-    assert scan.hu.min() == -1024
-    assert (scan.hu[:, :, :5] == -1024).all()
+    assert (scan.hu[:, :, :5] == FILL_HU).all()
+    assert scan.notes == ()
     np.testing.assert_array_equal(scan.hu[:, :, 5:], VALUES.transpose(2, 1, 0)[:, :, 5:])
 
 
@@ -254,28 +255,36 @@ def test_not_finite(tmp_path: Path) -> None:
     assert "3 of 10560" in str(error)
     assert "ingest.nan" in str(error)
     scan = load(path, nan="air")
-    assert list(scan.hu[:3, 0, 0]) == [-1024, -1024, -1024]
+    assert list(scan.hu[:3, 0, 0]) == [FILL_HU] * 3
     assert scan.hu[3, 0, 0] == VALUES[0, 0, 3]
     assert scan.notes == ("3 of 10560 voxels are not finite and became -1024 HU",)
 
 
-MASKS = {
-    "mask": (VALUES > 0).astype(np.uint8),
-    "window": np.clip(VALUES, 0, 255).astype(np.uint8),
-    "limit": np.maximum(VALUES, -500),
-    "nothing": np.full(SHAPE, np.nan, np.float32),
-}
+def test_undeclared_fill_in_the_corners_is_fill_and_noted(tmp_path: Path) -> None:
+    values = VALUES.astype(np.int32)
+    values[:3, :3] = 62512
+    scan = load(write_image(tmp_path / "a.nii", values))
+    assert (scan.hu[:, :3, :3] == FILL_HU).all()
+    assert scan.hu.max() == VALUES.max()
+    assert scan.notes == ("216 of 10560 voxels in regions above ingest.max_hu = 30719 were taken as fill: -1024 HU",)
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_what_cannot_be_hu_is_skipped(tmp_path: Path, name: str) -> None:
-    assert refused(write_image(tmp_path / "a.nii", MASKS[name]), nan="air").reason == "not_hu"
+def test_a_scan_beyond_hu_is_quarantined(tmp_path: Path) -> None:
+    def shifted(header: Any) -> None:
+        header["scl_slope"], header["scl_inter"] = 1, 31024
+
+    assert refused(write_image(tmp_path / "a.nii", VALUES, change=shifted)).reason == "impossible_hu"
 
 
-def test_one_voxel_of_air_is_enough(tmp_path: Path) -> None:
-    values = np.maximum(VALUES, -500)
-    values[3, 4, 5] = -501
-    assert load(write_image(tmp_path / "a.nii", values)).hu[5, 4, 3] == -501
+@pytest.mark.parametrize("header", ["nifti pair", "analyze"])
+def test_images_in_two_files_are_skipped_by_name(tmp_path: Path, header: str) -> None:
+    data = bytearray(write_image(tmp_path / "a.nii", VALUES).read_bytes()[:348])
+    data[344:348] = b"ni1\0" if header == "nifti pair" else b"\0\0\0\0"
+    if header == "analyze":
+        data[32:36], data[38:39] = (16384).to_bytes(4, "little"), b"r"
+    (tmp_path / "a.hdr").write_bytes(data)
+    facts = read_source_file(tmp_path / "a.hdr")[1]
+    assert (facts.format, facts.scan, facts.reason) == ("nifti", "", "image_pair")
 
 
 def test_trailing_axes_of_one_are_dropped_and_series_refused(tmp_path: Path) -> None:
@@ -334,3 +343,50 @@ def test_a_header_that_claims_terabytes(tmp_path: Path) -> None:
     data[42:48] = (30000).to_bytes(2, "little") * 3
     path.write_bytes(data)
     assert refused(path).reason == "too_large"
+
+
+def claiming(path: Path, sizes: tuple[int, int, int], num_bytes: int) -> Path:
+    """A gzipped file whose header claims `sizes` voxels, with so many zeros behind it."""
+    data = bytearray(write_image(path.with_suffix(".nii"), VALUES).read_bytes()[:352])
+    data[42:48] = b"".join(n.to_bytes(2, "little") for n in sizes)
+    with gzip.open(path, "wb", compresslevel=9) as stream:
+        stream.write(data)
+        for _ in range(num_bytes >> 20):
+            stream.write(bytes(1 << 20))
+    return path
+
+
+def test_a_bomb_is_refused_before_it_grows(tmp_path: Path) -> None:
+    path = claiming(tmp_path / "bomb.nii.gz", (512, 512, 512), 256 << 20)
+    assert path.stat().st_size < 300_000
+    tracemalloc.start()
+    error = refused(path)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert error.reason == "too_costly"
+    assert "268435808" in str(error)
+
+
+def test_data_far_behind_the_header_are_refused(tmp_path: Path) -> None:
+    path = claiming(tmp_path / "far.nii.gz", SHAPE, 80 << 20)
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[108:112] = np.float32(75 << 20).tobytes()
+    path.write_bytes(gzip.compress(data))
+    assert refused(path).reason == "too_costly"
+
+
+def test_what_follows_the_voxels_is_not_read(tmp_path: Path) -> None:
+    path = claiming(tmp_path / "long.nii.gz", SHAPE, 80 << 20)
+    tracemalloc.start()
+    assert (load(path).hu == 0).all()
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def test_a_real_scan_may_be_small_when_compressed(tmp_path: Path) -> None:
+    shape = (128, 128, 64)
+    values = np.full(shape, -1000, np.int16)
+    values[40:80, 40:80] = 40
+    path = write_image(tmp_path / "phantom.nii.gz", values)
+    assert path.stat().st_size * 200 < values.nbytes
+    assert load(path).hu.shape == shape[::-1]

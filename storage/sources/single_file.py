@@ -1,0 +1,276 @@
+"""What formats with one scan per file share: the scan's id, bounds on what a header may claim, planes -> HU with geometry."""
+
+import bz2
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.geometry import Float3, Int3
+from storage.sources.files import open_file
+from storage.sources.plausible import FillCounts, fill_notes, recognise_fill
+from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, tilt_deg
+
+MAX_VOXELS = 2**30  # of a file; a header can claim anything
+MAX_EXPANSION = 50  # bytes that one byte of a compressed file may become: CT does not compress by more than 20
+FREE_BYTES = 64 << 20  # of a compressed file, however small it is
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, MemoryError, OverflowError)
+_START = 4096  # bytes that are enough to recognise a header
+_PIECE = 1 << 20
+_LONGEST_NUMBER = 64  # characters
+_SKEWED = 0.1  # least determinant of the unit steps along i, j, k
+
+
+def path_scan_id(kind: str, path: Path) -> str:
+    """Id of a scan that is one file: a hash of the absolute path, because file names may reveal who was scanned."""
+    absolute = str(path.resolve()).encode("utf-8", "surrogateescape")
+    return f"{kind}-{hashlib.sha256(absolute).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class StoredScan:
+    """A file's voxels and what its header says of them.
+
+    Attributes:
+        planes: values as stored, shape (j, i) each, in order of k; read when asked for.
+        shape: (k, j, i).
+        dtype: of the planes; integers or floats.
+        steps_mm: 3 × 3, columns are the LPS steps of index i, j, k.
+        origin_mm: LPS centre of voxel [0, 0, 0].
+        slope, intercept: HU is slope × value + intercept.
+        notes: sentences about what was assumed.
+    """
+
+    planes: Iterable[NDArray[Any]]
+    shape: Int3
+    dtype: np.dtype[Any]
+    steps_mm: NDArray[np.float64]
+    origin_mm: NDArray[np.float64]
+    slope: float = 1.0
+    intercept: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def source_volume(request: ScanRequest, stored: StoredScan) -> SourceVolume:
+    """Check the geometry of a scan, read its planes, scale them to HU and recognise fill.
+
+    Raises:
+        UnusableSeriesError: "missing_geometry", "too_few_slices", and what `fill_notes` raises.
+        `READ_ERRORS`: while planes are read.
+    """
+    where, least = request.where, request.limits.min_slices
+    spacing = check_steps(stored.steps_mm, stored.origin_mm, where)
+    if min(stored.shape) < least:
+        detail = f"{min(stored.shape)} slice(s) along its shortest axis, at least {least} are needed"
+        refuse("too_few_slices", where, detail)
+    hu, notes = _hu(request, stored)
+    direction = stored.steps_mm / spacing + 0.0
+    return SourceVolume(
+        hu=hu,
+        spacing_mm=_float3(spacing),
+        origin_mm=_float3(stored.origin_mm + 0.0),
+        direction=direction,
+        attributes={},
+        pixel_digest=pixel_digest(hu),
+        tilt_deg=tilt_deg(direction),
+        notes=(*stored.notes, *notes),
+    )
+
+
+def _hu(request: ScanRequest, stored: StoredScan) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """HU (k, j, i): int16 where all values are whole, else float32; and notes."""
+    slope, intercept, counts = stored.slope, stored.intercept, FillCounts()
+    whole = stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
+    as_it_is = slope == 1 and intercept == 0 and stored.dtype.newbyteorder("=") in (np.int16, np.int32, np.float32)
+    hu = np.empty(stored.shape, dtype=np.int16 if whole else np.float32)
+    for k, plane in enumerate(stored.planes):
+        if as_it_is:
+            exact = plane.astype(stored.dtype.newbyteorder("="), copy=False)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):
+                exact = plane.astype(np.float64) * slope + intercept
+        hu[k], found = recognise_fill(exact, request.limits)
+        counts += found
+    return hu, fill_notes(counts, request.limits, request.where)
+
+
+def check_steps(steps: NDArray[np.float64], origin: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    """Lengths of the columns of `steps`. Raises: UnusableSeriesError: "missing_geometry" where they span no space."""
+    lengths: NDArray[np.float64] = np.linalg.norm(steps, axis=0)
+    usable = np.isfinite(steps).all() and np.isfinite(origin).all() and lengths.min() > 0
+    if not usable or abs(np.linalg.det(steps / lengths)) < _SKEWED:
+        refuse("missing_geometry", where, "usable axes (finite, not zero, three independent directions)")
+    return lengths
+
+
+def check_shape(sizes: tuple[int, ...], where: str) -> Int3:
+    """(k, j, i) of sizes that are given fastest first (i, j, k, …); trailing axes of one voxel are dropped.
+
+    Raises: UnusableSeriesError: "multi_volume", "too_large".
+    """
+    text = " × ".join(str(n) for n in sizes)
+    if len(sizes) < 3 or min(sizes) < 1 or any(n != 1 for n in sizes[3:]):
+        refuse("multi_volume", where, text or "no")
+    if np.prod(sizes[:3], dtype=np.float64) > MAX_VOXELS:
+        refuse("too_large", where, f"{text} voxels, at most {MAX_VOXELS} are read")
+    return sizes[2], sizes[1], sizes[0]
+
+
+def check_claim(claimed: int, stored: int, compressed: bool, where: str) -> None:
+    """Compare the bytes that a header claims with those that are there, before any memory is taken.
+
+    Args:
+        claimed: bytes of the voxels and of what must be read before them.
+        stored: bytes of the file.
+        compressed: whether `stored` bytes are compressed.
+
+    Raises: UnusableSeriesError: "unreadable_pixels" where the file is too short, "too_costly" where it grows too much.
+    """
+    if not compressed and claimed > stored:
+        refuse("unreadable_pixels", where, f"{stored} bytes, its header needs {claimed}")
+    if compressed and claimed > max(FREE_BYTES, MAX_EXPANSION * stored):
+        detail = f"{stored} compressed bytes would become {claimed}, at most {MAX_EXPANSION} times as many are read"
+        refuse("too_costly", where, detail)
+
+
+def stream_size(stream: BinaryIO) -> int:
+    """Bytes of a seekable stream, whose position stays."""
+    here = stream.tell()
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(here)
+    return size
+
+
+def read_planes(stream: BinaryIO, dtype: np.dtype[Any], shape: Int3) -> Iterator[NDArray[Any]]:
+    """The planes (j, i) of voxels that lie one after another. Raises: EOFError: there are fewer; what `stream.read` raises."""
+    num_bytes = shape[1] * shape[2] * dtype.itemsize
+    for k in range(shape[0]):
+        data = bytearray()
+        while len(data) < num_bytes:
+            piece = stream.read(num_bytes - len(data))
+            if not piece:
+                raise EOFError(f"the data end in plane {k + 1} of {shape[0]}")
+            data += piece
+        yield np.frombuffer(data, dtype).reshape(shape[1], shape[2])
+    stream.read(1)  # reaches a checksum where the voxels end the file
+
+
+def read_text_planes(stream: BinaryIO, dtype: np.dtype[Any], shape: Int3) -> Iterator[NDArray[Any]]:
+    """As `read_planes`, of numbers as text with white space between them. Raises: EOFError, ValueError."""
+    count, numbers, rest = shape[1] * shape[2], np.empty(0, dtype), b""
+    for k in range(shape[0]):
+        while len(numbers) < count:
+            piece = stream.read(_PIECE)
+            words = (rest + piece).split()
+            rest = words.pop() if words and piece and not piece[-1:].isspace() else b""
+            if max(map(len, [*words, rest])) > _LONGEST_NUMBER:
+                raise ValueError("the data are no numbers")
+            if not words and not piece:
+                raise EOFError(f"the data end in plane {k + 1} of {shape[0]}")
+            numbers = np.concatenate([numbers, np.asarray(words, dtype="S").astype(dtype) if words else numbers[:0]])
+        yield numbers[:count].reshape(shape[1], shape[2])
+        numbers = numbers[count:]
+
+
+@contextmanager
+def decompressed(stream: BinaryIO, encoding: str) -> Iterator[BinaryIO]:
+    """What a stream contains from here on: encoding "raw", "gzip", "zlib" or "bzip2"; decompressed as it is read."""
+    if encoding == "raw":
+        yield stream
+    elif encoding == "gzip":
+        with gzip.GzipFile(fileobj=stream) as inner:
+            yield inner  # type: ignore[misc]
+    elif encoding == "bzip2":
+        with bz2.BZ2File(stream) as inner_bz2:
+            yield inner_bz2  # type: ignore[misc]
+    else:
+        yield io.BufferedReader(_Inflated(stream), _PIECE)
+
+
+class _Inflated(io.RawIOBase):
+    """A zlib stream as a file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._decoder = zlib.decompressobj()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._decoder.eof:
+            data = self._decoder.unconsumed_tail or self._stream.read(_PIECE)
+            out = self._decoder.decompress(data, len(buffer))
+            if out:
+                buffer[: len(out)] = out
+                return len(out)
+            if not data:
+                raise EOFError("the compressed data end too early")
+        return 0
+
+
+@contextmanager
+def header_stream(request: ScanRequest, is_header: Callable[[bytes], bool]) -> Iterator[tuple[str, BinaryIO]]:
+    """The file of a scan that has the header, among those that contain its voxels: (relative path, stream at its start).
+
+    Raises: ValueError: none has; OSError.
+    """
+    for name in request.files:
+        with open_file(request.source, name) as stream:
+            if is_header(stream.read(_START)):
+                stream.seek(0)
+                yield name, stream
+                return
+    raise ValueError("its header is not there any more")
+
+
+def data_file(request: ScanRequest, header: str, named: str) -> str:
+    """Relative path of the file of voxels that a header names, which lies beside or below the header.
+
+    Raises: UnusableSeriesError: "detached_data" where it lies elsewhere or is missing.
+    """
+    parts = PurePosixPath(named).parts
+    if not parts or named.startswith("/") or ".." in parts or "\\" in named or "\0" in named:
+        refuse("detached_data", request.where, "its header names a place that is not beside or below it")
+    name = str(PurePosixPath(header).parent / named)
+    path = request.source / name
+    if path.exists() and not path.resolve().is_relative_to(request.source.resolve()):
+        refuse("detached_data", request.where, "it is a link that leaves the source")
+    try:
+        with open_file(request.source, name):
+            return name
+    except OSError as error:
+        refuse("detached_data", request.where, error.strerror or "it cannot be opened")
+
+
+def header_beside(path: Path, endings: tuple[str, ...], names: Callable[[BinaryIO], str]) -> Path | None:
+    """The header that keeps its voxels in a file: of the same name with another ending, and naming the file; None without.
+
+    Args:
+        path: of the file.
+        endings: of headers (".mhd").
+        names: stream of a header -> name of its file of voxels, "" where it has none.
+    """
+    stem = path.name.split(".raw")[0].split(".zraw")[0]
+    for ending in endings:
+        header = path.with_name(stem + ending)
+        try:
+            if header != path and header.is_file() and not header.is_symlink():
+                with header.open("rb") as stream:
+                    if names(stream) == path.name:
+                        return header
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _float3(values: NDArray[np.float64]) -> Float3:
+    return float(values[0]), float(values[1]), float(values[2])
