@@ -12,8 +12,8 @@ SUPINE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
 def linear_hu(world: np.ndarray) -> np.ndarray:
-    """World-linear HU with another slope along each axis: no flip or swap leaves it as it is."""
-    return 3.0 * world[..., 0] - 2.0 * world[..., 1] + 1.0 * world[..., 2] + 40.0
+    """World-linear HU with another slope along each axis, so that no flip or swap leaves it as it is; some of it is air."""
+    return 3.0 * world[..., 0] - 2.0 * world[..., 1] + 1.0 * world[..., 2] - 480.0
 
 
 def write_series(

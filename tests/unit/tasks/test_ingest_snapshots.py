@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from storage.documents.snapshot import SnapshotVolume
@@ -120,20 +121,24 @@ def test_the_long_copy_replaces_the_short_one_for_good(tmp_path: Path) -> None:
     assert slices(store) == [24]
 
 
+def half_air(world: np.ndarray, hu: float) -> np.ndarray:
+    return np.where(world[..., 0] < 0, -1000.0, hu)
+
+
 def test_equal_copies_do_not_alternate_but_a_new_export_counts(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    write_series(tmp_path / "A", lambda world: world[..., 2] * 0 + 40.0)
-    write_series(tmp_path / "B", lambda world: world[..., 2] * 0 + 90.0)
+    write_series(tmp_path / "A", lambda world: half_air(world, 40.0))
+    write_series(tmp_path / "B", lambda world: half_air(world, 90.0))
     first = run(tmp_path / "A", store)
     for _ in range(2):
         other = run(tmp_path / "B", store)
         assert [entry.reason for entry in other.skipped] == ["other_copy"]
         assert other.snapshot == run(tmp_path / "A", store).snapshot == first.snapshot
-    write_series(tmp_path / "A", lambda world: world[..., 2] * 0 + 60.0)
+    write_series(tmp_path / "A", lambda world: half_air(world, 60.0))
     corrected = run(tmp_path / "A", store)
     assert corrected.snapshot != first.snapshot
     (volume_id,) = listed(store)
-    assert int(VolumeStore.open(store).read_level(volume_id).hu.max()) == 60
+    assert int(VolumeStore.open(store).read_level(volume_id).hu[20, 10, -1]) == 60
 
 
 def test_a_withdrawn_volume_stays_away_until_it_is_allowed_again(tmp_path: Path, pixels_read: list[str]) -> None:

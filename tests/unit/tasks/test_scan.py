@@ -318,10 +318,10 @@ def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
     write_series(source / "d", shape=(20, 26, 28))
     steps = np.array([[0.0, 0.0, -2.0], [1.3, 0.0, 0.0], [0.0, 1.5, 0.0]])
     affine = centred(steps, (24, 22, 20))
-    affine[2, 3] += 400
+    affine[2, 3] += 40
     stored = world_linear(affine, (24, 22, 20)).astype(np.float32)
     write_image(source / "doe.nii.gz", stored, affine, change=lambda h: h.__setitem__("xyzt_units", 0))
-    write_image(source / "mask.nii.gz", (stored > -1000).astype(np.uint8), affine)
+    write_image(source / "mask.nii.gz", (stored > -480).astype(np.uint8), affine)
     config = small_ingest(num_workers=1)
     report = ingest(source, tmp_path / "store", config)
     assert len(report.committed) == 2

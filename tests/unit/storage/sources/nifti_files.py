@@ -21,9 +21,9 @@ def centred(linear: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def world_linear(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`linear_hu` less 1100 HU at every voxel (i, j, k) of an affine: some of it is air."""
+    """`linear_hu` at every voxel (i, j, k) of an affine."""
     index = np.stack([*np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), np.ones(shape)], axis=-1)
-    return linear_hu((index @ (RAS @ affine).T)[..., :3]) - 1100
+    return linear_hu((index @ (RAS @ affine).T)[..., :3])
 
 
 def write_image(
