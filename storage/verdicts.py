@@ -21,7 +21,10 @@ class Reason:
 
 REASONS: dict[str, Reason] = {
     # -- skipped: not a CT volume
-    "unknown_format": Reason("skipped", "{where} is in no format that is read (DICOM, NIfTI); nothing to do."),
+    "unknown_format": Reason(
+        "skipped",
+        "{where} is in no format that is read (DICOM, NIfTI, NRRD, MetaImage, npz of RAD-ChestCT); nothing to do.",
+    ),
     "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
     "image_pair": Reason(
         "skipped",

@@ -41,7 +41,14 @@ _SYNONYMS = {
     "position": "offset", "origin": "offset", "rotation": "transformmatrix", "orientation": "transformmatrix",
     "elementbyteordermsb": "binarydatabyteordermsb",
 }  # fmt: skip
-_TOWARDS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "I": (2, 1), "S": (2, -1)}  # "R": an axis from right to left
+_TOWARDS = {
+    "R": (0, 1),
+    "L": (0, -1),
+    "A": (1, 1),
+    "P": (1, -1),
+    "I": (2, 1),
+    "S": (2, -1),
+}  # "R": an axis from right to left
 _UNIT_MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001}
 _LEAST_COSINE = 0.1  # of a direction with the patient's axis that AnatomicalOrientation names for it
 

@@ -179,9 +179,7 @@ def _shape(sizes: tuple[int, ...], spatial: list[int], where: str) -> Int3:
     return check_shape(tuple(sizes[axis] for axis in spatial), where)
 
 
-def _place(
-    fields: dict[str, str], where: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...]]:
+def _place(fields: dict[str, str], where: str) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...]]:
     """(LPS steps of the axes in space as columns, LPS origin, notes), in millimetres."""
     space = fields.get("space", "").lower()
     if space not in _TO_LPS:
