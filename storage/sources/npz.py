@@ -41,7 +41,7 @@ _ERRORS = (*READ_ERRORS, zipfile.BadZipFile, NotImplementedError, RuntimeError, 
 
 
 def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
-    """Facts of a zip whose first member is an array, see `Format.read_header`; without an array of `KEYS` it is no CT."""
+    """Facts of a zip of arrays alone, see `Format.read_header`; without one of `KEYS` it is no CT."""
     start = stream.read(30 + 256)
     length = int.from_bytes(start[26:28], "little")
     if not start.startswith(_LOCAL_HEADER) or not start[30 : 30 + length].endswith(_ENDING.encode()):
@@ -51,6 +51,8 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
             names = set(archive.namelist())
     except _ERRORS as error:
         return FileFacts("npz", reason="unreadable_file", detail=type(error).__name__)
+    if not all(name.endswith(_ENDING) for name in names):
+        return None
     if not names & {key + _ENDING for key in KEYS}:
         return FileFacts(reason="unknown_format")
     return FileFacts("npz", path_scan_id("npz", path))

@@ -66,12 +66,19 @@ def encoded(values: np.ndarray, encoding: str) -> bytes:
 STEPS = np.diag(SPACING)
 
 
-def write(path: Path, values: np.ndarray = VALUES, steps: np.ndarray = STEPS, data: bytes | None = None, **fields: Any) -> Path:
+def write(
+    path: Path, values: np.ndarray = VALUES, steps: np.ndarray = STEPS, data: bytes | None = None, **fields: Any
+) -> Path:
     """Fields with None are left out; `space_units` means "space units"."""
     space = fields.get("space")
     all_fields = header(values, steps, space if space in _TO_SPACE else "left-posterior-superior")
     all_fields |= {name.replace("_", " "): text for name, text in fields.items()}
-    lines = ["NRRD0004", "# a comment", "patient:=SMITH", *(f"{k}: {v}" for k, v in all_fields.items() if v is not None)]
+    lines = [
+        "NRRD0004",
+        "# a comment",
+        "patient:=SMITH",
+        *(f"{k}: {v}" for k, v in all_fields.items() if v is not None),
+    ]
     body = encoded(values, all_fields["encoding"]) if data is None else data
     path.write_bytes("\n".join(lines).encode() + b"\n\n" + body)
     return path
@@ -92,13 +99,11 @@ def test_hu_stays_at_its_place_in_the_world(tmp_path: Path, name: str, space: st
     assert_world_linear(scan)
 
 
-@pytest.mark.parametrize("name", DIRECTIONS)
+@pytest.mark.parametrize("name", [name for name in DIRECTIONS if "left-handed" not in name])  # ITK refuses those
 def test_simpleitk_writes_and_reads_the_same(tmp_path: Path, name: str) -> None:
     image = sitk.GetImageFromArray(VALUES)
     image.SetSpacing(SPACING)
     image.SetOrigin((3.0, -7.0, 11.0))
-    if np.linalg.det(DIRECTIONS[name]) < 0:
-        pytest.skip("ITK has no left-handed images in this format")
     image.SetDirection(DIRECTIONS[name].ravel())
     sitk.WriteImage(image, str(tmp_path / "a.nrrd"), True)
     mine, write_path = load(tmp_path, "a.nrrd"), write(tmp_path / "b.nrrd", steps=DIRECTIONS[name] * np.array(SPACING))
@@ -213,7 +218,17 @@ def test_the_file_of_voxels_belongs_to_the_scan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "named", ["../out.raw", "sub/../../out.raw", "/etc/hostname", "link.raw", "missing.raw", "..\\out.raw", "LIST", "a%03d.raw 1 9 1"]
+    "named",
+    [
+        "../out.raw",
+        "sub/../../out.raw",
+        "/etc/hostname",
+        "link.raw",
+        "missing.raw",
+        "..\\out.raw",
+        "LIST",
+        "a%03d.raw 1 9 1",
+    ],
 )
 def test_files_elsewhere_are_not_opened(tmp_path: Path, named: str) -> None:
     source = tmp_path / "src"
@@ -308,7 +323,11 @@ def test_a_header_without_an_end(tmp_path: Path) -> None:
 
 def test_text_that_is_no_numbers(tmp_path: Path) -> None:
     words = b"1 " * 5000
-    for name, data in (("a", words + b"x" * 70000), ("b", words + b"1.5.2 " * 9000), ("c", words + b"99999999 " * 9000)):
+    for name, data in (
+        ("a", words + b"x" * 70000),
+        ("b", words + b"1.5.2 " * 9000),
+        ("c", words + b"99999999 " * 9000),
+    ):
         write(tmp_path / f"{name}.nrrd", data=data, encoding="ascii")
         assert refused(tmp_path, f"{name}.nrrd").reason == "unreadable_pixels"
 
@@ -317,15 +336,3 @@ def test_too_few_slices_along_any_axis(tmp_path: Path) -> None:
     write(tmp_path / "a.nrrd", VALUES[:, :5].copy())
     assert refused(tmp_path, "a.nrrd", min_slices=6).reason == "too_few_slices"
     assert load(tmp_path, "a.nrrd", min_slices=5).hu.shape == (SHAPE[0], 5, SHAPE[2])
-
-
-def test_real_ct(tmp_path: Path) -> None:
-    root = Path("../shared/ct/robustness/lowres_chest_CIP").resolve()
-    if not root.is_dir():
-        pytest.skip("the real CT is not here")
-    for name in ("ct-64.nrrd", "TestInput.nrrd"):
-        image, scan = sitk.ReadImage(str(root / name)), load(root, name)
-        values = sitk.GetArrayFromImage(image)
-        np.testing.assert_array_equal(scan.hu, np.where(values < -1024, FILL_HU, values))
-        assert scan.spacing_mm == pytest.approx(image.GetSpacing())
-        assert scan.origin_mm == pytest.approx(image.GetOrigin())
