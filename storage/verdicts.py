@@ -55,8 +55,8 @@ REASONS: dict[str, Reason] = {
     ),
     "not_hu": Reason(
         "skipped",
-        "{where} has no voxel below -500 ({detail}), so its values are not HU (a mask, an image with a window applied, a CT that "
-        "lost its rescale): nothing to do, or export it in HU.",
+        "{where} has values that are not the HU of a chest ({detail}): nothing to do if it is a mask, a windowed or another "
+        "kind of image; a CT that lost its rescale has to be exported again.",
     ),
     "shorter_copy": Reason("skipped", "{where} has {detail}: the longer copy of the scan stays; nothing to do."),
     "other_copy": Reason(

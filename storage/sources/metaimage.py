@@ -11,10 +11,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import UnusableSeriesError
 from storage.sources.files import open_file
 from storage.sources.single_file import (
-    READ_ERRORS,
+    HeaderError,
     StoredScan,
     check_claim,
     check_shape,
@@ -22,13 +21,16 @@ from storage.sources.single_file import (
     decompressed,
     header_beside,
     header_stream,
+    named_errors,
     path_scan_id,
     read_planes,
     read_text_planes,
+    real_numbers,
     source_volume,
     stream_size,
+    whole_numbers,
 )
-from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse, short
+from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
 
 _MAX_HEADER = 1 << 16  # bytes
 _LAST = "elementdatafile"  # what ends a header
@@ -63,27 +65,22 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
 
 def load_metaimage(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and place one file, see `Format.load`."""
-    try:
-        with header_stream(request, _is_header) as (name, stream):
-            volume = _volume(request, name, stream)
-    except UnusableSeriesError:
-        raise
-    except READ_ERRORS as error:
-        refuse("unreadable_pixels", request.where, short(error))
+    with named_errors(request.where), header_stream(request, _is_header) as (name, stream):
+        volume = _volume(request, name, stream)
     yield volume
 
 
 def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
     where, fields = request.where, _fields(stream)
     dtype = _dtype(fields, where)
-    sizes = tuple(int(n) for n in fields.get("dimsize", "").split())
-    if len(sizes) != int(fields.get("ndims", -1)):
-        raise ValueError("its header has not one size per dimension")
-    channels = int(fields.get("elementnumberofchannels", 1))
-    shape = check_shape(sizes if channels == 1 else (*sizes, channels), where)
+    sizes = whole_numbers(fields.get("dimsize", ""), "DimSize", where)
+    if (len(sizes),) != whole_numbers(fields.get("ndims", ""), "NDims", where):
+        raise HeaderError("its header has not one size per dimension")
+    channels = whole_numbers(fields.get("elementnumberofchannels", "1"), "ElementNumberOfChannels", where)
+    shape = check_shape(sizes if channels == (1,) else (*sizes, *channels), where)
     steps, origin = _place(fields, len(sizes), where)
-    slope = float(fields.get("elementtointensityfunctionslope", 1))
-    intercept = float(fields.get("elementtointensityfunctionoffset", 0))
+    slope = _number(fields, "ElementToIntensityFunctionSlope", 1.0, where)
+    intercept = _number(fields, "ElementToIntensityFunctionOffset", 0.0, where)
     num_voxels = int(np.prod(shape, dtype=np.int64))
     named, zipped = fields[_LAST], _yes(fields, "compresseddata")
     with ExitStack() as opened:
@@ -91,11 +88,13 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
             if named.upper().startswith("LIST") or "%" in named:
                 refuse("detached_data", where, "its voxels are in several files")
             stream = opened.enter_context(open_file(request.source, data_file(request, name, named)))
-        here, skip = stream.tell(), int(fields.get("headersize", 0))
+        here, skip = stream.tell(), int(_number(fields, "HeaderSize", 0, where))
         left = stream_size(stream) - here
         is_text = fields.get("binarydata", "true").lower() in {"false", "f", "0"}
         if skip == -1 and not zipped and not is_text:  # the voxels are the end of the file
             skip = max(0, left - num_voxels * dtype.itemsize)
+        if skip < 0:
+            refuse("bad_number", where, "a negative HeaderSize")
         check_claim(skip + (2 * num_voxels - 1 if is_text else num_voxels * dtype.itemsize), left, zipped, where)
         stream.seek(here + skip)
         if is_text:
@@ -123,7 +122,7 @@ def _named_file(stream: BinaryIO) -> str:
 
 
 def _fields(stream: BinaryIO) -> dict[str, str]:
-    """Fields of a header, names in small letters; the stream is behind them. Raises: ValueError: it has no end."""
+    """Fields of a header, names in small letters; the stream is behind them. Raises: HeaderError: it has no end."""
     fields: dict[str, str] = {}
     num_bytes = 0
     while num_bytes < _MAX_HEADER:
@@ -133,16 +132,16 @@ def _fields(stream: BinaryIO) -> dict[str, str]:
         key = _SYNONYMS.get(key.strip().lower(), key.strip().lower())
         if not line or not separator:
             if line.strip():
-                raise ValueError("its header has a line that is no field")
+                raise HeaderError("its header has a line that is no field")
             if not line:
                 break
             continue
         if key in fields and fields[key] != value.strip():
-            raise ValueError("its header has one field twice, with different values")
+            raise HeaderError("its header has one field twice, with different values")
         fields[key] = value.strip()
         if key == _LAST:
             return fields
-    raise ValueError("its header has no end")
+    raise HeaderError("its header has no end")
 
 
 def _dtype(fields: dict[str, str], where: str) -> np.dtype[np.generic]:
@@ -158,12 +157,14 @@ def _yes(fields: dict[str, str], name: str) -> bool:
 
 def _place(fields: dict[str, str], num_axes: int, where: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(LPS steps of index i, j and k as columns, LPS origin), in millimetres."""
-    spacing = _numbers(fields.get("elementspacing") or fields.get("elementsize"), num_axes)
+    spacing = _numbers(fields, "ElementSpacing", num_axes, where)
+    if spacing is None:
+        spacing = _numbers(fields, "ElementSize", num_axes, where)
     if spacing is None:
         refuse("missing_geometry", where, "ElementSpacing")
     named = fields.get("anatomicalorientation", "").upper()[:3]
     letters = [_TOWARDS[letter] for letter in named] if len(named) == 3 and set(named) <= set(_TOWARDS) else []
-    matrix = _numbers(fields.get("transformmatrix"), num_axes**2)
+    matrix = _numbers(fields, "TransformMatrix", num_axes**2, where)
     if matrix is None and not letters:
         refuse("missing_geometry", where, "TransformMatrix")
     directions = np.eye(3) if matrix is None else matrix.reshape(num_axes, num_axes)[:3, :3]
@@ -174,18 +175,24 @@ def _place(fields: dict[str, str], num_axes: int, where: str) -> tuple[NDArray[n
     unit_mm = _UNIT_MM.get(fields.get("distanceunits", "").lower().strip("?"))
     if unit_mm is None:
         refuse("missing_geometry", where, "DistanceUnits that are lengths (mm)")
-    offset = _numbers(fields.get("offset"), num_axes)
+    offset = _numbers(fields, "Offset", num_axes, where)
     origin = np.zeros(3) if offset is None else offset[:3]
     return directions.T * spacing[:3] * unit_mm, origin * unit_mm
 
 
-def _numbers(text: str | None, count: int) -> NDArray[np.float64] | None:
-    """The numbers of a field; None where it is absent. Raises: ValueError: other than `count`."""
+def _number(fields: dict[str, str], name: str, default: float, where: str) -> float:
+    numbers = _numbers(fields, name, 1, where)
+    return default if numbers is None or not np.isfinite(numbers[0]) else float(numbers[0])
+
+
+def _numbers(fields: dict[str, str], name: str, count: int, where: str) -> NDArray[np.float64] | None:
+    """The numbers of a field; None where it is absent. Raises: HeaderError: other than `count`."""
+    text = fields.get(name.lower())
     if not text:
         return None
-    numbers = np.asarray([float(word) for word in text.split()])
+    numbers = np.asarray(real_numbers(text.split(), name, where))
     if len(numbers) != count:
-        raise ValueError(f"its header has {len(numbers)} numbers where {count} are needed")
+        raise HeaderError(f"its {name} has {len(numbers)} numbers, {count} are needed")
     return numbers
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from storage.errors import UnusableSeriesError
 from storage.geometry import Int3
 from storage.sources.single_file import (
     READ_ERRORS,
@@ -24,12 +23,13 @@ from storage.sources.single_file import (
     check_claim,
     check_shape,
     header_stream,
+    named_errors,
     path_scan_id,
     read_planes,
     source_volume,
     stream_size,
 )
-from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse, short
+from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
 
 KEYS = ("ct", "volume")
 SPACING_MM = 0.8  # of the release
@@ -60,13 +60,11 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
 
 def load_npz(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and place the array of one file, see `Format.load`."""
-    try:
-        with header_stream(request, lambda start: start.startswith(_LOCAL_HEADER)) as (_, stream):
-            volume = _volume(request, stream)
-    except UnusableSeriesError:
-        raise
-    except _ERRORS as error:
-        refuse("unreadable_pixels", request.where, short(error))
+    with (
+        named_errors(request.where, _ERRORS),
+        header_stream(request, lambda start: start.startswith(_LOCAL_HEADER)) as (_, stream),
+    ):
+        volume = _volume(request, stream)
     yield volume
 
 

@@ -12,11 +12,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import UnusableSeriesError
 from storage.geometry import Int3
 from storage.sources.files import open_file
 from storage.sources.single_file import (
-    READ_ERRORS,
+    HeaderError,
     StoredScan,
     check_claim,
     check_shape,
@@ -24,13 +23,16 @@ from storage.sources.single_file import (
     decompressed,
     header_beside,
     header_stream,
+    named_errors,
     path_scan_id,
     read_planes,
     read_text_planes,
+    real_numbers,
     source_volume,
     stream_size,
+    whole_numbers,
 )
-from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse, short
+from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
 
 _MAGIC = b"NRRD000"
 _MAX_HEADER = 1 << 20  # bytes
@@ -66,22 +68,20 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
 
 def load_nrrd(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and place one file, see `Format.load`."""
-    try:
-        with header_stream(request, lambda start: start.startswith(_MAGIC)) as (name, stream):
-            volume = _volume(request, name, stream)
-    except UnusableSeriesError:
-        raise
-    except READ_ERRORS as error:
-        refuse("unreadable_pixels", request.where, short(error))
+    with (
+        named_errors(request.where),
+        header_stream(request, lambda start: start.startswith(_MAGIC)) as (name, stream),
+    ):
+        volume = _volume(request, name, stream)
     yield volume
 
 
 def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
     where, fields = request.where, _fields(stream)
     dtype, encoding = _dtype(fields, where), _encoding(fields, where)
-    all_sizes = tuple(int(n) for n in fields.get("sizes", "").split())
-    if len(all_sizes) != int(fields.get("dimension", -1)):
-        raise ValueError("its header has not one size per dimension")
+    all_sizes = whole_numbers(fields.get("sizes", ""), "sizes", where)
+    if (len(all_sizes),) != whole_numbers(fields.get("dimension", ""), "dimension", where):
+        raise HeaderError("its header has not one size per dimension")
     spatial = _spatial_axes(fields, len(all_sizes), where)
     shape = _shape(all_sizes, spatial, where)
     steps, origin, notes = _place(fields, where)
@@ -90,13 +90,15 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
             if named.upper().startswith("LIST") or "%" in named:
                 refuse("detached_data", where, "its voxels are in several files")
             stream = opened.enter_context(open_file(request.source, data_file(request, name, named)))
-        for _ in range(int(fields.get("line skip", 0))):
+        for _ in range(_skipped(fields, "line skip", where)):
             if not stream.readline(_MAX_HEADER):
                 raise EOFError("the data end before they begin")
         voxel_bytes, here = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, stream.tell()
-        left, skip = stream_size(stream) - here, int(fields.get("byte skip", 0))
+        left, skip = stream_size(stream) - here, _skipped(fields, "byte skip", where)
         if skip == -1 and encoding == "raw":
             skip = max(0, left - voxel_bytes)
+        if skip < 0:
+            refuse("bad_number", where, "a negative byte skip")
         if encoding == "text":
             check_claim(skip + 2 * int(np.prod(shape, dtype=np.int64)) - 1, left, False, where)
             stream.seek(here + skip)
@@ -120,7 +122,7 @@ def _named_file(stream: BinaryIO) -> str:
 def _fields(stream: BinaryIO) -> dict[str, str]:
     """Fields of a header in small letters; the stream is behind the empty line that ends it.
 
-    Raises: ValueError: it has no end, or one field twice.
+    Raises: HeaderError: it has no end, or one field twice.
     """
     fields: dict[str, str] = {}
     num_bytes = 0
@@ -136,11 +138,11 @@ def _fields(stream: BinaryIO) -> dict[str, str]:
         key, separator, value = text.partition(":")
         key = _SYNONYMS.get(key.strip().lower(), key.strip().lower())
         if not separator or key in fields:
-            raise ValueError("its header has a line that is no field, or one field twice")
+            raise HeaderError("its header has a line that is no field, or one field twice")
         fields[key] = value.strip()
         if key == "data file" and value.strip().upper().startswith("LIST"):
             return fields
-    raise ValueError("its header has no end")
+    raise HeaderError("its header has no end")
 
 
 def _dtype(fields: dict[str, str], where: str) -> np.dtype[np.generic]:
@@ -165,9 +167,9 @@ def _encoding(fields: dict[str, str], where: str) -> str:
 
 def _spatial_axes(fields: dict[str, str], num_axes: int, where: str) -> list[int]:
     """Which axes lie in space: all that have a direction."""
-    directions = _vectors(fields.get("space directions", ""))
+    directions = _vectors(fields, "space directions", where)
     if directions and len(directions) != num_axes:
-        raise ValueError("its header has not one space direction per axis")
+        raise HeaderError("its header has not one space direction per axis")
     return [axis for axis in range(num_axes) if not directions or directions[axis] is not None]
 
 
@@ -184,8 +186,8 @@ def _place(fields: dict[str, str], where: str) -> tuple[NDArray[np.float64], NDA
     space = fields.get("space", "").lower()
     if space not in _TO_LPS:
         refuse("missing_geometry", where, "an anatomical space (left-posterior-superior, say)")
-    steps = [vector for vector in _vectors(fields.get("space directions", "")) if vector is not None]
-    origins = _vectors(fields.get("space origin", ""))
+    steps = [vector for vector in _vectors(fields, "space directions", where) if vector is not None]
+    origins = _vectors(fields, "space origin", where)
     if not steps or any(len(vector) != 3 for vector in steps):
         refuse("missing_geometry", where, "space directions of three numbers each")
     notes = []
@@ -204,12 +206,16 @@ def _place(fields: dict[str, str], where: str) -> tuple[NDArray[np.float64], NDA
     return to_lps[:, None] * np.asarray(steps).T, to_lps * np.asarray(origin), tuple(notes)
 
 
-def _vectors(text: str) -> list[list[float] | None]:
-    """Vectors of a field, "(1,0,0) none (0,1,0)"; None for "none". Raises: ValueError."""
-    found = re.findall(r"none|\(([^()]*)\)|(\S)", text)
+def _vectors(fields: dict[str, str], name: str, where: str) -> list[list[float] | None]:
+    """Vectors of a field, "(1,0,0) none (0,1,0)"; None for "none". Raises: HeaderError."""
+    found = re.findall(r"none|\(([^()]*)\)|(\S)", fields.get(name, ""))
     if any(other for _, other in found):
-        raise ValueError("its header has vectors that are none")
-    return [[float(number) for number in inner.split(",")] if inner else None for inner, _ in found]
+        raise HeaderError(f"its {name} are no vectors")
+    return [real_numbers(inner.split(","), name, where) if inner else None for inner, _ in found]
+
+
+def _skipped(fields: dict[str, str], name: str, where: str) -> int:
+    return next(iter(whole_numbers(fields.get(name, ""), name, where)), 0)
 
 
 def _skip(stream: BinaryIO, num_bytes: int) -> None:
