@@ -21,7 +21,10 @@ class Reason:
 
 REASONS: dict[str, Reason] = {
     # -- skipped: not a CT volume
-    "unknown_format": Reason("skipped", "{where} is in no format that is read (DICOM, NIfTI); nothing to do."),
+    "unknown_format": Reason(
+        "skipped",
+        "{where} is in no format that is read (DICOM, NIfTI, NRRD, MetaImage, npz of RAD-ChestCT); nothing to do.",
+    ),
     "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
     "image_pair": Reason(
         "skipped",
@@ -52,8 +55,8 @@ REASONS: dict[str, Reason] = {
     ),
     "not_hu": Reason(
         "skipped",
-        "{where} has no voxel below -500 ({detail}), so its values are not HU (a mask, an image with a window applied, a CT that "
-        "lost its rescale): nothing to do, or export it in HU.",
+        "{where} has values that are not the HU of a chest ({detail}): nothing to do if it is a mask, a windowed or another "
+        "kind of image; a CT that lost its rescale has to be exported again.",
     ),
     "shorter_copy": Reason("skipped", "{where} has {detail}: the longer copy of the scan stays; nothing to do."),
     "other_copy": Reason(

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from storage.sources.dicom import DICOM
+from storage.sources.metaimage import METAIMAGE
 from storage.sources.nifti import NIFTI
+from storage.sources.npz import NPZ
+from storage.sources.nrrd import NRRD
 from storage.sources.source import FileFacts, Format
 
-FORMATS: dict[str, Format] = {format.name: format for format in (DICOM, NIFTI)}
+FORMATS: dict[str, Format] = {format.name: format for format in (DICOM, NIFTI, NRRD, METAIMAGE, NPZ)}
 FACTS_VERSION = 1  # of what is read from headers: raised when a reader says something else of the same file
 
 _WHOLE_BYTES = 16 << 20  # files up to this size are read once, as a whole

@@ -14,15 +14,16 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from storage.errors import UnusableSeriesError
 from storage.sources.single_file import (
     READ_ERRORS,
+    HeaderError,
     StoredScan,
     check_claim,
     check_shape,
     check_steps,
     decompressed,
     header_stream,
+    named_errors,
     path_scan_id,
     read_planes,
     source_volume,
@@ -50,13 +51,11 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
 
 def load_nifti(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and scale one file, see `Format.load`."""
-    try:
-        with header_stream(request, lambda start: _header_class(_inflated_start(start)) is not None) as (_, stream):
-            volume = _volume(request, stream)
-    except UnusableSeriesError:
-        raise
-    except (*READ_ERRORS, HeaderDataError) as error:
-        refuse("unreadable_pixels", request.where, short(error))
+    with (
+        named_errors(request.where, (*READ_ERRORS, HeaderDataError)),
+        header_stream(request, lambda start: _header_class(_inflated_start(start)) is not None) as (_, stream),
+    ):
+        volume = _volume(request, stream)
     yield volume
 
 
@@ -112,7 +111,7 @@ def _is_pair(start: bytes) -> bool:
 def _header(stream: BinaryIO) -> Nifti1Header:
     kind = _header_class(stream.read(_START))
     if kind is None:
-        raise ValueError("it is no NIfTI any more")
+        raise HeaderError("it is not of this format any more")
     stream.seek(0)
     return kind.from_fileobj(stream, check=False)
 

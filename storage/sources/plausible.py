@@ -14,7 +14,7 @@ from scipy import ndimage
 from storage.geometry import AIR_HU, FILL_HU
 from storage.sources.source import Limits, SourceVolume, refuse
 
-AIR_BELOW_HU = -500  # a chest has air: an image without a voxel below this is not in HU
+AIR_TISSUE_HU = -500  # a chest has air below and tissue above: an image without one of them is not in HU
 REGION_VOXELS = 16  # of a plane: fewer voxels of one value are no region
 REGION_SHARE = 0.01  # of a plane: a connected region of this size is no metal
 _LENGTH_TOLERANCE_MM = 1e-3  # of extents and distances, which are sums of rounded numbers
@@ -103,7 +103,7 @@ def fill_notes(counts: FillCounts, limits: Limits, where: str) -> tuple[str, ...
     num_high = counts.num_fill + counts.num_clamped
     if num_high:
         varied = counts.lowest_high != counts.highest
-        if counts.lowest >= AIR_BELOW_HU or (varied and num_high > total / 2):
+        if counts.lowest >= AIR_TISSUE_HU or (varied and num_high > total / 2):
             detail = f"from {counts.lowest:g} to {counts.highest:g}, {num_high} of {total} voxels above {limit}"
             refuse("impossible_hu", where, detail)
     notes = []
@@ -175,17 +175,20 @@ def _check_extent(found: SourceVolume, limits: Limits, where: str) -> None:
 
 
 def _check_values(hu: NDArray[Any], where: str) -> None:
-    """Planes from the middle outwards: a CT has air and more than one value in the first that is looked at."""
+    """Planes from the middle outwards: a chest has air and tissue in the first that is looked at."""
     lowest, highest = np.inf, -np.inf
     for k in sorted(range(len(hu)), key=lambda k: abs(2 * k - len(hu))):
         plane = hu[k]
         measured = plane[plane != FILL_HU]
         if measured.size:
             lowest, highest = min(lowest, float(measured.min())), max(highest, float(measured.max()))
-        if lowest < AIR_BELOW_HU and highest > lowest:
+        if lowest < AIR_TISSUE_HU < highest:
             return
-    if highest <= lowest:
-        refuse(
-            "no_content", where, "all its voxels are fill" if highest < lowest else f"all its voxels are {lowest:g} HU"
-        )
-    refuse("not_hu", where, f"values from {lowest:g} to {highest:g}")
+    values = f"values from {lowest:g} to {highest:g}"
+    if highest < lowest:
+        refuse("no_content", where, "all its voxels are fill")
+    if lowest >= AIR_TISSUE_HU:
+        refuse("not_hu", where, f"{values}: no air, nothing below {AIR_TISSUE_HU}")
+    if lowest == highest:
+        refuse("no_content", where, f"all its voxels are {lowest:g} HU")
+    refuse("not_hu", where, f"{values}: no tissue, nothing above {AIR_TISSUE_HU}")

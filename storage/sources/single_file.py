@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import UnusableSeriesError
 from storage.geometry import Float3, Int3
 from storage.sources.files import open_file
 from storage.sources.plausible import FillCounts, fill_notes, recognise_fill
-from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, tilt_deg
+from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, short, tilt_deg
 
 MAX_VOXELS = 2**30  # of a file; a header can claim anything
 MAX_EXPANSION = 50  # bytes that one byte of a compressed file may become: CT does not compress by more than 20
@@ -27,6 +28,39 @@ _START = 4096  # bytes that are enough to recognise a header
 _PIECE = 1 << 20
 _LONGEST_NUMBER = 64  # characters
 _SKEWED = 0.1  # least determinant of the unit steps along i, j, k
+
+
+class HeaderError(ValueError):
+    """A header that is none; the message quotes nothing of it."""
+
+
+@contextmanager
+def named_errors(where: str, errors: tuple[type[Exception], ...] = READ_ERRORS) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into "unreadable_file" (its header) or "unreadable_pixels"."""
+    try:
+        yield
+    except UnusableSeriesError:
+        raise
+    except HeaderError as error:
+        refuse("unreadable_file", where, str(error))
+    except errors as error:
+        refuse("unreadable_pixels", where, short(error))
+
+
+def whole_numbers(text: str, field: str, where: str) -> tuple[int, ...]:
+    """The whole numbers of a field of a header. Raises: UnusableSeriesError: "bad_number"."""
+    try:
+        return tuple(int(word) for word in text.split())
+    except ValueError:
+        refuse("bad_number", where, f"something that is no whole number in its {field}")
+
+
+def real_numbers(words: Sequence[str], field: str, where: str) -> list[float]:
+    """Numbers of a field of a header. Raises: UnusableSeriesError: "bad_number"."""
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        refuse("bad_number", where, f"something that is no number in its {field}")
 
 
 def path_scan_id(kind: str, path: Path) -> str:
@@ -221,7 +255,7 @@ class _Inflated(io.RawIOBase):
 def header_stream(request: ScanRequest, is_header: Callable[[bytes], bool]) -> Iterator[tuple[str, BinaryIO]]:
     """The file of a scan that has the header, among those that contain its voxels: (relative path, stream at its start).
 
-    Raises: ValueError: none has; OSError.
+    Raises: HeaderError: none has; OSError.
     """
     for name in request.files:
         with open_file(request.source, name) as stream:
@@ -229,7 +263,7 @@ def header_stream(request: ScanRequest, is_header: Callable[[bytes], bool]) -> I
                 stream.seek(0)
                 yield name, stream
                 return
-    raise ValueError("its header is not there any more")
+    raise HeaderError("it is not of this format any more")
 
 
 def data_file(request: ScanRequest, header: str, named: str) -> str:

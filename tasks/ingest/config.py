@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from storage.documents.volume import Grid
+from storage.sources.npz import SPACING_MM
 from storage.sources.source import Limits
 from tasks.run.config import StageConfig
 
@@ -31,6 +32,9 @@ class IngestConfig(StageConfig):
          "WRIST", "SHOULDER", "JAW", "EAR", "EYE"),
         description="BodyPartExamined that are skipped as other_body_part",
     )  # fmt: skip
+    npz_spacing_mm: float = Field(
+        SPACING_MM, gt=0, le=10, description="voxel distance on every axis of .npz, which say nothing of it"
+    )
     nan: Literal["refuse", "air"] = Field(
         "refuse", description="voxels that are no finite number: refuse the scan, or air"
     )

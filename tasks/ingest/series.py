@@ -97,8 +97,8 @@ def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:
 
 
 def _load(job: SeriesJob) -> Iterator[SourceVolume]:
-    scan = job.scan
-    request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits)
+    scan, edge = job.scan, job.config.npz_spacing_mm
+    request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits, spacing_mm=(edge, edge, edge))
     return FORMATS[scan.format].load(request)
 
 

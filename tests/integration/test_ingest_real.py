@@ -89,7 +89,8 @@ def test_awkward_real_files_get_verdicts(real_ct: Path, tmp_path: Path) -> None:
     assert {e.reason for e in report.quarantined} <= {"too_few_slices", "duplicate_slices", "inconsistent_position"}
     store = VolumeStore.open(tmp_path / "store")
     tilts = [store.commit_record(e.volume_id).scan.tilt_deg for e in report.committed]
-    assert len(report.committed) == 2  # head phantom with gantry tilt, low-resolution chest
+    assert len(report.committed) == 4  # head phantom with gantry tilt; low-resolution chests, one DICOM and two NRRD
+    assert [e.reason for e in report.skipped if str(e.series_uid).startswith("nrrd-")] == ["not_hu"]  # a mask of lungs
     assert max(tilts) == pytest.approx(18.5, abs=0.1)
     assert min(tilts) == 0
 

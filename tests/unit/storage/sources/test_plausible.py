@@ -251,6 +251,9 @@ NO_HU = {
     "lost its intercept": ((RAMP * 40).astype(np.int16), "values from 0 to 2520"),
     "clipped at the limit": (np.maximum(RAMP * 40 - 1000, -500).astype(np.int16), "values from -500 to 1520"),
     "beyond, below ingest.max_hu": ((RAMP + 20000).astype(np.int16), "values from 20000 to 20063"),
+    "a mask all of which is set": (np.ones((64, 64, 64), np.int16), "values from 1 to 1: no air"),
+    "scaled by a thousandth": ((RAMP / 1000 - 1024).astype(np.float32), "to -1023.94: no tissue"),
+    "air and lungs alone": ((RAMP * 8 - 1004).astype(np.int16), "values from -1004 to -500: no tissue"),
     "a mask in fill": (np.where(RAMP < 10, FILL_HU, RAMP).astype(np.int16), "values from 10 to 63"),
 }
 
@@ -270,7 +273,7 @@ def test_one_voxel_of_air_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "detail"), [(FILL_HU, "all its voxels are fill"), (40, "are 40 HU"), (-1000, "are -1000 HU")]
+    ("value", "detail"), [(FILL_HU, "all its voxels are fill"), (-700, "are -700 HU"), (-1024, "are -1024 HU")]
 )
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_what_shows_nothing(value: int, detail: str, dtype: type) -> None:
