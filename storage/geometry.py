@@ -55,7 +55,8 @@ class Volume:
 
 def to_int16_hu(values: NDArray[np.floating]) -> NDArray[np.int16]:
     """Round HU half to even and clamp to [AIR_HU, 32767]; a new int16 array of the same shape."""
-    return np.clip(np.rint(values), AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
+    whole = np.rint(values)
+    return np.clip(whole, AIR_HU, np.iinfo(np.int16).max, out=whole).astype(np.int16)
 
 
 def pyramid(hu: NDArray[np.int16], num_levels: int) -> list[NDArray[np.int16]]:
