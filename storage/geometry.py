@@ -4,6 +4,7 @@ Axes are (z, y, x) in arrays and (x, y, z) in world coordinates; world is LPS, s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,44 +55,53 @@ class Volume:
 
 def to_int16_hu(values: NDArray[np.floating]) -> NDArray[np.int16]:
     """Round HU half to even and clamp to [AIR_HU, 32767]; a new int16 array of the same shape."""
-    return np.clip(np.rint(values), AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
+    whole = np.rint(values)
+    return np.clip(whole, AIR_HU, np.iinfo(np.int16).max, out=whole).astype(np.int16)
 
 
-def block_mean(hu: NDArray[np.int16], factor: int) -> NDArray[np.int16]:
-    """Mean of every factor³ block, in int32 and rounded half to even.
+def pyramid(hu: NDArray[np.int16], num_levels: int) -> list[NDArray[np.int16]]:
+    """Levels of a volume: level k is the mean of every block of 2**k voxels of level 0, rounded half to even.
 
-    A block that extends past the array's end is padded with AIR_HU (what a reader would see there), so a level's
-    voxel is the mean of a full block, inside the array and at its edge.
+    Sums are carried from level to level in int32, so each level is rounded once. A block that extends past the array's end is
+    padded with AIR_HU (what a reader would see there), so a level's voxel is the mean of a full block, inside the array and at its
+    edge.
 
     Args:
-        hu: shape (z, y, x).
-        factor: block edge in voxels, at least 1 and at most 32 (sums stay within int32).
-    Returns: int16, shape (ceil(z / factor), ceil(y / factor), ceil(x / factor)).
-    Raises: ValueError: if factor is out of range.
+        hu: level 0, shape (z, y, x).
+        num_levels: 1 to 6 (sums stay within int32).
+    Returns: level 0 itself, then int16 of half the shape of the level before, rounded up.
+    Raises: ValueError: if num_levels is out of range.
     Source: docs/data-model.md, "Levels".
     """
-    if not 1 <= factor <= 32:
-        raise ValueError(f"block_mean factor is {factor}; expected 1 to 32.")
-    if factor == 1:
-        return hu.copy()
-    shape = [-(-n // factor) for n in hu.shape]
-    out = np.empty(shape, dtype=np.int16)
-    count = factor**3
-    for k in range(shape[0]):  # one slab at a time, to keep the int32 copy small
-        slab = hu[k * factor : (k + 1) * factor]
-        pad = [(0, factor * n - m) for n, m in zip((1, *shape[1:]), slab.shape, strict=True)]
+    if not 1 <= num_levels <= 6:
+        raise ValueError(f"pyramid has {num_levels} levels; expected 1 to 6.")
+    levels: list[NDArray[np.int16]] = [hu]
+    sums: NDArray[Any] = hu
+    for level in range(1, num_levels):
+        sums = _sums_of_eight(sums, AIR_HU * 8 ** (level - 1))
+        levels.append(_divide_half_to_even(sums, 3 * level))
+    return levels
+
+
+def _sums_of_eight(values: NDArray[Any], outside: int) -> NDArray[np.int32]:
+    """Sum of every 2³ block, where voxels past the end count as `outside`."""
+    depth, rows, columns = (-(-n // 2) for n in values.shape)
+    out = np.empty((depth, rows, columns), dtype=np.int32)
+    for k in range(depth):  # one slab at a time stays in the processor's cache
+        slab = values[2 * k : 2 * k + 2]
+        pad = [(0, size - n) for size, n in zip((2, 2 * rows, 2 * columns), slab.shape, strict=True)]
         if any(after for _, after in pad):
-            slab = np.pad(slab, pad, constant_values=AIR_HU)
-        total = slab.reshape(factor, shape[1], factor, shape[2], factor).sum(axis=(0, 2, 4), dtype=np.int32)
-        out[k] = _divide_half_to_even(total, count)
+            slab = np.pad(slab, pad, constant_values=outside)
+        plane = np.add(slab[0], slab[1], dtype=np.int32)
+        plane = plane[0::2] + plane[1::2]
+        np.add(plane[:, 0::2], plane[:, 1::2], out=out[k])
     return out
 
 
-def _divide_half_to_even(total: NDArray[np.int32], count: int) -> NDArray[np.int16]:
-    quotient = total // count  # floor
-    twice = 2 * (total - quotient * count)
-    up = (twice > count) | ((twice == count) & (quotient % 2 == 1))
-    return (quotient + up).astype(np.int16)
+def _divide_half_to_even(total: NDArray[Any], bits: int) -> NDArray[np.int16]:
+    """total / 2**bits: of what shifting cuts off (it rounds down), half and an odd quotient, or more than half, rounds up."""
+    odd = (total >> bits) & 1
+    return ((total + ((1 << (bits - 1)) - 1) + odd) >> bits).astype(np.int16)
 
 
 def pool_mean(values: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

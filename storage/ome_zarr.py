@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from storage.documents.volume import StoredArray
-from storage.geometry import AIR_HU, Float3, Volume, block_mean
+from storage.geometry import AIR_HU, Float3, Volume, pyramid
 
 CHUNK = 64
 # OME-Zarr's RFC-4: anatomical direction of each axis, the same for every volume (LPS). Other readers ignore the field.
@@ -36,8 +36,8 @@ def write_group(folder: Path, volume: Volume, name: str, num_levels: int) -> dic
     group = zarr.open_group(str(folder), mode="w", zarr_format=3)
     arrays: dict[str, StoredArray] = {}
     datasets = []
-    for level in range(num_levels):
-        hu = np.ascontiguousarray(volume.hu if level == 0 else block_mean(volume.hu, 2**level))
+    for level, values in enumerate(pyramid(volume.hu, num_levels)):
+        hu = np.ascontiguousarray(values)
         chunks = tuple(min(CHUNK, n) for n in hu.shape)
         array = zarr.create_array(  # group.create_array needs hard links
             str(folder / str(level)),

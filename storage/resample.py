@@ -1,52 +1,55 @@
-"""A scan -> the store's axis-aligned LPS grid, in slabs so that memory stays bounded.
+"""A scan -> the store's axis-aligned LPS grid.
 
-Interpolation is separable. Where the scan's axes lie along the patient's (nearly always) it is computed as one matrix per
-axis, ten times faster than voxel by voxel; oblique and tilted scans go through SimpleITK. Both compute the same interpolation,
-and a test compares them.
+Interpolation is separable. Where the scan's axes lie along the patient's (nearly always) it is one banded matrix per axis, fifty
+times as fast as voxel by voxel; oblique and tilted scans are evaluated voxel by voxel. Both compute the same spline, and a test
+compares them.
 """
 
+from functools import reduce
+from typing import Literal
+
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from storage.geometry import AIR_HU, Volume, to_int16_hu
+from storage.fill import Fill, has_fill
+from storage.geometry import AIR_HU, Float3, Int3, Volume, to_int16_hu
 from storage.sources.source import SourceVolume
+from storage.spline import COLUMNS, Band, axis_weights, bands, coefficient_weights, nearest, times_plane
 
-SLAB_VOXELS = 96  # output slices computed at once
-# Beyond this many source slices a cubic B-spline coefficient keeps 0.268**12 = 1e-7 of a neighbour's influence.
-SPLINE_MARGIN = 12
+SLAB_VOXELS = 8  # output planes of an oblique scan computed at once: 24 bytes of coordinates per voxel
 ALIGNED_TOLERANCE = 1e-5  # direction cosines; 0.004 mm over the width of a chest
-_INTERPOLATORS = {"cubic": sitk.sitkBSpline3, "linear": sitk.sitkLinear}
 
 
-def target_grid(scan: SourceVolume, spacing_mm: float) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+def target_grid(scan: SourceVolume, spacing_mm: float) -> tuple[Int3, Float3]:
     """Shape (z, y, x) and origin (x, y, z) of the LPS grid that covers every voxel of a scan, faces included."""
     shape = np.asarray(scan.hu.shape[::-1])
     corners = np.asarray([[(-0.5, n - 0.5)[(k >> axis) & 1] for axis, n in enumerate(shape)] for k in range(8)])
     world = corners * scan.spacing_mm @ scan.direction.T + scan.origin_mm
     low, high = world.min(axis=0), world.max(axis=0)
     count = np.maximum(1, np.ceil((high - low) / spacing_mm - 1e-3)).astype(int)
-    origin = (low + high) / 2 - (
-        count - 1
-    ) / 2 * spacing_mm  # what it covers beyond the scan is split evenly between both sides
+    # What it covers beyond the scan is split evenly between both sides.
+    origin = (low + high) / 2 - (count - 1) / 2 * spacing_mm
     return (int(count[2]), int(count[1]), int(count[0])), (float(origin[0]), float(origin[1]), float(origin[2]))
 
 
 def resample_series(scan: SourceVolume, *, spacing_mm: float, interpolation: str) -> Volume:
-    """Interpolate a scan on the store's grid; outside the scan is AIR_HU.
+    """Interpolate a scan on the store's grid; outside the scan, and where the nearest voxel is FILL_HU, is AIR_HU.
+
+    Planes are taken where they were recorded (`SourceVolume.slice_mm`). An oblique scan with uneven planes is first interpolated
+    along k, on even ones.
 
     Args:
-        scan: HU at least AIR_HU already (clamped before interpolation, so that field-of-view fill does not ring
-            into the body).
+        scan: HU at least AIR_HU, or FILL_HU: the nearest tissue takes the place of fill before interpolation, so that it does not
+            ring into the body.
         spacing_mm: target distance on every axis.
-        interpolation: "cubic" (B-spline of order 3) or "linear".
+        interpolation: "cubic" (natural cubic spline) or "linear"; half a voxel beyond the outermost samples their value holds.
     Returns: int16 HU; overshoot below AIR_HU is clamped.
     """
     shape, origin = target_grid(scan, spacing_mm)
-    spacing = (spacing_mm, spacing_mm, spacing_mm)
-    if is_aligned(scan.direction):
-        return Volume(_resample_aligned(scan, shape, origin, spacing_mm, interpolation), spacing, origin)
-    return Volume(_resample_oblique(scan, shape, origin, spacing_mm, interpolation), spacing, origin)
+    centres = [origin[world] + np.arange(shape[2 - world], dtype=np.float64) * spacing_mm for world in range(3)]
+    resample = _resample_aligned if is_aligned(scan.direction) else _resample_oblique
+    return Volume(resample(scan, centres, interpolation), (spacing_mm,) * 3, origin)
 
 
 def is_aligned(direction: NDArray[np.float64]) -> bool:
@@ -55,136 +58,87 @@ def is_aligned(direction: NDArray[np.float64]) -> bool:
     return bool(np.abs(direction - rounded).max() < ALIGNED_TOLERANCE and np.abs(rounded).sum() == 3)
 
 
-def axis_weights(
-    num_in: int,
-    spacing_in: float,
-    first_in: float,
-    num_out: int,
-    spacing_out: float,
-    first_out: float,
-    interpolation: str,
-) -> NDArray[np.float32]:
-    """Matrix (num_out, num_in) that interpolates along one axis; positions in mm, samples mirrored at both ends.
-
-    Cubic: B-spline of order 3 through the samples. The basis values at the new positions times the inverse of the
-    (tridiagonal) matrix of basis values at the samples.
-    Source: Unser, "Splines: a perfect fit", IEEE Signal Processing Magazine 1999, eq. 1-3 and its cubic kernel.
-    """
-    place = (first_out + np.arange(num_out) * spacing_out - first_in) / spacing_in
-    taps = (-1, 0, 1, 2) if interpolation == "cubic" else (0, 1)
-    base = np.floor(place).astype(int)
-    basis = np.zeros((num_out, num_in))
-    for tap in taps:
-        distance = np.abs(place - (base + tap))
-        value = _cubic_kernel(distance) if interpolation == "cubic" else 1 - distance
-        np.add.at(basis, (np.arange(num_out), _mirrored(base + tap, num_in, interpolation)), value)
-    if interpolation == "linear":
-        return basis.astype(np.float32)
-    samples = np.zeros((num_in, num_in))
-    for tap, value in ((-1, 1 / 6), (0, 4 / 6), (1, 1 / 6)):
-        np.add.at(samples, (np.arange(num_in), _mirrored(np.arange(num_in) + tap, num_in, interpolation)), value)
-    weights: NDArray[np.float32] = np.linalg.solve(samples.T, basis.T).T.astype(np.float32)
-    return weights
+def _offsets_mm(scan: SourceVolume, axis: int) -> NDArray[np.float64]:
+    """Distance of each sample from the first along index axis i, j or k (0, 1, 2)."""
+    if axis == 2 and scan.slice_mm is not None:
+        return np.asarray(scan.slice_mm)
+    return np.arange(scan.hu.shape[2 - axis], dtype=np.float64) * scan.spacing_mm[axis]
 
 
-def _cubic_kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    near = 2 / 3 - distance**2 + distance**3 / 2
-    far = np.clip(2 - distance, 0, None) ** 3 / 6
-    return np.where(distance < 1, near, far)
-
-
-def _mirrored(index: NDArray[np.int_], count: int, interpolation: str) -> NDArray[np.int_]:
-    if interpolation == "linear" or count == 1:
-        return np.clip(index, 0, count - 1)  # linear keeps the last sample's value over half a voxel
-    period = 2 * (count - 1)
-    index = np.mod(index, period)
-    return np.where(index < count, index, period - index)
-
-
-def _resample_aligned(
-    scan: SourceVolume,
-    shape: tuple[int, int, int],
-    origin: tuple[float, float, float],
-    spacing_mm: float,
-    interpolation: str,
-) -> NDArray[np.int16]:
+def _resample_aligned(scan: SourceVolume, centres: list[NDArray[np.float64]], interpolation: str) -> NDArray[np.int16]:
     signs = np.rint(scan.direction)
     index_axis = [int(np.abs(signs[world]).argmax()) for world in range(3)]  # which index axis runs along x, y, z
     source = scan.hu.transpose([2 - index_axis[world] for world in (2, 1, 0)])
-    weights = []
+    matrices, nearest_sample = [], []
     for world in (2, 1, 0):
         axis = index_axis[world]
-        step = scan.spacing_mm[axis]
-        count = scan.hu.shape[2 - axis]
-        first = scan.origin_mm[world]
+        samples = scan.origin_mm[world] + signs[world, axis] * _offsets_mm(scan, axis)
         if signs[world, axis] < 0:  # count from the other end, so that the axis grows
-            first -= (count - 1) * step
-            source = np.flip(source, 2 - world)
-        weights.append(axis_weights(count, step, first, shape[2 - world], spacing_mm, origin[world], interpolation))
-    along_z, along_y, along_x = weights
-    out = np.empty(shape, dtype=np.int16)
-    for start in range(0, shape[0], SLAB_VOXELS):
-        rows = along_z[start : start + SLAB_VOXELS]
-        used = np.flatnonzero(np.abs(rows).max(axis=0) > 1e-7)
-        part = slice(int(used[0]), int(used[-1]) + 1)
-        slab = np.tensordot(rows[:, part], source[part].astype(np.float32), axes=1)
-        slab = np.matmul(along_y, slab)
-        out[start : start + SLAB_VOXELS] = to_int16_hu(np.matmul(slab, along_x.T))
-    return out
+            samples, source = samples[::-1], np.flip(source, 2 - world)
+        matrices.append(bands(axis_weights(samples, centres[world], interpolation)))
+        nearest_sample.append(nearest(samples, centres[world]))
+    fill = Fill(source) if has_fill(source) else None
+    z, y, x = nearest_sample
+    planes = np.empty((len(source), len(y), len(x)), dtype=np.float32)
+    _in_plane(source, fill, matrices[1:], planes)
+    flat = planes.reshape(len(source), -1)
+    out = np.empty((len(z), len(y) * len(x)), dtype=np.int16)
+    for start in range(0, out.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        for band in matrices[0]:
+            out[band.rows, part] = to_int16_hu(band.weights @ flat[band.columns, part])
+    volume = out.reshape(len(z), len(y), len(x))
+    if fill is not None:
+        for plane, index in zip(volume, z, strict=True):
+            plane[fill.mask[index][y][:, x]] = AIR_HU
+    return volume
 
 
-def _resample_oblique(
-    scan: SourceVolume,
-    shape: tuple[int, int, int],
-    origin: tuple[float, float, float],
-    spacing_mm: float,
-    interpolation: str,
-) -> NDArray[np.int16]:
-    out = np.full(shape, AIR_HU, dtype=np.int16)
-    for first in range(0, shape[0], SLAB_VOXELS):
-        count = min(SLAB_VOXELS, shape[0] - first)
-        corner = (origin[0], origin[1], origin[2] + first * spacing_mm)
-        low, high = _source_range(scan, corner, (count, *shape[1:]), spacing_mm)
-        if low < high:
-            out[first : first + count] = _slab(scan, low, high, corner, (count, *shape[1:]), spacing_mm, interpolation)
-    return out
+def _in_plane(
+    source: NDArray[np.generic], fill: Fill | None, matrices: list[list[Band]], out: NDArray[np.float32]
+) -> None:
+    """Every plane of a scan, fill replaced, interpolated along its two axes."""
+    for index, plane in enumerate(source):
+        values = plane.astype(np.float32) if fill is None else fill.plane(index)
+        times_plane(matrices[0], matrices[1], values, out[index])
 
 
-def _source_range(
-    scan: SourceVolume, corner: tuple[float, float, float], shape: tuple[int, int, int], spacing_mm: float
-) -> tuple[int, int]:
-    """Source slices [low, high) that a box of output voxels needs, margin included."""
-    extent = [(n - 1) * spacing_mm for n in shape[::-1]]
-    corners = np.asarray([[corner[a] + extent[a] * ((k >> a) & 1) for a in range(3)] for k in range(8)])
+def _resample_oblique(scan: SourceVolume, centres: list[NDArray[np.float64]], interpolation: str) -> NDArray[np.int16]:
+    fill = Fill(scan.hu) if has_fill(scan.hu) else None
+    order: Literal[1, 3] = 3 if interpolation == "cubic" else 1
+    coefficients = _coefficients(scan, fill, interpolation)
+    counts = scan.hu.shape[::-1]
     inverse = np.linalg.inv(scan.direction * np.asarray(scan.spacing_mm))
-    depth = ((corners - scan.origin_mm) @ inverse.T)[:, 2]
-    low = max(0, int(np.floor(depth.min())) - SPLINE_MARGIN)
-    high = min(scan.hu.shape[0], int(np.ceil(depth.max())) + SPLINE_MARGIN + 1)
-    return low, high
+    x, y, z = (values - first for values, first in zip(centres, scan.origin_mm, strict=True))
+    out = np.empty((len(z), len(y), len(x)), dtype=np.int16)
+    for start in range(0, len(z), SLAB_VOXELS):
+        slab = z[start : start + SLAB_VOXELS]
+        index = [row[0] * x + row[1] * y[:, None] + row[2] * slab[:, None, None] for row in inverse]
+        air = reduce(np.logical_or, [(a < -0.5) | (a > n - 0.5) for a, n in zip(index, counts, strict=True)])
+        inside = [np.clip(a, 0, n - 1) for a, n in zip(index, counts, strict=True)]
+        if fill is not None:
+            k = nearest(_offsets_mm(scan, 2), inside[2] * scan.spacing_mm[2])
+            j, i = (np.floor(a + 0.5).astype(np.intp) for a in (inside[1], inside[0]))
+            air |= fill.mask[k, j, i]
+        at = np.stack(inside[::-1]) + (order == 3)  # coefficients begin one before the samples
+        values = np.empty(air.shape, dtype=np.float32)
+        ndimage.map_coordinates(coefficients, at, values, order, mode="nearest", prefilter=False)
+        out[start : start + SLAB_VOXELS] = np.where(air, AIR_HU, to_int16_hu(values))
+    return out
 
 
-def _slab(
-    scan: SourceVolume,
-    low: int,
-    high: int,
-    corner: tuple[float, float, float],
-    shape: tuple[int, int, int],
-    spacing_mm: float,
-    interpolation: str,
-) -> NDArray[np.int16]:
-    image = sitk.GetImageFromArray(np.asarray(scan.hu[low:high], dtype=np.float32))
-    image.SetSpacing(scan.spacing_mm)
-    shift = scan.direction[:, 2] * scan.spacing_mm[2] * low
-    image.SetOrigin([float(o + s) for o, s in zip(scan.origin_mm, shift, strict=True)])
-    image.SetDirection([float(v) for v in scan.direction.ravel()])
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetNumberOfThreads(1)  # series are ingested in parallel processes
-    resampler.SetInterpolator(_INTERPOLATORS[interpolation])
-    resampler.SetOutputPixelType(sitk.sitkFloat32)
-    resampler.SetDefaultPixelValue(AIR_HU)
-    resampler.SetOutputOrigin(corner)
-    resampler.SetOutputSpacing((spacing_mm,) * 3)
-    resampler.SetOutputDirection((1, 0, 0, 0, 1, 0, 0, 0, 1))
-    resampler.SetSize([int(n) for n in shape[::-1]])
-    resampled = resampler.Execute(image)  # keeps a name: the array view does not keep the image's memory alive
-    return to_int16_hu(sitk.GetArrayViewFromImage(resampled))
+def _coefficients(scan: SourceVolume, fill: Fill | None, interpolation: str) -> NDArray[np.float32]:
+    """What `ndimage.map_coordinates` needs, on even planes: samples, or spline coefficients with one more at every end."""
+    matrices = [coefficient_weights(n) if interpolation == "cubic" else np.eye(n) for n in scan.hu.shape]
+    even = np.arange(len(scan.hu), dtype=np.float64) * scan.spacing_mm[2]
+    matrices[0] = matrices[0] @ axis_weights(_offsets_mm(scan, 2), even, interpolation)
+    along_k, *in_plane = (bands(matrix) for matrix in matrices)
+    out = np.empty([len(matrix) for matrix in matrices], dtype=np.float32)
+    _in_plane(scan.hu, fill, in_plane, out[: len(scan.hu)])
+    flat = out.reshape(len(out), -1)
+    for start in range(0, flat.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        samples = flat[: len(scan.hu), part].copy()
+        for band in along_k:
+            flat[band.rows, part] = band.weights @ samples[band.columns]
+    return out

@@ -9,7 +9,7 @@ from typing import Any
 from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, VersionError
 from storage.files import sha256_json
-from storage.geometry import Volume, block_mean
+from storage.geometry import Volume, pyramid
 from storage.resample import resample_series, target_grid
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
@@ -20,7 +20,7 @@ from tasks.ingest.config import IngestConfig
 from tasks.ingest.coverage import cut_shares
 from tasks.ingest.scan import Scan
 
-RECIPE = 1  # version of the arithmetic from source to stored HU; part of every volume id
+RECIPE = 2  # version of the arithmetic from source to stored HU; part of every volume id
 MAX_VOXELS = 2**30
 
 
@@ -130,7 +130,7 @@ def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: s
     config, scan = job.config, job.scan
     volume = resample_series(found, spacing_mm=config.spacing_mm, interpolation=config.interpolation)
     factor = 2 ** (config.num_levels - 1)
-    coarse = Volume(block_mean(volume.hu, factor), (config.spacing_mm * factor,) * 3, volume.origin_mm)
+    coarse = Volume(pyramid(volume.hu, config.num_levels)[-1], (config.spacing_mm * factor,) * 3, volume.origin_mm)
     sx, sy, sz = (round(v, 5) for v in found.spacing_mm)
     facts = ScanFacts(
         scan=part_id(scan.scan_id, found.part),

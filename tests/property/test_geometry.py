@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.geometry import AIR_HU, Volume, block_mean, padded_crop_bounds, pool_mean, view_start
+from storage.geometry import AIR_HU, Volume, padded_crop_bounds, pool_mean, pyramid, view_start
 from storage.volume_store import VolumeStore
 
 SHAPES = st.tuples(*[st.integers(1, 23)] * 3)
@@ -18,13 +18,27 @@ def random_hu(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(AIR_HU, 32767, shape, endpoint=True).astype(np.int16)
 
 
-@given(SHAPES, SEEDS, st.sampled_from([1, 2, 3, 4, 8]))
-def test_block_mean_equals_float64(shape: tuple[int, int, int], seed: int, factor: int) -> None:
+@given(SHAPES, SEEDS, st.integers(1, 6))
+def test_levels_equal_means_in_float64(shape: tuple[int, int, int], seed: int, num_levels: int) -> None:
     hu = random_hu(shape, seed)
-    padded = np.pad(hu, [(0, -n % factor) for n in shape], constant_values=AIR_HU).astype(np.float64)
-    d, h, w = (n // factor for n in padded.shape)
-    mean = padded.reshape(d, factor, h, factor, w, factor).sum(axis=(1, 3, 5)) / factor**3
-    np.testing.assert_array_equal(block_mean(hu, factor), np.rint(mean))
+    if seed % 2:
+        hu = (hu % 3).astype(np.int16) - 1  # many means that end in a half
+    levels = pyramid(hu, num_levels)
+    assert len(levels) == num_levels
+    for level, found in enumerate(levels):
+        factor = 2**level
+        padded = np.pad(hu, [(0, -n % factor) for n in shape], constant_values=AIR_HU).astype(np.float64)
+        d, h, w = (n // factor for n in padded.shape)
+        mean = padded.reshape(d, factor, h, factor, w, factor).sum(axis=(1, 3, 5)) / factor**3
+        np.testing.assert_array_equal(found, np.rint(mean))
+        assert found.dtype == np.int16
+
+
+def test_sums_of_the_largest_pyramid_stay_within_int32() -> None:
+    hu = np.full((32, 32, 32), np.iinfo(np.int16).max)
+    assert pyramid(hu, 6)[-1].tolist() == [[[32767]]]
+    with pytest.raises(ValueError, match="7 levels"):
+        pyramid(hu, 7)
 
 
 @given(SHAPES, st.floats(0.3, 8), st.floats(-500, 500), SEEDS)
