@@ -118,7 +118,7 @@ def ingest(
                 outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
         else:
             outcome = run_stages(loaded, "ingest", {})
-        report = last_report(source, Path(loaded.store), unchanged=outcome.cached)
+        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=outcome.cached)
         value = report.model_dump(mode="json")
         show_result(value, as_json, lambda: _verdict_text(value, report.counts))
         if not (report.committed or report.unchanged):

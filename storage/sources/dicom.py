@@ -6,8 +6,8 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID
 
+from storage.sources.dicom_attributes import identifying, shown_class, shown_modality
 from storage.sources.dicom_errors import DECODE_ERRORS
 from storage.sources.dicom_series import load_series
 from storage.sources.source import FileFacts, Format
@@ -56,9 +56,9 @@ def _classify(header: Dataset) -> tuple[str, str]:
         return "dicomdir", ""
     # Some de-identifiers drop Modality; the SOP class says the same thing and is mandatory.
     if not modality and sop not in {CT_IMAGE, *_MULTI_FRAME}:
-        return "not_ct", f"a {UID(sop).name}" if sop else "a data set without Modality and SOP class"
+        return "not_ct", shown_class(sop) if sop else "a data set without Modality and SOP class"
     if modality and modality != "CT":
-        return "not_ct", f"modality {modality[:16]}"
+        return "not_ct", shown_modality(modality)
     words = {word.upper().strip() for word in _words(header.get("ImageType"))}
     parts = {part for word in words for part in word.split()}
     if sop.startswith(_SECONDARY_CAPTURE):
@@ -66,7 +66,7 @@ def _classify(header: Dataset) -> tuple[str, str]:
     if sop in _MULTI_FRAME or int(header.get("NumberOfFrames") or 1) > 1:
         return "multi_frame", f"{header.get('NumberOfFrames') or '?'} frames"
     if sop != CT_IMAGE and sop:
-        return "not_ct", f"a {UID(sop).name}"
+        return "not_ct", shown_class(sop)
     if "LOCALIZER" in words:
         return "localizer", ""
     if "DERIVED" in words and _DERIVED_WORDS & (words | parts):
@@ -82,4 +82,4 @@ def _words(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(v) for v in value]
 
 
-DICOM = Format("dicom", read_header, load_series)
+DICOM = Format("dicom", read_header, load_series, identifying)

@@ -9,6 +9,7 @@ from typing import Any
 from storage.documents.verdicts import Entry
 from storage.errors import SourceError
 from storage.files import replacing
+from storage.privacy import shown
 from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
 from storage.verdicts import REASONS
@@ -48,7 +49,8 @@ def excluded(
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for entry in _exclusions(scan, entries):
             reason = entry["reason"]
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            message = shown(entry["message"], entry.get("path"))
+            stream.write(json.dumps({**entry, "message": message}, ensure_ascii=False) + "\n")
             counts[reason] += 1
             single = entry.get("num_slices") is None
             files[reason] += single

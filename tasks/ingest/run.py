@@ -9,8 +9,8 @@ from typing import Any
 
 from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
-from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
+from storage.privacy import opaque_id
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import Listing, listing, newest
 from storage.sources.files import check_source
@@ -47,7 +47,7 @@ def open_scan(
     if not repair:
         with suppress(MissingArtifactError):
             VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long
-    key = load_patient_key(_key_file(store_path, config))
+    key = patient_key_of(store_path, config)
     with (
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
         scan_source(source, store_path, key, pool) as scan,
@@ -73,7 +73,7 @@ def ingest(
         UnwritableError: the disk is full, say: nothing is quarantined for that.
     """
     with open_scan(source, store_path, config, repair=repair) as (scan, pool):
-        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair)
+        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair).with_paths()
 
 
 def ingest_scan(
@@ -85,9 +85,10 @@ def ingest_scan(
     progress: Progress | None = None,
     repair: bool = False,
 ) -> IngestReport:
-    """`ingest` for a source that is scanned already."""
+    """`ingest` for a source that is scanned already; messages name files by `storage.privacy.PATH`."""
     state = _open(Path(store_path), config, pool, repair=repair)
-    record_path = _record_path(scan.source, state.store.path)
+    key = patient_key_of(store_path, config)
+    record_path = _record_path(scan.source, state.store.path, key)
     before = _last_verdicts(record_path)
     mark = {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
     if not repair and before and _still_holds(before, mark, state.now):
@@ -112,26 +113,31 @@ def ingest_scan(
     lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name) for name in LISTS}
     verdicts = SourceVerdicts(**mark, **lists, num_excluded=dict(sorted(counts.items())), notes=notes)
     verdicts.write(record_path)
-    verdicts.without_paths().write(state.store.path / "exclusions" / record_path.name)
+    verdicts.without_paths(key).write(state.store.path / "exclusions" / record_path.name)
     for note in notes:
         logger.warning("%s", note)
     refuse_without_ct(scan, counts)
     return IngestReport.of(verdicts, snapshot=snapshot.digest, store=state.store.path)
 
 
-def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestReport:
+def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchanged: bool) -> IngestReport:
     """The report of the last ingest of a source into a store, with real paths.
 
     Args:
-        source, store_path: as given to `ingest`.
+        source, store_path, config: as given to `ingest`.
         unchanged: whether nothing had to be done since: what was committed then counts as unchanged.
     Raises: StorageError: the store or its record is not readable.
     """
     store = VolumeStore.open(store_path)
-    record = SourceVerdicts.read(_record_path(source, store_path))
+    record = SourceVerdicts.read(_record_path(source, store_path, patient_key_of(store_path, config)))
     if unchanged:
-        return _as_unchanged(record, store)
-    return IngestReport.of(record, snapshot=newest(store).digest, store=store.path)
+        return _as_unchanged(record, store).with_paths()
+    return IngestReport.of(record, snapshot=newest(store).digest, store=store.path).with_paths()
+
+
+def patient_key_of(store_path: Path, config: IngestConfig) -> bytes:
+    """The secret of a store's patient keys and opaque ids. Raises: SourceError, UnwritableError."""
+    return load_patient_key(_key_file(Path(store_path), config))
 
 
 def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:
@@ -191,7 +197,6 @@ def _key_file(store_path: Path, config: IngestConfig) -> Path:
     return Path(config.patient_key_file or beside_store(store_path, ".patient-key"))
 
 
-def _record_path(source: Path, store_path: Path) -> Path:
+def _record_path(source: Path, store_path: Path, key: bytes) -> Path:
     """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
-    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    return beside_store(store_path, ".ingests") / name
+    return beside_store(store_path, ".ingests") / f"{opaque_id(key, 'source', str(source.resolve()))}.json"

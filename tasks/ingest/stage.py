@@ -6,10 +6,11 @@ from typing import Any
 from storage.artifacts import Ref
 from storage.documents.verdicts import IngestReport, opaque_place
 from storage.errors import SourceError, StorageError
+from storage.privacy import opaque_id
 from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import RECIPE, ingest_scan, open_scan
+from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of
 from tasks.run.progress import Advance
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
@@ -44,6 +45,8 @@ def ingest_stage(
     Raises: SourceError: no usable CT in the source, and none in the store.
     """
 
+    key = patient_key_of(store, config)
+
     def still_valid(directory: Path) -> bool:
         """The verdicts are valid while this store still lists what resulted from them."""
         report = IngestReport.load(directory)
@@ -51,17 +54,19 @@ def ingest_stage(
             now = newest(VolumeStore.open(store, config.grid)).digest
         except StorageError:
             return False
-        return not repair and report.store == opaque_place(store) and now == report.snapshot
+        return not repair and report.store == opaque_place(store, key) and now == report.snapshot
 
     with open_scan(source, store, config, repair=repair) as (scan, pool):
 
         def body(run: StageRun) -> None:
             report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)
-            report.without_paths().save(run.directory)
+            report.without_paths(key).save(run.directory)
 
         outcome = run_stage(
             INGEST,
-            inputs={"source": Ref(kind="source", uri=str(source.resolve()), digest=scan.digest)},
+            inputs={
+                "source": Ref(kind="source", uri=opaque_id(key, "source", str(source.resolve())), digest=scan.digest)
+            },
             config=config.key_fields(),
             context=context,
             body=body,
