@@ -19,6 +19,7 @@ from flows.stages import Inputs, Row, needed, real_volumes, rows, stage_names, t
 from prdit_models.families.family import Request
 from storage.artifacts import Ref
 from storage.errors import ConfigError, InputError, UserError, as_input_error
+from tasks.run.private import without_paths
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, StageOutcome, code_version, git_commit
 from tasks.run.task import run_as_task
@@ -57,7 +58,7 @@ class PipelineRun:
             self._name_snapshot(snapshot)
 
         def run(row: Row, inputs: Inputs) -> StageOutcome:
-            return run_as_task(row.name, partial(row.run, inputs, self.context))
+            return run_as_task(row.name, partial(row.run, inputs, self.context), source=self.config.source)
 
         for name, outcome in walk(rows(self.config), last, given, run):
             self.outcomes[name] = outcome
@@ -127,7 +128,8 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     run = PipelineRun(config, context)
     record = RunRecord(directory, tracker, parent)
     try:
-        run.through(last)
+        with without_paths(config.source):
+            run.through(last)
         made = {
             name: run.outcomes[training_row(name)].ref
             for name in config.trainings

@@ -7,7 +7,6 @@ everything that is stored or sent.
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -60,27 +59,30 @@ class Hidden:
 
     def out_of(self, text: str) -> str:
         """The text without names of files and folders of the source, and without the words."""
-        for name in self._roots():
-            text = re.sub(re.escape(name) + r"""[^'"\n]*?(?=['"\n]|[),:;]?(?:\s|$))""", REMOVED, text)
+        text = without_folder(text, self.source)
         for name in self._names(text):
             text = _whole(name).sub(REMOVED, text)
         hidden = self.words - _OWN_WORDS
         return _WORD.sub(lambda found: REMOVED if found[0].casefold() in hidden else found[0], text)
 
-    def _roots(self) -> list[str]:
-        roots = {self.source, str(Path(self.source).resolve())} - {"/", ".", ""}
-        return sorted(roots, key=len, reverse=True)
-
-    def _names(self, text: str) -> Iterator[str]:
+    def _names(self, text: str) -> list[str]:
         """The names that a text has, longest first: paths, and names of files and folders."""
-        found = set()
+        names = {Path(self.source).name, Path(self.source).resolve().name}
         for path in self.files:
             parts = PurePosixPath(path).parts
-            found |= {name for name in (path, *parts, *(Path(part).stem for part in parts)) if name in text}
-        found |= {name for name in Path(self.source).resolve().parts if name in text}
-        yield from sorted(
-            (n for n in found if len(n) >= _MIN_NAME and n.casefold() not in _OWN_WORDS), key=len, reverse=True
-        )
+            names |= {path, *parts, *(Path(part).stem for part in parts)}
+        found = [
+            name for name in names if len(name) >= _MIN_NAME and name in text and name.casefold() not in _OWN_WORDS
+        ]
+        return sorted(found, key=len, reverse=True)
+
+
+def without_folder(text: str, folder: str) -> str:
+    """The text without the path of a folder, and without the paths of what lies in it."""
+    paths = {folder, str(Path(folder).resolve())} - {"/", ".", ""}
+    for path in sorted(paths, key=len, reverse=True):
+        text = re.sub(rf"""(?<![\w.]){re.escape(path.rstrip("/"))}(?![\w.-])(/[^'"\n:,(]*)?""", REMOVED, text)
+    return text
 
 
 def without_quotes(text: str) -> str:

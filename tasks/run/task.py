@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
+from tasks.run.private import without_paths
 from tasks.run.progress import Advance, show_progress
 from tasks.run.stage import StageOutcome
 
@@ -56,17 +57,18 @@ def as_state(outcome: StageOutcome) -> Any:
     )
 
 
-def run_as_task(name: str, work: Callable[[Advance], StageOutcome]) -> StageOutcome:
+def run_as_task(name: str, work: Callable[[Advance], StageOutcome], *, source: str | None = None) -> StageOutcome:
     """Run a stage as a task run of its name, which shows its progress; what it raises is raised here.
 
     Args:
         name: of the stage.
         work: the stage, given where to report progress.
+        source: folder that neither logs nor the task's state name.
     """
 
     @task(name=name, persist_result=False, cache_policy=NO_CACHE)  # the stage has a cache of its own
     def stage() -> Any:
-        with task_progress(name) as progress:
+        with without_paths(source), task_progress(name) as progress:
             return as_state(work(progress))
 
     outcome: StageOutcome = stage(return_state=True).result()
