@@ -22,7 +22,7 @@ from storage.errors import ConfigError, InputError, UserError, as_input_error
 from tasks.run.private import without_paths
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, StageOutcome, code_version, git_commit
-from tasks.run.task import run_as_task
+from tasks.run.task import publish_table, run_as_task
 from tasks.train.gates import check_gates
 
 NOTE = (
@@ -58,7 +58,10 @@ class PipelineRun:
             self._name_snapshot(snapshot)
 
         def run(row: Row, inputs: Inputs) -> StageOutcome:
-            return run_as_task(row.name, partial(row.run, inputs, self.context), source=self.config.source)
+            work = partial(row.run, inputs, self.context)
+            if row.tables:
+                work = partial(work, publish=partial(publish_table, row.name))
+            return run_as_task(row.name, work, source=self.config.source)
 
         for name, outcome in walk(rows(self.config), last, given, run):
             self.outcomes[name] = outcome

@@ -24,6 +24,8 @@ class Entry(Part):
         cut: share of body and of lung outside the default view.
         image_of_volume: True of a file that belongs to a scan whose volume was made without it.
         seconds: that the volume took.
+        behind: what the verdict depends on: settings with their values, and tags.
+        thumbnail: PNG in base64 of one image of a refused scan; only beside the store.
     """
 
     series_uid: str | None = None
@@ -35,6 +37,8 @@ class Entry(Part):
     cut: dict[str, float] | None = None
     image_of_volume: bool | None = None
     seconds: float | None = None
+    behind: tuple[str, ...] | None = None
+    thumbnail: str | None = None
 
 
 class Verdicts(Document):
@@ -59,7 +63,9 @@ class Verdicts(Document):
         Args:
             key: secret of the patient keys, see `storage.privacy.opaque_id`.
         """
-        return self._renamed(lambda path: opaque_id(key, "file", path))
+        named = self._renamed(lambda path: opaque_id(key, "file", path))
+        changes = {of: [_without_thumbnail(entry) for entry in getattr(named, of)] for of in ("skipped", "quarantined")}
+        return named.model_copy(update=changes)
 
     def with_paths(self) -> Self:
         """For the person who runs the ingest: messages name the files."""
@@ -124,6 +130,10 @@ class SourceVerdicts(Verdicts):
 def opaque_place(store: Path, key: bytes) -> str:
     """A store's path as an id that shows only whether two paths are equal."""
     return opaque_id(key, "store", str(store.resolve()))
+
+
+def _without_thumbnail(entry: Entry) -> Entry:
+    return entry.model_copy(update={"thumbnail": None})
 
 
 def _named(entry: Entry, name: Callable[[str], str]) -> Entry:

@@ -9,6 +9,7 @@ from pydicom.errors import InvalidDicomError
 
 from storage.sources.dicom_attributes import identifying, shown_class, shown_modality
 from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.dicom_preview import preview
 from storage.sources.dicom_series import load_series
 from storage.sources.source import FileFacts, Format
 
@@ -82,4 +83,4 @@ def _words(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(v) for v in value]
 
 
-DICOM = Format("dicom", read_header, load_series, identifying)
+DICOM = Format("dicom", read_header, load_series, identifying, preview)

@@ -147,6 +147,7 @@ class SourceVolume:
 
 ReadHeader = Callable[[BinaryIO, Path], FileFacts | None]
 IdentifyingWords = Callable[[BinaryIO], frozenset[str]]
+Preview = Callable[[BinaryIO], NDArray[np.float32] | None]
 Load = Callable[[ScanRequest], Iterator[SourceVolume]]
 
 
@@ -162,12 +163,15 @@ class Format:
             the first: a scan of which one volume is broken is refused. Raises `UnusableSeriesError` with a reason code.
         identifying: stream of a file -> words of its header that may identify a patient (`storage.privacy.words_of`): no text
             that leaves the source has one of them. It raises nothing.
+        preview: stream of a file -> one image of it (rows, columns), in HU where they are known, for the page about a refused
+            scan; None where that cannot be had at little cost. It raises nothing.
     """
 
     name: str
     read_header: ReadHeader
     load: Load
     identifying: IdentifyingWords = lambda stream: frozenset()
+    preview: Preview = lambda stream: None
 
 
 def pixel_digest(hu: NDArray[Any]) -> str:

@@ -18,6 +18,7 @@ from storage.verdicts import REASONS
 from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.qc import PAGE, page_path, write_page
 from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
 from tasks.ingest.scan import SourceScan, beside_store, scan_source
 from tasks.ingest.scans import StoreState, list_scans, read_scans
@@ -94,6 +95,8 @@ def ingest_scan(
     if not repair and before and _still_holds(before, mark, state.now):
         if progress:
             progress(len(before.used), len(before.used))
+        if not page_path(state.store.path).exists():
+            _write_page(state.store)
         return _as_unchanged(before, state.store)
     read = read_scans(scan, state, config, pool, before=before, progress=progress)
     snapshot = list_scans(read, state, source=record_path.stem, before=before)
@@ -110,14 +113,15 @@ def ingest_scan(
             "of the store's ingests, beside the store."
         )
     used = [entry for entry in read.entries if "reason" not in entry]
-    lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name) for name in LISTS}
+    lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name, dict(config)) for name in LISTS}
     verdicts = SourceVerdicts(**mark, **lists, num_excluded=dict(sorted(counts.items())), notes=notes)
     verdicts.write(record_path)
     verdicts.without_paths(key).write(state.store.path / "exclusions" / record_path.name)
     for note in notes:
         logger.warning("%s", note)
+    _write_page(state.store)
     refuse_without_ct(scan, counts)
-    return IngestReport.of(verdicts, snapshot=snapshot.digest, store=state.store.path)
+    return IngestReport.of(verdicts, snapshot=snapshot.digest if snapshot else "", store=state.store.path)
 
 
 def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchanged: bool) -> IngestReport:
@@ -181,6 +185,14 @@ def _as_unchanged(record: SourceVerdicts, store: VolumeStore) -> IngestReport:
     unchanged = [entry.model_copy(update={"seconds": None}) for entry in record.used]
     verdicts = record.model_copy(update={"committed": [], "unchanged": unchanged})
     return IngestReport.of(verdicts, snapshot=newest(store).digest, store=store.path)
+
+
+def _write_page(store: VolumeStore) -> None:
+    """Write the quality page; an ingest that cannot is complete without."""
+    try:
+        write_page(store)
+    except StorageError as error:
+        logger.warning("%s was not written (%s). `prdit qc %s` writes it.", PAGE, error, store.path)
 
 
 def _last_verdicts(path: Path) -> SourceVerdicts | None:

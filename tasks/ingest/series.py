@@ -20,6 +20,7 @@ from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.coverage import cut_shares
+from tasks.ingest.pictures import thumbnail
 from tasks.ingest.scan import Scan
 
 RECIPE = 1  # version of the arithmetic from source to stored HU; part of every volume id
@@ -90,8 +91,19 @@ def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, An
 
 def _refused_entry(job: SeriesJob, reason: str, message: str, file: str | None = None) -> dict[str, Any]:
     message = (hidden_names(job) if reason in _NO_HEADER else hidden(job)).out_of(message)
-    found = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
+    found: dict[str, Any] = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
+    if reason not in _NO_HEADER:
+        found["thumbnail"] = _thumbnail(job)
     return {"series_uid": job.scan.scan_id, "num_slices": len(job.scan.files), **found}
+
+
+def _thumbnail(job: SeriesJob) -> str | None:
+    """A picture of the file in the middle of a scan, PNG in base64; None where its format gives no preview."""
+    files = job.scan.files
+    with suppress(OSError), open_file(Path(job.source), files[len(files) // 2]) as stream:
+        image = FORMATS[job.scan.format].preview(stream)
+        return None if image is None else thumbnail(image)
+    return None
 
 
 def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:

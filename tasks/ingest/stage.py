@@ -1,5 +1,6 @@
 """Stage ingest: a folder of scans -> volume store, with its verdicts kept as an artifact."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ from storage.documents.verdicts import IngestReport, opaque_place
 from storage.errors import SourceError, StorageError
 from storage.privacy import opaque_id
 from storage.snapshots import load_snapshot, newest
+from storage.sources.source import as_utf8
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.qc import page_path
+from tasks.ingest.report import summary_rows
 from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of
 from tasks.run.progress import Advance
 from tasks.run.recording import record_snapshot
@@ -32,6 +36,7 @@ def ingest_stage(
     progress: Advance,
     *,
     repair: bool = False,
+    publish: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> StageOutcome:
     """Bring a store up to date with a source; the outcome's reference is the snapshot of what the store lists then.
 
@@ -41,6 +46,7 @@ def ingest_stage(
         context: where the run works and reports.
         progress: called with (scans done, total).
         repair: check the store first and write again what is damaged; a cached outcome is not taken.
+        publish: given the verdicts as rows of a table, without names.
 
     Raises: SourceError: no usable CT in the source, and none in the store.
     """
@@ -73,11 +79,14 @@ def ingest_stage(
             still_valid=still_valid,
         )
     report = IngestReport.load(outcome.ref.path)
+    if publish:
+        publish(summary_rows(report))
     ref = Ref(kind="snapshot", uri=str(store.resolve()), digest=report.snapshot)
-    record_snapshot(context, outcome.mlflow_run_id, ref, "ingest")
-    if not load_snapshot(ref).volumes:
+    if not report.snapshot or not load_snapshot(ref).volumes:
         found = ", ".join(f"{number} {reason}" for reason, number in report.num_excluded.items())
         raise SourceError(
-            f"No usable CT in {source}: {found}. Items with their reasons are in {outcome.ref.path / IngestReport.NAME}."
+            f"No usable CT in {as_utf8(str(source))}: {found}. Each item with its reason is in {page_path(store)}; "
+            "docs/ingestion.md says what to do about each."
         )
+    record_snapshot(context, outcome.mlflow_run_id, ref, "ingest")
     return outcome.model_copy(update={"ref": ref})

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.states import Completed
@@ -47,6 +47,16 @@ def task_progress(name: str) -> Iterator[Advance]:
 
     with show_progress(name, also=report) as advance:
         yield advance
+
+
+def publish_table(name: str, rows: list[dict[str, Any]]) -> None:
+    """Show rows as a Prefect table artifact `prdit-<name>-table` of the task run; outside a task run nothing happens."""
+    if TaskRunContext.get() is None:
+        return
+    try:
+        create_table_artifact(table=rows, key=f"prdit-{name}-table")
+    except Exception as error:  # noqa: BLE001  # a table must never end a stage
+        logger.warning("the table artifact of %s was not made: %s", name, error)
 
 
 def as_state(outcome: StageOutcome) -> Any:
