@@ -16,6 +16,7 @@ PATH = "<path>"  # stands for the file that a message is about
 REMOVED = "…"
 _MIN_DIGITS = 5  # shorter numbers are counts and sizes
 _MIN_NAME = 4  # shorter names of files and folders identify nobody, and occur in sentences
+_NUMBERS = re.compile(r"[-+0-9.eE\\ ,]{0,48}")
 _WORD = re.compile(r"[^\W_]{3,}")
 _OWN_WORDS = frozenset(word.casefold() for row in REASONS.values() for word in _WORD.findall(row.sentence))
 
@@ -59,7 +60,7 @@ class Hidden:
 
     def out_of(self, text: str) -> str:
         """The text without names of files and folders of the source, and without the words."""
-        text = without_folder(text, self.source)
+        text = without_quoted(without_folder(text, self.source))
         for name in self._names(text):
             text = _whole(name).sub(REMOVED, text)
         hidden = self.words - _OWN_WORDS
@@ -82,6 +83,14 @@ def without_folder(text: str, folder: str) -> str:
     paths = {folder, str(Path(folder).resolve())} - {"/", ".", ""}
     for path in sorted(paths, key=len, reverse=True):
         text = re.sub(rf"""(?<![\w.]){re.escape(path.rstrip("/"))}(?![\w.-])(/[^'"\n:,(]*)?""", REMOVED, text)
+    return text
+
+
+def without_quoted(text: str) -> str:
+    """The text without what it quotes, but for numbers: a header's values are quoted, and could be anything."""
+    for mark in ("'", '"'):
+        pattern = rf"{mark}([^{mark}\n]*){mark}"
+        text = re.sub(pattern, lambda found: found[0] if _NUMBERS.fullmatch(found[1]) else REMOVED, text)
     return text
 
 

@@ -43,7 +43,7 @@ MANUFACTURERS = {
     "hitachi": "Hitachi Medical Corporation", "fujifilm": "FUJIFILM", "uih": "UIH", "united": "UIH", "neusoft": "Neusoft",
     "picker": "Picker International, Inc.", "marconi": "Marconi Medical Systems, Inc.", "elscint": "Elscint", "imatron": "Imatron",
     "shimadzu": "SHIMADZU", "samsung": "SAMSUNG", "neurologica": "NeuroLogica", "minfound": "MinFound", "anke": "ANKE",
-    "varian": "Varian Medical Systems", "elekta": "ELEKTA", "accuray": "Accuray", "general": "GE MEDICAL SYSTEMS",
+    "varian": "Varian Medical Systems", "elekta": "ELEKTA", "accuray": "Accuray", "electric": "GE MEDICAL SYSTEMS",
     "prdit": "prdit phantom",
 }  # fmt: skip
 OTHER_MANUFACTURER = "other"
@@ -65,7 +65,23 @@ _KERNEL_WORDS = terms(
     "abdomen asir asir-v idose imr veo aidr aice safire admire dlir hd plus low medium mild high strong recon std ultrasharp"
 )
 _MODEL = re.compile(r"[A-Za-z0-9 ._+/()-]{1,32}")
+_MODEL_WORDS = terms(
+    "lightspeed brightspeed hispeed highspeed prospeed optima revolution discovery evo maxima frontier apex ascend "
+    "elite hdr plus ultra pro vct qxi pet mct ict somatom sensation emotion definition volume zoom access flash edge "
+    "drive force now top all sim open confidence perspective spirit scope balance duo power naeotom alpha peak cite "
+    "biograph horizon vision mcts truepoint symbia intevo brilliance big bore ingenuity iqon incisive spectral vereos "
+    "gemini precedence brightview idt aquilion prime one genesis edition precision lightning start serve exceed "
+    "asteion activion alexion astelion celesteion xpress xvision scenaria supria eclos presto pronto robusto uct umi "
+    "umr atlas neuviz prudence glory epoch fct speedia anatom insitum quantum phantom cardiac dose excel twin helix "
+    "tomoscan acqsim synergy infinity versahd cbct tomotherapy radixact halcyon edgect omnitom ceretom bodytom "
+    "scintron nanoscan scanner standard advance select elect performance premium dual energy system slice"
+)
 _OPTION = re.compile(r"[A-Z0-9_ ]{1,16}")
+_OPTION_WORDS = terms(
+    "HELICAL AXIAL MODE HELIX SPIRAL SEQUENTIAL SEQUENCE STEP SHOOT CINE SCOUT SURVIEW TOPOGRAM NORMAL CT VOLUME TILTED DVOLUME "
+    "DYNAMIC DUAL ENERGY GATED GATING CARDIAC ECG PROSPECTIVE RETROSPECTIVE RESPIRATORY ROTATE STATIONARY CONTINUOUS SHUTTLE GSI "
+    "FAST HIGH PITCH PULSE TUBE BODY HEAD CHEST LUNG CTA WIDE ULTRA SINGLE MULTI SCAN FLASH NONE"
+)
 _UID = re.compile(r"[0-2](\.\d+)+")
 _LONG_NUMBER = re.compile(r"\d{5}")
 # Free text could hold anything: only these characters, and only this many of them, are kept.
@@ -130,7 +146,8 @@ def _manufacturer(text: str) -> str:
 
 
 def _model(text: str) -> str:
-    return text if _MODEL.fullmatch(text) and not _LONG_NUMBER.search(text) else ""
+    known = all(len(word) < 3 or word.casefold() in _MODEL_WORDS for word in re.findall("[A-Za-z]+", text))
+    return text if known and _MODEL.fullmatch(text) and not _LONG_NUMBER.search(text) else ""
 
 
 def _kernel(text: str) -> str:
@@ -141,7 +158,8 @@ def _kernel(text: str) -> str:
 
 def _options(text: str) -> str:
     several = text.split("\\")
-    fine = all(_OPTION.fullmatch(one) and not _LONG_NUMBER.search(one) for one in several)
+    known = all(len(word) < 3 or word in _OPTION_WORDS for word in re.findall("[A-Z]+", text))
+    fine = known and all(_OPTION.fullmatch(one) and not _LONG_NUMBER.search(one) for one in several)
     return text if fine and len(text) <= MAX_TEXT else ""
 
 

@@ -58,6 +58,7 @@ def write_page(store: VolumeStore, progress: Advance | None = None) -> Path:
         store=one_line(store.path),
         grid=store.grid,
         num_listed=len(now.volumes),
+        notes=[one_line(note) for record in _records(store.path) for note in record.notes],
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         histogram_hu=HISTOGRAM_HU,
         rows=rows(store, now, progress),
@@ -121,6 +122,7 @@ def _volume_row(store: VolumeStore, now: Listing, volume_id: str, verdict: str) 
         "lung": cut.get("lung", 0.0),
         "body": cut.get("body", 0.0),
         "has_cut": bool(cut),
+        "completeness": scan.completeness if scan else "",
         "patient": listed.patient_key[:8] if listed.patient_known else "unknown",
         "facts": [
             f"{name} {a[name]}" for name in ("Manufacturer", "ManufacturerModelName", "ConvolutionKernel") if name in a
@@ -138,8 +140,6 @@ def _warnings(record: VolumeRecord, *, known: bool) -> list[str]:
     found += scan.notes
     if scan.cut.get("lung", 0.0) > LUNG_CUT_WARNING:
         found.append(f"the default view cuts {scan.cut['lung']:.1%} of the lung")
-    if scan.completeness == "unknown":
-        found.append("no count of its slices is known, so whether it is complete cannot be told")
     if scan.num_duplicates:
         found.append(f"{scan.num_duplicates} repeated file(s) left out")
     if not known:
