@@ -111,21 +111,28 @@ def ingest(
     with clear_errors():
         loaded = load_settings(config, settings, source=source, store=store, workdir=workdir)
         from flows.verdict_text import verdict_text, without_pictures
+        from storage.errors import NothingUsableError
         from tasks.ingest.qc import page_path
         from tasks.ingest.run import last_report
         from tasks.ingest.stage import ingest_stage
         from tasks.run.progress import show_progress
 
-        if repair:
-            with show_progress("ingest") as progress:
-                context = run_context(loaded)
-                outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
-        else:
-            outcome = run_stages(loaded, "ingest", {})
-        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=outcome.cached)
+        refused = None
+        try:
+            if repair:
+                with show_progress("ingest") as progress:
+                    context = run_context(loaded)
+                    outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
+            else:
+                outcome = run_stages(loaded, "ingest", {})
+        except NothingUsableError as error:
+            refused = error
+        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=refused is None and outcome.cached)
         page = page_path(Path(loaded.store))
         value = without_pictures(report.model_dump(mode="json")) | {"counts": report.counts, "qc": str(page)}
         show_result(value, as_json, lambda: verdict_text(report, page))
+        if refused is not None:
+            raise refused
         if not (report.committed or report.unchanged):
             say_error(f"nothing usable in {one_line(source)}; every item has its reason above")
             raise typer.Exit(1)

@@ -1,5 +1,6 @@
 """`prdit ls`, `verify`, `qc`, `remove`: what a store lists, whether it is whole, how its volumes look, and what is left out."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,9 +93,12 @@ def verify(
         value = {"store": str(store), "findings": [asdict(finding) for finding in found], "notes": notes}
         show_result(value, as_json, lambda: _findings_text(value))
         if found:
+            repair = (
+                " Repair what its source still has, with the configuration of its ingest: "
+                f"prdit ingest SOURCE --store {shlex.quote(str(store))} --repair"
+            )
             say_error(
-                f"{len(found)} finding(s) in {store}. Repair what its source still has, with the configuration of its ingest: "
-                f"prdit ingest SOURCE --store {store} --repair"
+                f"{len(found)} finding(s) in {store}.{repair if {f.kind for f in found} - {'patient key'} else ''}"
             )
             raise typer.Exit(1)
 

@@ -109,9 +109,12 @@ def summary_rows(report: Verdicts) -> list[dict[str, Any]]:
     return rows
 
 
-def refuse_without_ct(scan: SourceScan, counts: Counter[str]) -> None:
+def refuse_without_ct(scan: SourceScan) -> None:
     """Raise when no item of the source is CT: most likely the wrong folder was given."""
-    if scan.num_scans or set(counts) - _FOREIGN:
+    if scan.num_scans:
+        return
+    counts = Counter(one.reason for one in scan.exclusions())
+    if set(counts) - _FOREIGN:
         return
     found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
     advice = " Unpack the archives first." if "archive" in counts else " Give a folder with CT as DICOM or NIfTI."

@@ -12,7 +12,7 @@ from storage.errors import DamagedArtifactError, MissingArtifactError, StorageEr
 from storage.patient_key import check_patient_key, load_patient_key
 from storage.privacy import opaque_id
 from storage.repair import ever_listed, restore_root, set_aside_damaged
-from storage.snapshots import Listing, listing, newest
+from storage.snapshots import Listing, history, listing, newest
 from storage.sources.files import check_source
 from storage.verdicts import REASONS
 from storage.verification import check_volume
@@ -40,7 +40,7 @@ def open_scan(
 
     Args: as for `ingest`.
     Raises:
-        SourceError: the folder is missing or empty, or a table in it is malformed.
+        SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
     """
     source, store_path = Path(source), Path(store_path)
@@ -53,6 +53,7 @@ def open_scan(
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
         scan_source(source, store_path, key, pool) as scan,
     ):
+        refuse_without_ct(scan)
         yield scan, pool
 
 
@@ -120,7 +121,6 @@ def ingest_scan(
     for note in notes:
         logger.warning("%s", note)
     _write_page(state.store)
-    refuse_without_ct(scan, counts)
     return IngestReport.of(verdicts, snapshot=snapshot.digest if snapshot else "", store=state.store.path)
 
 
@@ -136,7 +136,8 @@ def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchang
     record = SourceVerdicts.read(_record_path(source, store_path, patient_key_of(store_path, config)))
     if unchanged:
         return _as_unchanged(record, store).with_paths()
-    return IngestReport.of(record, snapshot=newest(store).digest, store=store.path).with_paths()
+    snapshot = newest(store).digest if history(store.path).numbers() else ""
+    return IngestReport.of(record, snapshot=snapshot, store=store.path).with_paths()
 
 
 def patient_key_of(store_path: Path, config: IngestConfig) -> bytes:

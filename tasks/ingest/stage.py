@@ -6,7 +6,7 @@ from typing import Any
 
 from storage.artifacts import Ref
 from storage.documents.verdicts import IngestReport, opaque_place
-from storage.errors import SourceError, StorageError
+from storage.errors import NothingUsableError, StorageError
 from storage.privacy import opaque_id
 from storage.snapshots import load_snapshot, newest
 from storage.sources.source import as_utf8
@@ -48,10 +48,10 @@ def ingest_stage(
         repair: check the store first and write again what is damaged; a cached outcome is not taken.
         publish: given the verdicts as rows of a table, without names.
 
-    Raises: SourceError: no usable CT in the source, and none in the store.
+    Raises:
+        NothingUsableError: no usable CT in the source, and none in the store; the record of verdicts is written.
+        SourceError: see `tasks.ingest.run.open_scan`.
     """
-
-    key = patient_key_of(store, config)
 
     def still_valid(directory: Path) -> bool:
         """The verdicts are valid while this store still lists what resulted from them."""
@@ -63,6 +63,7 @@ def ingest_stage(
         return not repair and report.store == opaque_place(store, key) and now == report.snapshot
 
     with open_scan(source, store, config, repair=repair) as (scan, pool):
+        key = patient_key_of(store, config)
 
         def body(run: StageRun) -> None:
             report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)
@@ -84,7 +85,7 @@ def ingest_stage(
     ref = Ref(kind="snapshot", uri=str(store.resolve()), digest=report.snapshot)
     if not report.snapshot or not load_snapshot(ref).volumes:
         found = ", ".join(f"{number} {reason}" for reason, number in report.num_excluded.items())
-        raise SourceError(
+        raise NothingUsableError(
             f"No usable CT in {as_utf8(str(source))}: {found}. Each item with its reason is in {page_path(store)}; "
             "docs/ingestion.md says what to do about each."
         )
