@@ -21,6 +21,10 @@ IDENTIFYING_TAGS = (
     "PatientComments", "ImageComments", "StudyComments", "AdditionalPatientHistory",
     "CurrentPatientLocation", "PatientInstitutionResidence", "RequestingService", "ClinicalTrialSubjectID",
 )  # fmt: skip
+# What `allowed_attributes` reads.
+ATTRIBUTE_TAGS = (
+    *TEXT_ATTRIBUTES, *NUMBER_ATTRIBUTES, "PatientAge", "PatientBirthDate", "StudyDate", "ContrastBolusAgent", *IDENTIFYING_TAGS,
+)  # fmt: skip
 _MODALITIES = terms(
     "AR ASMT AU BDUS BI BMD CD CR CT DG DOC DX ECG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR M3D NM OAM OCT OP OPM "
     "OPT OPTBSV OPTENF OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT RWV SEG SM SMR SR SRF STAIN "

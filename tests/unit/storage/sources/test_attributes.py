@@ -3,12 +3,13 @@
 import re
 
 import pytest
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from storage.errors import UnusableSeriesError
 from storage.privacy import PATH, REMOVED, Hidden, opaque_id, shown, with_placeholder, without_folder, words_of
 from storage.sources.attributes import safe_attributes
-from storage.sources.dicom_attributes import allowed_attributes, shown_class, shown_modality
+from storage.sources.dicom_attributes import ATTRIBUTE_TAGS, allowed_attributes, shown_class, shown_modality
 from storage.sources.source import refuse, short
 
 KEPT = [
@@ -85,6 +86,10 @@ def test_what_shares_a_word_with_an_identifying_tag_is_dropped(tag: str) -> None
     assert "ManufacturerModelName" not in found
     assert "ConvolutionKernel" not in found
     assert found["Manufacturer"] == "SIEMENS"
+
+
+def test_every_tag_that_is_read_exists() -> None:
+    assert [name for name in ATTRIBUTE_TAGS if tag_for_keyword(name) is None] == []
 
 
 def test_modality_and_class_are_named_only_where_dicom_lists_them() -> None:
