@@ -104,38 +104,38 @@ def ingest(
 ) -> None:
     """Bring scans into a volume store: Hounsfield units, one grid, a verdict for every scan; then take a snapshot.
 
-    Exit code 0 when the store has usable volumes of the source, 1 when nothing is usable.
+    What was read, with pictures, and every exclusion with its reason is in `<store>.ingests/qc.html`. Exit code 0 when the store
+    has usable volumes of the source, whatever else was skipped or quarantined; 1 when nothing is usable, or the source, the store
+    or a table in the source cannot be used; 2 wrong usage or configuration. docs/ingestion.md says what to do about each reason.
     """
     with clear_errors():
         loaded = load_settings(config, settings, source=source, store=store, workdir=workdir)
+        from flows.verdict_text import verdict_text, without_pictures
+        from storage.errors import NothingUsableError
+        from tasks.ingest.qc import page_path
         from tasks.ingest.run import last_report
         from tasks.ingest.stage import ingest_stage
         from tasks.run.progress import show_progress
 
-        if repair:
-            with show_progress("ingest") as progress:
-                context = run_context(loaded)
-                outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
-        else:
-            outcome = run_stages(loaded, "ingest", {})
-        report = last_report(source, Path(loaded.store), unchanged=outcome.cached)
-        value = report.model_dump(mode="json")
-        show_result(value, as_json, lambda: _verdict_text(value, report.counts))
+        refused = None
+        try:
+            if repair:
+                with show_progress("ingest") as progress:
+                    context = run_context(loaded)
+                    outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
+            else:
+                outcome = run_stages(loaded, "ingest", {})
+        except NothingUsableError as error:
+            refused = error
+        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=refused is None and outcome.cached)
+        page = page_path(Path(loaded.store))
+        value = without_pictures(report.model_dump(mode="json")) | {"counts": report.counts, "qc": str(page)}
+        show_result(value, as_json, lambda: verdict_text(report, page))
+        if refused is not None:
+            raise refused
         if not (report.committed or report.unchanged):
             say_error(f"nothing usable in {one_line(source)}; every item has its reason above")
             raise typer.Exit(1)
-
-
-def _verdict_text(report: dict[str, Any], counts: dict[str, int]) -> str:
-    lines = [f"store {report['store']} (snapshot {report['snapshot']})"]
-    for verdict, number in counts.items():
-        lines.append(f"{verdict}: {number}")
-        if verdict in ("skipped", "quarantined"):
-            lines += [
-                f"  {one_line(e.get('series_uid') or e.get('path'))}: {e['reason']}: {one_line(e['message'])}"
-                for e in report[verdict]
-            ]
-    return "\n".join(lines)
 
 
 @app.command(epilog=example("prdit train global --config small --store .prdit/store"))

@@ -5,7 +5,7 @@ import platform
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 
 from storage.errors import ConfigError, UserError
+from storage.privacy import without_folder
 from tasks.run.printable import printable, traceback_text
 
 EXIT_USER_ERROR = 1
@@ -126,11 +127,17 @@ def _new_temporary_file(name: str) -> tuple[int, Path]:
 
 def _report(error: Exception, called: CalledAs) -> str:
     versions = ", ".join(f"{package} {_version(package)}" for package in _PACKAGES)
-    return printable(
+    text = printable(
         f"prdit {shlex.join(called.arguments)}\n"
         f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, Python {platform.python_version()}, {platform.platform()}\n"
         f"{versions}\n\n"
     ) + traceback_text(error)
+    for argument in called.arguments:  # folders that were named may be those of patients
+        folder = argument.rpartition("=")[2]
+        with suppress(OSError, ValueError):
+            if Path(folder).is_dir() and Path(folder).resolve() != Path.cwd():
+                text = without_folder(text, folder)
+    return text
 
 
 def _version(package: str) -> str:

@@ -19,9 +19,10 @@ from flows.stages import Inputs, Row, needed, real_volumes, rows, stage_names, t
 from prdit_models.families.family import Request
 from storage.artifacts import Ref
 from storage.errors import ConfigError, InputError, UserError, as_input_error
+from tasks.run.private import without_paths
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, StageOutcome, code_version, git_commit
-from tasks.run.task import run_as_task
+from tasks.run.task import publish_table, run_as_task
 from tasks.train.gates import check_gates
 
 NOTE = (
@@ -57,7 +58,10 @@ class PipelineRun:
             self._name_snapshot(snapshot)
 
         def run(row: Row, inputs: Inputs) -> StageOutcome:
-            return run_as_task(row.name, partial(row.run, inputs, self.context))
+            work = partial(row.run, inputs, self.context)
+            if row.tables:
+                work = partial(work, publish=partial(publish_table, row.name))
+            return run_as_task(row.name, work, source=self.config.source)
 
         for name, outcome in walk(rows(self.config), last, given, run):
             self.outcomes[name] = outcome
@@ -127,7 +131,8 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     run = PipelineRun(config, context)
     record = RunRecord(directory, tracker, parent)
     try:
-        run.through(last)
+        with without_paths(config.source):
+            run.through(last)
         made = {
             name: run.outcomes[training_row(name)].ref
             for name in config.trainings

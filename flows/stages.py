@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flows.config import PipelineConfig, config_names, load_named
 from storage.artifacts import Ref
@@ -21,6 +22,7 @@ from tasks.split.stage import split_stage
 from tasks.train.stage import train
 
 Inputs = Mapping[str, Ref]
+Publish = Callable[[list[dict[str, Any]]], None]
 logger = logging.getLogger("prdit.stages")
 
 
@@ -34,13 +36,15 @@ class Row:
         inputs: name of the stage that makes each input, by the input's role.
         config: its settings.
         run: (inputs by role, context, progress) -> outcome.
+        tables: whether `run` also takes `publish`, which is given rows of a table.
     """
 
     name: str
     what: str
     inputs: dict[str, str]
     config: StageConfig
-    run: Callable[[Inputs, RunContext, Advance], StageOutcome]
+    run: Callable[..., StageOutcome]
+    tables: bool = False
 
 
 def rows(config: PipelineConfig) -> dict[str, Row]:
@@ -48,7 +52,14 @@ def rows(config: PipelineConfig) -> dict[str, Row]:
     trainings = list(config.trainings)
     real = {"snapshot": "ingest", "split": "split"}
     found = [
-        Row("ingest", "volume store: a verdict for every series", {}, config.ingest, partial(_ingest, config)),
+        Row(
+            "ingest",
+            "volume store: a verdict for every series",
+            {},
+            config.ingest,
+            partial(_ingest, config),
+            tables=True,
+        ),
         Row("split", "split: a role for every patient", {"snapshot": "ingest"}, config.split, partial(_split, config)),
     ]
     for name, training in config.trainings.items():
@@ -138,10 +149,12 @@ def real_volumes(config: PipelineConfig) -> Ref:
     return newest(store) if config.snapshot is None else find(store, config.snapshot)
 
 
-def _ingest(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
+def _ingest(
+    config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance, publish: Publish | None = None
+) -> StageOutcome:
     if config.source is None:
         raise ConfigError("source is not given: name the folder with the DICOM series that ingest is to read")
-    return ingest_stage(Path(config.source), Path(config.store), config.ingest, context, progress)
+    return ingest_stage(Path(config.source), Path(config.store), config.ingest, context, progress, publish=publish)
 
 
 def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:

@@ -1,5 +1,6 @@
-"""`prdit ls`, `prdit verify`, `prdit remove`: what a volume store lists, whether it is whole, and what is left out from now on."""
+"""`prdit ls`, `verify`, `qc`, `remove`: what a store lists, whether it is whole, how its volumes look, and what is left out."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("ls", epilog=_LS)(ls)
     app.command("verify", epilog=example("prdit verify .prdit/store"))(verify)
     app.command("remove", epilog=_REMOVE)(remove)
+    app.command("qc", epilog=example("prdit qc .prdit/store"))(qc)
 
 
 def ls(
@@ -91,9 +93,12 @@ def verify(
         value = {"store": str(store), "findings": [asdict(finding) for finding in found], "notes": notes}
         show_result(value, as_json, lambda: _findings_text(value))
         if found:
+            repair = (
+                " Repair what its source still has, with the configuration of its ingest: "
+                f"prdit ingest SOURCE --store {shlex.quote(str(store))} --repair"
+            )
             say_error(
-                f"{len(found)} finding(s) in {store}. Repair what its source still has, with the configuration of its ingest: "
-                f"prdit ingest SOURCE --store {store} --repair"
+                f"{len(found)} finding(s) in {store}.{repair if {f.kind for f in found} - {'patient key'} else ''}"
             )
             raise typer.Exit(1)
 
@@ -102,6 +107,21 @@ def _findings_text(value: dict[str, Any]) -> str:
     lines = [f"{finding['kind']} {finding['name']}: {finding['message']}" for finding in value["findings"]]
     lines += [f"note: {note}" for note in value["notes"]]
     return "\n".join(lines or [f"{value['store']}: every byte is as it was committed"])
+
+
+def qc(store: _Store = Path(".prdit/store"), as_json: Json = False) -> None:
+    """Write the quality page of a store again: its volumes with pictures, and what was left out with its reason.
+
+    It lies beside the store, as `<store>.ingests/qc.html`: it shows patients' images and names files.
+    """
+    with clear_errors():
+        from storage.volume_store import VolumeStore
+        from tasks.ingest.qc import write_page
+        from tasks.run.progress import show_progress
+
+        with show_progress("qc") as progress:
+            page = write_page(VolumeStore.open(store), progress)
+        show_result({"store": str(store), "qc": str(page)}, as_json, lambda: str(page))
 
 
 def remove(

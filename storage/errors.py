@@ -53,6 +53,10 @@ class SourceError(StorageError, ValueError):
     """A source of scans cannot be used at all (missing, empty, no CT in it)."""
 
 
+class NothingUsableError(SourceError):
+    """A source has scans, but none became a volume, and the store has none either."""
+
+
 class UnusableSeriesError(StorageError, ValueError):
     """One series cannot become a volume.
 

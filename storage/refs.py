@@ -21,7 +21,8 @@ class Ref(BaseModel):
 
     Attributes:
         kind: what it is.
-        uri: absolute path of its directory; of the store, for a snapshot.
+        uri: absolute path of its directory; of the store, for a snapshot; of a source an opaque id, as its
+            path may reveal who was scanned.
         digest: `sha256:<hex>` of its content.
     """
 

@@ -193,7 +193,7 @@ def load_snapshot(ref: Ref) -> Snapshot:
     snapshot = Snapshot.read(path)
     if snapshot.digest != ref.digest:
         raise DamagedArtifactError(
-            f"{path} was changed after it was written (its content has another hash). {Snapshot.REMEDY}"
+            f"{path} was changed after it was written (its content has another hash). {Snapshot.remedy(path)}"
         )
     return snapshot
 

@@ -175,6 +175,39 @@ REASONS: dict[str, Reason] = {
     "failed": Reason("quarantined", "{where} could not be ingested ({detail}): please report this.", transient=True),
 }
 
+# What verdicts depend on: settings of the ingest, and DICOM tags.
+BEHIND: dict[str, tuple[str, ...]] = {
+    "not_ct": ("SOPClassUID", "Modality"),
+    "localizer": ("ImageType",),
+    "secondary_capture": ("SOPClassUID",),
+    "derived_reformat": ("ImageType",),
+    "multi_frame": ("SOPClassUID", "NumberOfFrames"),
+    "other_quantity": ("RescaleType",),
+    "other_body_part": ("ingest.excluded_body_parts", "BodyPartExamined"),
+    "missing_series_uid": ("SeriesInstanceUID",),
+    "missing_rescale": ("RescaleSlope", "RescaleIntercept"),
+    "missing_geometry": ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    "not_finite": ("ingest.nan",),
+    "too_few_slices": ("ingest.min_slices",),
+    "too_short": ("ingest.min_length_mm",),
+    "too_narrow": ("ingest.min_width_mm",),
+    "thick_slices": ("ingest.max_slice_mm",),
+    "incomplete": ("ImagesInAcquisition",),
+    "one_series_per_slice": ("SeriesInstanceUID",),
+    "several_patients": ("PatientID",),
+    "several_studies": ("StudyInstanceUID",),
+    "several_frames_of_reference": ("FrameOfReferenceUID",),
+    "several_acquisitions": ("AcquisitionNumber",),
+    "several_kernels": ("ConvolutionKernel",),
+    "missing_slices": ("ImagePositionPatient",),
+    "duplicate_slices": ("ImagePositionPatient", "SOPInstanceUID"),
+    "inconsistent_orientation": ("ImageOrientationPatient",),
+    "inconsistent_spacing": ("PixelSpacing", "ImagePositionPatient"),
+    "inconsistent_shape": ("Rows", "Columns"),
+    "inconsistent_position": ("ingest.max_jitter", "ImagePositionPatient"),
+    "unsupported_pixels": ("SamplesPerPixel",),
+}
+
 
 def sentence(reason: str, where: str, detail: str = "") -> str:
     """The sentence of a reason code for one place (series UID or relative path)."""

@@ -1,10 +1,12 @@
 """Checks of a whole volume store: every byte of every volume, and every list against the volumes it names."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot
-from storage.errors import StorageError
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, UnreadableError, VersionError
 from storage.numbered import Numbered
 from storage.repair import readable_snapshots
 from storage.snapshots import history, listing, load_snapshot, snapshot_files, snapshot_ref
@@ -16,7 +18,7 @@ class Finding:
     """One thing that is not as it was written.
 
     Attributes:
-        kind: `root`, `volume`, `snapshot`, `history` or `roles`.
+        kind: `root`, `volume`, `snapshot`, `history`, `roles` or `patient key`.
         name: which one.
         message: what is wrong and what to do, one sentence or two.
     """
@@ -60,6 +62,11 @@ def check_lists(store: VolumeStore) -> list[Finding]:
         except StorageError as error:
             found.append(Finding("history", str(number), str(error)))
     found += _listed_though_withdrawn(store)
+    with suppress(MissingArtifactError):  # of a store that no scan was ingested into
+        try:
+            PatientKeyId.load(store.path)
+        except (DamagedArtifactError, UnreadableError, VersionError) as error:
+            found.append(Finding("patient key", PatientKeyId.NAME, str(error)))
     files = {f"sha256:{file.stem}" for file in snapshot_files(store.path)}
     committed = set(store.volume_ids())
     for digest in sorted(named | files):
@@ -79,7 +86,7 @@ def _listed_though_withdrawn(store: VolumeStore) -> list[Finding]:
         return []  # found as history or snapshot
     both = sorted(now.volumes.keys() & now.withdrawn)
     return [
-        Finding("history", name, f"Volume {name} is listed though it was withdrawn. {HistoryEntry.REMEDY}")
+        Finding("history", name, f"Volume {name} is listed though it was withdrawn. {HistoryEntry.remedy(store.path)}")
         for name in both
     ]
 
@@ -103,7 +110,7 @@ def _check_snapshot(store: VolumeStore, digest: str, committed: set[str]) -> lis
             continue  # found as a volume
         if (record.shape, record.attributes) != (listed.shape, listed.attributes):
             wrong.append(f"it lists volume {volume_id} with another shape or other attributes than were committed")
-    return [Finding("snapshot", name, f"{sentence}. {Snapshot.REMEDY}") for sentence in wrong]
+    return [Finding("snapshot", name, f"{sentence}. {Snapshot.remedy(store.path)}") for sentence in wrong]
 
 
 def unnamed_folders(store: VolumeStore) -> list[Path]:

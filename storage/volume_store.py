@@ -94,7 +94,7 @@ class VolumeStore:
         root = path / "zarr.json"
         if not root.is_file():
             if (path / "commits").is_dir():
-                raise MissingArtifactError(f"{root}, the root of a volume store, is missing. {StoreRoot.REMEDY}")
+                raise MissingArtifactError(f"{root}, the root of a volume store, is missing. {StoreRoot.remedy(path)}")
             raise MissingArtifactError(
                 f"No volume store at {path}. Make one with `prdit ingest`, or give the run a source."
             )
@@ -103,7 +103,7 @@ class VolumeStore:
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DamagedArtifactError(
                 f"{root} is not the root of a prdit volume store. Give the folder that `prdit ingest` made; if this is it, "
-                f"the file is damaged: {StoreRoot.REMEDY}"
+                f"the file is damaged: {StoreRoot.remedy(path)}"
             ) from error
         recorded = StoreRoot.from_json(values, str(root)).grid
         if grid is not None and grid != recorded:
@@ -145,7 +145,9 @@ class VolumeStore:
                 )
             record = VolumeRecord.read(path)
             if record.volume_id != volume_id:
-                raise DamagedArtifactError(f"{path} is the record of volume {record.volume_id}. {VolumeRecord.REMEDY}")
+                raise DamagedArtifactError(
+                    f"{path} is the record of volume {record.volume_id}. {VolumeRecord.remedy(self.path)}"
+                )
             self._records[volume_id] = record
         return self._records[volume_id]
 
@@ -340,7 +342,7 @@ class VolumeStore:
             if array.shape != record.arrays[str(level)].shape:
                 raise DamagedArtifactError(
                     f"{folder / metadata} says {array.shape}, the commit record of volume {record.volume_id} "
-                    f"{record.arrays[str(level)].shape}. {VolumeRecord.REMEDY}"
+                    f"{record.arrays[str(level)].shape}. {VolumeRecord.remedy(self.path)}"
                 )
             self._arrays[key] = array
         return self._arrays[key]
@@ -385,7 +387,7 @@ class VolumeStore:
         if len(record.arrays) != self.grid.num_levels:
             raise DamagedArtifactError(
                 f"Volume {volume_id} has {len(record.arrays)} levels, the root of {self.path} says {self.grid.num_levels}. "
-                f"{StoreRoot.REMEDY}"
+                f"{StoreRoot.remedy(self.path)}"
             )
         for level in range(self.grid.num_levels):
             array = fresh._array(record, level)
@@ -393,7 +395,7 @@ class VolumeStore:
             if values_digest(hu) != record.arrays[str(level)].sha256:
                 raise DamagedArtifactError(
                     f"Level {level} of volume {volume_id} in {self.path} decodes to other values than the record says. "
-                    f"{VolumeRecord.REMEDY}"
+                    f"{VolumeRecord.remedy(self.path)}"
                 )
 
 
@@ -422,7 +424,9 @@ def _root_text(grid: Grid) -> str:
 def _check_free(path: Path) -> None:
     """Raise unless a store may be made here: nothing there, or what a process killed while it made one left."""
     if (path / "commits").is_dir():
-        raise MissingArtifactError(f"{path / 'zarr.json'}, the root of a volume store, is missing. {StoreRoot.REMEDY}")
+        raise MissingArtifactError(
+            f"{path / 'zarr.json'}, the root of a volume store, is missing. {StoreRoot.remedy(path)}"
+        )
     if not path.exists():
         return
     if not path.is_dir() or any(p.name != "volumes" and not p.name.startswith(".") for p in path.iterdir()):

@@ -1,6 +1,7 @@
 """What every document shares: format version, one reader with one-sentence errors, atomic writing."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -8,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.errors import DamagedArtifactError, MissingArtifactError, UnreadableError, VersionError
 from storage.files import json_text, put_if_absent, write_text_atomic
+
+_PLACES_IN_A_STORE = ("zarr.json", "patient-key-id.json", "commits", "snapshots", "history", "roles")
 
 
 class Part(BaseModel):
@@ -23,7 +26,7 @@ class Document(Part):
         FORMAT: version that is written.
         NAME: of the file in an artifact's folder; documents of varying names have none.
         WHAT: what the file is, for messages.
-        REMEDY: what to do when it is missing or damaged.
+        REMEDY: what to do when it is missing or damaged; `STORE` in it stands for the folder of the volume store it belongs to.
     """
 
     FORMAT: ClassVar[int]
@@ -44,9 +47,9 @@ class Document(Part):
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise MissingArtifactError(f"No {cls.WHAT} at {path}. {cls.REMEDY}") from error
+            raise MissingArtifactError(f"No {cls.WHAT} at {path}. {cls.remedy(path)}") from error
         except (IsADirectoryError, NotADirectoryError) as error:
-            raise DamagedArtifactError(f"{path} cannot be read ({error.strerror}). {cls.REMEDY}") from error
+            raise DamagedArtifactError(f"{path} cannot be read ({error.strerror}). {cls.remedy(path)}") from error
         except OSError as error:
             raise UnreadableError(
                 f"{path} cannot be read ({error.strerror}): check its permissions and the disk."
@@ -64,14 +67,14 @@ class Document(Part):
         try:
             values = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise DamagedArtifactError(f"{where} is damaged: it is no complete JSON. {cls.REMEDY}") from error
+            raise DamagedArtifactError(f"{where} is damaged: it is no complete JSON. {cls.remedy(where)}") from error
         return cls.from_json(values, where)
 
     @classmethod
     def from_json(cls, values: Any, where: str) -> Self:
         """`parse` of a JSON value that is part of another file."""
         if not isinstance(values, dict) or type(values.get("format_version")) is not int:
-            raise DamagedArtifactError(f"{where} is not a {cls.WHAT}: it has no format_version. {cls.REMEDY}")
+            raise DamagedArtifactError(f"{where} is no {cls.WHAT}: it has no format_version. {cls.remedy(where)}")
         version = values["format_version"]
         fields = {key: value for key, value in values.items() if key != "format_version"}
         if version != cls.FORMAT:
@@ -82,7 +85,16 @@ class Document(Part):
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "its content"
             key = key if key.isprintable() else ascii(key)
-            raise DamagedArtifactError(f"{where} is not a {cls.WHAT}: {key}: {first['msg']}. {cls.REMEDY}") from error
+            raise DamagedArtifactError(
+                f"{where} is no {cls.WHAT}: {key}: {first['msg']}. {cls.remedy(where)}"
+            ) from error
+
+    @classmethod
+    def remedy(cls, where: Path | str) -> str:
+        """`REMEDY` for a document at this path, or in the volume store at it."""
+        path = Path(where)
+        inside = [place.parent for place in (path, *path.parents) if place.name in _PLACES_IN_A_STORE]
+        return cls.REMEDY.replace("STORE", shlex.quote(str(inside[-1] if inside else path)))
 
     @classmethod
     def upgraded(cls, values: dict[str, Any], version: int, where: str) -> dict[str, Any]:

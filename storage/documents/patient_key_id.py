@@ -15,6 +15,9 @@ class PatientKeyId(Document):
     FORMAT: ClassVar[int] = 1
     NAME: ClassVar[str] = "patient-key-id.json"
     WHAT: ClassVar[str] = "record of a store's patient key"
-    REMEDY: ClassVar[str] = "Remove it if you are sure of the key file; the next ingest writes it again."
+    REMEDY: ClassVar[str] = (
+        "If the key file beside the store (or patient_key_file) is the one that STORE was filled with, remove this record: the "
+        "next ingest writes it again. --repair does not, because it cannot tell."
+    )
 
     key_id: str

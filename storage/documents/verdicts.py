@@ -1,19 +1,31 @@
 """Verdicts of an ingest: `ingest.json` of the stage, and the last verdicts on each source."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
 from storage.documents.document import Document, Part
-from storage.files import sha256_bytes
+from storage.privacy import opaque_id, shown, with_placeholder
 from storage.verdicts import REASONS
 
 
 class Entry(Part):
-    """One verdict: a series by UID or a file by relative path; a volume id, or a reason code with its sentence.
+    """One verdict on a scan, or on a file by itself.
 
-    `image_of_volume` is True of a file that belongs to a series whose volume was made without it.
+    Attributes:
+        series_uid: id of the scan.
+        path: relative path of the file that the verdict is about, or that its message names.
+        volume_id: of a scan that is a volume.
+        reason: code of `storage.verdicts.REASONS`, where it is none.
+        message: the reason's sentence; it names the file only as `storage.privacy.PATH`.
+        num_slices: of a scan.
+        cut: share of body and of lung outside the default view.
+        image_of_volume: True of a file that belongs to a scan whose volume was made without it.
+        seconds: that the volume took.
+        behind: what the verdict depends on: settings with their values, and tags.
+        thumbnail: PNG in base64 of one image of a refused scan; only beside the store.
     """
 
     series_uid: str | None = None
@@ -25,6 +37,8 @@ class Entry(Part):
     cut: dict[str, float] | None = None
     image_of_volume: bool | None = None
     seconds: float | None = None
+    behind: tuple[str, ...] | None = None
+    thumbnail: str | None = None
 
 
 class Verdicts(Document):
@@ -43,9 +57,22 @@ class Verdicts(Document):
     num_excluded: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
-    def without_paths(self) -> Self:
-        """As it may be stored and sent: file and folder names can reveal who was scanned, so paths become opaque ids."""
-        changes = {name: [_without_path(entry) for entry in getattr(self, name)] for name in ("skipped", "quarantined")}
+    def without_paths(self, key: bytes) -> Self:
+        """As it may be stored and sent: file and folder names can reveal who was scanned, so paths become opaque ids.
+
+        Args:
+            key: secret of the patient keys, see `storage.privacy.opaque_id`.
+        """
+        named = self._renamed(lambda path: opaque_id(key, "file", path))
+        changes = {of: [_without_thumbnail(entry) for entry in getattr(named, of)] for of in ("skipped", "quarantined")}
+        return named.model_copy(update=changes)
+
+    def with_paths(self) -> Self:
+        """For the person who runs the ingest: messages name the files."""
+        return self._renamed(lambda path: path)
+
+    def _renamed(self, name: Callable[[str], str]) -> Self:
+        changes = {of: [_named(entry, name) for entry in getattr(self, of)] for of in ("skipped", "quarantined")}
         return self.model_copy(update=changes)
 
     @property
@@ -79,9 +106,9 @@ class IngestReport(Verdicts):
         fields = {name: getattr(verdicts, name) for name in Verdicts.model_fields}
         return cls(**fields, snapshot=snapshot, store=str(store.resolve()))
 
-    def without_paths(self) -> Self:
+    def without_paths(self, key: bytes) -> Self:
         """As it may be stored and sent, see `Verdicts.without_paths`."""
-        return super().without_paths().model_copy(update={"store": opaque_place(Path(self.store))})
+        return super().without_paths(key).model_copy(update={"store": opaque_place(Path(self.store), key)})
 
 
 class SourceVerdicts(Verdicts):
@@ -100,13 +127,18 @@ class SourceVerdicts(Verdicts):
     config: dict[str, Any]
 
 
-def opaque_place(store: Path) -> str:
+def opaque_place(store: Path, key: bytes) -> str:
     """A store's path as an id that shows only whether two paths are equal."""
-    return f"store-{sha256_bytes(str(store.resolve()).encode())[:12]}"
+    return opaque_id(key, "store", str(store.resolve()))
 
 
-def _without_path(entry: Entry) -> Entry:
+def _without_thumbnail(entry: Entry) -> Entry:
+    return entry.model_copy(update={"thumbnail": None})
+
+
+def _named(entry: Entry, name: Callable[[str], str]) -> Entry:
     if entry.path is None:
         return entry
-    opaque = f"file-{sha256_bytes(entry.path.encode())[:12]}"
-    return entry.model_copy(update={"path": opaque, "message": (entry.message or "").replace(entry.path, opaque)})
+    place = name(entry.path)
+    message = with_placeholder(entry.message or "", entry.path)  # where `with_paths` has named it already
+    return entry.model_copy(update={"path": place, "message": shown(message, place)})

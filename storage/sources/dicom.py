@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, UID_dictionary
 
+from storage.sources.dicom_attributes import identifying, shown_class, shown_modality
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_file import looks_like_dicom, read_data_set
+from storage.sources.dicom_preview import preview
 from storage.sources.dicom_series import load_series
 from storage.sources.dicom_values import scan_id, tag_present, tag_text, tag_words
 from storage.sources.source import FileFacts, Format
@@ -18,13 +19,6 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DERIVED_WORDS = {
     "REFORMATTED", "MPR", "CSA MPR", "MIP", "MINIP", "MIN_IP", "CURVED", "VRT", "SSD", "3D", "PROJECTION", "RENDERED",
-}  # fmt: skip
-# Of Modality only the standard's words are repeated in sentences.
-_MODALITIES = {
-    "AR", "AU", "BI", "BMD", "CF", "CR", "CTPROTOCOL", "DG", "DM", "DOC", "DS", "DX", "ECG", "EPS", "ES", "FID", "GM", "HC",
-    "HD", "IO", "IVOCT", "IVUS", "KER", "KO", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPT", "OT", "PLAN", "PR",
-    "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN",
-    "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA", "XC",
 }  # fmt: skip
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "Rows", "Columns", "PatientID",
@@ -60,15 +54,15 @@ def _classify(header: Dataset) -> tuple[str, str]:
         return "dicomdir", ""
     # Some de-identifiers drop Modality; the SOP class says the same thing and is mandatory.
     if not modality and sop not in _CT_IMAGES:
-        return "not_ct", _kind(sop) if sop else "a data set without Modality and SOP class"
+        return "not_ct", shown_class(sop) if sop else "a data set without Modality and SOP class"
     if modality and modality != "CT":
-        return "not_ct", f"modality {modality}" if modality in _MODALITIES else "another modality than CT"
+        return "not_ct", shown_modality(modality)
     words = {word.upper() for word in tag_words(header, "ImageType")}
     parts = {part for word in words for part in word.split()}
     if sop.startswith(_SECONDARY_CAPTURE):
         return "secondary_capture", ""
     if sop and sop not in _CT_IMAGES:
-        return "not_ct", _kind(sop)
+        return "not_ct", shown_class(sop)
     if "LOCALIZER" in words:
         return "localizer", ""
     if "DERIVED" in words and _DERIVED_WORDS & (words | parts):
@@ -78,8 +72,4 @@ def _classify(header: Dataset) -> tuple[str, str]:
     return "", ""
 
 
-def _kind(sop: str) -> str:
-    return f"a {UID(sop).name}" if sop in UID_dictionary else "a data set of another kind"
-
-
-DICOM = Format("dicom", read_header, load_series)
+DICOM = Format("dicom", read_header, load_series, identifying, preview)

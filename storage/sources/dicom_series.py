@@ -25,7 +25,9 @@ KEPT_BYTES = (
     256 << 20
 )  # of pixels, as encoded, that are kept while headers are checked; files beyond that are read again
 _HEADER_TAGS = tuple(dict.fromkeys((*PLANE_TAGS, *ATTRIBUTE_TAGS)))
-_TAGS: tuple[str | int, ...] = tuple(dict.fromkeys((*_HEADER_TAGS, *GROUP_TAGS, *PIXEL_DATA_TAGS)))  # nothing else of a file is kept in memory
+_TAGS: tuple[str | int, ...] = tuple(
+    dict.fromkeys((*_HEADER_TAGS, *GROUP_TAGS, *PIXEL_DATA_TAGS))
+)  # nothing else of a file is kept in memory
 
 
 def load_series(request: ScanRequest) -> Iterator[SourceVolume]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from storage.errors import UnwritableError
 from storage.files import canonical_json, sha256_json
+from storage.privacy import PATH
 from storage.sources.files import FoundFile, FoundOther
 from storage.sources.formats import FACTS_VERSION
 from storage.sources.source import as_utf8
@@ -219,13 +220,13 @@ class FileIndex:
         """Everything that is no part of a scan: scans without a usable file as one, other files one by one."""
         others = self._connection.execute("SELECT name, reason, detail FROM temp.others ORDER BY name")
         for name, reason, detail in others:
-            yield Excluded(reason, sentence(reason, name, detail), path=name)
+            yield Excluded(reason, sentence(reason, PATH, detail), path=name)
         files = self._connection.execute(
             "SELECT name, reason, detail FROM temp.listed WHERE scan = '' AND reason != '' ORDER BY name"
         )
         for name, reason, detail in files:
             if name not in TABLES:
-                yield Excluded(reason, sentence(reason, name, detail), path=name)
+                yield Excluded(reason, sentence(reason, PATH, detail), path=name)
         # Where other files of a scan are usable, a localizer or a truncated file is excluded alone.
         members = self._connection.execute(
             "SELECT f.scan, f.name, f.reason, f.detail, "
@@ -235,7 +236,7 @@ class FileIndex:
         for (scan_id, usable), group in groupby(members, key=lambda row: (row[0], row[4])):
             if usable:
                 for _, name, reason, detail, _ in group:
-                    yield Excluded(reason, sentence(reason, name, detail), scan_id=scan_id, path=name)
+                    yield Excluded(reason, sentence(reason, PATH, detail), scan_id=scan_id, path=name)
             else:
                 _, _, reason, detail, _ = next(group)
                 text = sentence(reason, f"Scan {scan_id}", detail)

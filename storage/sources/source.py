@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from storage.errors import UnusableSeriesError
 from storage.geometry import Float3
+from storage.privacy import with_placeholder, without_quotes
 from storage.verdicts import sentence
 
 
@@ -145,6 +146,8 @@ class SourceVolume:
 
 
 ReadHeader = Callable[[BinaryIO, Path], FileFacts | None]
+IdentifyingWords = Callable[[BinaryIO], frozenset[str]]
+Preview = Callable[[BinaryIO], NDArray[np.float32] | None]
 Load = Callable[[ScanRequest], Iterator[SourceVolume]]
 
 
@@ -158,11 +161,17 @@ class Format:
             It raises only OSError, where the file cannot be read.
         load: request -> the volumes of a scan, nearly always one, each read when it is asked for. Every header is checked before
             the first: a scan of which one volume is broken is refused. Raises `UnusableSeriesError` with a reason code.
+        identifying: stream of a file -> words of its header that may identify a patient (`storage.privacy.words_of`): no text
+            that leaves the source has one of them. It raises nothing.
+        preview: stream of a file -> one image of it (rows, columns), in HU where they are known, for the page about a refused
+            scan; None where that cannot be had at little cost. It raises nothing.
     """
 
     name: str
     read_header: ReadHeader
     load: Load
+    identifying: IdentifyingWords = lambda stream: frozenset()
+    preview: Preview = lambda stream: None
 
 
 def pixel_digest(hu: NDArray[Any]) -> str:
@@ -181,9 +190,17 @@ def tilt_deg(direction: NDArray[np.float64]) -> float:
 
 
 def refuse(reason: str, where: str, detail: str, file: str | None = None) -> NoReturn:
-    """Raise the `UnusableSeriesError` of a reason code; `file` is the relative path that `where` or `detail` names."""
+    """Raise the `UnusableSeriesError` of a reason code.
+
+    Args:
+        reason: code of `storage.verdicts.REASONS`.
+        where: the scan, and the file where it is about one.
+        detail: for the reason's sentence; never a patient's data.
+        file: relative path that `where` or `detail` names: in the message `storage.privacy.PATH` stands for it.
+    """
     shown = None if file is None else as_utf8(file)
-    raise UnusableSeriesError(reason, sentence(reason, as_utf8(where), as_utf8(detail)), shown)
+    where, detail = (with_placeholder(as_utf8(text), shown or "") for text in (where, detail))
+    raise UnusableSeriesError(reason, sentence(reason, where, detail), shown)
 
 
 def as_utf8(name: str) -> str:
@@ -192,5 +209,8 @@ def as_utf8(name: str) -> str:
 
 
 def short(error: BaseException) -> str:
-    """Kind and first line of an error, for a sentence."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
+    """Kind and first line of an error, for a sentence; without what it quotes, which may come from a name or a header."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {error.strerror}"
+    first = without_quotes(str(error).splitlines()[0])[:120].strip() if str(error) else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

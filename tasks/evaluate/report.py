@@ -21,8 +21,8 @@ from storage.files import write_bytes_atomic
 from storage.geometry import Volume
 from tasks.evaluate.curves import draw_histograms, draw_losses, read_metrics
 from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_facts, trace
-from tasks.evaluate.slices import WINDOWS, draw_volume, png_bytes
 from tasks.model.checkpoint import CheckpointInfo, load_info
+from tasks.model.slices import WINDOWS, draw_volume, png_bytes
 
 ANATOMY_CARDS = {  # a figure and the one it is compared with
     "anatomy_pass_share": ("Samples that could be a chest", "anatomy_pass_share_real"),

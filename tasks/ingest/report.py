@@ -2,16 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.documents.verdicts import Entry
+from storage.documents.verdicts import Entry, Verdicts
 from storage.errors import SourceError
 from storage.files import replacing
+from storage.privacy import shown
 from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
-from storage.verdicts import REASONS
+from storage.verdicts import BEHIND, REASONS
 from tasks.ingest.scan import SourceScan
 
 LISTS = ("committed", "unchanged", "skipped", "quarantined")
@@ -48,7 +49,9 @@ def excluded(
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for entry in _exclusions(scan, entries):
             reason = entry["reason"]
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            message = shown(entry["message"], entry.get("path"))
+            line = {key: value for key, value in entry.items() if key != "thumbnail"} | {"message": message}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             counts[reason] += 1
             single = entry.get("num_slices") is None
             files[reason] += single
@@ -64,16 +67,54 @@ def _exclusions(scan: SourceScan, entries: Sequence[dict[str, Any]]) -> Iterable
         yield entry | {"series_uid": one.scan_id, "path": one.path, "num_slices": one.num_files}
 
 
-def listed_entries(entries: Sequence[dict[str, Any]], verdict: str) -> list[Entry]:
-    """The entries of one verdict, by scan and path."""
+def listed_entries(entries: Sequence[dict[str, Any]], verdict: str, settings: Mapping[str, Any]) -> list[Entry]:
+    """The entries of one verdict, by scan and path.
+
+    Args:
+        entries: as `tasks.ingest.series.ingest_series` and the scan of the source give them.
+        verdict: which.
+        settings: of the ingest, by name.
+    """
     chosen = [{k: v for k, v in e.items() if k not in ("verdict", "notes")} for e in entries if e["verdict"] == verdict]
     chosen.sort(key=lambda e: (str(e.get("series_uid") or ""), str(e.get("path") or "")))
-    return [Entry(**entry) for entry in chosen]
+    return [Entry(**entry | _behind(entry.get("reason"), settings)) for entry in chosen]
 
 
-def refuse_without_ct(scan: SourceScan, counts: Counter[str]) -> None:
+def _behind(reason: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verdict depends on: the settings with their values, then the tags."""
+    found = []
+    for name in BEHIND.get(reason or "", ()):
+        value = settings.get(name.removeprefix("ingest."))
+        shown = ", ".join(value) if isinstance(value, tuple | list) else value
+        found.append(f"{name} = {shown}" if name.startswith("ingest.") else name)
+    return {"behind": tuple(found)} if found else {}
+
+
+def summary_rows(report: Verdicts) -> list[dict[str, Any]]:
+    """How many items have which verdict and reason, with the sentence of the first: the most frequent reason first.
+
+    Args:
+        report: with opaque ids in place of paths where the table is sent, see `Verdicts.without_paths`.
+    """
+    rows: list[dict[str, Any]] = [
+        {"verdict": verdict, "reason": "", "number": number, "for example": ""}
+        for verdict, number in report.counts.items()
+        if verdict in ("committed", "unchanged")
+    ]
+    first = {entry.reason: entry for entry in reversed([*report.quarantined, *report.skipped])}
+    for reason, number in sorted(report.num_excluded.items(), key=lambda item: (REASONS[item[0]].verdict, -item[1])):
+        entry = first.get(reason)
+        message = shown(entry.message or "", entry.path) if entry else ""
+        rows.append({"verdict": REASONS[reason].verdict, "reason": reason, "number": number, "for example": message})
+    return rows
+
+
+def refuse_without_ct(scan: SourceScan) -> None:
     """Raise when no item of the source is CT: most likely the wrong folder was given."""
-    if scan.num_scans or set(counts) - _FOREIGN:
+    if scan.num_scans:
+        return
+    counts = Counter(one.reason for one in scan.exclusions())
+    if set(counts) - _FOREIGN:
         return
     found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
     advice = " Unpack the archives first." if "archive" in counts else " Give a folder with CT as DICOM or NIfTI."

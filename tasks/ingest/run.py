@@ -9,15 +9,16 @@ from typing import Any
 
 from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
-from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
+from storage.privacy import opaque_id
 from storage.repair import ever_listed, restore_root, set_aside_damaged
-from storage.snapshots import Listing, listing, newest
+from storage.snapshots import Listing, history, listing, newest
 from storage.sources.files import check_source
 from storage.verdicts import REASONS
 from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.qc import PAGE, page_path, write_page
 from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
 from tasks.ingest.scan import SourceScan, beside_store, scan_source
 from tasks.ingest.scans import StoreState, list_scans, read_scans
@@ -39,7 +40,7 @@ def open_scan(
 
     Args: as for `ingest`.
     Raises:
-        SourceError: the folder is missing or empty, or a table in it is malformed.
+        SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
     """
     source, store_path = Path(source), Path(store_path)
@@ -47,11 +48,12 @@ def open_scan(
     if not repair:
         with suppress(MissingArtifactError):
             VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long
-    key = load_patient_key(_key_file(store_path, config))
+    key = patient_key_of(store_path, config)
     with (
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
         scan_source(source, store_path, key, pool) as scan,
     ):
+        refuse_without_ct(scan)
         yield scan, pool
 
 
@@ -73,7 +75,7 @@ def ingest(
         UnwritableError: the disk is full, say: nothing is quarantined for that.
     """
     with open_scan(source, store_path, config, repair=repair) as (scan, pool):
-        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair)
+        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair).with_paths()
 
 
 def ingest_scan(
@@ -85,14 +87,17 @@ def ingest_scan(
     progress: Progress | None = None,
     repair: bool = False,
 ) -> IngestReport:
-    """`ingest` for a source that is scanned already."""
+    """`ingest` for a source that is scanned already; messages name files by `storage.privacy.PATH`."""
     state = _open(Path(store_path), config, pool, repair=repair)
-    record_path = _record_path(scan.source, state.store.path)
+    key = patient_key_of(store_path, config)
+    record_path = _record_path(scan.source, state.store.path, key)
     before = _last_verdicts(record_path)
     mark = {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
     if not repair and before and _still_holds(before, mark, state.now):
         if progress:
             progress(len(before.used), len(before.used))
+        if not page_path(state.store.path).exists():
+            _write_page(state.store)
         return _as_unchanged(before, state.store)
     read = read_scans(scan, state, config, pool, before=before, progress=progress)
     snapshot = list_scans(read, state, source=record_path.stem, before=before)
@@ -109,29 +114,35 @@ def ingest_scan(
             "of the store's ingests, beside the store."
         )
     used = [entry for entry in read.entries if "reason" not in entry]
-    lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name) for name in LISTS}
+    lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name, dict(config)) for name in LISTS}
     verdicts = SourceVerdicts(**mark, **lists, num_excluded=dict(sorted(counts.items())), notes=notes)
     verdicts.write(record_path)
-    verdicts.without_paths().write(state.store.path / "exclusions" / record_path.name)
+    verdicts.without_paths(key).write(state.store.path / "exclusions" / record_path.name)
     for note in notes:
         logger.warning("%s", note)
-    refuse_without_ct(scan, counts)
-    return IngestReport.of(verdicts, snapshot=snapshot.digest, store=state.store.path)
+    _write_page(state.store)
+    return IngestReport.of(verdicts, snapshot=snapshot.digest if snapshot else "", store=state.store.path)
 
 
-def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestReport:
+def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchanged: bool) -> IngestReport:
     """The report of the last ingest of a source into a store, with real paths.
 
     Args:
-        source, store_path: as given to `ingest`.
+        source, store_path, config: as given to `ingest`.
         unchanged: whether nothing had to be done since: what was committed then counts as unchanged.
     Raises: StorageError: the store or its record is not readable.
     """
     store = VolumeStore.open(store_path)
-    record = SourceVerdicts.read(_record_path(source, store_path))
+    record = SourceVerdicts.read(_record_path(source, store_path, patient_key_of(store_path, config)))
     if unchanged:
-        return _as_unchanged(record, store)
-    return IngestReport.of(record, snapshot=newest(store).digest, store=store.path)
+        return _as_unchanged(record, store).with_paths()
+    snapshot = newest(store).digest if history(store.path).numbers() else ""
+    return IngestReport.of(record, snapshot=snapshot, store=store.path).with_paths()
+
+
+def patient_key_of(store_path: Path, config: IngestConfig) -> bytes:
+    """The secret of a store's patient keys and opaque ids. Raises: SourceError, UnwritableError."""
+    return load_patient_key(_key_file(Path(store_path), config))
 
 
 def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:
@@ -177,6 +188,14 @@ def _as_unchanged(record: SourceVerdicts, store: VolumeStore) -> IngestReport:
     return IngestReport.of(verdicts, snapshot=newest(store).digest, store=store.path)
 
 
+def _write_page(store: VolumeStore) -> None:
+    """Write the quality page; an ingest that cannot is complete without."""
+    try:
+        write_page(store)
+    except StorageError as error:
+        logger.warning("%s was not written (%s). `prdit qc %s` writes it.", PAGE, error, store.path)
+
+
 def _last_verdicts(path: Path) -> SourceVerdicts | None:
     try:
         return SourceVerdicts.read(path)
@@ -191,7 +210,6 @@ def _key_file(store_path: Path, config: IngestConfig) -> Path:
     return Path(config.patient_key_file or beside_store(store_path, ".patient-key"))
 
 
-def _record_path(source: Path, store_path: Path) -> Path:
+def _record_path(source: Path, store_path: Path, key: bytes) -> Path:
     """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
-    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    return beside_store(store_path, ".ingests") / name
+    return beside_store(store_path, ".ingests") / f"{opaque_id(key, 'source', str(source.resolve()))}.json"

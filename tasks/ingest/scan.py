@@ -9,10 +9,12 @@ from pathlib import Path
 
 from storage.errors import SourceError
 from storage.patient_key import key_id, patient_key
+from storage.privacy import opaque_id
+from storage.sources.attributes import is_uid
 from storage.sources.files import FoundFile, FoundOther, check_source, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
-from storage.sources.source import as_utf8
+from storage.sources.source import FileFacts, as_utf8
 from storage.sources.tables import Assigned, SourceTables
 from tasks.run.fanout import Lost, Pool
 
@@ -151,8 +153,14 @@ def read_batch(batch: Batch) -> list[ReadFile]:
     for file in batch.files:
         sha256, facts = read_source_file(Path(batch.source) / file.path)
         patient = patient_key(batch.key, facts.patient_id, "")[0] if facts.patient_id else ""
-        read.append(ReadFile(sha256, facts.format, facts.scan, facts.reason, facts.detail, patient))
+        scan = _scan_id(batch.key, facts)
+        read.append(ReadFile(sha256, facts.format, scan, facts.reason, facts.detail, patient))
     return read
+
+
+def _scan_id(key: bytes, facts: FileFacts) -> str:
+    """Id of a file's scan: a UID as it is; another text, which could be a name or a guessable hash of one, as keyed hash."""
+    return facts.scan if not facts.scan or is_uid(facts.scan) else opaque_id(key, facts.format, facts.scan)
 
 
 def _read_batches(index: FileIndex, source: Path, key: bytes, pool: Pool) -> list[FoundFile]:

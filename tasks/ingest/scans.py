@@ -9,7 +9,7 @@ from storage.artifacts import Ref
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import VolumeRecord
 from storage.errors import StorageError
-from storage.snapshots import Listing, update
+from storage.snapshots import Listing, history, update
 from storage.verdicts import sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -150,8 +150,10 @@ def read_scans(
     return read
 
 
-def list_scans(read: ScansRead, state: StoreState, *, source: str, before: SourceVerdicts | None) -> Ref:
+def list_scans(read: ScansRead, state: StoreState, *, source: str, before: SourceVerdicts | None) -> Ref | None:
     """Take a snapshot of what the store lists with these scans; scans whose volume it does not list get the reason why.
+
+    None where the store has never listed a volume and still has none: there is nothing to take a snapshot of.
 
     Args:
         read: the scans.
@@ -159,6 +161,8 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
         source: opaque id of the source.
         before: last verdicts on the source.
     """
+    if not read.seen and not history(state.store.path).numbers():
+        return None
     had = {str(entry.series_uid): str(entry.volume_id) for entry in before.used} if before else {}
     listed: Listing = state.now
     records: dict[str, VolumeRecord] = {}

@@ -1,8 +1,9 @@
 """One scan -> committed volumes, nearly always one: the work of one worker process."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, VersionError
 from storage.files import sha256_json
 from storage.geometry import Volume, pyramid
+from storage.privacy import PATH, Hidden
 from storage.resample import resample_series, target_grid
+from storage.sources.files import open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
 from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
@@ -18,10 +21,12 @@ from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.coverage import cut_shares
+from tasks.ingest.pictures import thumbnail
 from tasks.ingest.scan import Scan
 
 RECIPE = 2  # version of the arithmetic from source to stored HU; part of every volume id
 MAX_VOXELS = 2**30
+_NO_HEADER = frozenset({"worker_died", "too_costly"})  # whose headers are not read again
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     started = time.monotonic()
     try:
-        for found in _load(job):
+        for found in without_names(_load(job), lambda: hidden(job)):
             record, written = _convert(job, found)
             made = used_entry(record, part_id(scan_id, found.part), "committed" if written else "unchanged")
             made |= {"attributes": found.attributes, "seconds": round(time.monotonic() - started, 2)}
@@ -86,14 +91,50 @@ def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, An
 
 
 def _refused_entry(job: SeriesJob, reason: str, message: str, file: str | None = None) -> dict[str, Any]:
-    found = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
+    message = (hidden_names(job) if reason in _NO_HEADER else hidden(job)).out_of(message)
+    found: dict[str, Any] = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
+    if reason not in _NO_HEADER:
+        found["thumbnail"] = _thumbnail(job)
     return {"series_uid": job.scan.scan_id, "num_slices": len(job.scan.files), **found}
 
 
+def _thumbnail(job: SeriesJob) -> str | None:
+    """A picture of the file in the middle of a scan, PNG in base64; None where its format gives no preview."""
+    files = job.scan.files
+    with suppress(OSError), open_file(Path(job.source), files[len(files) // 2]) as stream:
+        image = FORMATS[job.scan.format].preview(stream)
+        return None if image is None else thumbnail(image)
+    return None
+
+
 def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:
-    path = as_utf8(image.file)
-    found = {"reason": image.reason, "message": sentence(image.reason, path, as_utf8(image.detail)), "path": path}
+    message = sentence(image.reason, PATH, image.detail)
+    found = {"reason": image.reason, "message": message, "path": as_utf8(image.file)}
     return {"series_uid": scan_id, "verdict": REASONS[image.reason].verdict, "image_of_volume": True, **found}
+
+
+def hidden_names(job: SeriesJob) -> Hidden:
+    """Names of files and folders, which must not stand in a text about the scan."""
+    return Hidden(job.source, job.scan.files)
+
+
+def hidden(job: SeriesJob) -> Hidden:
+    """What must not stand in a text about the scan: names, and words of its header that may identify the patient."""
+    words: frozenset[str] = frozenset()
+    with suppress(OSError), open_file(Path(job.source), job.scan.files[0]) as stream:
+        words = FORMATS[job.scan.format].identifying(stream)
+    return replace(hidden_names(job), words=words)
+
+
+def without_names(volumes: Iterator[SourceVolume], hidden: Callable[[], Hidden]) -> Iterator[SourceVolume]:
+    """The volumes of a scan, their texts without what must not stand there; `hidden` is asked where there are texts."""
+    for found in volumes:
+        if found.part or found.notes or found.left_out:
+            clean = hidden().out_of
+            left_out = tuple(replace(one, detail=clean(as_utf8(one.detail))) for one in found.left_out)
+            notes = tuple(clean(as_utf8(note)) for note in found.notes)
+            found = replace(found, part=clean(found.part), notes=notes, left_out=left_out)
+        yield found
 
 
 def _load(job: SeriesJob) -> Iterator[SourceVolume]:

@@ -1,15 +1,20 @@
 """Stage ingest: a folder of scans -> volume store, with its verdicts kept as an artifact."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from storage.artifacts import Ref
 from storage.documents.verdicts import IngestReport, opaque_place
-from storage.errors import SourceError, StorageError
+from storage.errors import NothingUsableError, StorageError
+from storage.privacy import opaque_id
 from storage.snapshots import load_snapshot, newest
+from storage.sources.source import as_utf8
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
-from tasks.ingest.run import RECIPE, ingest_scan, open_scan
+from tasks.ingest.qc import page_path
+from tasks.ingest.report import summary_rows
+from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of
 from tasks.run.progress import Advance
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
@@ -31,6 +36,7 @@ def ingest_stage(
     progress: Advance,
     *,
     repair: bool = False,
+    publish: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> StageOutcome:
     """Bring a store up to date with a source; the outcome's reference is the snapshot of what the store lists then.
 
@@ -40,8 +46,11 @@ def ingest_stage(
         context: where the run works and reports.
         progress: called with (scans done, total).
         repair: check the store first and write again what is damaged; a cached outcome is not taken.
+        publish: given the verdicts as rows of a table, without names.
 
-    Raises: SourceError: no usable CT in the source, and none in the store.
+    Raises:
+        NothingUsableError: no usable CT in the source, and none in the store; the record of verdicts is written.
+        SourceError: see `tasks.ingest.run.open_scan`.
     """
 
     def still_valid(directory: Path) -> bool:
@@ -51,28 +60,34 @@ def ingest_stage(
             now = newest(VolumeStore.open(store, config.grid)).digest
         except StorageError:
             return False
-        return not repair and report.store == opaque_place(store) and now == report.snapshot
+        return not repair and report.store == opaque_place(store, key) and now == report.snapshot
 
     with open_scan(source, store, config, repair=repair) as (scan, pool):
+        key = patient_key_of(store, config)
 
         def body(run: StageRun) -> None:
             report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)
-            report.without_paths().save(run.directory)
+            report.without_paths(key).save(run.directory)
 
         outcome = run_stage(
             INGEST,
-            inputs={"source": Ref(kind="source", uri=str(source.resolve()), digest=scan.digest)},
+            inputs={
+                "source": Ref(kind="source", uri=opaque_id(key, "source", str(source.resolve())), digest=scan.digest)
+            },
             config=config.key_fields(),
             context=context,
             body=body,
             still_valid=still_valid,
         )
     report = IngestReport.load(outcome.ref.path)
+    if publish:
+        publish(summary_rows(report))
     ref = Ref(kind="snapshot", uri=str(store.resolve()), digest=report.snapshot)
-    record_snapshot(context, outcome.mlflow_run_id, ref, "ingest")
-    if not load_snapshot(ref).volumes:
+    if not report.snapshot or not load_snapshot(ref).volumes:
         found = ", ".join(f"{number} {reason}" for reason, number in report.num_excluded.items())
-        raise SourceError(
-            f"No usable CT in {source}: {found}. Items with their reasons are in {outcome.ref.path / IngestReport.NAME}."
+        raise NothingUsableError(
+            f"No usable CT in {as_utf8(str(source))}: {found}. Each item with its reason is in {page_path(store)}; "
+            "docs/ingestion.md says what to do about each."
         )
+    record_snapshot(context, outcome.mlflow_run_id, ref, "ingest")
     return outcome.model_copy(update={"ref": ref})

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
+from tasks.run.private import without_paths
 from tasks.run.progress import Advance, show_progress
 from tasks.run.stage import StageOutcome
 
@@ -48,6 +49,16 @@ def task_progress(name: str) -> Iterator[Advance]:
         yield advance
 
 
+def publish_table(name: str, rows: list[dict[str, Any]]) -> None:
+    """Show rows as a Prefect table artifact `prdit-<name>-table` of the task run; outside a task run nothing happens."""
+    if TaskRunContext.get() is None:
+        return
+    try:
+        create_table_artifact(table=rows, key=f"prdit-{name}-table")
+    except Exception as error:  # noqa: BLE001  # a table must never end a stage
+        logger.warning("the table artifact of %s was not made: %s", name, error)
+
+
 def as_state(outcome: StageOutcome) -> Any:
     """The task's final state: `Cached` where a verified artifact was used, `Completed` where the stage ran."""
     name = "Cached" if outcome.cached else "Completed"
@@ -56,17 +67,18 @@ def as_state(outcome: StageOutcome) -> Any:
     )
 
 
-def run_as_task(name: str, work: Callable[[Advance], StageOutcome]) -> StageOutcome:
+def run_as_task(name: str, work: Callable[[Advance], StageOutcome], *, source: str | None = None) -> StageOutcome:
     """Run a stage as a task run of its name, which shows its progress; what it raises is raised here.
 
     Args:
         name: of the stage.
         work: the stage, given where to report progress.
+        source: folder that neither logs nor the task's state name.
     """
 
     @task(name=name, persist_result=False, cache_policy=NO_CACHE)  # the stage has a cache of its own
     def stage() -> Any:
-        with task_progress(name) as progress:
+        with without_paths(source), task_progress(name) as progress:
             return as_state(work(progress))
 
     outcome: StageOutcome = stage(return_state=True).result()

@@ -172,7 +172,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str], dict
 
     monkeypatch.setattr("flows.stages.rows", table)
     monkeypatch.setattr("flows.pipeline.rows", table)
-    monkeypatch.setattr("flows.pipeline.run_as_task", lambda name, work: work(lambda done, total: None))
+    monkeypatch.setattr("flows.pipeline.run_as_task", lambda name, work, source: work(lambda done, total: None))
     return calls
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from storage.geometry import Volume
 from tasks.evaluate.curves import series, smooth
-from tasks.evaluate.slices import LUNG, MEDIASTINAL, draw_plane, draw_volume, orthogonal_planes
+from tasks.model.slices import LUNG, MEDIASTINAL, draw_plane, draw_volume, orthogonal_planes
 
 
 @pytest.mark.parametrize(

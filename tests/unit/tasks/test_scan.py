@@ -309,7 +309,7 @@ def test_many_exclusions_are_counted_and_kept_beside_the_store(tmp_path: Path) -
     (note,) = report.notes
     assert f"5 of {LISTED_FILES + 5} exclusions" in note
     assert lines.name in note
-    assert last_report(source, tmp_path / "store", unchanged=True).num_excluded == report.num_excluded
+    assert last_report(source, tmp_path / "store", CONFIG, unchanged=True).num_excluded == report.num_excluded
     assert not any(b"doe" in path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
 
 

@@ -114,7 +114,7 @@ def test_a_damaged_ledger_is_one_sentence(tmp_path: Path) -> None:
     store, snapshot = make(tmp_path, 4)
     split(snapshot, SplitConfig(), tmp_path)
     (store.path / "roles" / "default" / "00000001.json").write_text('{"format_version": 2, "roles": {"p": "test"}}')
-    with pytest.raises(DamagedArtifactError, match=r"00000001\.json is not a ledger of roles.*backup"):
+    with pytest.raises(DamagedArtifactError, match=r"00000001\.json is no ledger of roles.*backup"):
         split(snapshot, SplitConfig(), tmp_path)
 
 

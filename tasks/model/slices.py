@@ -74,15 +74,22 @@ def orthogonal_planes(volume: Volume) -> tuple[Plane, Plane, Plane]:
     )
 
 
-def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE) -> Image.Image:
-    """One slice as a picture of true proportions, marked on its four sides; HU are interpolated, then windowed."""
+def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE, marks: int = MARK_SIZE) -> Image.Image:
+    """One slice as a picture of true proportions, marked on its four sides; HU are interpolated, then windowed.
+
+    Args:
+        plane: the slice.
+        window: black to white.
+        tile: pixels of the picture's longer side.
+        marks: size of the letters, pixels.
+    """
     height_mm, width_mm = plane.size_mm
     scale = tile / max(height_mm, width_mm)
     size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
     shown = Image.fromarray(np.ascontiguousarray(plane.hu)).resize(size, Image.Resampling.BICUBIC)
     picture = Image.fromarray(window.to_gray(np.asarray(shown)))
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=MARK_SIZE)
+    font = ImageFont.load_default(size=marks)
     left, right, top, bottom = plane.marks
     width, height = size
     places = {

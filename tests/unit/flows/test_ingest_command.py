@@ -1,0 +1,179 @@
+"""`prdit ingest` and `prdit qc` as a person calls them: exit codes, what is said, what is left behind."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.verdict_text import SHOWN_PER_REASON, verdict_text
+from storage.documents.patient_key_id import PatientKeyId
+from storage.documents.verdicts import Entry, IngestReport
+from tests.unit.storage.dicom_files import write_series
+
+SETTINGS = [
+    f"--set=ingest.{name}={value}"
+    for name, value in {
+        "min_slices": 8,
+        "min_length_mm": 0,
+        "min_width_mm": 0,
+        "num_workers": 1,
+        "spacing_mm": 4,
+        "num_levels": 2,
+    }.items()
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and no servers."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "here"
+
+
+def ingest(source: Path | str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["ingest", str(source), "--store", "store", *SETTINGS, *arguments])
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def nothing(source: Path) -> None:
+    source.mkdir()
+
+
+def text(source: Path) -> None:
+    source.mkdir()
+    (source / "a.txt").write_text("no image")
+
+
+def archive(source: Path) -> None:
+    source.mkdir()
+    with zipfile.ZipFile(source / "a.zip", "w") as stream:
+        stream.writestr("a.txt", "no image")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda source: None, "does not exist. Give a folder with CT"),
+        (lambda source: source.write_text("x"), "is not a folder. Give a folder with CT"),
+        (nothing, "is empty. Give a folder with CT"),
+        (text, "1 unknown_format. Give a folder with CT"),
+        (archive, "No CT in"),
+    ],
+)
+def test_a_source_without_ct_is_refused_and_makes_no_store(here: Path, tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "src")
+    said = ingest(tmp_path / "src")
+    assert said.exit_code == 1
+    assert message in " ".join(said.stderr.split())
+    assert said.stdout == ""
+    assert left(here) <= {"store.patient-key", "store.files.sqlite"}
+
+
+def test_another_grid_is_refused_and_nothing_changes(here: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "src")
+    assert ingest(tmp_path / "src").exit_code == 0
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    said = ingest(tmp_path / "src", "--set=ingest.spacing_mm=2")
+    assert said.exit_code == 1
+    assert "another grid than asked for: spacing_mm 2.0 (store: 4.0)" in " ".join(said.stderr.split())
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_bad_neighbours_change_neither_the_good_scan_nor_the_exit_code(tmp_path: Path) -> None:
+    write_series(tmp_path / "src" / "good", uid="1.2.3.1")
+    alone = json.loads(ingest(tmp_path / "src", "--json").stdout.splitlines()[-1])
+    shutil.rmtree("store")
+    write_series(tmp_path / "src" / "gap", uid="1.2.3.2", skip=(9,))
+    (tmp_path / "src" / "cut.dcm").write_bytes((tmp_path / "src" / "good" / "000.dcm").read_bytes()[:400])
+    said = ingest(tmp_path / "src", "--json")
+    assert said.exit_code == 0
+    value = json.loads(said.stdout)  # logs are on stderr
+    assert [entry["volume_id"] for entry in value["committed"]] == [entry["volume_id"] for entry in alone["committed"]]
+    assert value["counts"]["committed"] == 1
+    assert value["num_excluded"]["missing_slices"] == 1
+    (gap,) = (entry for entry in value["quarantined"] if entry["reason"] == "missing_slices")
+    assert gap["behind"] == ["ImagePositionPatient"]
+    assert "thumbnail" not in gap
+    assert Path(value["qc"]).is_file()
+
+
+def test_nothing_usable_shows_the_reasons_and_takes_no_snapshot(here: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "src" / "short", shape=(5, 8, 8))
+    for again in range(2):
+        said = ingest(tmp_path / "src")
+        assert said.exit_code == 1, again
+        assert "too_few_slices" in said.stdout
+        assert "[ingest.min_slices = 8]" in said.stdout
+        assert "No usable CT" in said.stderr
+        assert not (here / "store" / "history").exists()
+    assert json.loads(ingest(tmp_path / "src", "--json").stdout)["snapshot"] == ""
+    write_series(tmp_path / "src" / "good", uid="1.2.3.1")
+    assert ingest(tmp_path / "src").exit_code == 0
+
+
+def test_the_page_is_written_again(here: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "src")
+    assert "page with pictures: " in ingest(tmp_path / "src").stdout
+    page = here / "store.ingests" / "qc.html"
+    page.unlink()
+    said = CliRunner().invoke(app, ["qc", "store"])
+    assert said.exit_code == 0
+    assert Path(said.stdout.strip()) == page
+    assert "1.2.3.4.5" in page.read_text()
+    assert CliRunner().invoke(app, ["qc", "nowhere"]).exit_code == 1
+
+
+def test_a_thousand_items_stay_readable() -> None:
+    entries = [Entry(series_uid=f"1.2.{k}", reason="too_short", message=f"Scan 1.2.{k} is 8 mm.") for k in range(1000)]
+    report = IngestReport(
+        quarantined=entries, num_excluded={"too_short": 1000}, snapshot="", store="/s", notes=["a note"] * 1000
+    )
+    lines = verdict_text(report, Path("/s.ingests/qc.html")).splitlines()
+    assert len(lines) < 30
+    assert "    1000  quarantined  too_short" in lines
+    assert sum("is 8 mm" in line for line in lines) == SHOWN_PER_REASON
+    assert any("995 more" in line for line in lines)
+    assert "/s.ingests/qc.html" in lines[-1]
+
+
+def test_verify_and_ingest_give_the_same_advice_for_a_damaged_record_of_the_key(here: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "src")
+    assert ingest(tmp_path / "src").exit_code == 0
+    record = here / "store" / PatientKeyId.NAME
+    record.write_text("{")
+    found = CliRunner().invoke(app, ["verify", "store", "--json"])
+    (finding,) = json.loads(found.stdout)["findings"]
+    assert (finding["kind"], found.exit_code) == ("patient key", 1)
+    assert "--repair\n" not in found.stderr
+    write_series(tmp_path / "src" / "more", uid="1.2.3.9", shape=(9, 26, 28))  # else there is nothing to do
+    for arguments in ((), ("--repair",)):
+        said = ingest(tmp_path / "src", *arguments)
+        assert said.exit_code == 1
+        assert (
+            finding["message"].partition("remove this record")[1:]
+            == said.stderr.strip().partition("remove this record")[1:]
+        )
+    record.unlink()
+    assert ingest(tmp_path / "src").exit_code == 0
+
+
+def test_remedies_name_the_store(here: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "src")
+    assert ingest(tmp_path / "src").exit_code == 0
+    for path in (here / "store" / "commits").iterdir():
+        path.write_text("{}")
+    said = CliRunner().invoke(app, ["verify", "store"])
+    assert "prdit ingest SOURCE --store store --repair" in said.stdout
+    assert "STORE" not in said.stdout + said.stderr
+    assert "is no commit record of a volume" in said.stdout
