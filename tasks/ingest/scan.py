@@ -149,7 +149,7 @@ def read_batch(batch: Batch) -> list[ReadFile]:
     """Read the files of a batch, each once; in their order."""
     read = []
     for file in batch.files:
-        sha256, facts = read_source_file(Path(batch.source) / file.path)
+        sha256, facts = read_source_file(Path(batch.source), file.path)
         patient = patient_key(batch.key, facts.patient_id, "")[0] if facts.patient_id else ""
         read.append(ReadFile(sha256, facts.format, facts.scan, facts.reason, facts.detail, patient))
     return read
