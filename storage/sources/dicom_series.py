@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -11,10 +12,10 @@ import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from storage.files import sha256_file
 from storage.geometry import AIR_HU
 from storage.sources.dicom_attributes import allowed_attributes
 from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.files import open_file
 from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, short, tilt_deg
 
 ORIENTATION_TOLERANCE = 1e-3  # direction cosines
@@ -68,13 +69,14 @@ def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                header = pydicom.dcmread(source / name, stop_before_pixels=True, force=True)
-                for tag in (*_GEOMETRY, "RescaleSlope", "RescaleIntercept", "Rows", "Columns"):
-                    header.get(tag)
+                with open_file(source, name) as stream:
+                    header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+                    for tag in (*_GEOMETRY, "RescaleSlope", "RescaleIntercept", "Rows", "Columns"):
+                        header.get(tag)
         except DECODE_ERRORS as error:
             refuse("unreadable_file", f"{where}, file {name}", type(error).__name__, name)
         instance = str(header.get("SOPInstanceUID") or name)
-        if instance in seen and _same_bytes(source / name, source / seen[instance]):
+        if instance in seen and _same_bytes(source, name, seen[instance]):
             duplicates += 1  # with other bytes both are kept, and their positions decide
             continue
         seen[instance] = name
@@ -82,8 +84,9 @@ def _headers(source: Path, files: Sequence[str], where: str) -> tuple[list[tuple
     return headers, duplicates
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
-    return sha256_file(one) == sha256_file(other)
+def _same_bytes(source: Path, one: str, other: str) -> bool:
+    with open_file(source, one) as first, open_file(source, other) as second:
+        return sha256(first.read()).digest() == sha256(second.read()).digest()
 
 
 def _check_consistent(headers: list[tuple[str, Dataset]], where: str) -> None:
@@ -148,7 +151,8 @@ def _read_pixels(source: Path, headers: list[tuple[str, Dataset]], where: str) -
     stack = np.empty((len(headers), rows, columns), dtype=np.int16 if whole else np.float32)
     for index, (name, _) in enumerate(headers):
         try:
-            plane = _slice_hu(source / name)
+            with open_file(source, name) as stream:
+                plane = _slice_hu(stream, source / name)
         except DECODE_ERRORS as error:
             refuse("unreadable_pixels", f"{where}, file {name}", short(error), name)
         if plane.shape != (rows, columns):
@@ -159,11 +163,11 @@ def _read_pixels(source: Path, headers: list[tuple[str, Dataset]], where: str) -
     return stack
 
 
-def _slice_hu(path: Path) -> NDArray[np.float32]:
+def _slice_hu(stream: BinaryIO, path: Path) -> NDArray[np.float32]:
     """HU of one slice by its own rescale tags; declared padding becomes AIR_HU. Unclipped otherwise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = pydicom.dcmread(path, force=True)
+        data = pydicom.dcmread(stream, force=True)
         syntax = str(data.file_meta.get("TransferSyntaxUID", "")) if getattr(data, "file_meta", None) else ""
         try:
             stored = data.pixel_array

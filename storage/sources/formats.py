@@ -12,7 +12,7 @@ from storage.sources.nifti import NIFTI
 from storage.sources.source import FileFacts, Format
 
 FORMATS: dict[str, Format] = {format.name: format for format in (DICOM, NIFTI)}
-FACTS_VERSION = 1  # of what is read from headers: raised when a reader says something else of the same file
+FACTS_VERSION = 2  # of what is read from headers: raised when a reader says something else of the same file
 
 _WHOLE_BYTES = 16 << 20  # files up to this size are read once, as a whole
 _CHUNK = 1 << 20

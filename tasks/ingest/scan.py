@@ -160,7 +160,7 @@ def _read_batches(index: FileIndex, source: Path, key: bytes, pool: Pool) -> lis
     lost: list[FoundFile] = []
     num_read, said = 0, time.monotonic()
     batches = _batches(index, source, key)
-    for batch, result in pool.map(read_batch, batches, in_process=FEW_BATCHES):
+    for batch, result in pool.map(read_batch, batches, few=FEW_BATCHES):
         if isinstance(result, Lost):
             _stop_on_error(result)
             lost += batch.files
@@ -176,7 +176,7 @@ def _read_batches(index: FileIndex, source: Path, key: bytes, pool: Pool) -> lis
 def _read_alone(index: FileIndex, source: Path, key: bytes, pool: Pool, files: list[FoundFile]) -> None:
     """Read files one by one, so that one that kills its reader costs no other."""
     singles = (Batch(str(source), (file,), key) for file in files)
-    for batch, result in pool.map(read_batch, singles, in_process=0):
+    for batch, result in pool.map(read_batch, singles, few=0):
         if isinstance(result, Lost):
             _stop_on_error(result)
             detail = "its reader died" if result.reason == "worker_died" else result.detail

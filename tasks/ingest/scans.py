@@ -140,7 +140,7 @@ def read_scans(
                 yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
 
     # A scheduler is given where this machine should not do the work.
-    for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):
+    for job, result in pool.map(ingest_series, jobs(), few=0 if config.scheduler else 1):
         read.add(job.scan, [_lost_entry(job.scan, result)] if isinstance(result, Lost) else result)
         if progress:
             progress(read.num_done, scan.num_scans)

@@ -132,8 +132,8 @@ def kill_at_poison(source: Path, name: str) -> Any:
 class PoisonedPool(Pool):
     """Its workers die of files called poison."""
 
-    def map(self, function: Any, items: Any, *, in_process: int = 1) -> Any:
-        return super().map(poisoned, items, in_process=0)
+    def map(self, function: Any, items: Any, *, few: int = 1) -> Any:
+        return super().map(poisoned, items, few=0)
 
 
 def poisoned(batch: Any) -> Any:
