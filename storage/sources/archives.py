@@ -306,7 +306,7 @@ def _read_tar(stream: BinaryIO, kind: str, budget: Budget) -> Iterator[tuple[Mem
     names: Counter[str] = Counter()
     with tarfile.open(fileobj=plain, mode="r|") as archive:
         for info in archive:
-            archive.members = []  # it would remember each
+            archive.members = []  # type: ignore[attr-defined]  # it would remember each
             if info.isdir():
                 continue
             path, reason, detail = _tar_checked(info, names)
@@ -322,7 +322,7 @@ def _read_tar(stream: BinaryIO, kind: str, budget: Budget) -> Iterator[tuple[Mem
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str, str]]:
     names: Counter[str] = Counter()
     for info in archive:
-        archive.members = []
+        archive.members = []  # type: ignore[attr-defined]
         if not info.isdir():
             yield info, *_tar_checked(info, names)
 
@@ -364,7 +364,7 @@ def _checked(name: str, names: Counter[str], reason: str, detail: str) -> tuple[
     return path, reason, detail
 
 
-def _special(link: bool) -> str:  # noqa: FBT001 - two words, named by every caller
+def _special(link: bool) -> str:
     return "a link" if link else "a device or pipe"
 
 

@@ -19,7 +19,7 @@ _CHUNK = 1 << 20
 
 
 def read_source_file(source: Path, name: str) -> tuple[str, FileFacts]:
-    """SHA-256 of the content of a source's file in hex, "" where it cannot be read, and what its header says; one open, only read."""
+    """SHA-256 of a source's file in hex, "" where it cannot be read, and what its header says; one open, only read."""
     try:
         with open_file(source, name) as stream:
             return read_stream(stream, source / name)

@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Self
 
 from storage.errors import UnwritableError
 from storage.files import canonical_json, sha256_json
+from storage.patient_key import patient_key
 from storage.sources.archives import READ_KINDS
 from storage.sources.files import FoundFile, FoundOther
 from storage.sources.formats import FACTS_VERSION
-from storage.sources.source import as_utf8
+from storage.sources.source import FileFacts, as_utf8
 from storage.sources.tables import TABLES
 from storage.verdicts import sentence
 
@@ -61,6 +63,17 @@ class ReadFile:
     detail: str = ""
     patient: str = ""
 
+    @classmethod
+    def of(cls, sha256: str, facts: FileFacts, key: bytes) -> Self:
+        """What was read of a file, its patient's id replaced by a patient key made with the secret `key`.
+
+        A header that could not be read for lack of memory claims more than it has.
+        """
+        patient = patient_key(key, facts.patient_id, "")[0] if facts.patient_id else ""
+        if facts.detail.endswith("MemoryError"):
+            return cls(sha256, reason="too_costly", detail="its header needs more memory than its size allows")
+        return cls(sha256, facts.format, facts.scan, facts.reason, facts.detail, patient)
+
     @property
     def row(self) -> tuple[str, ...]:
         """Its values in the order of the columns."""
@@ -69,13 +82,14 @@ class ReadFile:
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """The usable files of one scan: relative paths, sorted; hash of their contents; patient key, "" where no file has an id."""
+    """The usable files of one scan: relative paths, sorted; hash of their contents; patient key or ""; bytes."""
 
     scan_id: str
     format: str
     files: tuple[str, ...]
     digest: str
     patient: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,8 @@ class FileIndex:
     def archives(self) -> list[tuple[FoundFile, str]]:
         """The listed files that are archives which can be read, with their kind; each is then replaced by what is in it."""
         marks = ", ".join("?" * len(READ_KINDS))
-        query = f"SELECT path, size, mtime_ns, detail FROM temp.listed WHERE reason = 'archive' AND detail IN ({marks}) ORDER BY name"
+        columns = "path, size, mtime_ns, detail"
+        query = f"SELECT {columns} FROM temp.listed WHERE reason = 'archive' AND detail IN ({marks}) ORDER BY name"
         rows = self._connection.execute(query, READ_KINDS).fetchall()
         return [(FoundFile(os.fsdecode(path), size, mtime_ns), kind) for path, size, mtime_ns, kind in rows]
 
@@ -169,9 +184,10 @@ class FileIndex:
 
     def _list(self, read: Iterable[tuple[FoundFile, Sequence[str]]]) -> None:
         marks = ", ".join("?" * (4 + len(_FACTS)))
+        read = list(read)
         rows = [(as_utf8(f.path), os.fsencode(f.path), f.size, f.mtime_ns, *facts) for f, facts in read]
         self._write(f"INSERT OR REPLACE INTO temp.listed VALUES ({marks})", rows)
-        self._write("INSERT OR IGNORE INTO temp.seen VALUES (?)", [(self._key(os.fsdecode(row[1])),) for row in rows])
+        self._write("INSERT OR IGNORE INTO temp.seen VALUES (?)", [(self._key(f.path),) for f, _ in read])
 
     def _flush(self) -> None:
         self._write("INSERT OR REPLACE INTO main.files VALUES (?, ?, ?, ?, ?, ?)", self._fresh, begin="BEGIN IMMEDIATE")
@@ -224,13 +240,14 @@ class FileIndex:
     def scans(self) -> Iterator[ScanFiles]:
         """The scans by id."""
         rows = self._connection.execute(
-            "SELECT scan, path, sha256, format, patient FROM temp.listed WHERE scan != '' AND reason = '' ORDER BY scan, name"
+            "SELECT scan, path, sha256, format, patient, size FROM temp.listed WHERE scan != '' AND reason = '' ORDER BY scan, name"
         )
         for scan_id, group in groupby(rows, key=lambda row: row[0]):
             members = list(group)
             files = tuple(os.fsdecode(row[1]) for row in members)
             digest = sha256_json(sorted(row[2] for row in members))
-            yield ScanFiles(scan_id, members[0][3], files, digest, max(row[4] for row in members))
+            patient, size = max(row[4] for row in members), sum(row[5] for row in members)
+            yield ScanFiles(scan_id, members[0][3], files, digest, patient, size)
 
     def excluded(self) -> Iterator[Excluded]:
         """Everything that is no part of a scan: scans without a usable file as one, other files one by one."""

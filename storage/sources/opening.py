@@ -70,7 +70,7 @@ def kind_of(mode: int) -> str:
 def _place(descriptor: int, path: str) -> str:
     """Where an open file is: as the kernel knows it, or else as its links say now."""
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
     except OSError:
         return os.path.realpath(path)
 

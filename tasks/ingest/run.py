@@ -9,7 +9,6 @@ from typing import Any
 
 from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
-from storage.files import sha256_bytes
 from storage.patient_key import check_patient_key, load_patient_key
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import Listing, listing, newest
@@ -19,7 +18,7 @@ from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
-from tasks.ingest.scan import SourceScan, beside_store, scan_source
+from tasks.ingest.scan import SourceScan, beside_store, scan_source, source_record
 from tasks.ingest.scans import StoreState, list_scans, read_scans
 from tasks.ingest.series import RECIPE
 from tasks.run.fanout import Pool
@@ -50,7 +49,7 @@ def open_scan(
     key = load_patient_key(_key_file(store_path, config))
     with (
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
-        scan_source(source, store_path, key, pool) as scan,
+        scan_source(source, store_path, key, pool, archives=config.archives) as scan,
     ):
         yield scan, pool
 
@@ -87,7 +86,7 @@ def ingest_scan(
 ) -> IngestReport:
     """`ingest` for a source that is scanned already."""
     state = _open(Path(store_path), config, pool, repair=repair)
-    record_path = _record_path(scan.source, state.store.path)
+    record_path = source_record(scan.source, state.store.path)
     before = _last_verdicts(record_path)
     mark = {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
     if not repair and before and _still_holds(before, mark, state.now):
@@ -128,7 +127,7 @@ def last_report(source: Path, store_path: Path, *, unchanged: bool) -> IngestRep
     Raises: StorageError: the store or its record is not readable.
     """
     store = VolumeStore.open(store_path)
-    record = SourceVerdicts.read(_record_path(source, store_path))
+    record = SourceVerdicts.read(source_record(source, store_path))
     if unchanged:
         return _as_unchanged(record, store)
     return IngestReport.of(record, snapshot=newest(store).digest, store=store.path)
@@ -189,9 +188,3 @@ def _last_verdicts(path: Path) -> SourceVerdicts | None:
 
 def _key_file(store_path: Path, config: IngestConfig) -> Path:
     return Path(config.patient_key_file or beside_store(store_path, ".patient-key"))
-
-
-def _record_path(source: Path, store_path: Path) -> Path:
-    """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
-    name = f"{sha256_bytes(str(source.resolve()).encode())[:16]}.json"
-    return beside_store(store_path, ".ingests") / name

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage.documents.volume import ScanFacts, VolumeRecord
-from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, VersionError
+from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, UserError, VersionError
 from storage.files import sha256_json
 from storage.geometry import Volume, block_mean
 from storage.resample import resample_series, target_grid
+from storage.sources.archives import unpacked
 from storage.sources.formats import FORMATS
 from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
 from storage.verdicts import REASONS, sentence
@@ -50,7 +52,9 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
     Returns: entries for the report, at least one: `verdict`, `series_uid`, `num_slices` and `volume_id` with `cut`, or `reason`
         with `message`; `notes`, sentences about what was assumed or replaced; `attributes` of a volume as this scan has them. An
         image that was left out of its volume is an entry with a `path`.
-    Raises: UnwritableError: the store cannot be written.
+    Raises:
+        UnwritableError: the store, or the folder for temporary files, cannot be written.
+        MemoryError: it needs more than it may.
     """
     scan_id = job.scan.scan_id
     entries: list[dict[str, Any]] = []
@@ -63,10 +67,9 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
             entries += [made, *(_left_out_entry(scan_id, one) for one in found.left_out)]
             started = time.monotonic()
     except UnusableSeriesError as error:
+        if isinstance(error.__context__, MemoryError):
+            raise error.__context__  # noqa: B904 - the limit on memory, which a reader took for a broken file
         entries.append(_refused_entry(job, error.reason, str(error), error.file))
-    except MemoryError:
-        text = sentence("worker_died", f"scan {scan_id}", "out of memory")
-        entries.append(_refused_entry(job, "worker_died", text))
     return entries
 
 
@@ -98,7 +101,14 @@ def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:
 def _load(job: SeriesJob) -> Iterator[SourceVolume]:
     scan = job.scan
     request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits)
-    return FORMATS[scan.format].load(request)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(unpacked(request.source, request.files))
+        except UserError:
+            raise
+        except OSError as error:
+            refuse("unreadable_file", request.where, error.strerror or type(error).__name__)
+        yield from FORMATS[scan.format].load(request)
 
 
 def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:

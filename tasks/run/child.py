@@ -141,6 +141,10 @@ class Child:
             self.close()
             ours, theirs = multiprocessing.Pipe()
             environment = {**os.environ, **dict.fromkeys(_SINGLE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(sys.path)}
+            quiet = (
+                "ignore:resource_tracker:UserWarning"  # it removes the semaphores of killed processes, and would say so
+            )
+            environment["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the process that waits
             try:
                 self._process = subprocess.Popen(
@@ -178,7 +182,9 @@ def serve(descriptor: int) -> None:
         function, item = cloudpickle.loads(call)
         connection.send_bytes(b"started")
         found = attempt(function, item, allowance, send)
-        connection.send_bytes(cloudpickle.dumps(("all", None) if isinstance(found, list) and not found else ("result", found)))
+        connection.send_bytes(
+            cloudpickle.dumps(("all", None) if isinstance(found, list) and not found else ("result", found))
+        )
 
 
 def _end_with(descriptor: int) -> None:
@@ -196,7 +202,10 @@ def _memory_limited(allowance: Allowance | None) -> Iterator[None]:
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [_writable_bytes() + (allowance.memory_mb << 20), *(n for n in (before, hard) if n != resource.RLIM_INFINITY)]
+    limits = [
+        _writable_bytes() + (allowance.memory_mb << 20),
+        *(n for n in (before, hard) if n != resource.RLIM_INFINITY),
+    ]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:
         yield

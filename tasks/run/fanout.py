@@ -24,7 +24,6 @@ from tasks.run.machine import cores, memory_available
 __all__ = ["Allowance", "Lost", "Pool", "default_num_workers"]
 
 T = TypeVar("T")
-R = TypeVar("R")
 _IN_FLIGHT = 2  # items per worker that are submitted at once: one runs, one waits
 _START_S = 120  # a shared machine may need long to start Python
 logger = logging.getLogger("prdit.fanout")
@@ -72,7 +71,7 @@ class Pool:
 
     def map(
         self,
-        function: Callable[[T], R | Iterator[R]],
+        function: Callable[[T], Any],
         items: Iterable[T],
         *,
         few: int = 1,
@@ -94,7 +93,10 @@ class Pool:
         workers = self._num_workers or default_num_workers(2**31, self._memory_mb)
         first = list(islice(items, max(workers, few + 1)))
         everything = chain(first, items)
-        allowed = allowance or (lambda _: None)
+
+        def allowed(item: T) -> Allowance | None:
+            return allowance(item) if allowance else None
+
         if self._num_workers == 1 and self._scheduler is None:
             return ((item, attempt(function, item, allowed(item))) for item in everything)
         if len(first) <= few or (self._scheduler is None and workers == 1):

@@ -50,7 +50,9 @@ def test_recognised_by_content(tmp_path: Path, name: str, kind: type) -> None:
 
 
 def test_scan_id_is_of_the_path_and_does_not_show_it(tmp_path: Path) -> None:
-    ids = [read_source_file(write_image(tmp_path / k / "doe.nii", VALUES).parent, "doe.nii")[1].scan for k in ("a", "b")]
+    ids = [
+        read_source_file(write_image(tmp_path / k / "doe.nii", VALUES).parent, "doe.nii")[1].scan for k in ("a", "b")
+    ]
     assert ids[0] != ids[1]
     assert "doe" not in "".join(ids)
 
