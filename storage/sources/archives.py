@@ -19,8 +19,8 @@ import threading
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -73,7 +73,7 @@ def archive_kind(stream: BinaryIO) -> str:
     return {"gz": "gzip", "bz2": "bzip2"}.get(kind, kind)
 
 
-def read_members(source: Path, name: str, kind: str) -> Iterator[tuple[Member, BinaryIO | None]]:
+def read_members(source: Path, name: str, kind: str) -> Generator[tuple[Member, BinaryIO | None], None, None]:
     """The files of an archive in the order in which they lie; each with its content, seekable, or with a reason.
 
     A stream is valid until the next member is asked for.
@@ -115,8 +115,17 @@ def open_member(source: Path, name: str) -> Iterator[BinaryIO]:
         raise
     except ARCHIVE_ERRORS as error:
         raise _as_os_error(error) from error
-    with content:
-        yield content
+    if content is not None:
+        with content:
+            yield content
+        return
+    with open_regular(source, archive) as stream:
+        kind = archive_kind(stream)
+    with closing(read_members(source, archive, kind)) as members:
+        found = next((content for member, content in members if member.name == inner and content is not None), None)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "it is not in its archive any more")
+        yield found
 
 
 _unpacked: dict[tuple[str, str], Path] = {}  # members of compressed tars: (source, path) -> where each is unpacked
@@ -183,11 +192,12 @@ _lock = threading.RLock()
 _opened: _Opened | None = None
 
 
-def _content(source: Path, archive: str, inner: str) -> BinaryIO:
+def _content(source: Path, archive: str, inner: str) -> BinaryIO | None:
+    """A file of an archive; None where that is a compressed tar."""
     with _lock:
         opened = _open_archive(source, archive)
         if opened is None:
-            return _content_in_order(source, archive, inner)
+            return None
         info = opened.members.get(inner)
         if info is None:
             raise FileNotFoundError(errno.ENOENT, "it is not in its archive any more")
@@ -223,15 +233,6 @@ def _open_archive(source: Path, archive: str) -> _Opened | None:
         found = {path: info for info, path, reason, _ in _tar_members(tar) if not reason}
         _opened = _Opened(key, own, tar, dict(found))
     return _opened
-
-
-def _content_in_order(source: Path, archive: str, inner: str) -> BinaryIO:
-    with open_regular(source, archive) as stream:
-        kind = archive_kind(stream)
-    for member, content in read_members(source, archive, kind):
-        if member.name == inner and content is not None:
-            return content
-    raise FileNotFoundError(errno.ENOENT, "it is not in its archive any more")
 
 
 def _split(source: Path, name: str) -> tuple[str, str]:
