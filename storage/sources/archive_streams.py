@@ -71,7 +71,7 @@ def decompressed(stream: BinaryIO, kind: str, budget: Budget) -> BinaryIO:
     if kind == "gz":
         plain = cast("BinaryIO", gzip.GzipFile(fileobj=stream, mode="rb"))
     elif kind == "bz2":
-        plain = cast("BinaryIO", bz2.BZ2File(stream))  # noqa: SIM115 - the caller reads it to its end
+        plain = cast("BinaryIO", bz2.BZ2File(stream))
     else:
-        plain = cast("BinaryIO", lzma.LZMAFile(stream))
+        plain = cast("BinaryIO", lzma.LZMAFile(stream))  # noqa: SIM115 - as the others
     return cast("BinaryIO", _Counted(plain, budget))

@@ -27,7 +27,7 @@ from typing import BinaryIO, cast
 
 from storage.files import naming_path, remove_leftovers, temporary_path
 from storage.sources.archive_streams import Budget, TooCostlyError, decompressed
-from storage.sources.opening import open_regular
+from storage.sources.opening import mode_of, open_regular
 
 READ_KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
 ARCHIVE_ERRORS = (
@@ -140,13 +140,17 @@ def unpacked(source: Path, files: Sequence[str]) -> Iterator[None]:
         UnwritableError: the folder for temporary files is full.
     """
     wanted: dict[str, set[str]] = {}
+    folders: dict[str, bool] = {}
     for name in files:
-        if not os.path.isdir(os.path.dirname(os.path.join(source, name))):  # noqa: PTH112, PTH118, PTH120 - see open_beneath
+        folder = name.rpartition("/")[0]
+        if folder not in folders:
+            folders[folder] = _is_folder(source, folder)
+        if not folders[folder]:
             with suppress(FileNotFoundError):
                 archive, inner = _split(source, name)
                 wanted.setdefault(archive, set()).add(inner)
-    folder = Path(tempfile.gettempdir())
-    place = temporary_path(folder / "prdit-archive")
+    temporary = Path(tempfile.gettempdir())
+    place = temporary_path(temporary / "prdit-archive")
     added: list[tuple[str, str]] = []
     try:
         for archive, members in wanted.items():
@@ -154,8 +158,8 @@ def unpacked(source: Path, files: Sequence[str]) -> Iterator[None]:
                 kind = archive_kind(stream)
             if kind not in ("tar.gz", "tar.bz2", "tar.xz"):
                 continue
-            remove_leftovers(folder)
-            with naming_path(folder):
+            remove_leftovers(temporary)
+            with naming_path(temporary):
                 place.mkdir(mode=0o700, exist_ok=True)
             for member, content in read_members(source, archive, kind):
                 if content is None or member.name not in members:
@@ -240,9 +244,16 @@ def _split(source: Path, name: str) -> tuple[str, str]:
     parts = name.split("/")
     for number in range(1, len(parts)):
         archive = "/".join(parts[:number])
-        if stat.S_ISREG(os.stat(os.path.join(source, archive)).st_mode):  # noqa: PTH116, PTH118 - see open_beneath
+        if stat.S_ISREG(mode_of(source, archive)):
             return archive, "/".join(parts[number:])
     raise FileNotFoundError(errno.ENOENT, "no such file")
+
+
+def _is_folder(source: Path, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(mode_of(source, name))
+    except NotADirectoryError:
+        return False
 
 
 # ---- zip ---------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,18 @@ def open_beneath(source: Path, name: str, flags: int) -> int:
     return descriptor
 
 
+def mode_of(source: Path, name: str) -> int:
+    """Mode of what a relative path means; nothing is opened. Raises: OSError."""
+    path = os.path.join(source, name)  # noqa: PTH118 - as above
+    if len(os.fsencode(path)) < _PATH_MAX:
+        return os.stat(path).st_mode  # noqa: PTH116
+    descriptor = _open_stepwise(source, name, os.O_PATH)
+    try:
+        return os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
+
+
 def leaves(root: str, path: str) -> bool:
     """Whether a path is not below a folder; both absolute and without links."""
     return path != root and not path.startswith(root.rstrip("/") + "/")

@@ -89,7 +89,7 @@ def test_a_zip_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
     with open_file(tmp_path, "x.zip/a") as stream:
         assert stream.read() == b"old"
     write_archive(tmp_path / "y.zip", {"a": b"newer"})
-    os.replace(tmp_path / "y.zip", tmp_path / "x.zip")
+    (tmp_path / "y.zip").replace(tmp_path / "x.zip")
     with open_file(tmp_path, "x.zip/a") as stream:
         assert stream.read() == b"newer"
 
@@ -189,12 +189,12 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
 
 def test_a_compressed_tar_is_read_as_far_as_its_size_accounts_for(tmp_path: Path) -> None:
     write_archive(tmp_path / "x.tgz", {"small": b"small", "bomb": bytes(300 << 20), "behind": b"behind"})
-    found = {}
+    found = read_members(tmp_path, "x.tgz", "tar.gz")
+    member, content = next(found)
+    assert content is not None
+    assert (member.name, content.read()) == ("small", b"small")
     with pytest.raises(TooCostlyError, match="more than 100 times its size"):
-        for member, content in read_members(tmp_path, "x.tgz", "tar.gz"):
-            assert content is not None
-            found[member.name] = content.read()
-    assert found == {"small": b"small"}
+        next(found)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz", "x.tar.bz2", "x.tar.xz"])
@@ -202,7 +202,7 @@ def test_a_truncated_archive_is_an_error_of_the_system(tmp_path: Path, name: str
     path = write_archive(tmp_path / name, {"one": os.urandom(5000), "two": os.urandom(50_000)})
     path.write_bytes(path.read_bytes()[:30_000])
     kind = {v: k for k, v in ENDINGS.items()}[name.removeprefix("x.")]
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(OSError):
         list(read_members(tmp_path, name, kind))
 
 
