@@ -1,28 +1,28 @@
-"""The files of a source: a streaming directory walk that tolerates special files and loops of links."""
+"""The files of a source: a streaming directory walk that opens nothing, and the one way to open what it lists."""
 
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from storage.errors import SourceError
+from storage.sources.archives import open_member
+from storage.sources.opening import kind_of, leaves, open_beneath, open_regular
 from storage.sources.source import as_utf8
-
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFLNK: "a broken symbolic link",
-}
 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A regular file (symbolic links followed): path relative to the source, as the system spells it; size; time of last change."""
+    """A regular file (symbolic links followed), or one in an archive, by its path relative to the source.
+
+    Attributes:
+        path: as the system spells it.
+        size: bytes.
+        mtime_ns: time of the last change; of the archive for what is in one.
+    """
 
     path: str
     size: int
@@ -39,61 +39,82 @@ class FoundOther:
 
 
 def check_source(source: Path) -> None:
-    """Raises: SourceError: the source is missing or not a folder."""
-    if not source.is_dir():
-        what = "is not a folder" if source.exists() else "does not exist"
+    """Raises: SourceError: the source is missing, not a folder, or cannot be listed."""
+    what = ""
+    try:
+        if not stat.S_ISDIR(source.stat().st_mode):
+            what = "is not a folder"
+        elif not os.access(source, os.R_OK | os.X_OK):
+            what = "cannot be listed (access denied)"
+    except FileNotFoundError:
+        what = "does not exist"
+    except OSError as error:
+        what = f"cannot be opened ({error.strerror})"
+    if what:
         raise SourceError(f"Source {as_utf8(str(source))} {what}. Give a folder with CT as DICOM or NIfTI.")
 
 
 @contextmanager
 def open_file(source: Path, name: str) -> Iterator[BinaryIO]:
-    """One file of a source, by its relative path, open for reading and seekable. Raises: OSError."""
-    with (source / name).open("rb") as stream:
+    """One file of a source, or one in an archive of it, by its relative path, open for reading and seekable.
+
+    Raises: OSError: it cannot be read, is no regular file, or leads out of the source.
+    """
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(open_regular(source, name))
+        except NotADirectoryError:  # a part of its path is a file: an archive
+            stream = stack.enter_context(open_member(source, name))
         yield stream
 
 
 def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:
-    """Everything in a folder and below, one stat per file and nothing opened; links to folders are followed once.
+    """Everything in a folder and below, one stat per file and nothing opened; links are followed where they stay inside it.
 
-    The order within a folder is the file system's; folders are visited in the order of their names, so that of two links to one
-    folder the same one is followed on every machine.
+    A folder is visited once, however many links lead to it. The order within a folder is the file system's; folders are visited
+    in the order of their names, so that of two links to one folder the same one is followed on every machine.
     """
+    root = os.path.realpath(source)
     seen: set[tuple[int, int]] = set()
     pending = [""]
     while pending:
         folder = pending.pop()
         folders: list[str] = []
         try:
-            here = (source / folder).stat()
-            if (here.st_dev, here.st_ino) in seen:  # a loop of links, or a folder linked twice
-                continue
-            seen.add((here.st_dev, here.st_ino))
-            with os.scandir(source / folder) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if _is_folder(entry):
-                        folders.append(path)
-                    else:
-                        yield _found(entry, path)
+            descriptor = open_beneath(source, folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+            try:
+                here = os.fstat(descriptor)
+                if (here.st_dev, here.st_ino) in seen:  # a loop of links, or a folder linked twice
+                    continue
+                seen.add((here.st_dev, here.st_ino))
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        path = f"{folder}/{entry.name}" if folder else entry.name
+                        found = _found(entry, path, root)
+                        if found is None:
+                            folders.append(path)
+                        else:
+                            yield found
+            finally:
+                os.close(descriptor)
         except OSError as error:
             yield FoundOther(folder or ".", "unreadable_file", error.strerror or "no access")
         pending += sorted(folders, reverse=True)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, say
-        return False
-
-
-def _found(entry: os.DirEntry[str], path: str) -> FoundFile | FoundOther:
+def _found(entry: os.DirEntry[str], path: str, root: str) -> FoundFile | FoundOther | None:
+    """What an entry of a folder is; None for a folder to visit."""
     try:
         state = entry.stat()
+        linked = entry.is_symlink()
     except OSError as error:
         if entry.is_symlink():
             return FoundOther(path, "not_regular_file", "a broken symbolic link")
         return FoundOther(path, "unreadable_file", error.strerror or "no access")
+    if linked and leaves(root, os.path.realpath(f"{root}/{path}")):
+        return FoundOther(path, "outside_source", f"a link to {kind_of(state.st_mode)}")
+    if stat.S_ISDIR(state.st_mode):
+        return None
     if stat.S_ISREG(state.st_mode):
         return FoundFile(path, state.st_size, state.st_mtime_ns)
-    return FoundOther(path, "not_regular_file", _KINDS.get(stat.S_IFMT(state.st_mode), "a special file"))
+    return FoundOther(path, "not_regular_file", kind_of(state.st_mode))

@@ -2,11 +2,12 @@
 
 import hashlib
 import io
-import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
+from storage.sources.archives import archive_kind
 from storage.sources.dicom import DICOM
+from storage.sources.files import open_file
 from storage.sources.metaimage import METAIMAGE
 from storage.sources.nifti import NIFTI
 from storage.sources.npz import NPZ
@@ -14,28 +15,31 @@ from storage.sources.nrrd import NRRD
 from storage.sources.source import FileFacts, Format
 
 FORMATS: dict[str, Format] = {format.name: format for format in (DICOM, NIFTI, NRRD, METAIMAGE, NPZ)}
-FACTS_VERSION = 2  # of what is read from headers: raised when a reader says something else of the same file
+FACTS_VERSION = 3  # of what is read from headers: raised when a reader says something else of the same file
 
 _WHOLE_BYTES = 16 << 20  # files up to this size are read once, as a whole
 _CHUNK = 1 << 20
-_ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
-def read_source_file(path: Path) -> tuple[str, FileFacts]:
-    """SHA-256 of a file's content in hex, "" where it cannot be read, and what its header says; one open, only read."""
+def read_source_file(source: Path, name: str) -> tuple[str, FileFacts]:
+    """SHA-256 of a source's file in hex, "" where it cannot be read, and what its header says; one open, only read."""
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_WHOLE_BYTES)
-            digest = hashlib.sha256(data)
-            if len(data) < _WHOLE_BYTES:
-                return digest.hexdigest(), file_facts(io.BytesIO(data), path)
-            del data
-            while piece := stream.read(_CHUNK):
-                digest.update(piece)
-            stream.seek(0)
-            return digest.hexdigest(), file_facts(stream, path)
+        with open_file(source, name) as stream:
+            return read_stream(stream, source / name)
     except OSError as error:
         return "", FileFacts(reason="unreadable_file", detail=error.strerror or type(error).__name__)
+
+
+def read_stream(stream: BinaryIO, path: Path) -> tuple[str, FileFacts]:
+    """As `read_source_file`, of an open file that is called `path`. Raises: OSError."""
+    data = stream.read(_WHOLE_BYTES)
+    digest = hashlib.sha256(data)
+    if len(data) < _WHOLE_BYTES:
+        return digest.hexdigest(), file_facts(io.BytesIO(data), path)
+    del data
+    while piece := stream.read(_CHUNK):
+        digest.update(piece)
+    return digest.hexdigest(), file_facts(stream, path)
 
 
 def file_facts(stream: BinaryIO, path: Path) -> FileFacts:
@@ -45,11 +49,5 @@ def file_facts(stream: BinaryIO, path: Path) -> FileFacts:
         facts = one.read_header(stream, path)
         if facts is not None:
             return facts
-    stream.seek(0)
-    start = stream.read(512)
-    kind = next((kind for magic, kind in _ARCHIVES.items() if start.startswith(magic)), "")
-    if start[257:262] == b"ustar":
-        kind = "tar"
-    elif start.startswith(b"PK") and zipfile.is_zipfile(stream):
-        kind = "zip"
+    kind = archive_kind(stream)
     return FileFacts(reason="archive", detail=kind) if kind else FileFacts(reason="unknown_format")

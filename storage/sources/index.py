@@ -16,13 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Self
 
 from storage.errors import UnwritableError
 from storage.files import canonical_json, sha256_json
-from storage.privacy import PATH
+from storage.patient_key import patient_key
+from storage.privacy import PATH, opaque_id
+from storage.sources.archives import READ_KINDS
+from storage.sources.attributes import is_uid
 from storage.sources.files import FoundFile, FoundOther
 from storage.sources.formats import FACTS_VERSION
-from storage.sources.source import as_utf8
+from storage.sources.source import FileFacts, as_utf8
 from storage.sources.tables import TABLES
 from storage.verdicts import sentence
 
@@ -34,10 +38,12 @@ _COLUMNS = ", ".join(f"{name} TEXT NOT NULL" for name in _FACTS)
 # `crc` is of the whole row: SQLite notices a damaged page only where it breaks the structure.
 _MAIN = (
     "CREATE TABLE owner (key_id TEXT NOT NULL)",
-    "CREATE TABLE files (key BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, facts BLOB, crc INTEGER) WITHOUT ROWID",
+    "CREATE TABLE files (key BLOB PRIMARY KEY, root BLOB, size INTEGER, mtime_ns INTEGER, facts BLOB, crc INTEGER) WITHOUT ROWID",
+    "CREATE INDEX by_root ON files (root)",
 )
 _RUN = f"""
-CREATE TEMP TABLE listed (name TEXT PRIMARY KEY, path BLOB NOT NULL, {_COLUMNS}) WITHOUT ROWID;
+CREATE TEMP TABLE listed (name TEXT PRIMARY KEY, path BLOB NOT NULL, size INTEGER, mtime_ns INTEGER, {_COLUMNS}) WITHOUT ROWID;
+CREATE TEMP TABLE seen (key BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE others (name TEXT PRIMARY KEY, reason TEXT NOT NULL, detail TEXT NOT NULL) WITHOUT ROWID;
 """
 logger = logging.getLogger("prdit.sources")
@@ -59,6 +65,19 @@ class ReadFile:
     detail: str = ""
     patient: str = ""
 
+    @classmethod
+    def of(cls, sha256: str, facts: FileFacts, key: bytes) -> Self:
+        """What was read of a file, its patient's id replaced by a patient key made with the secret `key`.
+
+        So is the id of its scan unless it is a UID: it could be a name, or a hash of one that can be guessed.
+        A header that could not be read for lack of memory claims more than it has.
+        """
+        patient = patient_key(key, facts.patient_id, "")[0] if facts.patient_id else ""
+        if facts.detail.endswith("MemoryError"):
+            return cls(sha256, reason="too_costly", detail="its header needs more memory than its size allows")
+        scan = facts.scan if not facts.scan or is_uid(facts.scan) else opaque_id(key, facts.format, facts.scan)
+        return cls(sha256, facts.format, scan, facts.reason, facts.detail, patient)
+
     @property
     def row(self) -> tuple[str, ...]:
         """Its values in the order of the columns."""
@@ -67,13 +86,14 @@ class ReadFile:
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """The usable files of one scan: relative paths, sorted; hash of their contents; patient key, "" where no file has an id."""
+    """The usable files of one scan: relative paths, sorted; hash of their contents; patient key or ""; bytes."""
 
     scan_id: str
     format: str
     files: tuple[str, ...]
     digest: str
     patient: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +141,7 @@ class FileIndex:
         for key, size, mtime_ns, facts, crc in self._connection.execute(query, list(keys)).fetchall():
             file = keys[key]
             if (size, mtime_ns) == (file.size, file.mtime_ns) and crc == _checksum(key, file, facts):
-                known.append((file.path, json.loads(facts)))
+                known.append((file, json.loads(facts)))
                 del keys[key]
         self._list(known)
         return list(keys.values())
@@ -129,10 +149,22 @@ class FileIndex:
     def add(self, read: Iterable[tuple[FoundFile, ReadFile]]) -> None:
         """List files that were read, and remember those that could be."""
         read = list(read)
-        self._list((file.path, one.row) for file, one in read)
+        self._list((file, one.row) for file, one in read)
         self._fresh += [self._cached(file, one) for file, one in read if one.sha256]
         if len(self._fresh) >= _FLUSH_ROWS:
             self._flush()
+
+    def archives(self) -> list[tuple[FoundFile, str]]:
+        """The listed files that are archives which can be read, with their kind; each is then replaced by what is in it."""
+        marks = ", ".join("?" * len(READ_KINDS))
+        columns = "path, size, mtime_ns, detail"
+        query = f"SELECT {columns} FROM temp.listed WHERE reason = 'archive' AND detail IN ({marks}) ORDER BY name"
+        rows = self._connection.execute(query, READ_KINDS).fetchall()
+        return [(FoundFile(os.fsdecode(path), size, mtime_ns), kind) for path, size, mtime_ns, kind in rows]
+
+    def drop(self, archive: FoundFile) -> None:
+        """Take an archive off the list, when what is in it is listed."""
+        self._write("DELETE FROM temp.listed WHERE name = ?", [(as_utf8(archive.path),)])
 
     def add_other(self, other: FoundOther) -> None:
         """List what is no file."""
@@ -140,25 +172,29 @@ class FileIndex:
         self._write("INSERT OR REPLACE INTO temp.others VALUES (?, ?, ?)", [row])
 
     def finish(self) -> None:
-        """To be called when everything is listed."""
+        """To be called when everything is listed: what is known of files that are gone is forgotten."""
         self._flush()
+        gone = "DELETE FROM main.files WHERE root = ? AND key NOT IN (SELECT key FROM temp.seen)"
+        self._write(gone, [(self._key(""),)], begin="BEGIN IMMEDIATE")
         with self._refusals():
             self._connection.execute("CREATE INDEX temp.by_scan ON listed (scan, name)")
 
     def _cached(self, file: FoundFile, one: ReadFile) -> tuple[object, ...]:
         key, facts = self._key(file.path), canonical_json(one.row).encode()
-        return key, file.size, file.mtime_ns, facts, _checksum(key, file, facts)
+        return key, self._key(""), file.size, file.mtime_ns, facts, _checksum(key, file, facts)
 
     def _key(self, path: str) -> bytes:
         return hashlib.sha256(self._root + b"\0" + os.fsencode(path)).digest()[:16]
 
-    def _list(self, read: Iterable[tuple[str, Sequence[str]]]) -> None:
-        marks = ", ".join("?" * (2 + len(_FACTS)))
-        rows = [(as_utf8(path), os.fsencode(path), *facts) for path, facts in read]
+    def _list(self, read: Iterable[tuple[FoundFile, Sequence[str]]]) -> None:
+        marks = ", ".join("?" * (4 + len(_FACTS)))
+        read = list(read)
+        rows = [(as_utf8(f.path), os.fsencode(f.path), f.size, f.mtime_ns, *facts) for f, facts in read]
         self._write(f"INSERT OR REPLACE INTO temp.listed VALUES ({marks})", rows)
+        self._write("INSERT OR IGNORE INTO temp.seen VALUES (?)", [(self._key(f.path),) for f, _ in read])
 
     def _flush(self) -> None:
-        self._write("INSERT OR REPLACE INTO main.files VALUES (?, ?, ?, ?, ?)", self._fresh, begin="BEGIN IMMEDIATE")
+        self._write("INSERT OR REPLACE INTO main.files VALUES (?, ?, ?, ?, ?, ?)", self._fresh, begin="BEGIN IMMEDIATE")
         self._fresh = []
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]], begin: str = "BEGIN") -> None:
@@ -208,13 +244,14 @@ class FileIndex:
     def scans(self) -> Iterator[ScanFiles]:
         """The scans by id."""
         rows = self._connection.execute(
-            "SELECT scan, path, sha256, format, patient FROM temp.listed WHERE scan != '' AND reason = '' ORDER BY scan, name"
+            "SELECT scan, path, sha256, format, patient, size FROM temp.listed WHERE scan != '' AND reason = '' ORDER BY scan, name"
         )
         for scan_id, group in groupby(rows, key=lambda row: row[0]):
             members = list(group)
             files = tuple(os.fsdecode(row[1]) for row in members)
             digest = sha256_json(sorted(row[2] for row in members))
-            yield ScanFiles(scan_id, members[0][3], files, digest, max(row[4] for row in members))
+            patient, size = max(row[4] for row in members), sum(row[5] for row in members)
+            yield ScanFiles(scan_id, members[0][3], files, digest, patient, size)
 
     def excluded(self) -> Iterator[Excluded]:
         """Everything that is no part of a scan: scans without a usable file as one, other files one by one."""

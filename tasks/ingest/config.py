@@ -38,7 +38,10 @@ class IngestConfig(StageConfig):
     nan: Literal["refuse", "air"] = Field(
         "refuse", description="voxels that are no finite number: refuse the scan, or air"
     )
-    num_workers: int | None = Field(None, ge=1, description="processes; default by cores and memory")
+    archives: bool = Field(True, description="zip and tar archives are read as if they were folders, one level deep")
+    num_workers: int | None = Field(
+        None, ge=1, description="processes; default by cores and memory; 1: no other process, to debug"
+    )
     scheduler: str | None = Field(None, description="address of a running Dask scheduler; default: local processes")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")
 

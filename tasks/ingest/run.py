@@ -10,7 +10,6 @@ from typing import Any
 from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
 from storage.patient_key import check_patient_key, load_patient_key
-from storage.privacy import opaque_id
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import Listing, history, listing, newest
 from storage.sources.files import check_source
@@ -20,7 +19,7 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.qc import PAGE, page_path, write_page
 from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
-from tasks.ingest.scan import SourceScan, beside_store, scan_source
+from tasks.ingest.scan import SourceScan, beside_store, scan_source, source_record
 from tasks.ingest.scans import StoreState, list_scans, read_scans
 from tasks.ingest.series import RECIPE
 from tasks.run.fanout import Pool
@@ -51,7 +50,7 @@ def open_scan(
     key = patient_key_of(store_path, config)
     with (
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
-        scan_source(source, store_path, key, pool) as scan,
+        scan_source(source, store_path, key, pool, archives=config.archives) as scan,
     ):
         refuse_without_ct(scan)
         yield scan, pool
@@ -90,7 +89,7 @@ def ingest_scan(
     """`ingest` for a source that is scanned already; messages name files by `storage.privacy.PATH`."""
     state = _open(Path(store_path), config, pool, repair=repair)
     key = patient_key_of(store_path, config)
-    record_path = _record_path(scan.source, state.store.path, key)
+    record_path = source_record(scan.source, state.store.path, key)
     before = _last_verdicts(record_path)
     mark = {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
     if not repair and before and _still_holds(before, mark, state.now):
@@ -133,7 +132,7 @@ def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchang
     Raises: StorageError: the store or its record is not readable.
     """
     store = VolumeStore.open(store_path)
-    record = SourceVerdicts.read(_record_path(source, store_path, patient_key_of(store_path, config)))
+    record = SourceVerdicts.read(source_record(source, store_path, patient_key_of(store_path, config)))
     if unchanged:
         return _as_unchanged(record, store).with_paths()
     snapshot = newest(store).digest if history(store.path).numbers() else ""
@@ -208,8 +207,3 @@ def _last_verdicts(path: Path) -> SourceVerdicts | None:
 
 def _key_file(store_path: Path, config: IngestConfig) -> Path:
     return Path(config.patient_key_file or beside_store(store_path, ".patient-key"))
-
-
-def _record_path(source: Path, store_path: Path, key: bytes) -> Path:
-    """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
-    return beside_store(store_path, ".ingests") / f"{opaque_id(key, 'source', str(source.resolve()))}.json"

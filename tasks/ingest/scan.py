@@ -5,18 +5,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from storage.errors import SourceError
-from storage.patient_key import key_id, patient_key
+from storage.patient_key import key_id
 from storage.privacy import opaque_id
-from storage.sources.attributes import is_uid
 from storage.sources.files import FoundFile, FoundOther, check_source, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
-from storage.sources.source import FileFacts, as_utf8
+from storage.sources.source import as_utf8
 from storage.sources.tables import Assigned, SourceTables
-from tasks.run.fanout import Lost, Pool
+from tasks.ingest.archive_scan import ArchiveNames, list_archives
+from tasks.ingest.costs import allowance
+from tasks.run.fanout import Allowance, Lost, Pool
 
 BATCH_FILES = 64
 BATCH_BYTES = 256 << 20
@@ -47,6 +49,7 @@ class Scan:
         patient_key, patient_known: as `storage.patient_key.patient_key` gives them; patients.csv is taken into account.
         patient_given: whether the patient is from patients.csv.
         labels: of labels.csv, value by name.
+        size: bytes that its files have where they lie, in archives compressed; reading it may cost what they account for.
     """
 
     scan_id: str
@@ -57,6 +60,7 @@ class Scan:
     patient_known: bool
     patient_given: bool
     labels: dict[str, str]
+    size: int = 0
 
 
 class SourceScan:
@@ -69,8 +73,9 @@ class SourceScan:
         num_scans: scans with a usable file.
     """
 
-    def __init__(self, source: Path, index: FileIndex, tables: SourceTables) -> None:
+    def __init__(self, source: Path, index: FileIndex, tables: SourceTables, archives: dict[str, int]) -> None:
         self.source = source
+        self._archives = archives
         self._index = index
         self._tables = tables
         self.digest = index.digest()
@@ -89,6 +94,7 @@ class SourceScan:
                 told.patient_known,
                 told.patient_given,
                 told.labels,
+                self._size(found),
             )
 
     def exclusions(self) -> Iterator[Excluded]:
@@ -100,6 +106,18 @@ class SourceScan:
         if not self._tables:
             return []
         return self._tables.notes((found.scan_id, told) for found, told in self._assigned())
+
+    def _size(self, found: ScanFiles) -> int:
+        """Bytes that a scan's files account for: unpacked ones count as at most four times their archives' size."""
+        folders = {name.rpartition("/")[0] for name in found.files} if self._archives else set()
+        holders = {
+            place
+            for folder in folders
+            for place in accumulate(folder.split("/"), "{}/{}".format)
+            if place in self._archives
+        }
+        packed = sum(self._archives[place] for place in holders)
+        return min(found.size, 4 * packed) if holders else found.size
 
     def _assigned(self) -> Iterator[tuple[ScanFiles, Assigned]]:
         """The scans by id, with what the tables say of each."""
@@ -118,15 +136,28 @@ def file_cache(store_path: Path) -> Path:
     return beside_store(store_path, ".files.sqlite")
 
 
+def source_record(source: Path, store_path: Path, key: bytes) -> Path:
+    """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
+    return beside_store(store_path, ".ingests") / f"{opaque_id(key, 'source', str(source.resolve()))}.json"
+
+
+def _names_folder(source: Path, store_path: Path, key: bytes) -> Path:
+    """Where the names of the files in a source's archives are kept."""
+    return source_record(source, store_path, key).with_suffix(".archives")
+
+
 @contextmanager
-def scan_source(source: Path, store_path: Path, key: bytes, pool: Pool) -> Iterator[SourceScan]:
+def scan_source(
+    source: Path, store_path: Path, key: bytes, pool: Pool, *, archives: bool = True
+) -> Iterator[SourceScan]:
     """Scan a source; it is only read, and each file that changed since the last time is read once.
 
     Args:
         source: folder, searched recursively.
         store_path: the store that the cache lies beside.
         key: secret of the patient keys.
-        pool: worker processes, for more than a few hundred new files.
+        pool: worker processes.
+        archives: whether archives are read as if they were folders.
 
     Raises:
         SourceError: the folder is missing or empty, or a table in it is malformed.
@@ -137,59 +168,65 @@ def scan_source(source: Path, store_path: Path, key: bytes, pool: Pool) -> Itera
     tables = SourceTables(source, key)
     index = FileIndex(file_cache(store_path), source, key_id(key))
     try:
-        lost = _read_batches(index, source, key, pool)
-        _read_alone(index, source, key, pool, lost)
+        left = _read_batches(index, source, key, pool)
+        while left:  # each round leaves at least one file fewer
+            batches = [
+                Batch(str(source), tuple(left[k : k + BATCH_FILES]), key) for k in range(0, len(left), BATCH_FILES)
+            ]
+            rounds = pool.map(read_batch, batches, few=FEW_BATCHES, allowance=_batch_allowance)
+            left = [file for batch, result in rounds for file in _list_batch(index, batch, result)]
+        sizes = {}
+        if archives:
+            sizes = list_archives(index, source, key, pool, ArchiveNames(_names_folder(source, store_path, key)))
         index.finish()
         if not index.count() and not index.count_others():
             raise SourceError(f"Source {as_utf8(str(source))} is empty. Give a folder with CT as DICOM or NIfTI.")
-        yield SourceScan(source, index, tables)
+        yield SourceScan(source, index, tables, sizes)
     finally:
         index.close()
 
 
-def read_batch(batch: Batch) -> list[ReadFile]:
+def read_batch(batch: Batch) -> Iterator[ReadFile]:
     """Read the files of a batch, each once; in their order."""
-    read = []
     for file in batch.files:
-        sha256, facts = read_source_file(Path(batch.source) / file.path)
-        patient = patient_key(batch.key, facts.patient_id, "")[0] if facts.patient_id else ""
-        scan = _scan_id(batch.key, facts)
-        read.append(ReadFile(sha256, facts.format, scan, facts.reason, facts.detail, patient))
-    return read
-
-
-def _scan_id(key: bytes, facts: FileFacts) -> str:
-    """Id of a file's scan: a UID as it is; another text, which could be a name or a guessable hash of one, as keyed hash."""
-    return facts.scan if not facts.scan or is_uid(facts.scan) else opaque_id(key, facts.format, facts.scan)
+        yield ReadFile.of(*read_source_file(Path(batch.source), file.path), batch.key)
 
 
 def _read_batches(index: FileIndex, source: Path, key: bytes, pool: Pool) -> list[FoundFile]:
-    """List the source, reading what is not known; returns the files of batches that were lost."""
-    lost: list[FoundFile] = []
+    """List the source, reading what is not known; returns files that were not reached, as one before them was not to be read."""
+    left: list[FoundFile] = []
     num_read, said = 0, time.monotonic()
     batches = _batches(index, source, key)
-    for batch, result in pool.map(read_batch, batches, in_process=FEW_BATCHES):
-        if isinstance(result, Lost):
-            _stop_on_error(result)
-            lost += batch.files
-            continue
-        index.add(zip(batch.files, result, strict=True))
-        num_read += len(result)
+    for batch, result in pool.map(read_batch, batches, few=FEW_BATCHES, allowance=_batch_allowance):
+        left += _list_batch(index, batch, result)
+        num_read += len(batch.files)
         if time.monotonic() - said > _SAY_EVERY_S:
             said = time.monotonic()
             logger.info("scan: %d files read", num_read)
-    return lost
+    return left
 
 
-def _read_alone(index: FileIndex, source: Path, key: bytes, pool: Pool, files: list[FoundFile]) -> None:
-    """Read files one by one, so that one that kills its reader costs no other."""
-    singles = (Batch(str(source), (file,), key) for file in files)
-    for batch, result in pool.map(read_batch, singles, in_process=0):
-        if isinstance(result, Lost):
-            _stop_on_error(result)
-            detail = "its reader died" if result.reason == "worker_died" else result.detail
-            result = [ReadFile("", reason="unreadable_file", detail=detail)]
+def _list_batch(index: FileIndex, batch: Batch, result: "list[ReadFile] | Lost") -> list[FoundFile]:
+    """List what was read of a batch. Where its reader was lost, it was for the file after those; returns the ones behind that.
+
+    Raises: UserError: what a worker met concerns the whole ingest.
+    """
+    if not isinstance(result, Lost):
         index.add(zip(batch.files, result, strict=True))
+        return []
+    if result.error is not None:
+        raise result.error
+    reason = "too_costly" if result.reason == "too_costly" else "unreadable_file"
+    detail = "its reader died" if result.reason == "worker_died" else result.detail
+    done = len(result.done)
+    read = [*result.done, ReadFile("", reason=reason, detail=detail)]
+    index.add(zip(batch.files[: done + 1], read, strict=True))
+    return list(batch.files[done + 1 :])
+
+
+def _batch_allowance(batch: Batch) -> Allowance:
+    """For each file of a batch, as its reader sends one by one."""
+    return allowance(max(file.size for file in batch.files))
 
 
 def _batches(index: FileIndex, source: Path, key: bytes) -> Iterator[Batch]:
@@ -216,8 +253,3 @@ def _unread(index: FileIndex, source: Path) -> Iterator[FoundFile]:
             yield from index.list_known(found)
             found = []
     yield from index.list_known(found)
-
-
-def _stop_on_error(result: Lost) -> None:
-    if result.error is not None:
-        raise result.error

@@ -13,6 +13,7 @@ from storage.snapshots import Listing, history, update
 from storage.verdicts import sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.costs import allowance
 from tasks.ingest.listing import Seen, listed_with
 from tasks.ingest.report import entry_notes
 from tasks.ingest.scan import Scan, SourceScan
@@ -140,7 +141,8 @@ def read_scans(
                 yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
 
     # A scheduler is given where this machine should not do the work.
-    for job, result in pool.map(ingest_series, jobs(), in_process=0 if config.scheduler else 1):
+    few = 0 if config.scheduler else 1
+    for job, result in pool.map(ingest_series, jobs(), few=few, allowance=lambda job: allowance(job.scan.size)):
         read.add(job.scan, [_lost_entry(job.scan, result)] if isinstance(result, Lost) else result)
         if progress:
             progress(read.num_done, scan.num_scans)

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from storage.documents.volume import ScanFacts, VolumeRecord
-from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, VersionError
+from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, UserError, VersionError
 from storage.files import sha256_json
 from storage.geometry import Volume, pyramid
 from storage.privacy import PATH, Hidden
 from storage.resample import resample_series, target_grid
+from storage.sources.archives import unpacked
 from storage.sources.files import open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
@@ -25,7 +26,7 @@ from tasks.ingest.pictures import thumbnail
 from tasks.ingest.scan import Scan
 
 RECIPE = 2  # version of the arithmetic from source to stored HU; part of every volume id
-MAX_VOXELS = 2**30
+MAX_VOXELS = 2**29  # of a volume at the grid: 1 GiB
 _NO_HEADER = frozenset({"worker_died", "too_costly"})  # whose headers are not read again
 
 
@@ -56,7 +57,9 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
     Returns: entries for the report, at least one: `verdict`, `series_uid`, `num_slices` and `volume_id` with `cut`, or `reason`
         with `message`; `notes`, sentences about what was assumed or replaced; `attributes` of a volume as this scan has them. An
         image that was left out of its volume is an entry with a `path`.
-    Raises: UnwritableError: the store cannot be written.
+    Raises:
+        UnwritableError: the store, or the folder for temporary files, cannot be written.
+        MemoryError: it needs more than it may.
     """
     scan_id = job.scan.scan_id
     entries: list[dict[str, Any]] = []
@@ -69,10 +72,9 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
             entries += [made, *(_left_out_entry(scan_id, one) for one in found.left_out)]
             started = time.monotonic()
     except UnusableSeriesError as error:
+        if isinstance(error.__context__, MemoryError):
+            raise error.__context__  # noqa: B904 - the limit on memory, which a reader took for a broken file
         entries.append(_refused_entry(job, error.reason, str(error), error.file))
-    except MemoryError:
-        text = sentence("worker_died", f"scan {scan_id}", "out of memory")
-        entries.append(_refused_entry(job, "worker_died", text))
     return entries
 
 
@@ -140,7 +142,14 @@ def without_names(volumes: Iterator[SourceVolume], hidden: Callable[[], Hidden])
 def _load(job: SeriesJob) -> Iterator[SourceVolume]:
     scan, edge = job.scan, job.config.npz_spacing_mm
     request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits, spacing_mm=(edge, edge, edge))
-    return FORMATS[scan.format].load(request)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(unpacked(request.source, request.files))
+        except UserError:
+            raise
+        except OSError as error:
+            refuse("unreadable_file", request.where, error.strerror or type(error).__name__)
+        yield from FORMATS[scan.format].load(request)
 
 
 def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:

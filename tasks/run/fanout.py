@@ -1,44 +1,32 @@
 """Fan work out over processes: the only module that uses Dask.
 
-Each item runs in a worker process with one thread. A worker that is killed loses its own item, not the run.
+Each item runs in a process with one thread under limits of memory and time (`tasks.run.child`), a few in one that is started
+here, many in one beside each Dask worker. A process that is killed loses its own item, not the run.
 """
 
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import cloudpickle
 import psutil
 
-from storage.errors import UserError
+from tasks.run.child import Allowance, Child, Lost, attempt
 from tasks.run.machine import cores, memory_available
 
+__all__ = ["Allowance", "Lost", "Pool", "default_num_workers"]
+
 T = TypeVar("T")
-R = TypeVar("R")
 _IN_FLIGHT = 2  # items per worker that are submitted at once: one runs, one waits
 _START_S = 120  # a shared machine may need long to start Python
 logger = logging.getLogger("prdit.fanout")
-
-
-@dataclass(frozen=True)
-class Lost:
-    """An item without result.
-
-    Attributes:
-        reason: "worker_died" (its process was killed) or "failed" (the function raised).
-        detail: kind of error, for a verdict's sentence.
-        error: what the function raised where it is an error of ours, which concerns the run and not this item (a full disk, say).
-    """
-
-    reason: str
-    detail: str
-    error: UserError | None = None
 
 
 def default_num_workers(num_items: int, memory_mb: int) -> int:
@@ -51,7 +39,8 @@ class Pool:
     """Worker processes that start when they are first needed and end with the `with` block.
 
     Args:
-        num_workers: processes; default by cores and memory. One worker means this process.
+        num_workers: processes; default by cores and memory. 1 means this process: it can be debugged, limits of time are not kept,
+            and an item that crashes it ends the run.
         memory_mb: expected peak of one item, to choose the default number of workers.
         scheduler: address of a running Dask scheduler to use instead of local processes.
 
@@ -66,6 +55,8 @@ class Pool:
         self._scheduler = scheduler
         self._stack = ExitStack()
         self._client: Any = None
+        self._child = Child()
+        self._stack.callback(self._child.close)
 
     def __enter__(self) -> Self:
         return self
@@ -79,26 +70,48 @@ class Pool:
         self._stack.close()
 
     def map(
-        self, function: Callable[[T], R], items: Iterable[T], *, in_process: int = 1
-    ) -> "Iterator[tuple[T, R | Lost]]":
+        self,
+        function: Callable[[T], Any],
+        items: Iterable[T],
+        *,
+        few: int = 1,
+        allowance: Callable[[T], Allowance] | None = None,
+    ) -> "Iterator[tuple[T, Any]]":
         """Apply a picklable function to every item; (item, result) in the order in which they finish.
 
         Items are taken from the iterable, in this thread, as workers become free, so it may be longer than memory. An item whose
-        worker died is tried once more, alone, when all others are done.
+        worker died is tried once more, alone, when all others are done. The result of a function that yields is a list; where
+        such an item is lost, `Lost.done` has what it yielded.
 
         Args:
             function: importable by the workers; large results are written by it, small ones returned.
             items: picklable.
-            in_process: up to so many items run in this process, which takes less time than starting others.
+            few: up to so many items run in one process, which takes less time than starting a cluster.
+            allowance: what an item may cost; without it there are no limits.
         """
         items = iter(items)
         workers = self._num_workers or default_num_workers(2**31, self._memory_mb)
-        first = list(islice(items, max(workers, in_process + 1)))
-        alone = len(first) <= in_process or (self._scheduler is None and workers == 1)
+        first = list(islice(items, max(workers, few + 1)))
         everything = chain(first, items)
-        if alone:
-            return ((item, _call(function, item)) for item in everything)
-        return self._gather(self._connected(min(workers, len(first))), function, everything)
+
+        def allowed(item: T) -> Allowance | None:
+            return allowance(item) if allowance else None
+
+        if self._num_workers == 1 and self._scheduler is None:
+            return ((item, attempt(function, item, allowed(item))) for item in everything)
+        if len(first) <= few or (self._scheduler is None and workers == 1):
+            return self._one_by_one(function, everything, allowed)
+        return self._gather(self._connected(min(workers, len(first))), function, everything, allowed)
+
+    def _one_by_one(
+        self, function: Callable[[T], Any], items: Iterable[T], allowed: "Callable[[T], Allowance | None]"
+    ) -> "Iterator[tuple[T, Any]]":
+        for item in items:
+            call = cloudpickle.dumps((function, item))
+            result = self._child.run(call, allowed(item))
+            if isinstance(result, Lost) and result.reason == "worker_died":
+                result = self._child.run(call, allowed(item))
+            yield item, result
 
     def _connected(self, workers: int) -> Any:
         if self._client is None:
@@ -109,7 +122,13 @@ class Pool:
                 self._client.wait_for_workers(workers, timeout=_START_S)
         return self._client
 
-    def _gather(self, client: Any, function: Callable[[T], R], items: Iterable[T]) -> "Iterator[tuple[T, R | Lost]]":
+    def _gather(
+        self,
+        client: Any,
+        function: Callable[[T], Any],
+        items: Iterable[T],
+        allowed: "Callable[[T], Allowance | None]",
+    ) -> "Iterator[tuple[T, Any]]":
         from distributed import as_completed
 
         limit = _IN_FLIGHT * max(1, sum(client.nthreads().values()))
@@ -117,13 +136,16 @@ class Pool:
         running: dict[Any, T] = {}
         finished = as_completed()
 
+        def submitted(item: T) -> Any:
+            return client.submit(_in_child, cloudpickle.dumps((function, item)), allowed(item), pure=False)
+
         def submit(count: int) -> None:
             for item in islice(items, count):
-                future = client.submit(_call, function, item, pure=False)
+                future = submitted(item)
                 running[future] = item
                 finished.add(future)
 
-        # A worker that dies also loses finished results that were not fetched yet. Run alone, only an item that kills its worker
+        # A worker that dies also loses finished results that were not fetched yet. Run alone, only an item that kills its process
         # is lost, and one that lacked memory beside others succeeds.
         again: list[T] = []
         submit(limit)
@@ -136,17 +158,17 @@ class Pool:
             else:
                 yield item, result
         for item in again:
-            yield item, _outcome(client.submit(_call, function, item, pure=False))
+            yield item, _outcome(submitted(item))
 
 
-def _call(function: Callable[[T], R], item: T) -> "R | Lost":
-    try:
-        return function(item)
-    except UserError as error:
-        return Lost("failed", type(error).__name__, error)
-    except Exception as error:
-        logger.exception("An item failed")
-        return Lost("failed", type(error).__name__)
+_children = threading.local()
+
+
+def _in_child(call: bytes, allowance: Allowance | None) -> Any:
+    """In a Dask worker: do the work in the process beside it."""
+    if not hasattr(_children, "own"):
+        _children.own = Child()
+    return _children.own.run(call, allowance)
 
 
 def _outcome(future: Any) -> Any:
@@ -173,8 +195,6 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.admin.tick.limit": "1h",
-        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": "1",
-        "distributed.nanny.pre-spawn-environ.ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     }
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] == "distributed":  # it sets the level of each of its loggers when imported

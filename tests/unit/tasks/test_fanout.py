@@ -85,8 +85,8 @@ def test_items_are_taken_as_they_are_needed() -> None:
 
 def test_one_pool_starts_once_and_only_when_needed() -> None:
     with Pool(num_workers=2) as pool:
-        few = dict(pool.map(process, range(5), in_process=5))
-        assert set(few.values()) == {os.getpid()}
+        few = dict(pool.map(process, range(5), few=5))
+        assert len(set(few.values()) - {os.getpid()}) == 1  # one process beside this
         assert not _workers()
         first = set(dict(pool.map(process, range(20))).values())
         second = set(dict(pool.map(process, range(20))).values())
@@ -102,7 +102,7 @@ def _workers() -> list[psutil.Process]:
 
 def test_a_pool_grows() -> None:
     with Pool(num_workers=2) as pool:
-        assert len(set(dict(pool.map(process, range(1), in_process=0)).values())) == 1
+        assert len(set(dict(pool.map(process, range(1), few=0)).values())) == 1
         assert len(set(dict(pool.map(process, range(20))).values())) == 2
 
 

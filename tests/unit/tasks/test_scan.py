@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are opened, in order."""
     names: list[str] = []
 
-    def noted(path: Path) -> Any:
-        names.append(path.name)
-        return read_source_file(path)
+    def noted(source: Path, name: str) -> Any:
+        names.append(PurePosixPath(name).name)
+        return read_source_file(source, name)
 
     monkeypatch.setattr("tasks.ingest.scan.read_source_file", noted)
     return names
@@ -123,17 +123,17 @@ def test_workers_find_what_one_process_finds(tmp_path: Path) -> None:
     assert len({one.patient_key for one in many[1]}) == 3
 
 
-def kill_at_poison(path: Path) -> Any:
-    if path.name == "poison":
+def kill_at_poison(source: Path, name: str) -> Any:
+    if name == "poison":
         os.kill(os.getpid(), signal.SIGKILL)
-    return read_source_file(path)
+    return read_source_file(source, name)
 
 
 class PoisonedPool(Pool):
     """Its workers die of files called poison."""
 
-    def map(self, function: Any, items: Any, *, in_process: int = 1) -> Any:
-        return super().map(poisoned, items, in_process=0)
+    def map(self, function: Any, items: Any, **_: Any) -> Any:
+        return super().map(poisoned, items, few=0)
 
 
 def poisoned(batch: Any) -> Any:
@@ -221,18 +221,14 @@ def test_a_file_without_access_or_utf8_name(tmp_path: Path, monkeypatch: pytest.
     (source / "001.dcm").rename(source / odd)
     (source / "denied").write_text("x" * 200)
 
-    def denied(path: Path) -> Any:
-        if path.name == "denied":
-            monkeypatch.setattr(
-                Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
-            )
-        try:
-            return read_source_file(path)
-        finally:
-            monkeypatch.undo()
-            monkeypatch.setattr("tasks.ingest.scan.read_source_file", denied)
+    real = os.open
 
-    monkeypatch.setattr("tasks.ingest.scan.read_source_file", denied)
+    def denied(path: Any, *arguments: Any, **named: Any) -> int:
+        if str(path).endswith("denied"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr("storage.sources.opening.os.open", denied)
     _, scans, excluded, _ = scanned(source, tmp_path / "store")
     assert scans[0].files == ("000.dcm", odd)
     assert excluded == ["unreadable_file denied"]

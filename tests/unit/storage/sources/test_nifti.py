@@ -41,7 +41,7 @@ def refused(path: Path, **limits: Any) -> UnusableSeriesError:
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 def test_recognised_by_content(tmp_path: Path, name: str, kind: type) -> None:
     path = write_image(tmp_path / name, VALUES, kind=kind)
-    sha256, facts = read_source_file(path)
+    sha256, facts = read_source_file(path.parent, path.name)
     assert len(sha256) == 64
     assert facts.format == "nifti"
     assert facts.reason == ""
@@ -51,7 +51,9 @@ def test_recognised_by_content(tmp_path: Path, name: str, kind: type) -> None:
 
 
 def test_scan_id_is_of_the_path_and_does_not_show_it(tmp_path: Path) -> None:
-    ids = [read_source_file(write_image(tmp_path / k / "doe.nii", VALUES))[1].scan for k in ("a", "b")]
+    ids = [
+        read_source_file(write_image(tmp_path / k / "doe.nii", VALUES).parent, "doe.nii")[1].scan for k in ("a", "b")
+    ]
     assert ids[0] != ids[1]
     assert "doe" not in "".join(ids)
 
@@ -60,15 +62,15 @@ def test_other_gzip_is_an_archive(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"no image at all" * 100))
     (tmp_path / "b.nii.gz").write_bytes(b"\x1f\x8b\x08damaged at once")
     for name in ("a.nii.gz", "b.nii.gz"):
-        facts = read_source_file(tmp_path / name)[1]
+        facts = read_source_file(tmp_path, name)[1]
         assert (facts.format, facts.reason, facts.detail) == ("", "archive", "gzip")
 
 
 def test_large_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_image(tmp_path / "a.nii", VALUES)
-    whole = read_source_file(path)
+    whole = read_source_file(path.parent, path.name)
     monkeypatch.setattr("storage.sources.formats._WHOLE_BYTES", 1000)
-    assert read_source_file(path) == whole
+    assert read_source_file(path.parent, path.name) == whole
 
 
 def test_big_endian(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_big_endian(tmp_path: Path) -> None:
     image.set_data_offset(352)
     path = tmp_path / "big.nii"
     path.write_bytes(image.binaryblock + b"\0" * 4 + VALUES.astype(">i2").tobytes(order="F"))
-    assert read_source_file(path)[1].format == "nifti"
+    assert read_source_file(path.parent, path.name)[1].format == "nifti"
     np.testing.assert_array_equal(load(path).hu, VALUES.transpose(2, 1, 0))
 
 
@@ -325,7 +327,7 @@ def test_unknown_data_type(tmp_path: Path) -> None:
 def test_truncated_file(tmp_path: Path, name: str) -> None:
     path = write_image(tmp_path / name, VALUES)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert read_source_file(path)[1].format == "nifti"
+    assert read_source_file(path.parent, path.name)[1].format == "nifti"
     assert refused(path).reason == "unreadable_pixels"
 
 

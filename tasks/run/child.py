@@ -1,0 +1,228 @@
+"""One process beside this that works under limits: an item that costs too much ends that process, not the one that asked.
+
+A limit of memory shows as MemoryError in the item, where the code that asked for too much can be native. A limit of time is kept by
+the process that waits, so that no loop in native code escapes it.
+"""
+
+import logging
+import multiprocessing
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from storage.errors import UserError
+
+_CODE = "import sys; from tasks.run.child import serve; serve(int(sys.argv[1]))"
+_SINGLE_THREAD = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+_START_S = 120.0  # a shared machine may need long to start Python and to import
+logger = logging.getLogger("prdit.fanout")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What an item may cost: memory above what its process has already, and time until its next result."""
+
+    memory_mb: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An item without result, or where a function yields several without the rest of them.
+
+    Attributes:
+        reason: "worker_died" (its process was killed), "too_costly" (it needed more than its allowance) or "failed" (it raised).
+        detail: kind of error or cost, for a verdict's sentence.
+        error: what the function raised where it is an error of ours, which concerns the run and not this item (a full disk, say).
+        done: what it had yielded.
+    """
+
+    reason: str
+    detail: str
+    error: UserError | None = None
+    done: list[Any] = field(default_factory=list)
+
+
+def attempt(
+    function: Callable[[Any], Any], item: Any, allowance: Allowance | None, send: Callable[[Any], None] | None = None
+) -> Any:
+    """Apply a function to an item in this process; its result, or `Lost`.
+
+    Args:
+        function: it returns a result, or yields several, which become a list.
+        item: its argument.
+        allowance: its limit of memory is kept here, that of time is not.
+        send: what yielded results are given to, one by one, instead of being collected.
+    """
+    done: list[Any] = []
+    try:
+        with _memory_limited(allowance):
+            result = function(item)
+            if not isinstance(result, Iterator):
+                return result
+            for one in result:
+                (send or done.append)(one)
+    except UserError as error:
+        return Lost("failed", type(error).__name__, error, done)
+    except MemoryError:
+        return Lost("too_costly", _too_much(allowance), done=done)
+    except Exception as error:
+        logger.exception("An item failed")
+        return Lost("failed", type(error).__name__, done=done)
+    return done
+
+
+class Child:
+    """A process that starts when it is first needed, and again when it has died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[Any, Any] | None = None
+
+    def run(self, call: bytes, allowance: Allowance | None) -> Any:
+        """Apply a function to an item there; as `attempt`.
+
+        Args:
+            call: pickle (of cloudpickle) of the function and the item.
+            allowance: both its limits are kept.
+        """
+        connection = self._connected()
+        done: list[Any] = []
+        try:
+            connection.send_bytes(cloudpickle.dumps(allowance))
+            connection.send_bytes(call)
+            if not connection.poll(_START_S):
+                return self._stopped("worker_died", f"it did not start within {_START_S:.0f} s", done)
+            connection.recv_bytes()  # the item is there, and what it needs is imported
+            while True:
+                if not connection.poll(allowance.seconds if allowance else None):
+                    assert allowance is not None
+                    return self._stopped("too_costly", f"it took more than {allowance.seconds:.0f} s", done)
+                kind, value = cloudpickle.loads(connection.recv_bytes())
+                if kind == "one":
+                    done.append(value)
+                elif kind == "all":
+                    return done
+                elif isinstance(value, Lost):
+                    if value.reason == "too_costly":
+                        self.close()  # what it holds may be spread over its memory
+                    return Lost(value.reason, value.detail, value.error, done)
+                else:
+                    return value
+        except (EOFError, OSError):
+            assert self._process is not None
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            return self._stopped("worker_died", _ending(self._process.returncode), done)
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _connected(self) -> "Connection[Any, Any]":
+        if self._connection is None or self._process is None or self._process.poll() is not None:
+            self.close()
+            ours, theirs = multiprocessing.Pipe()
+            environment = {**os.environ, **dict.fromkeys(_SINGLE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(sys.path)}
+            quiet = (
+                "ignore:resource_tracker:UserWarning"  # it removes the semaphores of killed processes, and would say so
+            )
+            environment["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the process that waits
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _CODE, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+            self._connection = ours
+        return self._connection
+
+    def _stopped(self, reason: str, detail: str, done: list[Any]) -> Lost:
+        self.close()
+        return Lost(reason, detail, done=done)
+
+
+def serve(descriptor: int) -> None:
+    """Work for the process at the other end of a connection until it closes it, as it does when it dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; libraries unblock it
+    connection: Connection[Any, Any] = Connection(descriptor)
+    threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
+
+    def send(one: Any) -> None:
+        connection.send_bytes(cloudpickle.dumps(("one", one)))
+
+    while True:
+        try:
+            allowance = cloudpickle.loads(connection.recv_bytes())
+            call = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        function, item = cloudpickle.loads(call)
+        connection.send_bytes(b"started")
+        found = attempt(function, item, allowance, send)
+        connection.send_bytes(
+            cloudpickle.dumps(("all", None) if isinstance(found, list) and not found else ("result", found))
+        )
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process when the other end is closed, as it is when that process dies, whatever is being done."""
+    waiting = select.poll()
+    waiting.register(descriptor, 0)  # only that it is closed
+    waiting.poll()
+    os._exit(0)
+
+
+@contextmanager
+def _memory_limited(allowance: Allowance | None) -> Iterator[None]:
+    """Let this process have so much memory more than it has now (Linux: what it may write to, not what it reserves)."""
+    if allowance is None or sys.platform != "linux":
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [
+        _writable_bytes() + (allowance.memory_mb << 20),
+        *(n for n in (before, hard) if n != resource.RLIM_INFINITY),
+    ]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+def _writable_bytes() -> int:
+    with open("/proc/self/status") as lines:  # noqa: PTH123 - no path to build
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
+
+
+def _too_much(allowance: Allowance | None) -> str:
+    return "it needs more memory than there is" if allowance is None else f"it needs more than {allowance.memory_mb} MB"
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
