@@ -100,6 +100,19 @@ def test_spacing_and_patient_of_rad_chestct(tmp_path: Path) -> None:
     assert sum("1.25 × 1.25 × 1.25 mm and axes towards inferior" in note for note in report.notes) >= 1
 
 
+def test_a_corrected_spacing_takes_effect(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    hu = np.rint(world_linear(STEPS, centre_origin(STEPS))).astype(np.int16)
+    np.savez_compressed(source / "trn00001.npz", ct=hu)
+    first = run(source)
+    assert len(run(source).unchanged) == 1
+    second = run(source, npz_spacing_mm=1.5)
+    assert len(second.committed) == 1
+    (volume_id,) = load_snapshot(newest(VolumeStore.open(tmp_path / "store"))).volumes
+    assert volume_id == second.committed[0].volume_id != first.committed[0].volume_id
+
+
 def air_and_tissue(world: np.ndarray) -> np.ndarray:
     return np.where(world[..., 0] < 0, -1000.0, 40.0)
 
