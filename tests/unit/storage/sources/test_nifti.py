@@ -18,6 +18,7 @@ from storage.sources.nifti import load_nifti
 from storage.sources.source import Limits, ScanRequest, SourceVolume
 from tests.unit.storage.dicom_files import linear_hu
 from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
+from tests.unit.storage.sources.single_files import facts_of
 
 SHAPE = (20, 22, 24)
 VALUES = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
@@ -283,7 +284,7 @@ def test_images_in_two_files_are_skipped_by_name(tmp_path: Path, header: str) ->
     if header == "analyze":
         data[32:36], data[38:39] = (16384).to_bytes(4, "little"), b"r"
     (tmp_path / "a.hdr").write_bytes(data)
-    facts = read_source_file(tmp_path / "a.hdr")[1]
+    facts = facts_of(tmp_path / "a.hdr")
     assert (facts.format, facts.scan, facts.reason) == ("nifti", "", "image_pair")
 
 
