@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from storage.sources.files import open_file
 from storage.sources.single_file import (
+    TEXT,
     HeaderError,
     StoredScan,
     check_claim,
@@ -95,7 +96,7 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
             skip = max(0, left - num_voxels * dtype.itemsize)
         if skip < 0:
             refuse("bad_number", where, "a negative HeaderSize")
-        check_claim(skip + (2 * num_voxels - 1 if is_text else num_voxels * dtype.itemsize), left, zipped, where)
+        check_claim(shape, TEXT if is_text else dtype, skip, left + is_text, zipped, where)
         stream.seek(here + skip)
         if is_text:
             planes = read_text_planes(stream, dtype, shape)

@@ -68,7 +68,7 @@ def _volume(request: ScanRequest, file: BinaryIO) -> SourceVolume:
         dtype = _real_type(header, where)
         shape = check_shape(tuple(int(n) for n in header.get_data_shape()), where)
         offset = int(header.get_data_offset())
-        check_claim(offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, num_bytes, zipped, where)
+        check_claim(shape, dtype, offset, num_bytes, zipped, where)
         unit_mm, notes = _unit(header)
         affine = _LPS_RAS @ _affine(header, shape[::-1], where) * unit_mm
         slope, intercept = _scaling(header, where)

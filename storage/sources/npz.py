@@ -81,7 +81,7 @@ def _volume(request: ScanRequest, file: BinaryIO) -> SourceVolume:
         sizes, columns_first, dtype = _array_header(stream, where)
         shape = check_shape(sizes[::-1], where)
         claimed = stream.tell() + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        check_claim(claimed, num_bytes, True, where)
+        check_claim(shape, dtype, stream.tell(), num_bytes, True, where)
         if claimed != member.file_size:
             refuse("unreadable_pixels", where, f"an array of {member.file_size} bytes, its header needs {claimed}")
         planes = _transposed(stream, dtype, shape) if columns_first else read_planes(stream, dtype, shape)

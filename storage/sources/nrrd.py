@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from storage.geometry import Int3
 from storage.sources.files import open_file
 from storage.sources.single_file import (
+    TEXT,
     HeaderError,
     StoredScan,
     check_claim,
@@ -100,11 +101,11 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
         if skip < 0:
             refuse("bad_number", where, "a negative byte skip")
         if encoding == "text":
-            check_claim(skip + 2 * int(np.prod(shape, dtype=np.int64)) - 1, left, False, where)
+            check_claim(shape, TEXT, skip, left + 1, False, where)
             stream.seek(here + skip)
             planes = read_text_planes(stream, dtype, shape)
         else:
-            check_claim(skip + voxel_bytes, left, encoding != "raw", where)
+            check_claim(shape, dtype, skip, left, encoding != "raw", where)
             stream = opened.enter_context(decompressed(stream, encoding))
             _skip(stream, skip)
             planes = read_planes(stream, dtype, shape)

@@ -58,7 +58,7 @@ def recognise_fill(hu: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], Fill
 
     Values below AIR_HU and values that are no finite number become FILL_HU. Values above `limits.max_hu` become FILL_HU where
     they are a region: connected voxels that touch the border of the plane, or are at least `REGION_SHARE` of it, or are at least
-    `REGION_VOXELS` of one value; and all voxels with the value of such a region of one value. The others, scattered voxels of
+    `REGION_VOXELS` of one value; and all voxels with the value of a region that has only one. The others, scattered voxels of
     metal, become `limits.max_hu`.
 
     Args:
@@ -123,15 +123,23 @@ def highest_hu(limits: Limits) -> int:
 
 def _regions(hu: NDArray[Any], above: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which voxels above the limit are fill, see `recognise_fill`."""
+    values = hu[above]
+    at_border = above[0].any() or above[-1].any() or above[:, 0].any() or above[:, -1].any()
+    if at_border and values.min() == values.max():
+        return above  # corners of one value: what is left out below takes most of the time
     labels, count = ndimage.label(above)
-    numbers = np.arange(1, count + 1)
-    sizes = ndimage.sum_labels(above, labels, numbers)
-    lowest, highest = (np.atleast_1d(found(hu, labels, numbers)) for found in (ndimage.minimum, ndimage.maximum))
-    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    one_value = (lowest == highest) & (sizes >= REGION_VOXELS)
-    is_fill = np.isin(numbers, edge) | (sizes >= REGION_SHARE * hu.size) | one_value
-    filled: NDArray[np.bool_] = np.concatenate([[False], is_fill])[labels]
-    return filled | (above & np.isin(hu, lowest[one_value]))
+    of_value = labels[above]
+    sizes = np.bincount(of_value, minlength=count + 1)
+    lowest, highest = np.full(count + 1, np.inf), np.full(count + 1, -np.inf)
+    np.minimum.at(lowest, of_value, values)
+    np.maximum.at(highest, of_value, values)
+    border = np.zeros(count + 1, dtype=bool)
+    border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+    one_value = (lowest == highest) & (border | (sizes >= REGION_VOXELS))
+    is_fill = border | one_value | (sizes >= REGION_SHARE * hu.size)
+    filled: NDArray[np.bool_] = np.zeros(above.shape, dtype=bool)
+    filled[above] = is_fill[of_value] | np.isin(values, np.unique(lowest[one_value]))
+    return filled
 
 
 def check_plausible(found: SourceVolume, limits: Limits, where: str) -> None:

@@ -21,11 +21,13 @@ from storage.sources.plausible import FillCounts, fill_notes, recognise_fill
 from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, short, tilt_deg
 
 MAX_VOXELS = 2**30  # of a file; a header can claim anything
-MAX_EXPANSION = 50  # bytes that one byte of a compressed file may become: CT does not compress by more than 20
-FREE_BYTES = 64 << 20  # of a compressed file, however small it is
+MAX_EXPANSION = 50  # bytes of memory that one byte of a compressed file may take: CT does not compress by more than 20
+FREE_BYTES = 256 << 20  # that any compressed file may take
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, MemoryError, OverflowError)
+TEXT = np.dtype("S2")  # least bytes of a voxel as text: a digit and a space
 _START = 4096  # bytes that are enough to recognise a header
 _PIECE = 1 << 20
+_HU_BYTES = 4  # of a voxel, as float32
 _LONGEST_NUMBER = 64  # characters
 _SKEWED = 0.1  # least determinant of the unit steps along i, j, k
 
@@ -158,20 +160,24 @@ def check_shape(sizes: tuple[int, ...], where: str) -> Int3:
     return sizes[2], sizes[1], sizes[0]
 
 
-def check_claim(claimed: int, stored: int, compressed: bool, where: str) -> None:
+def check_claim(shape: Int3, dtype: np.dtype[Any], before: int, stored: int, compressed: bool, where: str) -> None:
     """Compare the bytes that a header claims with those that are there, before any memory is taken.
 
     Args:
-        claimed: bytes of the voxels and of what must be read before them.
+        shape, dtype: of the voxels.
+        before: bytes that must be read before them.
         stored: bytes of the file.
         compressed: whether `stored` bytes are compressed.
 
     Raises: UnusableSeriesError: "unreadable_pixels" where the file is too short, "too_costly" where it grows too much.
     """
+    num_voxels = int(np.prod(shape, dtype=np.int64))
+    claimed = before + num_voxels * dtype.itemsize
     if not compressed and claimed > stored:
         refuse("unreadable_pixels", where, f"{stored} bytes, its header needs {claimed}")
-    if compressed and claimed > max(FREE_BYTES, MAX_EXPANSION * stored):
-        detail = f"{stored} compressed bytes would become {claimed}, at most {MAX_EXPANSION} times as many are read"
+    in_memory = before + num_voxels * max(dtype.itemsize, _HU_BYTES)
+    if compressed and in_memory > max(FREE_BYTES, MAX_EXPANSION * stored):
+        detail = f"{stored} compressed bytes would take {in_memory}, at most {MAX_EXPANSION} times as many are taken"
         refuse("too_costly", where, detail)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from storage.artifacts import Ref
 from storage.documents.verdicts import SourceVerdicts
-from storage.documents.volume import VolumeRecord
+from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import StorageError
 from storage.snapshots import Listing, history, update
 from storage.verdicts import sentence
@@ -125,7 +125,7 @@ def read_scans(
     whole = [record for volume_id, record in records.items() if volume_id not in state.broken]
     parts: dict[str, list[VolumeRecord]] = {}
     for record in whole:
-        if record.scan and record.scan.recipe == RECIPE:
+        if record.scan and record.scan.recipe == RECIPE and _of_settings(record.scan, config):
             parts.setdefault(record.scan.files_digest, []).append(record)
     have = {digest: found for digest, found in parts.items() if found[0].scan and len(found) == found[0].scan.num_parts}
     earlier = _images_left_out(before)
@@ -150,6 +150,11 @@ def read_scans(
         progress(read.num_done, scan.num_scans)
     read.finish()
     return read
+
+
+def _of_settings(facts: ScanFacts, config: IngestConfig) -> bool:
+    """Whether a volume would be placed the same now: the spacing of .npz is a setting."""
+    return facts.format != "npz" or facts.spacing_mm == (round(config.npz_spacing_mm, 5),) * 3
 
 
 def list_scans(read: ScansRead, state: StoreState, *, source: str, before: SourceVerdicts | None) -> Ref | None:

@@ -280,8 +280,8 @@ def test_sizes_that_lie(tmp_path: Path, sizes: str, encoding: str, reason: str) 
 
 def test_bombs(tmp_path: Path) -> None:
     zeros = gzip.compress(bytes(128 << 20))
-    write(tmp_path / "claimed.nrrd", data=zeros, encoding="gzip", sizes="512 512 256")
-    write(tmp_path / "skipped.nrrd", data=zeros, encoding="gzip", **{"byte skip": str(100 << 20)})
+    write(tmp_path / "claimed.nrrd", data=zeros, encoding="gzip", sizes="512 512 300")
+    write(tmp_path / "skipped.nrrd", data=zeros, encoding="gzip", **{"byte skip": str(300 << 20)})
     write(tmp_path / "behind.nrrd", data=zeros, encoding="gzip")
     for name in ("claimed.nrrd", "skipped.nrrd"):
         error, peak = peak_of(lambda name=name: refused(tmp_path, name))
