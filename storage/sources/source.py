@@ -109,7 +109,7 @@ class SourceVolume:
         origin_mm: LPS centre of voxel [0, 0, 0].
         direction: 3 × 3, columns are the unit LPS steps of index i, j, k: of either handedness, not orthogonal under gantry tilt.
         attributes: allow-listed attributes (`storage.sources.attributes`).
-        pixel_digest: SHA-256 of `hu` as float32, plane by plane.
+        pixel_digest: `pixel_digest(hu)`, the same for the same values whichever type `hu` has.
         part: which volume of its scan, where a scan has several ("acquisition 2"); "" where it is the only one.
         num_parts: volumes of its scan.
         slice_mm: distance of each plane from the first along k, strictly increasing, where they are uneven; None where even.
@@ -175,10 +175,12 @@ class Format:
 
 
 def pixel_digest(hu: NDArray[Any]) -> str:
-    """Hex SHA-256 of HU (k, j, i) as little-endian float32, plane by plane."""
+    """Hex SHA-256 of HU (k, j, i), plane by plane: as little-endian int16, or as float32 where a value is no int16."""
+    with np.errstate(invalid="ignore"):  # of a value beyond int16 another one is made, which is not equal
+        whole = hu.dtype == np.int16 or all((plane.astype(np.int16) == plane).all() for plane in hu)
     digest = hashlib.sha256()
     for plane in hu:
-        digest.update(np.ascontiguousarray(plane, dtype="<f4").data)
+        digest.update(np.ascontiguousarray(plane, dtype="<i2" if whole else "<f4").data)
     return digest.hexdigest()
 
 
