@@ -12,6 +12,7 @@ from storage.sources.source import refuse
 SAME_MM = 0.01  # slices closer than this are at one position; positions within this of a line are on it
 GAP = 1.5  # of the median distance: more is a gap
 MIN_RUN = 3  # so many wide distances in a row, all alike, are another slice distance, not gaps
+MAX_GAPS = 1 / 3  # of the distances: where more are wide, no distance is the usual one
 _ALIKE = 0.1  # of a distance
 _EXACT_MM = 1e-4
 _FLOAT_SLACK = 1e-6  # share, of comparisons with a limit that a value may meet exactly
@@ -108,7 +109,8 @@ def _refuse_uneven(depth: Array, step: float, off_mm: float, max_jitter: float, 
     """Raise the reason that fits distances which are not even."""
     gaps = np.diff(depth)
     wide = np.flatnonzero(gaps > GAP * step)
-    at = _other_distance(gaps, wide) if wide.size else int(np.argmax(np.abs(gaps - step)))
+    uneven = not wide.size or wide.size > MAX_GAPS * gaps.size
+    at = int(np.argmax(np.abs(gaps - step))) if uneven else _other_distance(gaps, wide)
     if at is not None:
         detail = (
             f"slice distances from {gaps.min():.3f} to {gaps.max():.3f} mm, after slice {at + 1} of {len(depth)} {gaps[at]:.3f} mm "

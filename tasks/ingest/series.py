@@ -56,7 +56,8 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
 
     Returns: entries for the report, at least one: `verdict`, `series_uid`, `num_slices` and `volume_id` with `cut`, or `reason`
         with `message`; `notes`, sentences about what was assumed or replaced; `attributes` of a volume as this scan has them. An
-        image that was left out of its volume is an entry with a `path`.
+        image that was left out of its volume is an entry with a `path`; `single`, the `SingleSlice` of a scan that is refused and
+        has one image.
     Raises:
         UnwritableError: the store, or the folder for temporary files, cannot be written.
         MemoryError: it needs more than it may.
@@ -74,7 +75,7 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
     except UnusableSeriesError as error:
         if isinstance(error.__context__, MemoryError):
             raise error.__context__  # noqa: B904 - the limit on memory, which a reader took for a broken file
-        entries.append(_refused_entry(job, error.reason, str(error), error.file))
+        entries.append(_refused_entry(job, error.reason, str(error), error.file) | {"single": error.single})
     return entries
 
 
