@@ -59,15 +59,17 @@ class UnusableSeriesError(StorageError, ValueError):
     Attributes:
         reason: reason code from `storage.verdicts.REASONS`.
         file: relative path that the message names, which must not leave the machine; None where it names none.
+        single: a `storage.sources.single_slices.SingleSlice` where the series has one image that could be a slice.
     """
 
-    def __init__(self, reason: str, message: str, file: str | None = None) -> None:
+    def __init__(self, reason: str, message: str, file: str | None = None, single: object = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.file = file
+        self.single = single
 
-    def __reduce__(self) -> tuple[type["UnusableSeriesError"], tuple[str, str, str | None]]:
-        return type(self), (self.reason, str(self), self.file)  # it may come from a worker process
+    def __reduce__(self) -> tuple[type["UnusableSeriesError"], tuple[str, str, str | None, object]]:
+        return type(self), (self.reason, str(self), self.file, self.single)  # it may come from a worker process
 
 
 class StoreFormatError(StorageError, ValueError):

@@ -1,10 +1,12 @@
 """What the header of one image of a DICOM series, a file or a frame of one, says that decides which volume it is in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
 
+from storage.files import sha256_json
 from storage.sources.dicom_errors import DicomFault
 from storage.sources.dicom_values import (
     last_digits,
@@ -18,6 +20,7 @@ from storage.sources.dicom_values import (
     tag_value,
     tag_words,
 )
+from storage.sources.single_slices import SingleSlice
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,23 @@ def plane_of(header: Dataset, file: str) -> Plane:
         num_in_acquisition=tag_integer(header, "ImagesInAcquisition"),
         fault=other_quantity(rescale_type, image_type) or _fault(header),
     )
+
+
+def single_slice(planes: Sequence[Plane]) -> SingleSlice | None:
+    """What tells of which scan a series' only image is a slice; None where it has more, or one with a fault."""
+    if len(planes) != 1 or planes[0].fault:
+        return None
+    one = planes[0]
+    shared = [
+        one.patient_id,
+        one.study_uid,
+        one.frame_of_reference,
+        one.kernel,
+        one.shape,
+        one.orientation,
+        one.pixel_mm,
+    ]
+    return SingleSlice(sha256_json({"shared": shared}), one.position_mm)
 
 
 def other_quantity(rescale_type: str, image_type: tuple[str, ...]) -> tuple[str, str] | None:

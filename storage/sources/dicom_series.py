@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from storage.errors import UnusableSeriesError
 from storage.sources.dicom_attributes import ATTRIBUTE_TAGS, allowed_attributes
 from storage.sources.dicom_codecs import PIXEL_DATA_TAGS, FrameReader, num_frames
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_file import read_data_set
 from storage.sources.dicom_frames import GROUP_TAGS, frame_headers, has_frames
 from storage.sources.dicom_pixels import read_stack, without_overlays
-from storage.sources.dicom_planes import PLANE_TAGS, Plane, plane_of
+from storage.sources.dicom_planes import PLANE_TAGS, Plane, plane_of, single_slice
 from storage.sources.dicom_values import tag_text
 from storage.sources.dicom_volume import check_planes
 from storage.sources.files import open_file
@@ -25,14 +26,20 @@ KEPT_BYTES = (
     256 << 20
 )  # of pixels, as encoded, that are kept while headers are checked; files beyond that are read again
 _HEADER_TAGS = tuple(dict.fromkeys((*PLANE_TAGS, *ATTRIBUTE_TAGS)))
-_TAGS: tuple[str | int, ...] = tuple(dict.fromkeys((*_HEADER_TAGS, *GROUP_TAGS, *PIXEL_DATA_TAGS)))  # nothing else of a file is kept in memory
+# Nothing else of a file is kept in memory.
+_TAGS: tuple[str | int, ...] = tuple(dict.fromkeys((*_HEADER_TAGS, *GROUP_TAGS, *PIXEL_DATA_TAGS)))
 
 
 def load_series(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and rescale one series, see `Format.load`."""
     where = f"Series {request.scan_id}"
     images = SeriesImages(request, where)
-    for stack in check_planes(images.planes, request, images.same_pixels):
+    try:
+        stacks = check_planes(images.planes, request, images.same_pixels)
+    except UnusableSeriesError as error:
+        error.single = single_slice(images.planes)
+        raise
+    for stack in stacks:
         attributes = allowed_attributes(images.header(stack.planes[len(stack.planes) // 2]))
         hu, notes = read_stack(stack.planes, images.take_pixels, request.limits, where)
         yield stack.volume(hu, attributes, notes)

@@ -10,6 +10,7 @@ from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import VolumeRecord
 from storage.errors import StorageError
 from storage.snapshots import Listing, update
+from storage.sources.single_slices import SingleSlice, one_scan_each
 from storage.verdicts import sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -55,11 +56,15 @@ class ScansRead:
     store_notes: list[str] = field(default_factory=list)
     num_done: int = 0
     _all: dict[str, list[Seen]] = field(default_factory=dict)
+    _singles: dict[str, SingleSlice] = field(default_factory=dict)
 
     def add(self, scan: Scan, entries: Iterable[dict[str, Any]]) -> None:
         """Take the entries of a scan."""
         for entry in entries:
             attributes = entry.pop("attributes", {})
+            single = entry.pop("single", None)
+            if single is not None and entry["reason"] == "too_few_slices":
+                self._singles[scan.scan_id] = single
             if volume_id := entry.get("volume_id"):
                 one = Seen(
                     str(entry["series_uid"]),
@@ -86,6 +91,16 @@ class ScansRead:
                 self.entries[place] = _left_out(entry, "duplicate_volume", volume_id)
             elif volume_id in written:  # by whichever of them was read first
                 entry["verdict"] = "committed"
+        self._name_slices()
+
+    def _name_slices(self) -> None:
+        """Scans of one slice that are together one scan get a reason of their own."""
+        sizes = one_scan_each(self._singles)
+        for entry in self.entries:
+            if entry.get("reason") == "too_few_slices" and (size := sizes.get(str(entry["series_uid"]))):
+                reason = "one_series_per_slice"
+                where = f"Series {entry['series_uid']}"
+                entry |= {"reason": reason, "message": sentence(reason, where, f"{size} series of one image each")}
 
     def notes(self) -> list[str]:
         """Sentences about the store's records and the scans."""

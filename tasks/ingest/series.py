@@ -50,7 +50,8 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
 
     Returns: entries for the report, at least one: `verdict`, `series_uid`, `num_slices` and `volume_id` with `cut`, or `reason`
         with `message`; `notes`, sentences about what was assumed or replaced; `attributes` of a volume as this scan has them. An
-        image that was left out of its volume is an entry with a `path`.
+        image that was left out of its volume is an entry with a `path`; `single`, the `SingleSlice` of a scan that is refused and
+        has one image.
     Raises: UnwritableError: the store cannot be written.
     """
     scan_id = job.scan.scan_id
@@ -64,7 +65,7 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
             entries += [made, *(_left_out_entry(scan_id, one) for one in found.left_out)]
             started = time.monotonic()
     except UnusableSeriesError as error:
-        entries.append(_refused_entry(job, error.reason, str(error), error.file))
+        entries.append(_refused_entry(job, error.reason, str(error), error.file) | {"single": error.single})
     except MemoryError:
         text = sentence("worker_died", f"scan {scan_id}", "out of memory")
         entries.append(_refused_entry(job, "worker_died", text))
