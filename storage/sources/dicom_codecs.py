@@ -5,6 +5,7 @@ GDCM. One decoder per transfer syntax, so that every machine reads the same valu
 or of a compressed image alone.
 """
 
+import re
 import struct
 import tempfile
 import warnings
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_fragments, generate_frames
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID
 
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_values import need_count, need_integer, tag_integer, tag_present, tag_text
@@ -315,4 +316,6 @@ def compressed_syntax(value: bytes) -> str:
 
 
 def _name(syntax: str) -> str:
-    return f"transfer syntax {UID(syntax).name}" if syntax in UID_dictionary else "an unknown transfer syntax"
+    if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]+", syntax):  # anything else may be free text
+        return f"transfer syntax {UID(syntax).name}"
+    return "an unknown transfer syntax"
