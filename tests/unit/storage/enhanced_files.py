@@ -62,8 +62,8 @@ def write_enhanced(
     data = Dataset()
     for name in (
         "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType", "PatientID", "PatientName",
-        "PatientBirthDate", "StudyDate", "PatientSex", "InstitutionName", "Manufacturer", "KVP", "Rows", "Columns", "SamplesPerPixel",
-        "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+        "PatientBirthDate", "StudyDate", "PatientSex", "InstitutionName", "Manufacturer", "KVP", "Rows", "Columns",
+        "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     ):  # fmt: skip
         if name in frames[0]:
             data[name] = frames[0][name]

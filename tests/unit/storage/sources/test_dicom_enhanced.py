@@ -283,6 +283,6 @@ def test_three_hundred_frames_need_less_than_a_gigabyte(tmp_path: Path) -> None:
     out = subprocess.run(
         [sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
     )
-    *shape, before, peak = out.stdout.replace("(", "").replace(")", "").replace(",", "").split()
+    *shape, _, peak = out.stdout.replace("(", "").replace(")", "").replace(",", "").split()
     assert shape == ["300", "512", "512"]
     assert int(peak) < 900  # MiB: 150 of pixels in the file, 150 of HU, the libraries
