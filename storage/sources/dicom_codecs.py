@@ -5,6 +5,7 @@ GDCM. One decoder per transfer syntax, so that every machine reads the same valu
 or of a compressed image alone.
 """
 
+import re
 import struct
 import tempfile
 import warnings
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_fragments, generate_frames
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID
 
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_values import need_count, need_integer, tag_integer, tag_present, tag_text
@@ -115,11 +116,15 @@ def pixel_format(data: Dataset) -> PixelFormat:
 
 
 def num_frames(data: Dataset) -> int:
-    """NumberOfFrames, 1 where absent. Raises: DicomFault: bad_number."""
-    words = tag_text(data, "NumberOfFrames").split("\\")
-    if set(words) <= {"", "1"}:  # "1\1" has been seen, and says what it means
+    """NumberOfFrames; 1 where it is absent, or no count in a data set whose frames have no headers of their own.
+
+    Raises: DicomFault: bad_number.
+    """
+    if set(tag_text(data, "NumberOfFrames").split("\\")) <= {"", "1"}:  # "1\\1" has been seen, and says what it means
         return 1
-    return need_count(data, "NumberOfFrames")
+    if "PerFrameFunctionalGroupsSequence" in data:
+        return need_count(data, "NumberOfFrames")
+    return max(1, tag_integer(data, "NumberOfFrames") or 1)
 
 
 def check_claim(decoded_bytes: int, encoded_bytes: int) -> None:
@@ -176,11 +181,12 @@ class FrameReader:
         return stored.astype(stored.dtype.newbyteorder("="), copy=False)
 
     def _check_length(self) -> None:
-        form = self.form
+        form, found = self.form, len(self._native)
         need = form.num_frames * form.frame_bytes
-        if len(self._native) < need:
+        # A writer may pad; what is more than a row says that the header is of other pixels.
+        if found < need or found - need >= max(form.frame_bytes // form.rows, 16):
             shape = f"{form.num_frames} × {form.rows} × {form.columns}"
-            raise DicomFault("unreadable_pixels", f"{len(self._native)} bytes of pixels, {shape} need {need}")
+            raise DicomFault("unreadable_pixels", f"{found} bytes of pixels, {shape} need {need}")
 
     def _decoded(self, index: int) -> NDArray[Any]:
         form, syntax = self.form, self._syntax
@@ -315,4 +321,6 @@ def compressed_syntax(value: bytes) -> str:
 
 
 def _name(syntax: str) -> str:
-    return f"transfer syntax {UID(syntax).name}" if syntax in UID_dictionary else "an unknown transfer syntax"
+    if re.fullmatch(r"1\.2\.840\.10008\.[0-9.]+", syntax):  # anything else may be free text
+        return f"transfer syntax {UID(syntax).name}"
+    return "an unknown transfer syntax"

@@ -1,6 +1,7 @@
 """A DICOM file -> its data set: with or without preamble and file meta information, deflated or not, whatever its header claims."""
 
 import io
+import logging
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -18,12 +19,17 @@ from pydicom.uid import (
 )
 
 from storage.sources.dicom_codecs import compressed_syntax
-from storage.sources.dicom_errors import DicomFault
+from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 
 # CT deflates by 2 to 10. What inflates by more than this and to more than the first bound is no CT, whatever it claims.
 _INFLATE_FREE_BYTES = 16 << 20
 _INFLATE_RATIO = 50
 _CHUNK = 1 << 16
+# One or two for each element and each item of a sequence: an enhanced image of 2000 frames takes 400,000.
+_MAX_READS = 600_000
+
+# Its warnings repeat values of tags, and values may be names.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -47,18 +53,28 @@ def read_data_set(stream: BinaryIO, *, pixels: bool = True, tags: Sequence[str |
         pixels: whether PixelData is read; else everything before it.
         tags: keywords or numbers of the top-level tags to keep; all when None.
     Raises:
-        DicomFault: too_costly, where inflating it takes more than a CT can need.
+        DicomFault: too_costly, where inflating it or its number of elements takes more than a CT can need; unreadable_file, where
+            it ends inside a value.
         one of DECODE_ERRORS: it cannot be read.
     """
     wanted = None if tags is None else [Tag(tag) for tag in tags]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        meta = _meta_information(stream)
-        stream.seek(0)
-        deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-        if deflated:
-            stream = _inflated(stream)
-        data = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+    bounded = _Bounded(stream)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            meta = _meta_information(bounded)
+            deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+            if deflated:
+                bounded = _Bounded(_inflated(stream))
+            bounded.seek(0)
+            data = pydicom.dcmread(bounded, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+        except DECODE_ERRORS:
+            bounded.check()  # pydicom turns what a stream raises inside a sequence into an error of its own
+            raise
+    if any(
+        str(one.message).startswith("End of file reached before") for one in caught
+    ):  # and everything read was dropped
+        raise DicomFault("unreadable_file", "it ends inside a value")
     if deflated:
         data.file_meta = FileMetaDataset(meta)
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -71,7 +87,26 @@ def read_data_set(stream: BinaryIO, *, pixels: bool = True, tags: Sequence[str |
     return data
 
 
-def _meta_information(stream: BinaryIO) -> Dataset:
+class _Bounded:
+    """A stream that is read a limited number of times, because pydicom makes an object of every element and item."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._read, self.seek, self.tell = stream.read, stream.seek, stream.tell
+        self._left = _MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's. Raises: DicomFault: too_costly."""
+        self._left -= 1
+        self.check()
+        return self._read(size)
+
+    def check(self) -> None:
+        """Raises: DicomFault: too_costly, where it was read too often."""
+        if self._left < 0:
+            raise DicomFault("too_costly", f"its header has more than {_MAX_READS} elements and lengths")
+
+
+def _meta_information(stream: Any) -> Dataset:
     """Group 0002; the stream is left behind it."""
     stream.seek(128)
     if stream.read(4) != b"DICM":

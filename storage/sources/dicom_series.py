@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from storage.errors import UnusableSeriesError
 from storage.sources.dicom_attributes import ATTRIBUTE_TAGS, allowed_attributes
-from storage.sources.dicom_codecs import PIXEL_DATA_TAGS, FrameReader, num_frames
+from storage.sources.dicom_codecs import PIXEL_DATA_TAGS, FrameReader, check_claim, num_frames
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_file import read_data_set
 from storage.sources.dicom_frames import GROUP_TAGS, frame_headers, has_frames
@@ -34,6 +34,7 @@ def load_series(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and rescale one series, see `Format.load`."""
     where = f"Series {request.scan_id}"
     images = SeriesImages(request, where)
+    images.check_claims()
     try:
         stacks = check_planes(images.planes, request, images.same_pixels)
     except UnusableSeriesError as error:
@@ -55,7 +56,7 @@ class SeriesImages:
     def __init__(self, request: ScanRequest, where: str) -> None:
         """Read the headers, and pixels as long as memory allows; nothing is decoded and nothing raises."""
         self._source, self._where = request.source, where
-        self._num_kept = 0
+        self._num_kept = self._num_bytes = 0
         self._files: dict[str, Dataset] = {}
         self._reader: tuple[str, FrameReader] | None = None
         self.planes: list[Plane] = []
@@ -67,6 +68,13 @@ class SeriesImages:
                 self.planes.append(Plane(file, fault=(fault.reason, fault.detail)))
             except DECODE_ERRORS as error:
                 self.planes.append(Plane(file, fault=("unreadable_file", type(error).__name__)))
+
+    def check_claims(self) -> None:
+        """Refuse images whose headers claim far more pixels than their files can hold. Raises: UnusableSeriesError: too_costly."""
+        try:
+            check_claim(sum(2 * plane.shape[0] * plane.shape[1] for plane in self.planes), self._num_bytes)
+        except DicomFault as fault:
+            refuse(fault.reason, self._where, fault.detail)
 
     def header(self, plane: Plane) -> Dataset:
         """Tags of an image that a volume depends on, or that are attributes of one."""
@@ -101,8 +109,10 @@ class SeriesImages:
     def _read(self, file: str) -> Dataset:
         """A file's data set, with pixels as long as memory allows."""
         with open_file(self._source, file) as stream:
-            keep = self._num_kept + stream.seek(0, os.SEEK_END) <= KEPT_BYTES
+            size = stream.seek(0, os.SEEK_END)
+            keep = self._num_kept + size <= KEPT_BYTES
             data = read_data_set(stream, pixels=keep, tags=_TAGS)
+        self._num_bytes += size
         pixels = data.get_item("PixelData") if "PixelData" in data else None
         self._num_kept += len(getattr(pixels, "value", None) or b"")  # more than the file where that is deflated
         if self._num_kept > KEPT_BYTES:
