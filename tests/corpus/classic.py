@@ -177,7 +177,7 @@ def write(path: Path, data: Dataset, syntax: UID = ExplicitVRLittleEndian) -> No
     meta.MediaStorageSOPClassUID = data.get("SOPClassUID") or CTImageStorage
     meta.MediaStorageSOPInstanceUID = data.get("SOPInstanceUID") or "1.2.3"
     data.file_meta = meta
-    if syntax.is_compressed and not syntax.is_deflated:
+    if syntax.is_transfer_syntax and syntax.is_compressed and not syntax.is_deflated:
         if not data["PixelData"].is_undefined_length:
             meta.TransferSyntaxUID = ExplicitVRLittleEndian
             data.compress(syntax, generate_instance_uid=False)

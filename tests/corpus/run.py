@@ -74,8 +74,8 @@ def run_member(member: Member, world: World, root: Path) -> Outcome:
         tried.append(_judged(one, used, codes, messages, report.notes if report else [], opened))
         if not tried[-1][0]:
             break
-    problems, compared = min(tried, key=lambda found: len(found[0]))
-    label = (expect, *expect.alternatives)[tried.index((problems, compared))].label if not problems else expect.label
+    problems, compared = tried[0] if tried[-1][0] else tried[-1]
+    label = expect.label if problems else (expect, *expect.alternatives)[len(tried) - 1].label
     shutil.rmtree(root)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return Outcome(

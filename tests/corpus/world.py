@@ -197,7 +197,7 @@ def compare(volume: Volume, truth: Truth) -> Compared:
     if truth.positions is not None:
         last[2] = len(truth.positions) - 1
     margin = np.minimum(index, last - index).min(axis=-1)  # voxels inside the outermost centres
-    error = np.abs(volume.hu - truth.hu(world))
+    error = np.nan_to_num(np.abs(volume.hu - truth.hu(world)))  # a truth that is no number is not judged
     fill_near = np.zeros(volume.hu.shape, dtype=bool)
     fill_all = np.zeros(volume.hu.shape, dtype=bool)
     fill_two = np.zeros(volume.hu.shape, dtype=bool)
