@@ -234,15 +234,16 @@ def _fill_around(
     fill: NDArray[np.bool_], index: NDArray[np.float64], last: NDArray[np.int_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """(some, all) of the eight voxels around each place are fill; (some) of the 6³ around it are."""
-    base = np.floor(index).astype(int)
-    near = np.zeros(index.shape[:-1], dtype=bool)
-    every = np.ones(index.shape[:-1], dtype=bool)
-    two = np.zeros(index.shape[:-1], dtype=bool)
-    for corner in np.ndindex(6, 6, 6):
-        at = np.clip(base + (np.asarray(corner) - 2), 0, last)
-        here = fill[at[..., 2], at[..., 1], at[..., 0]]
-        two |= here
-        if all(c in (2, 3) for c in corner):
-            near |= here
-            every &= here
-    return near, every, two
+    base = np.clip(np.floor(index).astype(int) + 3, 0, last + 6)
+    place = base[..., 2], base[..., 1], base[..., 0]
+    padded = np.pad(fill, 3, mode="edge")
+    return _window(padded, 0, 1, np.logical_or)[place], _window(padded, 0, 1, np.logical_and)[place], _window(
+        padded, -2, 3, np.logical_or
+    )[place]
+
+
+def _window(values: NDArray[np.bool_], low: int, high: int, join: np.ufunc) -> NDArray[np.bool_]:
+    """What `join` gives of all values from `low` to `high` places further along every axis."""
+    for axis in range(3):
+        values = join.reduce([np.roll(values, -shift, axis) for shift in range(low, high + 1)])
+    return values
