@@ -84,6 +84,7 @@ for _name, _write in {
     "nifti_2": _nifti("a.nii.gz", "<f4", kind=nibabel.Nifti2Image),
     "nifti_left_handed": _nifti("a.nii.gz", "<i2", geometry=_left_handed),
     "nifti_without_extension": _nifti("a", "<f4"),
+    "nifti_slope_unset": _nifti("a.nii", "<f4", change=lambda header: _slope_unset(header)),
     "nifti_qform_alone": _nifti("a.nii", "<f4", change=lambda h: h.set_sform(None, code=0)),
     "nifti_sform_alone": _nifti("a.nii", "<f4", change=lambda h: h.set_qform(None, code=0)),
 }.items():
@@ -125,8 +126,12 @@ def _no_codes(header: Any) -> None:
     header["sform_code"] = header["qform_code"] = 0
 
 
-def _slope_not_finite(header: Any) -> None:
-    header["scl_slope"] = np.inf
+def _slope_unset(header: Any) -> None:
+    header["scl_slope"] = header["scl_inter"] = np.nan  # as nibabel writes "no scaling"
+
+
+def _intercept_not_finite(header: Any) -> None:
+    header["scl_slope"], header["scl_inter"] = 2.0, np.inf
 
 
 def _zero_affine(header: Any) -> None:
@@ -142,7 +147,7 @@ for _kind, _name, _write in (
     ("23", "nifti_forms_turned", _broken_nifti("conflicting_geometry", change=_turn_qform)),
     ("23", "nifti_without_codes", _broken_nifti("missing_geometry", change=_no_codes)),
     ("23", "nifti_flat_axis", _broken_nifti("missing_geometry", change=_zero_affine)),
-    ("23", "nifti_slope_not_finite", _broken_nifti("missing_rescale", change=_slope_not_finite)),
+    ("23", "nifti_intercept_not_finite", _broken_nifti("missing_rescale", change=_intercept_not_finite)),
     ("other", "nifti_mask", _broken_nifti("not_hu", lambda s: (s > -400).astype("<u1"))),
     ("other", "nifti_windowed", _broken_nifti("not_hu", lambda s: np.clip((s + 800) / 4, 0, 255).astype("<u1"))),
     ("other", "nifti_complex", _broken_nifti("unsupported_pixels", lambda s: s.astype("<c8"))),
