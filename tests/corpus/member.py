@@ -34,7 +34,7 @@ class Expect:
     @property
     def label(self) -> str:
         """For the confusion matrix."""
-        names = sorted({reason.rstrip("*?") for reason in self.reasons if not reason.endswith("?")})
+        names = sorted({reason.rstrip("*").replace("|", "/") for reason in self.reasons if not reason.endswith("?")})
         return outcome_label(len(self.volumes), names)
 
 

@@ -75,7 +75,7 @@ def run_member(member: Member, world: World, root: Path) -> Outcome:
         if not tried[-1][0]:
             break
     problems, compared = tried[0] if tried[-1][0] else tried[-1]
-    label = expect.label if problems else (expect, *expect.alternatives)[len(tried) - 1].label
+    label = " or ".join(one.label for one in (expect, *expect.alternatives)) if problems else got
     shutil.rmtree(root)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return Outcome(
