@@ -301,3 +301,81 @@ def mha_cut_short(place: Place) -> Expect:
     path = place.folder / "a.mha"
     path.write_bytes(path.read_bytes()[:-2000])
     return one(place, scan(place), reasons=("unreadable_pixels",))
+
+
+# -- arrays of RAD-ChestCT
+
+
+def _npz_geometry(place: Place, spacing_mm: float, shape: tuple[int, int, int]) -> Geometry:
+    """Axes towards inferior, posterior and left from the origin: what the release means, which its files do not say."""
+    first = Geometry(spacing_mm=(spacing_mm,) * 3, shape=shape, step=(0.0, 0.0, -spacing_mm))
+    middle = first.matrix[:3, :3] @ ((np.asarray(shape[::-1]) - 1) / 2)
+    return first.turned(centre_mm=(float(middle[0]), float(middle[1]), float(middle[2])))
+
+
+def _npz(key: str, **config: Any) -> Write:
+    def write_it(place: Place) -> Expect:
+        spacing = config.get("npz_spacing_mm", 0.8)
+        shape = (24, 26, 28) if spacing > 1 else (200, 256, 260)
+        lies = _npz_geometry(place, spacing, shape)
+        middle = np.asarray(lies.centre_mm)
+        stored = (values(place, lies.turned(centre_mm=place.world.geometry.centre_mm))).clip(-1000, 1000)
+        place.folder.mkdir(parents=True)
+        np.savez_compressed(place.folder / "trn00001.npz", **{key: np.rint(stored).astype(np.int16)})
+        shift = np.asarray(place.world.geometry.centre_mm) - middle
+        # Whole HU of a scan that is not on whole millimetres: half a HU more.
+        truth = Truth(lies, lambda w: place.world.hu(w + shift), inside=1.6, faces=5.6)
+        return Expect(volumes=(truth,), notes=("(?i)0.8|8|assumed|spacing",), config=config)
+
+    return write_it
+
+
+member("valid", "formats", name="npz_ct")(_npz("ct", npz_spacing_mm=8.0))
+member("valid", "formats", name="npz_volume")(_npz("volume", npz_spacing_mm=8.0))
+member("valid", "formats", name="npz_of_the_release", slow=True)(_npz("ct"))
+
+
+def _bad_npz(reason: str, save: Callable[[Path, Array], Any]) -> Write:
+    def write_it(place: Place) -> Expect:
+        place.folder.mkdir(parents=True)
+        save(place.folder / "a.npz", np.rint(values(place, place.world.geometry)).astype(np.int16))
+        return one(place, scan(place), reasons=(reason,), config={"npz_spacing_mm": 8.0})
+
+    return write_it
+
+
+def _npz_that_lies(path: Path, stored: Array) -> None:
+    """The array's header claims 2000 times as many planes."""
+    np.savez(path, ct=stored)
+    path.write_bytes(path.read_bytes().replace(b"'shape': (24, 26, 28)", b"'shape': (48000,26,28)"))
+
+
+def _npz_twice(path: Path, stored: Array) -> None:
+    """Two members of one name."""
+    import io
+    import warnings
+    import zipfile
+
+    stream = io.BytesIO()
+    np.save(stream, stored)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("ct.npy", stream.getvalue())
+        archive.writestr("ct.npy", stream.getvalue()[:-2] + b"\0\0")
+
+
+def _cut(path: Path, stored: Array) -> None:
+    np.savez(path, ct=stored)
+    path.write_bytes(path.read_bytes()[:-9000])
+
+
+for _name, _write in {
+    "npz_of_objects": _bad_npz("unsupported_pixels|unreadable_pixels", lambda p, s: np.savez(p, ct=np.array([s, {}], object))),
+    "npz_of_two_arrays": _bad_npz("several_arrays", lambda p, s: np.savez(p, ct=s, volume=s + 1)),
+    "npz_of_two_members": _bad_npz("several_arrays|unreadable_pixels|archive_member", _npz_twice),
+    "npz_of_something_else": _bad_npz("unknown_format|archive", lambda p, s: np.savez(p, weights=s)),
+    "npz_that_lies": _bad_npz("unreadable_pixels|too_costly|unreadable_file", _npz_that_lies),
+    "npz_cut_short": _bad_npz("unreadable_pixels|unreadable_file|archive_member|archive|unknown_format", _cut),
+    "npz_flat": _bad_npz("multi_volume", lambda p, s: np.savez(p, ct=s[0])),
+}.items():
+    member("hostile", "formats", name=_name)(_write)
