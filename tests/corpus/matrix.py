@@ -43,7 +43,9 @@ def outcome(member: Member, world: World, root: Path) -> Outcome:
 
 def table(found: Sequence[Outcome]) -> dict[str, Any]:
     """The matrix and the largest differences."""
-    cells = Counter((one.expected, one.got if one.expected != one.got or not one.problems else "other values") for one in found)
+    cells = Counter(
+        (one.expected, one.got if one.expected != one.got or not one.problems else "other values") for one in found
+    )
     compared = [volume for one in found if not one.problems for volume in one.compared]
     return {
         "members": len({one.name for one in found}),

@@ -124,5 +124,7 @@ def reasons_problem(expected: tuple[str, ...], got: Counter[str]) -> str:
             left[found] -= 1
     extra = sorted((+left).elements())
     parts = [f"missing {', '.join(missing)}"] if missing else []
-    parts += [f"unexpected {', '.join(f'{extra.count(code)} × {code}' for code in sorted(set(extra)))}"] if extra else []
+    parts += (
+        [f"unexpected {', '.join(f'{extra.count(code)} × {code}' for code in sorted(set(extra)))}"] if extra else []
+    )
     return "; ".join(parts)

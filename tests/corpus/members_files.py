@@ -116,7 +116,9 @@ def link_to_a_folder_within_the_source(place: Place) -> Expect:
     (place.folder / "loop").symlink_to(".")
     (place.folder / "again").symlink_to("in")
     return Expect(
-        volumes=(made.right(),), reasons=("outside_source?",), alternatives=(Expect(volumes=(made.right(num_duplicates=24),)),)
+        volumes=(made.right(),),
+        reasons=("outside_source?",),
+        alternatives=(Expect(volumes=(made.right(num_duplicates=24),)),),
     )
 
 
@@ -466,5 +468,3 @@ def header_that_claims_65535_rows(place: Place) -> Expect:
     save(place, good.slices)
     save(place, made.slices, folder="large")
     return Expect(volumes=(good.right(),), reasons=("unreadable_pixels|too_costly|too_large",))
-
-

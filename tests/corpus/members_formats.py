@@ -215,7 +215,9 @@ def _huge(header: Any) -> None:
 # -- NRRD and MetaImage, written by ITK
 
 
-def _itk(name: str, *, geometry: Callable[[Place], Geometry] | None = None, whole: bool = False, compress: bool = True) -> Write:
+def _itk(
+    name: str, *, geometry: Callable[[Place], Geometry] | None = None, whole: bool = False, compress: bool = True
+) -> Write:
     def write_it(place: Place) -> Expect:
         lies = (_whole if whole else geometry or (lambda p: p.world.geometry))(place)
         itk_image(place.folder / name, values(place, lies).astype(np.int16 if whole else np.float32), lies, compress)
@@ -278,7 +280,9 @@ def _broken_nrrd(reason: str, *changes: tuple[str, str], spoil: Callable[[bytes]
 
 
 for _name, _write in {
-    "nrrd_without_space": _broken_nrrd("missing_geometry", ("space directions", ""), ("space origin", ""), ("space:", "")),
+    "nrrd_without_space": _broken_nrrd(
+        "missing_geometry", ("space directions", ""), ("space origin", ""), ("space:", "")
+    ),
     "nrrd_cut_short": _broken_nrrd("unreadable_pixels", spoil=lambda data: data[:-2000]),
     "nrrd_of_numbers_that_are_none": _broken_nrrd(
         "bad_number|missing_geometry|unreadable_file", ("space origin", "space origin: (1,x,3)\n")
@@ -370,7 +374,9 @@ def _cut(path: Path, stored: Array) -> None:
 
 
 for _name, _write in {
-    "npz_of_objects": _bad_npz("unsupported_pixels|unreadable_pixels", lambda p, s: np.savez(p, ct=np.array([s, {}], object))),
+    "npz_of_objects": _bad_npz(
+        "unsupported_pixels|unreadable_pixels", lambda p, s: np.savez(p, ct=np.array([s, {}], object))
+    ),
     "npz_of_two_arrays": _bad_npz("several_arrays", lambda p, s: np.savez(p, ct=s, volume=s + 1)),
     "npz_of_two_members": _bad_npz("several_arrays|unreadable_pixels|archive_member", _npz_twice),
     "npz_of_something_else": _bad_npz("unknown_format|archive", lambda p, s: np.savez(p, weights=s)),

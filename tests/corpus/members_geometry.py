@@ -21,7 +21,9 @@ def placed(place: Place, shares: Array, geometry: Geometry | None = None, **how:
     shares = np.asarray(shares, dtype=float)
     middle = (shares - shares.mean())[:, None] * geometry.matrix[:3, 2]
     centre = geometry.positions.mean(axis=0)
-    return scan(place, geometry=geometry.turned(shape=(len(shares), *geometry.shape[1:])), positions=centre + middle, **how)
+    return scan(
+        place, geometry=geometry.turned(shape=(len(shares), *geometry.shape[1:])), positions=centre + middle, **how
+    )
 
 
 # -- kind 11

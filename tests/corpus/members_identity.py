@@ -8,7 +8,6 @@ from pydicom.dataset import Dataset
 
 from tests.corpus.classic import Scan, put, save, scan, write
 from tests.corpus.member import Expect, Place, Write, member
-from tests.corpus.members_valid import one
 
 
 def shifted(made: Scan, share: float) -> Scan:
@@ -264,7 +263,10 @@ def _beside(place: Place, odd: Dataset, reason: str) -> Expect:
 @member("8", "classic")
 def odd_image_turned(place: Place) -> Expect:
     odd = scan(place).slices[10]
-    turned = [*odd.ImageOrientationPatient[:3], *np.cross(odd.ImageOrientationPatient[:3], odd.ImageOrientationPatient[3:])]
+    turned = [
+        *odd.ImageOrientationPatient[:3],
+        *np.cross(odd.ImageOrientationPatient[:3], odd.ImageOrientationPatient[3:]),
+    ]
     return _beside(place, put(odd, ImageOrientationPatient=[float(v) for v in turned]), "inconsistent_orientation")
 
 
@@ -287,7 +289,11 @@ def odd_image_localizer(place: Place) -> Expect:
 
 @member("8", "classic")
 def odd_image_screen_save(place: Place) -> Expect:
-    odd = put(scan(place).slices[10], SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
+    odd = put(
+        scan(place).slices[10],
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.7",
+        ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"],
+    )
     return _beside(place, odd, "secondary_capture")
 
 
@@ -298,7 +304,9 @@ def odd_image_screen_save_of_ct_class(place: Place) -> Expect:
     put(odd, ImagePositionPatient=None, Rows=40, Columns=50, SamplesPerPixel=3, PhotometricInterpretation="RGB")
     put(odd, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0, PlanarConfiguration=0)
     odd.PixelData = b"\x20" * (40 * 50 * 3)
-    return _beside(place, odd, "secondary_capture|missing_geometry|unsupported_pixels|inconsistent_shape|derived_reformat")
+    return _beside(
+        place, odd, "secondary_capture|missing_geometry|unsupported_pixels|inconsistent_shape|derived_reformat"
+    )
 
 
 @member("8", "classic")
@@ -332,12 +340,18 @@ def stacks_of_two_orientations(place: Place) -> Expect:
     """Each is whole: two volumes, or a refusal that names the orientation."""
     first = scan(place)
     geometry = place.world.whole.turned(
-        row=(1.0, 0.0, 0.0), column=(0.0, 0.0, -1.0), shape=(27, 26, 28), centre_mm=place.world.geometry.centre_mm, whole=False
+        row=(1.0, 0.0, 0.0),
+        column=(0.0, 0.0, -1.0),
+        shape=(27, 26, 28),
+        centre_mm=place.world.geometry.centre_mm,
+        whole=False,
     )
     second = scan(place, geometry=geometry)
     second.each(lambda k, d: put(d, SOPInstanceUID=place.uid("coronal", k)))
     save(place, [*first.slices, *second.slices])
-    return Expect(volumes=(first.right(), second.right()), alternatives=(Expect(reasons=("inconsistent_orientation",)),))
+    return Expect(
+        volumes=(first.right(), second.right()), alternatives=(Expect(reasons=("inconsistent_orientation",)),)
+    )
 
 
 # -- kind 9

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless, UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from tests.corpus.classic import Scan, put, save, scan, write
 from tests.corpus.member import Expect, Place, Write, member
@@ -136,7 +136,9 @@ def enhanced_file_twice(place: Place) -> Expect:
     made = scan(place)
     write(place.folder / "a", multiframe(place, made.slices))
     (place.folder / "b").write_bytes((place.folder / "a").read_bytes())
-    return Expect(volumes=(made.right(num_duplicates=1),), alternatives=(Expect(volumes=(made.right(num_duplicates=24),)),))
+    return Expect(
+        volumes=(made.right(num_duplicates=1),), alternatives=(Expect(volumes=(made.right(num_duplicates=24),)),)
+    )
 
 
 @member("17", "multi-frame", broken=False)

@@ -4,13 +4,13 @@ import shutil
 
 import numpy as np
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
-    UID,
 )
 
 from tests.corpus.classic import Scan, put, save, scan, write, write_bare

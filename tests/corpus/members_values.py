@@ -123,7 +123,9 @@ def _body_in_air(fill: Any, stored: int, *, declared: bool) -> Write:
 
     def write_it(place: Place) -> Expect:
         geometry = place.world.whole.turned(spacing_mm=(7.7, 7.9, 7.1), shape=(24, 28, 30), whole=False)
-        made = scan(place, geometry=geometry, slope=1, hu=lambda w: np.full(w.shape[:-1], 50.0), fill=fill, fill_stored=stored)
+        made = scan(
+            place, geometry=geometry, slope=1, hu=lambda w: np.full(w.shape[:-1], 50.0), fill=fill, fill_stored=stored
+        )
         lungs = np.zeros(geometry.shape, dtype=bool)
         lungs[9:15, 11:17, 12:18] = True
         for k, data in enumerate(made.slices):
@@ -263,7 +265,9 @@ member("other", "multi-frame", name="pixels_cut_short_everywhere")(_cut_pixels(2
 
 @member("other", "multi-frame")
 def pixels_missing(place: Place) -> Expect:
-    return _refused(place, scan(place).put_at([6], PixelData=None), "unreadable_pixels|unreadable_file|unsupported_pixels")
+    return _refused(
+        place, scan(place).put_at([6], PixelData=None), "unreadable_pixels|unreadable_file|unsupported_pixels"
+    )
 
 
 @member("other", "multi-frame")
@@ -338,5 +342,3 @@ for _name, (_reason, _tags) in {
     "series_of_screen_saves": ("secondary_capture", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}),
 }.items():
     member("other", "classic", name=_name)(_no_volume(_reason, **_tags))
-
-

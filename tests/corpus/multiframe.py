@@ -87,7 +87,9 @@ def _groups(one: Dataset) -> dict[str, dict[str, DicomSequence]]:
     return {
         "orientation": {"PlaneOrientationSequence": item(ImageOrientationPatient=one.get("ImageOrientationPatient"))},
         "measures": {
-            "PixelMeasuresSequence": item(PixelSpacing=one.get("PixelSpacing"), SliceThickness=one.get("SliceThickness"))
+            "PixelMeasuresSequence": item(
+                PixelSpacing=one.get("PixelSpacing"), SliceThickness=one.get("SliceThickness")
+            )
         },
         "rescale": {
             "PixelValueTransformationSequence": item(
@@ -103,6 +105,8 @@ def _stack_positions(slices: Sequence[Dataset]) -> list[int]:
     """InStackPositionNumber of each slice: its rank along the slices' normal."""
     row, column = np.split(np.asarray([float(v) for v in slices[0].ImageOrientationPatient]), 2)
     normal = np.cross(row, column)
-    depth = [float(np.asarray([float(v) for v in one.get("ImagePositionPatient") or (0, 0, 0)]) @ normal) for one in slices]
+    depth = [
+        float(np.asarray([float(v) for v in one.get("ImagePositionPatient") or (0, 0, 0)]) @ normal) for one in slices
+    ]
     order = {place: rank + 1 for rank, place in enumerate(sorted(set(np.round(depth, 4))))}
     return [order[round(value, 4)] for value in depth]

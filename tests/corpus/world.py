@@ -237,9 +237,11 @@ def _fill_around(
     base = np.clip(np.floor(index).astype(int) + 3, 0, last + 6)
     place = base[..., 2], base[..., 1], base[..., 0]
     padded = np.pad(fill, 3, mode="edge")
-    return _window(padded, 0, 1, np.logical_or)[place], _window(padded, 0, 1, np.logical_and)[place], _window(
-        padded, -2, 3, np.logical_or
-    )[place]
+    return (
+        _window(padded, 0, 1, np.logical_or)[place],
+        _window(padded, 0, 1, np.logical_and)[place],
+        _window(padded, -2, 3, np.logical_or)[place],
+    )
 
 
 def _window(values: NDArray[np.bool_], low: int, high: int, join: np.ufunc) -> NDArray[np.bool_]:
