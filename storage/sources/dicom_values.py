@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 
+# pydicom warns and logs with the value of a tag, which may be a patient's; what a value is good for is decided here.
+config.settings.reading_validation_mode = config.IGNORE
 _UID = re.compile(r"[0-2](\.[0-9]+)+")
 _PLAIN_NUMBERS = re.compile(r"[-+0-9.,eE\\ ]{1,32}|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _GEOMETRY = {"ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}

@@ -1,6 +1,7 @@
 """DICOM series as files: HU at their places, repeats, odd images, fill, numbers that are none; files are read once."""
 
 import copy
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,9 @@ def test_numbers_that_are_none_are_dropped_where_nothing_depends_on_them(tmp_pat
     for path in tmp_path.iterdir():
         if name != "PixelPaddingValue":  # which is binary
             set_raw(path, name, b"x1\\?")
-    (found,) = load(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        (found,) = load(tmp_path)
+    assert not caught  # pydicom's would repeat the value, which may be free text
     assert (found.hu == expected(matrix)).all()
     assert "KVP" not in found.attributes or name != "KVP"
 
@@ -355,6 +358,6 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     (found,) = load_series(ScanRequest(tmp_path, files, "1", LIMITS))
     assert [(one.file, one.reason) for one in found.left_out] == [("gone.dcm", "unreadable_file")]
     (tmp_path / "005.dcm").unlink()
-    with pytest.raises(UnusableSeriesError, match=r"005\.dcm") as error:
+    with pytest.raises(UnusableSeriesError, match="<path>") as error:
         list(load_series(ScanRequest(tmp_path, files[:-1], "1", LIMITS)))
-    assert error.value.reason == "unreadable_file"
+    assert (error.value.reason, error.value.file) == ("unreadable_file", "005.dcm")
