@@ -148,7 +148,8 @@ REASONS: dict[str, Reason] = {
         "quarantined", "{where} has slices of different orientation ({detail}): split the series."
     ),
     "inconsistent_spacing": Reason(
-        "quarantined", "{where} has uneven slice or pixel spacing ({detail}): split or export the series again."
+        "quarantined",
+        "{where} has uneven slice or pixel spacing ({detail}): export it again with one spacing, or as one series per spacing.",
     ),
     "inconsistent_shape": Reason("quarantined", "{where} has slices of different size ({detail}): split the series."),
     "inconsistent_position": Reason(
@@ -202,7 +203,7 @@ BEHIND: dict[str, tuple[str, ...]] = {
     "missing_slices": ("ImagePositionPatient",),
     "duplicate_slices": ("ImagePositionPatient", "SOPInstanceUID"),
     "inconsistent_orientation": ("ImageOrientationPatient",),
-    "inconsistent_spacing": ("PixelSpacing", "ImagePositionPatient"),
+    "inconsistent_spacing": ("ingest.max_jitter", "PixelSpacing", "ImagePositionPatient"),
     "inconsistent_shape": ("Rows", "Columns"),
     "inconsistent_position": ("ingest.max_jitter", "ImagePositionPatient"),
     "unsupported_pixels": ("SamplesPerPixel",),
