@@ -54,6 +54,31 @@ def with_text(name: str, text: str):
     return change
 
 
+# Tags that a reader looks at, each with a planted text in every image; then tags that differ between images.
+READ_TAGS = (
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "AcquisitionNumber", "NumberOfFrames", "FrameOfReferenceUID", "ImageType", "PhotometricInterpretation", "SliceThickness",
+    "ImagesInAcquisition", "Modality", "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "StationName", "KVP",
+)  # fmt: skip
+SPLIT_TAGS = (
+    "ConvolutionKernel",
+    "FrameOfReferenceUID",
+    "StudyInstanceUID",
+    "AcquisitionNumber",
+    "PatientID",
+    "RescaleType",
+    "StackID",
+)
+
+
+def alternating(name: str):
+    def change(k: int, data: Dataset) -> None:
+        plant(data)
+        data.add(DataElement(name, "LO", f"zqplant{k % 2}"))
+
+    return change
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source below `private`, and a link of a neutral name to it; beside it one without any CT."""
@@ -62,13 +87,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = {"shape": (8, 12, 14)}
     write_series(source / "Zqplant_Good", change=lambda k, data: plant(data), uid="1.2.3.1", **size)
     write_series(source / "Zqplant_Uid", change=with_text("SeriesInstanceUID", "Zqplantseries"), shape=(9, 12, 14))
-    write_series(source / "Zqplant_Slope", change=with_text("RescaleSlope", "zqplantslope"), uid="1.2.3.2", **size)
-    write_series(
-        source / "Zqplant_Place", change=with_text("ImagePositionPatient", "zqplantplace"), uid="1.2.3.3", **size
-    )
+    for number, name in enumerate(READ_TAGS):
+        write_series(
+            source / f"Zqplant_{name}", change=with_text(name, f"Zqplant{name}"), uid=f"1.2.4.{number}", **size
+        )
+    for number, name in enumerate(SPLIT_TAGS):
+        write_series(source / f"Zqplant_2{name}", change=alternating(name), uid=f"1.2.5.{number}", **size)
     write_series(source / "Zqplant_Gap", change=lambda k, data: plant(data), uid="1.2.3.4", skip=(4,), **size)
-    write_series(source / "Zqplant_Modality", change=with_text("Modality", "ZQPLANT"), uid="1.2.3.5", **size)
-    write_series(source / "Zqplant_Class", change=with_text("SOPClassUID", "1.2.zqplantclass"), uid="1.2.3.6", **size)
     write_series(source / "Zqplant_Pixels", change=lambda k, data: plant(data), uid="1.2.3.7", **size)
     for path in (source / "Zqplant_Pixels").iterdir():
         data = pydicom.dcmread(path)
@@ -81,11 +106,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image(source / "zqplant_scan.nii.gz", np.rint(world_linear(affine, (14, 12, 9))).astype(np.int16), affine)
     (source / "zqplant_broken.nii.gz").write_bytes((source / "zqplant_scan.nii.gz").read_bytes()[:3000])
     with zipfile.ZipFile(source / "zqplant.zip", "w") as archive:
-        archive.writestr("Zqplant^Member/zqplant.dcm", good)
+        write_series(world / "private" / "member", change=lambda k, data: plant(data), uid="1.2.3.8", skip=(4,), **size)
+        for path in sorted((world / "private" / "member").iterdir()):
+            archive.write(path, f"Zqplant^Member/{path.name}")
         archive.writestr("../zqplant", b"outside")
+        archive.writestr("zqplant/text.txt", b"zqplant")
     (source / "zqplant.gz").write_bytes(gzip.compress(b"zqplant"))
     os.mkfifo(source / "zqplant_pipe")
     (source / "zqplant_link").symlink_to("/nowhere/zqplant_target")
+    (world / "private" / "zqplant_outside.dcm").write_bytes(good)
+    (source / "zqplant_out.dcm").symlink_to(world / "private" / "zqplant_outside.dcm")
     (source / "patients.csv").write_text("path,patient_id\nzqplant_scan.nii.gz,ZqplantTable\n")
     nothing = world / "private" / "Zqplant empty"
     nothing.mkdir()
@@ -177,7 +207,8 @@ def test_the_command(world: Path, tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout.splitlines()[-1])
-    assert len(report["committed"]) == 3, report
+    assert {entry["series_uid"] for entry in report["committed"]} >= {"1.2.3.1"}, report
+    assert len(report["committed"]) >= 3
     assert {"missing_slices", "unreadable_pixels", "not_ct", "unknown_format"} <= set(report["num_excluded"])
     assert hits(world, tmp_path) == []
     private = b"".join(data for name, data in contents(tmp_path) if name.startswith("store.ingests"))
