@@ -16,6 +16,7 @@ from storage.sources.source import as_utf8
 PATIENTS_CSV = "patients.csv"
 LABELS_CSV = "labels.csv"
 TABLES = (PATIENTS_CSV, LABELS_CSV)
+_KNOWN_COLUMNS = ("patient_id", "series_uid", "path")
 _LABEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -204,7 +205,9 @@ def _read(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     columns = [name.strip() for name in _next(reader, path) or []]
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise SourceError(f"{path}, line 1: column {safe_text(twice[0])!r} occurs twice; expected each once.")
+        raise SourceError(
+            f"{path}, line 1: column {columns.index(twice[0]) + 1} ({_listed(twice[:1])}) occurs twice; expected each once."
+        )
     return columns, _rows(reader, columns, path)
 
 
@@ -253,4 +256,7 @@ def _places(files: Sequence[str]) -> list[str]:
 
 
 def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(safe_text(name) for name in columns) or "none"
+    """The columns that a table can have by their names, others by their number: without a header the first row is a patient's."""
+    known = [name for name in columns if name in _KNOWN_COLUMNS]
+    others = len(columns) - len(known)
+    return ", ".join([*known, *([f"{others} other(s)"] if others else [])]) or "none"

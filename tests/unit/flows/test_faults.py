@@ -161,3 +161,15 @@ def test_help_names_the_exit_codes_and_debug() -> None:
     said = " ".join(call("--help").stdout.split())
     assert "--debug" in said
     assert "70 a fault of prdit" in said
+
+
+def test_the_report_of_a_fault_names_no_folder_that_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "Doe John"
+    folder.mkdir()
+    broken(monkeypatch, TypeError(f"bad file {folder / 'a b' / 'c.dcm'}"))
+    assert call("demo-data", str(folder)).exit_code == 70
+    (report,) = reports()
+    text = report.read_text()
+    assert "Doe" not in text
+    assert "TypeError: bad file" in text
+    assert "test_faults.py" in text

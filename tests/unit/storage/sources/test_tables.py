@@ -90,7 +90,7 @@ def test_labels_of_a_patient_in_the_files(tmp_path: Path) -> None:
 
 
 MALFORMED = [
-    ("patients.csv", "uid,patient_id\n1.2,P\n", "columns uid, patient_id; expected"),
+    ("patients.csv", "uid,patient_id\n1.2,P\n", "columns patient_id, 1 other(s); expected"),
     ("patients.csv", "", "columns none; expected"),
     ("patients.csv", "series_uid,patient_id\n1.2,P\n1.2,Q\n", "line 3: the same series_uid as in line 2"),
     ("patients.csv", "path,patient_id\na/,P\n./a,Q\n", "line 3: the same path as in line 2"),
@@ -98,7 +98,7 @@ MALFORMED = [
     ("patients.csv", "path,patient_id\na,P\nb,Q,R\n", "line 3: 3 values"),
     ("patients.csv", b"path,patient_id\na,P\ncaf\xe9,Q\n", "line 3: not UTF-8"),
     ("patients.csv", 'path,patient_id\n"a,P\n', "not readable as CSV"),
-    ("patients.csv", "path,patient_id,path\na,P,b\n", "'path' occurs twice"),
+    ("patients.csv", "path,patient_id,path\na,P,b\n", "column 1 (path) occurs twice"),
     ("labels.csv", "series_uid,path,stage\n1.2,a,II\n", "expected exactly one of"),
     ("labels.csv", "stage\nII\n", "expected exactly one of"),
     ("labels.csv", "path\na\n", "a column per label"),
