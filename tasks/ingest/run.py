@@ -52,7 +52,7 @@ def open_scan(
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
         scan_source(source, store_path, key, pool, archives=config.archives) as scan,
     ):
-        refuse_without_ct(scan)
+        refuse_without_ct(scan, archives=config.archives)
         yield scan, pool
 
 

@@ -142,7 +142,9 @@ def without_names(volumes: Iterator[SourceVolume], hidden: Callable[[], Hidden])
 
 def _load(job: SeriesJob) -> Iterator[SourceVolume]:
     scan, edge = job.scan, job.config.npz_spacing_mm
-    request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits, spacing_mm=(edge, edge, edge))
+    request = ScanRequest(
+        Path(job.source), scan.files, scan.scan_id, job.config.limits, scan.num_expected, spacing_mm=(edge, edge, edge)
+    )
     with ExitStack() as stack:
         try:
             stack.enter_context(unpacked(request.source, request.files))
