@@ -15,7 +15,7 @@ from typing import Any
 from storage.files import write_bytes_atomic
 from storage.sources.archive_streams import TooCostlyError
 from storage.sources.archives import read_members
-from storage.sources.files import FoundFile, FoundOther
+from storage.sources.files import FoundFile, FoundOther, check_here
 from storage.sources.formats import read_stream
 from storage.sources.index import FileIndex, ReadFile
 from storage.sources.source import as_utf8
@@ -42,6 +42,7 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
 
     The last is the archive itself where it cannot be read to its end.
     """
+    check_here(Path(job.source))
     name = job.archive.path
     number = 0
     try:

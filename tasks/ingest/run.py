@@ -42,8 +42,8 @@ def open_scan(
         SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
     """
-    source, store_path = Path(source), Path(store_path)
-    check_source(source)
+    check_source(Path(source))
+    source, store_path = Path(source).resolve(), Path(store_path).resolve()  # as workers elsewhere find them
     if not repair:
         with suppress(MissingArtifactError):
             VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long

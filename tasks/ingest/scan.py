@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from storage.errors import SourceError
 from storage.patient_key import key_id
 from storage.privacy import opaque_id
-from storage.sources.files import FoundFile, FoundOther, check_source, walk_source
+from storage.sources.files import FoundFile, FoundOther, check_here, check_source, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
 from storage.sources.manifests import Expected, Manifest, read_manifest
@@ -214,6 +214,7 @@ def _expected(index: FileIndex, source: Path, pool: Pool) -> Expected:
 
 def read_batch(batch: Batch) -> Iterator[ReadFile]:
     """Read the files of a batch, each once; in their order."""
+    check_here(Path(batch.source))
     for file in batch.files:
         yield ReadFile.of(*read_source_file(Path(batch.source), file.path), batch.key)
 

@@ -1,5 +1,6 @@
 """Lists of what a source should hold: counts where they are sure, notes where a list does not fit, never an error."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pydicom
@@ -26,7 +27,7 @@ def write_dicomdir(path: Path, series: dict[str, list[str]]) -> None:
         head.images, head.order = images, []
     data = Dataset()
     data.FileSetID = ""
-    every = [record for record in records]
+    every = list(records)
     for record in every:
         record.OffsetOfTheNextDirectoryRecord = record.OffsetOfReferencedLowerLevelDirectoryEntity = 0
         record.RecordInUseFlag = 0xFFFF
@@ -42,7 +43,7 @@ def write_dicomdir(path: Path, series: dict[str, list[str]]) -> None:
         images = getattr(record, "images", [])
         if images:
             record.OffsetOfReferencedLowerLevelDirectoryEntity = where[id(images[0])]
-        for one, following in zip(images, images[1:], strict=False):
+        for one, following in pairwise(images):
             one.OffsetOfTheNextDirectoryRecord = where[id(following)]
     data.save_as(path, enforce_file_format=True)
 
