@@ -54,6 +54,8 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
                 continue
             sha256_, facts = read_stream(content, Path(job.source) / path)
             yield FoundFile(path, member.size, job.archive.mtime_ns), ReadFile.of(sha256_, facts, job.key)
+        if number == 0:
+            yield FoundOther(name, "archive", f"{job.kind} without files"), None
     except OSError as error:
         reason = "too_costly" if isinstance(error, TooCostlyError) else "unreadable_file"
         yield FoundOther(name, reason, f"{error.strerror or type(error).__name__}, after {number} file(s) in it"), None
