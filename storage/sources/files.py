@@ -1,6 +1,7 @@
 """The files of a source: a streaming directory walk that opens nothing, and the one way to open what it lists."""
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -52,6 +53,15 @@ def check_source(source: Path) -> None:
         what = f"cannot be opened ({error.strerror})"
     if what:
         raise SourceError(f"Source {as_utf8(str(source))} {what}. Give a folder with CT as DICOM or NIfTI.")
+
+
+def check_here(source: Path) -> None:
+    """Raises: SourceError: the source is not to be seen from this machine, which may be another than the one that listed it."""
+    if not source.is_dir():
+        raise SourceError(
+            f"Source {as_utf8(str(source))} is not there for the worker on {socket.gethostname()}. Mount it under the same path on "
+            "every machine of ingest.scheduler, or unset ingest.scheduler."
+        )
 
 
 @contextmanager

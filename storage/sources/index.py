@@ -26,6 +26,7 @@ from storage.sources.archives import READ_KINDS
 from storage.sources.attributes import is_uid
 from storage.sources.files import FoundFile, FoundOther
 from storage.sources.formats import FACTS_VERSION
+from storage.sources.manifests import is_manifest
 from storage.sources.source import FileFacts, as_utf8
 from storage.sources.tables import TABLES
 from storage.verdicts import sentence
@@ -122,6 +123,7 @@ class FileIndex:
         self._cache = cache
         self._root = os.fsencode(source.resolve())
         self._fresh: list[tuple[object, ...]] = []
+        self._not_excluded = set(TABLES)
         with self._refusals():
             self._connection = _open_cache(cache, key_id)
             self._connection.executescript(_RUN)
@@ -161,6 +163,16 @@ class FileIndex:
         query = f"SELECT {columns} FROM temp.listed WHERE reason = 'archive' AND detail IN ({marks}) ORDER BY name"
         rows = self._connection.execute(query, READ_KINDS).fetchall()
         return [(FoundFile(os.fsdecode(path), size, mtime_ns), kind) for path, size, mtime_ns, kind in rows]
+
+    def manifests(self) -> list[str]:
+        """Relative paths of the listed files that say what the source should hold; they are not excluded from then on."""
+        query = (
+            "SELECT name, path, reason FROM temp.listed WHERE reason IN ('unknown_format', 'dicomdir') ORDER BY name"
+        )
+        found = [(name, os.fsdecode(path), reason) for name, path, reason in self._connection.execute(query)]
+        found = [one for one in found if is_manifest(one[1], one[2])]
+        self._not_excluded |= {name for name, _, reason in found if reason != "dicomdir"}
+        return [path for _, path, _ in found]
 
     def drop(self, archive: FoundFile) -> None:
         """Take an archive off the list, when what is in it is listed."""
@@ -262,7 +274,7 @@ class FileIndex:
             "SELECT name, reason, detail FROM temp.listed WHERE scan = '' AND reason != '' ORDER BY name"
         )
         for name, reason, detail in files:
-            if name not in TABLES:
+            if name not in self._not_excluded:
                 yield Excluded(reason, sentence(reason, PATH, detail), path=name)
         # Where other files of a scan are usable, a localizer or a truncated file is excluded alone.
         members = self._connection.execute(

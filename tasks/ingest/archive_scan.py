@@ -15,7 +15,7 @@ from typing import Any
 from storage.files import write_bytes_atomic
 from storage.sources.archive_streams import TooCostlyError
 from storage.sources.archives import read_members
-from storage.sources.files import FoundFile, FoundOther
+from storage.sources.files import FoundFile, FoundOther, check_here
 from storage.sources.formats import read_stream
 from storage.sources.index import FileIndex, ReadFile
 from storage.sources.source import as_utf8
@@ -42,6 +42,7 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
 
     The last is the archive itself where it cannot be read to its end.
     """
+    check_here(Path(job.source))
     name = job.archive.path
     number = 0
     try:
@@ -53,6 +54,8 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
                 continue
             sha256_, facts = read_stream(content, Path(job.source) / path)
             yield FoundFile(path, member.size, job.archive.mtime_ns), ReadFile.of(sha256_, facts, job.key)
+        if number == 0:
+            yield FoundOther(name, "archive", f"{job.kind} without files"), None
     except OSError as error:
         reason = "too_costly" if isinstance(error, TooCostlyError) else "unreadable_file"
         yield FoundOther(name, reason, f"{error.strerror or type(error).__name__}, after {number} file(s) in it"), None

@@ -18,7 +18,7 @@ from tasks.ingest.scan import SourceScan
 LISTS = ("committed", "unchanged", "skipped", "quarantined")
 LUNG_CUT_WARNING = 0.01
 LISTED_FILES = 1000  # excluded single files in a report, per reason
-_FOREIGN = {"unknown_format", "archive", "not_regular_file", "dicomdir", "not_ct"}
+_FOREIGN = {"unknown_format", "archive", "not_regular_file", "outside_source", "dicomdir", "not_ct"}
 
 
 def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
@@ -109,13 +109,25 @@ def summary_rows(report: Verdicts) -> list[dict[str, Any]]:
     return rows
 
 
-def refuse_without_ct(scan: SourceScan) -> None:
-    """Raise when no item of the source is CT: most likely the wrong folder was given."""
+def refuse_without_ct(scan: SourceScan, *, archives: bool) -> None:
+    """Raise when no item of the source is CT: most likely the wrong folder was given.
+
+    Args:
+        scan: the source.
+        archives: whether archives were looked into.
+    Raises: SourceError: see above.
+    """
     if scan.num_scans:
         return
     counts = Counter(one.reason for one in scan.exclusions())
     if set(counts) - _FOREIGN:
         return
     found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
-    advice = " Unpack the archives first." if "archive" in counts else " Give a folder with CT as DICOM or NIfTI."
+    advice = " Give a folder (or zip or tar archives) with CT as DICOM or NIfTI."
+    if "archive" in counts:
+        advice = " Unpack the archives that are not read (one in another, 7z, rar)."
+        if not archives:
+            advice = " ingest.archives is off: set it to true, or unpack the archives."
+    if "outside_source" in counts:
+        advice += " Links that leave the folder are not followed: copy what they mean into it."
     raise SourceError(f"No CT in {as_utf8(str(scan.source))}: {found}.{advice}")

@@ -42,8 +42,8 @@ def open_scan(
         SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
     """
-    source, store_path = Path(source), Path(store_path)
-    check_source(source)
+    check_source(Path(source))
+    source, store_path = Path(source).resolve(), Path(store_path).resolve()  # as workers elsewhere find them
     if not repair:
         with suppress(MissingArtifactError):
             VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long
@@ -52,7 +52,7 @@ def open_scan(
         Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
         scan_source(source, store_path, key, pool, archives=config.archives) as scan,
     ):
-        refuse_without_ct(scan)
+        refuse_without_ct(scan, archives=config.archives)
         yield scan, pool
 
 

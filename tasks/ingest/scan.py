@@ -5,15 +5,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from storage.errors import SourceError
 from storage.patient_key import key_id
 from storage.privacy import opaque_id
-from storage.sources.files import FoundFile, FoundOther, check_source, walk_source
+from storage.sources.files import FoundFile, FoundOther, check_here, check_source, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
+from storage.sources.manifests import Expected, Manifest, read_manifest
 from storage.sources.source import as_utf8
 from storage.sources.tables import Assigned, SourceTables
 from tasks.ingest.archive_scan import ArchiveNames, list_archives
@@ -49,6 +51,7 @@ class Scan:
         patient_key, patient_known: as `storage.patient_key.patient_key` gives them; patients.csv is taken into account.
         patient_given: whether the patient is from patients.csv.
         labels: of labels.csv, value by name.
+        num_expected: images that lists in the source say it has; None where none does.
         size: bytes that its files have where they lie, in archives compressed; reading it may cost what they account for.
     """
 
@@ -60,6 +63,7 @@ class Scan:
     patient_known: bool
     patient_given: bool
     labels: dict[str, str]
+    num_expected: int | None = None
     size: int = 0
 
 
@@ -73,8 +77,11 @@ class SourceScan:
         num_scans: scans with a usable file.
     """
 
-    def __init__(self, source: Path, index: FileIndex, tables: SourceTables, archives: dict[str, int]) -> None:
+    def __init__(
+        self, source: Path, index: FileIndex, tables: SourceTables, expected: Expected, archives: dict[str, int]
+    ) -> None:
         self.source = source
+        self._expected = expected
         self._archives = archives
         self._index = index
         self._tables = tables
@@ -94,6 +101,7 @@ class SourceScan:
                 told.patient_known,
                 told.patient_given,
                 told.labels,
+                self._expected.count(found.scan_id),
                 self._size(found),
             )
 
@@ -102,10 +110,11 @@ class SourceScan:
         return self._index.excluded()
 
     def notes(self) -> list[str]:
-        """Sentences about rows of the tables that contradict a file or match no scan."""
-        if not self._tables:
-            return []
-        return self._tables.notes((found.scan_id, told) for found, told in self._assigned())
+        """Sentences about rows of the tables that contradict a file or match no scan, and about lists that do not fit."""
+        notes = self._expected.notes(found.scan_id for found in self._index.scans())
+        if self._tables:
+            notes += self._tables.notes((found.scan_id, told) for found, told in self._assigned())
+        return notes
 
     def _size(self, found: ScanFiles) -> int:
         """Bytes that a scan's files account for: unpacked ones count as at most four times their archives' size."""
@@ -181,13 +190,31 @@ def scan_source(
         index.finish()
         if not index.count() and not index.count_others():
             raise SourceError(f"Source {as_utf8(str(source))} is empty. Give a folder with CT as DICOM or NIfTI.")
-        yield SourceScan(source, index, tables, sizes)
+        yield SourceScan(source, index, tables, _expected(index, source, pool), sizes)
     finally:
         index.close()
 
 
+def _expected(index: FileIndex, source: Path, pool: Pool) -> Expected:
+    """What lists in the source say of it."""
+    names = index.manifests()
+    found = []
+    for name, result in pool.map(
+        partial(read_manifest, source), names, few=len(names), allowance=lambda _: allowance(0)
+    ):
+        if not isinstance(result, Lost):
+            found.append(result)
+        elif result.error is not None:
+            raise result.error
+        else:
+            note = f"{PurePosixPath(name).suffix or 'DICOMDIR'} list: it cannot be read ({result.detail}); remove it."
+            found.append(Manifest("list", notes=(note,)))
+    return Expected(found)
+
+
 def read_batch(batch: Batch) -> Iterator[ReadFile]:
     """Read the files of a batch, each once; in their order."""
+    check_here(Path(batch.source))
     for file in batch.files:
         yield ReadFile.of(*read_source_file(Path(batch.source), file.path), batch.key)
 

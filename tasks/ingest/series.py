@@ -14,7 +14,7 @@ from storage.geometry import Volume, pyramid
 from storage.privacy import PATH, Hidden
 from storage.resample import resample_series, target_grid
 from storage.sources.archives import unpacked
-from storage.sources.files import open_file
+from storage.sources.files import check_here, open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
 from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
@@ -59,9 +59,11 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
         image that was left out of its volume is an entry with a `path`; `single`, the `SingleSlice` of a scan that is refused and
         has one image.
     Raises:
+        SourceError: the source is not to be seen from here.
         UnwritableError: the store, or the folder for temporary files, cannot be written.
         MemoryError: it needs more than it may.
     """
+    check_here(Path(job.source))
     scan_id = job.scan.scan_id
     entries: list[dict[str, Any]] = []
     started = time.monotonic()
@@ -142,7 +144,9 @@ def without_names(volumes: Iterator[SourceVolume], hidden: Callable[[], Hidden])
 
 def _load(job: SeriesJob) -> Iterator[SourceVolume]:
     scan, edge = job.scan, job.config.npz_spacing_mm
-    request = ScanRequest(Path(job.source), scan.files, scan.scan_id, job.config.limits, spacing_mm=(edge, edge, edge))
+    request = ScanRequest(
+        Path(job.source), scan.files, scan.scan_id, job.config.limits, scan.num_expected, spacing_mm=(edge, edge, edge)
+    )
     with ExitStack() as stack:
         try:
             stack.enter_context(unpacked(request.source, request.files))

@@ -5,9 +5,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from tasks.run.printable import markup
 
@@ -25,6 +36,7 @@ def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -39,6 +51,7 @@ def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
             yield draw
         return
 
+    began = time.monotonic()
     last = {"tenth": -1, "time": 0.0}
 
     def log(done: int, total: int) -> None:
@@ -48,6 +61,25 @@ def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
         now = time.monotonic()
         if tenth > last["tenth"] and (now - last["time"] >= _QUIET_S or tenth == 10 or last["time"] == 0.0):
             last.update(tenth=tenth, time=now)
-            logger.info("%s: %d of %d", name, done, total)
+            logger.info("%s: %d of %d%s", name, done, total, _pace(done, total, now - began))
 
     yield log
+
+
+class _Rate(ProgressColumn):
+    """How much is done per minute, or per second where that is more than one."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.speed) if task.speed else "")
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.1f}/s" if per_s >= 1 else f"{60 * per_s:.1f}/min"
+
+
+def _pace(done: int, total: int, seconds: float) -> str:
+    """Rate since the start and the time that is left at that rate, for a log line."""
+    if not 0 < done < total or seconds <= 0:
+        return ""
+    left = timedelta(seconds=round((total - done) * seconds / done))
+    return f", {_rate(done / seconds)}, {left} left"

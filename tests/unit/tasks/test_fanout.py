@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+from distributed import LocalCluster
 
 from storage.errors import UnusableSeriesError, UnwritableError
-from tasks.run.fanout import Lost, Pool
+from tasks.run.fanout import Allowance, Lost, Pool
 
 
 def square_or_die(number: int) -> int:
@@ -146,3 +148,92 @@ def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float, repository: Path
     assert errors == ""
     assert child.returncode == 130
     assert psutil.wait_procs(family, 5)[1] == []
+
+
+# ---- limits and deaths ---------------------------------------------------------------------------------------------------
+
+
+def costly(number: int) -> int:
+    if number == 1:
+        return len(bytearray(600 << 20))
+    if number == 2:
+        time.sleep(60)
+    return number
+
+
+def yields_then(number: int) -> Iterator[int]:
+    yield 10
+    yield 20
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 2:
+        time.sleep(60)
+    if number == 3:
+        raise UnwritableError("/store/x cannot be written: no space is left.")
+    yield 30
+
+
+def dies(folder: str) -> int:
+    """Kills its process each time, and counts."""
+    (Path(folder) / str(time.monotonic_ns())).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def dies_once(folder: str) -> int:
+    if not list(Path(folder).iterdir()):
+        dies(folder)
+    return 7
+
+
+LIMITS = Allowance(memory_mb=300, seconds=2.0)
+
+
+@pytest.mark.parametrize("few", [0, 4])
+def test_an_item_that_costs_too_much_is_stopped(few: int) -> None:
+    """In one process beside this, and in those of Dask."""
+    began = time.monotonic()
+    with Pool(num_workers=2) as pool:
+        results = dict(pool.map(costly, range(4), few=few, allowance=lambda _: LIMITS))
+    assert results == {
+        0: 0,
+        1: Lost("too_costly", "it needs more than 300 MB"),
+        2: Lost("too_costly", "it took more than 2 s"),
+        3: 3,
+    }
+    assert time.monotonic() - began < 40
+
+
+def test_in_this_process_memory_is_limited_too() -> None:
+    with Pool(num_workers=1) as pool:
+        assert dict(pool.map(costly, [0, 1], allowance=lambda _: LIMITS)) == {
+            0: 0,
+            1: Lost("too_costly", "it needs more than 300 MB"),
+        }
+    assert len(bytearray(600 << 20)) == 600 << 20  # the limit is gone
+
+
+def test_what_was_yielded_before_the_loss_is_kept() -> None:
+    with Pool(num_workers=2) as pool:
+        results = dict(pool.map(yields_then, range(4), few=4, allowance=lambda _: LIMITS))
+    assert results[0] == [10, 20, 30]
+    assert (results[1].reason, results[1].detail, results[1].done) == ("worker_died", "signal SIGKILL", [10, 20])
+    assert (results[2].reason, results[2].done) == ("too_costly", [10, 20])
+    assert isinstance(results[3].error, UnwritableError)
+
+
+@pytest.mark.parametrize("where", ["one process", "local workers", "a scheduler"])
+def test_an_item_is_tried_twice_and_never_again(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    items = [str(tmp_path / "a")]
+    with ExitStack() as stack:
+        address = None
+        if where == "a scheduler":
+            cluster = LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+            address = stack.enter_context(cluster).scheduler_address
+        few = 1 if where == "one process" else 0
+        pool = stack.enter_context(Pool(num_workers=2, scheduler=address))
+        assert dict(pool.map(dies, items, few=few)) == {items[0]: Lost("worker_died", "signal SIGKILL")}
+        assert len(list((tmp_path / "a").iterdir())) == 2
+        assert list(pool.map(dies_once, [str(tmp_path / "b")], few=few)) == [(str(tmp_path / "b"), 7)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tasks.ingest.archive_scan
 from storage.errors import SourceError, UnwritableError
 from storage.patient_key import patient_key
 from storage.snapshots import load_snapshot, newest
@@ -22,6 +23,7 @@ from tasks.ingest.scan import Scan, file_cache, scan_source
 from tasks.run.fanout import Pool
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import write_series
+from tests.unit.storage.sources.archive_files import pack_folder
 from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
 
 KEY = b"k" * 32
@@ -285,6 +287,64 @@ def test_tables_reach_the_scans(tmp_path: Path) -> None:
     assert "1 row(s) match no scan, the first in line 5" in notes[1]
     assert "labels.csv: 1 row(s) match no scan, the first in line 4" in notes[2]
     assert not any(name in "".join(notes) for name in ("Doe", "Roe", "Moe", "Poe"))
+
+
+def test_lists_give_the_number_of_images(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source / "a", uid="1.2.1", shape=(3, 4, 4))
+    write_series(source / "b", uid="1.2.2", shape=(2, 4, 4))
+    (source / "metadata.csv").write_text("Series UID,Modality,Number of Images\n1.2.1,CT,5\n1.2.7,CT,9\n")
+    _, scans, excluded, notes = scanned(source, tmp_path / "store")
+    assert [one.num_expected for one in scans] == [5, None]
+    assert excluded == []
+    (note,) = notes
+    assert note.startswith("metadata.csv: 1 of 2 series that it lists are not CT of this source, the first 1.2.7.")
+
+
+def test_archives_are_read_once_and_gone_files_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "src"
+    write_series(tmp_path / "a", uid="1.2.1", shape=(3, 4, 4))
+    write_series(source / "b", uid="1.2.2", shape=(2, 4, 4))
+    for name in ("x.zip", "y.tgz"):
+        pack_folder(tmp_path / "a", source / name)
+    opened = []
+    real = tasks.ingest.archive_scan.read_members
+
+    def noted(*arguments: Any) -> Any:
+        opened.append(arguments[1])
+        return real(*arguments)
+
+    monkeypatch.setattr("tasks.ingest.archive_scan.read_members", noted)
+    first = scanned(source, tmp_path / "store")
+    assert [one.files for one in first[1]] == [
+        tuple(f"{name}/00{k}.dcm" for name in ("x.zip", "y.tgz") for k in range(3)),
+        ("b/000.dcm", "b/001.dcm"),
+    ]
+    assert sorted(opened) == ["x.zip", "y.tgz"]
+    opened.clear()
+    assert scanned(source, tmp_path / "store") == first
+    assert opened == []
+    assert first[2] == []
+    pack_folder(source / "b", source / "x.zip")
+    (source / "y.tgz").unlink()
+    second = scanned(source, tmp_path / "store")
+    assert opened == ["x.zip"]
+    assert [one.files for one in second[1]] == [("b/000.dcm", "b/001.dcm", "x.zip/000.dcm", "x.zip/001.dcm")]
+    with sqlite3.connect(file_cache(tmp_path / "store")) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM files").fetchone() == (5,)  # two, two in x.zip, and x.zip
+    assert len(list((tmp_path / "store.ingests").glob("*.archives/*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz"])
+def test_an_archive_gives_the_volume_of_its_folder(tmp_path: Path, name: str) -> None:
+    write_series(tmp_path / "a" / "s", shape=(9, 8, 8))
+    (tmp_path / "src").mkdir()
+    pack_folder(tmp_path / "a", tmp_path / "src" / name)
+    packed = ingest(tmp_path / "src", tmp_path / "s1", CONFIG)
+    plain = ingest(tmp_path / "a", tmp_path / "s2", CONFIG)
+    assert [entry.volume_id for entry in packed.committed] == [entry.volume_id for entry in plain.committed] != []
+    with pytest.raises(SourceError, match=r"1 archive\. ingest\.archives is off: set it to true"):
+        ingest(tmp_path / "src", tmp_path / "s3", CONFIG.model_copy(update={"archives": False}))
 
 
 # ---- ingest --------------------------------------------------------------------------------------------------------------

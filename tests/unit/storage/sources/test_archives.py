@@ -202,7 +202,7 @@ def test_a_truncated_archive_is_an_error_of_the_system(tmp_path: Path, name: str
     path = write_archive(tmp_path / name, {"one": os.urandom(5000), "two": os.urandom(50_000)})
     path.write_bytes(path.read_bytes()[:30_000])
     kind = {v: k for k, v in ENDINGS.items()}[name.removeprefix("x.")]
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"ends early|[Dd]amaged|unexpected end"):
         list(read_members(tmp_path, name, kind))
 
 
