@@ -39,42 +39,31 @@ class Fill:
         Distances are counted in voxels.
         """
         plane = self._hu[index].astype(np.float32, order="C")
-        targets, sources, distance = self._in_plane(self._packed[index])
-        if not targets.size:
-            return plane
-        values = plane.ravel()[sources] if sources.size else np.full(targets.size, AIR_HU, dtype=np.float32)
-        best = distance
+        flat = plane.ravel()
+        targets, origin, squared = self._in_plane(self._packed[index])
+        values, best = flat[origin[targets]], squared[targets]
         for step in range(1, REACH + 1):
             for other in (index - step, index + step):
                 if not 0 <= other < len(self._packed) or self._packed[other] == self._packed[index]:
                     continue
-                near_values, near_distance = self._elsewhere(other, targets)
-                total = np.hypot(near_distance, step)
-                values = np.where(total < best, near_values, values)
-                best = np.minimum(total, best)
-        plane.ravel()[targets] = values
+                _, near, near_squared = self._in_plane(self._packed[other])
+                total = near_squared[targets] + step**2
+                closer = np.flatnonzero(total < best)
+                values[closer] = self._hu[other].ravel()[near[targets[closer]]]
+                best[closer] = total[closer]
+        values[np.isinf(best)] = AIR_HU
+        flat[targets] = values
         return plane
 
-    def _elsewhere(self, index: int, at: NDArray[np.intp]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Another plane at given pixels: value of its nearest tissue, and the distance of that within the plane."""
-        targets, sources, distance = self._in_plane(self._packed[index])
-        origin = np.arange(self.mask[index].size)
-        far = np.zeros(origin.size, dtype=np.float32)
-        far[targets] = distance
-        if sources.size:
-            origin[targets] = sources
-        return self._hu[index].ravel()[origin[at]].astype(np.float32), far[at]
-
     def _nearest_in_plane(self, packed: bytes) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-        """(fill pixels, the nearest pixel of each that is none, its distance) of a mask; no sources where all is fill."""
-        rows, columns = self.mask.shape[1:]
-        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=rows * columns)
-        mask = bits.reshape(rows, columns).astype(bool)
-        targets = np.flatnonzero(mask)
-        if targets.size == mask.size:
-            return targets, targets[:0], np.full(targets.size, np.inf, dtype=np.float32)
+        """(fill pixels; for every pixel the nearest that is no fill, and its distance squared, infinite where all is fill)."""
+        shape = self.mask.shape[1:]
+        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=shape[0] * shape[1])
+        targets, pixels = np.flatnonzero(bits), np.arange(bits.size)
+        if targets.size == bits.size:
+            return targets, pixels, np.full(bits.size, np.inf, dtype=np.float32)
         if not targets.size:
-            return targets, targets, np.zeros(0, dtype=np.float32)
-        distance, (row, column) = ndimage.distance_transform_edt(mask, return_indices=True)
-        sources = (row * np.intp(columns) + column).ravel()[targets]
-        return targets, sources, distance.ravel()[targets].astype(np.float32)
+            return targets, pixels, np.zeros(bits.size, dtype=np.float32)
+        distance, (row, column) = ndimage.distance_transform_edt(bits.reshape(shape), return_indices=True)
+        origin = (row * np.intp(shape[1]) + column).ravel()
+        return targets, origin, (distance**2).ravel().astype(np.float32)

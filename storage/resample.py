@@ -17,7 +17,7 @@ from storage.geometry import AIR_HU, Float3, Int3, Volume, to_int16_hu
 from storage.sources.source import SourceVolume
 from storage.spline import COLUMNS, Band, axis_weights, bands, coefficient_weights, nearest, times_plane
 
-SLAB_VOXELS = 8  # output planes of an oblique scan computed at once: 24 bytes of coordinates per voxel
+SLAB_VOXELS = 2  # output planes of an oblique scan computed at once: about 100 bytes of memory per voxel
 ALIGNED_TOLERANCE = 1e-5  # direction cosines; 0.004 mm over the width of a chest
 
 
