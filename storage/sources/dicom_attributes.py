@@ -3,13 +3,13 @@
 import re
 from typing import Any, BinaryIO
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID_dictionary
 
 from storage.privacy import words_of
 from storage.sources.attributes import NUMBER_ATTRIBUTES, TEXT_ATTRIBUTES, safe_attributes, terms
 from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.dicom_file import read_data_set
 
 # What identifies a patient by itself: persons, ids, dates and places, and the comments people write.
 IDENTIFYING_TAGS = (
@@ -52,9 +52,7 @@ def identifying_words(header: Dataset) -> frozenset[str]:
 def identifying(stream: BinaryIO) -> frozenset[str]:
     """`identifying_words` of a file, see `Format.identifying`."""
     try:
-        return identifying_words(
-            pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(IDENTIFYING_TAGS))
-        )
+        return identifying_words(read_data_set(stream, pixels=False, tags=IDENTIFYING_TAGS))
     except DECODE_ERRORS:
         return frozenset()
 

@@ -27,6 +27,7 @@ from storage.sources.dicom_values import need_count, need_integer, tag_integer, 
 from storage.sources.source import short
 
 MAX_EDGE = 4096  # rows or columns of one image: CT has up to 2048
+_MAX_PADDING_BYTES = 16  # behind uncompressed pixels; more says that the header is of other pixels
 _FREE_BYTES = 256 << 20
 _RATIO = 100  # lossless CT compresses by 2 to 4, lossy by up to 20
 
@@ -183,8 +184,7 @@ class FrameReader:
     def _check_length(self) -> None:
         form, found = self.form, len(self._native)
         need = form.num_frames * form.frame_bytes
-        # A writer may pad; what is more than a row says that the header is of other pixels.
-        if found < need or found - need >= max(form.frame_bytes // form.rows, 16):
+        if found < need or found - need >= _MAX_PADDING_BYTES:
             shape = f"{form.num_frames} × {form.rows} × {form.columns}"
             raise DicomFault("unreadable_pixels", f"{found} bytes of pixels, {shape} need {need}")
 

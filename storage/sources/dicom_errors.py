@@ -3,10 +3,12 @@
 import struct
 import zlib
 
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
 # Everything pydicom was seen to raise on broken files. A bad file is a verdict, never an aborted run.
 DECODE_ERRORS = (
     OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, NotImplementedError, RuntimeError,
-    struct.error, zlib.error, OverflowError, MemoryError, RecursionError, AssertionError,
+    BytesLengthException, InvalidDicomError, struct.error, zlib.error, OverflowError, MemoryError, RecursionError, AssertionError,
 )  # fmt: skip
 
 

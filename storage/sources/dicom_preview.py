@@ -1,19 +1,19 @@
 """One image of a DICOM file for a preview, where its pixels can be read at little cost."""
 
-import warnings
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.pixels import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from storage.sources.dicom_codecs import PIXEL_DATA_TAGS, FrameReader
 from storage.sources.dicom_errors import DECODE_ERRORS
+from storage.sources.dicom_file import read_data_set
+from storage.sources.dicom_frames import GROUP_TAGS, frame_headers, has_frames
+from storage.sources.dicom_values import tag_number
 
 MAX_BYTES = 64 << 20  # of a file
 MAX_PIXELS = 2048 * 2048
-_HEADER = ["NumberOfFrames", "Rows", "Columns", "SamplesPerPixel"]
+_RESCALE = ("RescaleSlope", "RescaleIntercept")
 
 
 def preview(stream: BinaryIO) -> NDArray[np.float32] | None:
@@ -21,32 +21,14 @@ def preview(stream: BinaryIO) -> NDArray[np.float32] | None:
     try:
         if stream.seek(0, 2) > MAX_BYTES:
             return None
-        stream.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _image(stream)
+        data = read_data_set(stream, tags=(*_RESCALE, *GROUP_TAGS, *PIXEL_DATA_TAGS))
+        reader = FrameReader(data)
+        if reader.form.rows * reader.form.columns > MAX_PIXELS:
+            return None
+        frame = reader.form.num_frames // 2
+        stored = reader.read(frame)
+        header = frame_headers(data, _RESCALE, [frame])[0] if has_frames(data) else data
     except DECODE_ERRORS:
         return None
-
-
-def _image(stream: BinaryIO) -> NDArray[np.float32] | None:
-    head = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_HEADER)
-    meta = getattr(head, "file_meta", None)
-    if meta is not None and meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        return None  # it could inflate to any size
-    if int(head.Rows) * int(head.Columns) > MAX_PIXELS or int(head.get("SamplesPerPixel") or 1) != 1:
-        return None
-    stream.seek(0)
-    data = pydicom.dcmread(stream, force=True)
-    frames = int(data.get("NumberOfFrames") or 1)
-    stored = pixel_array(data, index=frames // 2) if frames > 1 else data.pixel_array
-    slope, intercept = _number(data, "RescaleSlope", 1.0), _number(data, "RescaleIntercept", 0.0)
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-
-
-def _number(data: Any, name: str, default: float) -> float:
-    try:
-        number = float(data.get(name))
-    except (TypeError, ValueError):
-        return default
-    return number if np.isfinite(number) else default
+    slope, intercept = (tag_number(header, name) for name in _RESCALE)
+    return stored.astype(np.float32) * np.float32(1 if slope is None else slope) + np.float32(intercept or 0)

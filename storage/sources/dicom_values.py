@@ -14,11 +14,11 @@ from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from storage.sources.attributes import is_uid
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 
 # pydicom warns and logs with the value of a tag, which may be a patient's; what a value is good for is decided here.
 config.settings.reading_validation_mode = config.IGNORE
-_UID = re.compile(r"[0-2](\.[0-9]+)+")
 _PLAIN_NUMBERS = re.compile(r"[-+0-9.,eE\\ ]{1,32}|[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _GEOMETRY = {"ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}
 
@@ -139,7 +139,7 @@ def scan_id(data: Dataset) -> str:
     What is no UID may be a name that somebody wrote there: its place is taken by a hash.
     """
     uid = tag_text(data, "SeriesInstanceUID") or _raw_text(data, "SeriesInstanceUID")
-    if not uid or (_UID.fullmatch(uid) and len(uid) <= 64):
+    if not uid or is_uid(uid):
         return uid
     return f"series-{hashlib.sha256(uid.encode('utf-8', 'backslashreplace')).hexdigest()[:16]}"
 

@@ -61,9 +61,10 @@ def write_enhanced(
     frames = slices if order is None else [slices[k] for k in order]
     data = Dataset()
     for name in (
-        "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType", "PatientID", "PatientName",
-        "PatientBirthDate", "StudyDate", "PatientSex", "InstitutionName", "Manufacturer", "KVP", "Rows", "Columns",
-        "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+        "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType", "PatientID",
+        "PatientName", "PatientBirthDate", "StudyDate", "PatientSex", "InstitutionName", "Manufacturer", "KVP", "Rows",
+        "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+        "PixelRepresentation", "PixelPaddingValue",
     ):  # fmt: skip
         if name in frames[0]:
             data[name] = frames[0][name]
