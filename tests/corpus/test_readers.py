@@ -68,7 +68,9 @@ def points_inside(expect: Expect, seed: int) -> np.ndarray:
     return along + index[:, :2] @ truth.geometry.matrix[:3, :2].T
 
 
-@pytest.mark.parametrize(("name", "seed"), [*((name, 0) for name in ONE_SERIES), *((n, s) for n in EVERY_SEED for s in (1, 2))])
+@pytest.mark.parametrize(
+    ("name", "seed"), [*((name, 0) for name in ONE_SERIES), *((n, s) for n in EVERY_SEED for s in (1, 2))]
+)
 def test_plain_pydicom_agrees(name: str, seed: int, tmp_path: Path) -> None:
     place, expect, volume, _ = ingested(name, seed, tmp_path)
     world = points_inside(expect, seed)

@@ -95,7 +95,10 @@ def test_every_signed_permutation_of_the_axes(tmp_path: Path) -> None:
     report = ingest(tmp_path / "source", tmp_path / "store", config())
     assert (report.skipped, report.quarantined) == ([], [])
     store = VolumeStore.open(tmp_path / "store")
-    found = {entry.series_uid: compare(store.read_level(str(entry.volume_id)), truths[str(entry.series_uid)]) for entry in report.committed}
+    found = {
+        entry.series_uid: compare(store.read_level(str(entry.volume_id)), truths[str(entry.series_uid)])
+        for entry in report.committed
+    }
     assert {uid: one.problems for uid, one in found.items() if one.problems} == {}
     assert found.keys() == truths.keys()
 
@@ -140,5 +143,7 @@ def test_hu_come_back_whatever_they_are_stored_as(slope: float, intercept: float
     volume_id, store = ingested(made, list(range(10)))
     world = geometry.positions[3:7] + geometry.matrix[:3, :2] @ (6.0, 5.0)
     rounding = 0.5 + abs(slope) / 2  # of the grid's HU, and of what is stored
-    np.testing.assert_allclose(of_volume(store.read_level(volume_id), world), darker(WORLD)(world), atol=rounding + 0.35)
+    np.testing.assert_allclose(
+        of_volume(store.read_level(volume_id), world), darker(WORLD)(world), atol=rounding + 0.35
+    )
     assert compare(store.read_level(volume_id), made.right(inside=1.0 + abs(slope))).problems == []
