@@ -163,7 +163,7 @@ for _name, _which in {
 
 
 def _raw(name: str, text: str, which: tuple[int, ...], reason: str) -> Write:
-    """A tag that matters is no number; reason "" where it does not matter."""
+    """A tag that matters is no number; reason "" where it does not matter, ending in "or dropped" where that is a judgement."""
 
     def write_it(place: Place) -> Expect:
         made = scan(place)
@@ -172,9 +172,11 @@ def _raw(name: str, text: str, which: tuple[int, ...], reason: str) -> Write:
         save(place, made.slices)
         good = scan(place, series="neighbour", hu=lambda w: place.world.hu(w) - 40)
         save(place, good.slices, folder="neighbour")
+        dropped = Expect(volumes=(made.right(), good.right()))
         if not reason:
-            return Expect(volumes=(made.right(), good.right()))
-        return Expect(volumes=(good.right(),), reasons=(reason,))
+            return dropped
+        code, _, either = reason.partition(" or ")
+        return Expect(volumes=(good.right(),), reasons=(code,), alternatives=(dropped,) if either else ())
 
     return write_it
 
@@ -194,8 +196,8 @@ for _name, _fault in {
     "slope_of_two_numbers": ("RescaleSlope", "1\\1", (8,), "bad_number|missing_rescale"),
     "intercept_not_finite": ("RescaleIntercept", "nan", (), "bad_number|missing_rescale"),
     "intercept_with_comma": ("RescaleIntercept", "-1024,0", (), "bad_number|missing_rescale"),
-    "number_of_frames_of_two": ("NumberOfFrames", "1\\1", (8,), ""),
-    "number_of_frames_of_words": ("NumberOfFrames", "one", (), ""),
+    "number_of_frames_of_two": ("NumberOfFrames", "1\\1", (8,), "bad_number or dropped"),
+    "number_of_frames_of_words": ("NumberOfFrames", "one", (), "bad_number or dropped"),
     "kvp_infinite": ("KVP", "1e999", (), ""),
     "kvp_with_comma": ("KVP", "120,0", (), ""),
     "slice_thickness_of_words": ("SliceThickness", "thin", (), ""),

@@ -119,9 +119,10 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_tables_that_come_later_take_effect_without_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, store = tmp_path / "source", tmp_path / "store"
-    for name in ("one", "two"):
+    for number, name in enumerate(("one", "two")):
         place = _place(source / name, name)
-        made = _scan(place, 24).each(lambda _, d: put(d, PatientID=None))
+        made = scan(place, hu=lambda world, more=20 * number: WORLDS[0].hu(world) + more)  # type: ignore[misc]
+        made.each(lambda _, d: put(d, PatientID=None))
         save(place, made.slices)
     first, listed = _run(source, store)
     assert len({volume.patient_key for volume in listed.values()}) == 2
