@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from storage.errors import UnwritableError
 from storage.sources.archive_streams import Budget, TooCostlyError
 from storage.sources.archives import READ_KINDS, archive_kind, read_members, unpacked
 from storage.sources.files import open_file
+from tests.unit.disks import small_disk
 from tests.unit.storage.sources.archive_files import change_bytes, overlapping_zip, write_archive
 
 FILES = {"a/one": b"first" * 100, "a/two": b"", "b": bytes(range(256)) * 300}
@@ -225,3 +227,15 @@ def test_budget_counts() -> None:
         budget.claim(57 << 20)
     with pytest.raises(TooCostlyError, match=r"5\.0 GiB unpacked"):
         Budget.of(1 << 40).claim(5 << 30)
+
+
+def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "x.tgz", {"a": os.urandom(3 << 20)})
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with (
+            pytest.raises(UnwritableError, match=rf"^{disk}/.* cannot be written: no space is left"),
+            unpacked(tmp_path, ["x.tgz/a"]),
+        ):
+            pass
+        assert not list(disk.iterdir())

@@ -1,0 +1,23 @@
+"""Progress where there is no terminal: lines with how much is done, how fast, and how long it will take."""
+
+import logging
+
+import pytest
+
+from tasks.run.progress import show_progress
+
+
+def test_lines_say_rate_and_time_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 130.0, 160.0, 700.0])
+    monkeypatch.setattr("tasks.run.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    caplog.set_level(logging.INFO, "prdit.progress")
+    with show_progress("ingest") as advance:
+        advance(10, 100)
+        advance(60, 100)
+        advance(100, 100)
+    assert [record.getMessage() for record in caplog.records] == [
+        "ingest: 10 of 100, 20.0/min, 0:04:30 left",
+        "ingest: 60 of 100, 1.0/s, 0:00:40 left",
+        "ingest: 100 of 100",
+    ]
