@@ -279,15 +279,16 @@ def main() -> None:
         jobs = _jobs(source, scratch / "store")
         phantom._write_series(scratch / "large", 0, 7, LARGE, broken=False)
         large = _jobs(scratch / "large", scratch / "large-store")
-        rows = []
+        rows, stages = [], {}
         for job in [*jobs, *large]:
             row = _apart(whole, job)
             if row["verdict"] == "committed":
                 row |= _apart(floors, job)
+                stages[row["series_uid"]] = row.pop("stages")
                 row["over_floor"] = round(row["cpu_s"] / row["floor_s"], 2)
             rows.append(row)
         longest = max(jobs, key=lambda job: len(job.scan.files))
-        result = {"title": "Ingest of one series, one thread", "rows": rows}
+        result = {"title": "Ingest of one series, one thread", "rows": rows, "stages": stages}
         result |= {"workers": workers(longest, scratch), "codecs": _apart(codecs, longest)}
     sys.stdout.write(json.dumps(result) + "\n")
 
