@@ -35,7 +35,7 @@ def outcome(member: Member, world: World, root: Path) -> Outcome:
     """What becomes of one member."""
     try:
         return run_member(member, world, root)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - any error is a wrong outcome of this member, not the end of the table
         problem = traceback.format_exc(limit=-2)
         name = type(error).__name__
         return Outcome(member.name, member.kind, member.owner, world.seed, "no error", name, [problem])

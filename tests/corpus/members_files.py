@@ -447,10 +447,12 @@ member("19", "listing", name="deflate_bomb_of_200_megabytes", slow=True)(_bomb(2
 def zip_bomb(place: Place) -> Expect:
     made = scan(place)
     save(place, made.slices)
-    with zipfile.ZipFile(place.folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("zeros.dcm", "w", force_zip64=True) as stream:
-            for _ in range(1024):
-                stream.write(b"\0" * (1 << 20))
+    with (
+        zipfile.ZipFile(place.folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("zeros.dcm", "w", force_zip64=True) as stream,
+    ):
+        for _ in range(1024):
+            stream.write(b"\0" * (1 << 20))
     return Expect(volumes=(made.right(),), reasons=("too_costly|archive_member|archive",))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,12 +40,12 @@ def _run(source: Path, store: Path) -> tuple[IngestReport, dict[str, SnapshotVol
 
 
 @pytest.fixture
-def copies(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def copies(tmp_path: Path) -> tuple[Path, Path]:
     """Source A with 40 slices of a scan, source B with the lower 24 of them."""
     made = _scan(_place(tmp_path / "A" / "scan"))
     save(_place(tmp_path / "A" / "scan"), made.slices)
     save(_place(tmp_path / "B" / "scan"), made.slices[:24])
-    yield tmp_path / "A", tmp_path / "B"
+    return tmp_path / "A", tmp_path / "B"
 
 
 def test_a_short_copy_takes_nothing_away(copies: tuple[Path, Path], tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.drills import at_once, browser, kill_ingest, kill_training, store_damage, torch_versions
+from tests.drills import at_once, browser, corpus, kill_ingest, kill_training, store_damage, torch_versions
 
 if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     shots = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     drills = {
+        "corpus": corpus.run,
         "kill_ingest": kill_ingest.run,
         "kill_training": kill_training.run,
         "store_damage": store_damage.run,
