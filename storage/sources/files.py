@@ -52,7 +52,9 @@ def check_source(source: Path) -> None:
     except OSError as error:
         what = f"cannot be opened ({error.strerror})"
     if what:
-        raise SourceError(f"Source {as_utf8(str(source))} {what}. Give a folder with CT as DICOM or NIfTI.")
+        raise SourceError(
+            f"Source {as_utf8(str(source))} {what}. Give a folder with CT (DICOM, NIfTI, NRRD, MetaImage or npz)."
+        )
 
 
 def check_here(source: Path) -> None:

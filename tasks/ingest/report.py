@@ -123,7 +123,7 @@ def refuse_without_ct(scan: SourceScan, *, archives: bool) -> None:
     if set(counts) - _FOREIGN:
         return
     found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
-    advice = " Give a folder (or zip or tar archives) with CT as DICOM or NIfTI."
+    advice = " Give a folder (or zip or tar archives) with CT (DICOM, NIfTI, NRRD, MetaImage or npz)."
     if "archive" in counts:
         advice = " Unpack the archives that are not read (one in another, 7z, rar)."
         if not archives:

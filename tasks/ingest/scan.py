@@ -189,7 +189,9 @@ def scan_source(
             sizes = list_archives(index, source, key, pool, ArchiveNames(_names_folder(source, store_path, key)))
         index.finish()
         if not index.count() and not index.count_others():
-            raise SourceError(f"Source {as_utf8(str(source))} is empty. Give a folder with CT as DICOM or NIfTI.")
+            raise SourceError(
+                f"Source {as_utf8(str(source))} is empty. Give a folder with CT (DICOM, NIfTI, NRRD, MetaImage or npz)."
+            )
         yield SourceScan(source, index, tables, _expected(index, source, pool), sizes)
     finally:
         index.close()

@@ -67,7 +67,7 @@ def archive(source: Path) -> None:
         (lambda source: None, "does not exist. Give a folder with CT"),
         (lambda source: source.write_text("x"), "is not a folder. Give a folder with CT"),
         (nothing, "is empty. Give a folder with CT"),
-        (text, "1 unknown_format. Give a folder with CT"),
+        (text, "1 unknown_format. Give a folder (or zip or tar archives) with CT"),
         (archive, "No CT in"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_source_without_ct_is_refused_and_makes_no_store(here: Path, tmp_path:
     assert said.exit_code == 1
     assert message in " ".join(said.stderr.split())
     assert said.stdout == ""
-    assert left(here) <= {"store.patient-key", "store.files.sqlite"}
+    assert left(here) <= {"store.patient-key", "store.files.sqlite", "store.ingests"}
 
 
 def test_another_grid_is_refused_and_nothing_changes(here: Path, tmp_path: Path) -> None:

@@ -133,7 +133,11 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
     """Of a run, of each family and of each process."""
     training = {f"recipe.{name}" for name in ("family", "start", "label_column")}
     gates = {"gates.below_start", "gates.max_loss_ratio"}  # names of trainings
-    harmless = training | gates | {"base", "snapshot", "experiment", "sample.label", "sample.sampler"}
+    harmless = (
+        training
+        | gates
+        | {"ingest.excluded_body_parts", "base", "snapshot", "experiment", "sample.label", "sample.sampler"}
+    )
     assert set(texts(PipelineConfig)) == PLACES | harmless
     assert {name: set(texts(FAMILIES[name].settings)) for name in FAMILIES.names()} == {
         "local": {"preset"},
