@@ -123,4 +123,5 @@ def is_repeat(one: Plane, other: Plane, same_pixels: SamePixels) -> bool:
 
 def _rescale_note(planes: Sequence[Plane]) -> list[str]:
     num = sum(not is_hu(plane.rescale_type) for plane in planes)
-    return [f"no RescaleType in {num} of {len(planes)} images: their values are taken as HU"] if num else []
+    which = "" if num == len(planes) else f" in {num} of {len(planes)} images"
+    return [f"no RescaleType{which}: values are taken as HU"] if num else []

@@ -29,13 +29,18 @@ def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
             f"{unknown} scan(s) carry no PatientID and are not in {PATIENTS_CSV}: each counts as a patient of its own, so "
             "scans of one person may land in different roles."
         )
+    scans: dict[str, list[str]] = {}
     for entry in sorted(entries, key=lambda entry: str(entry["series_uid"])):
-        notes += [f"Scan {entry['series_uid']}: {note}." for note in entry.get("notes", [])]
+        for note in entry.get("notes", []):
+            scans.setdefault(note, []).append(entry["series_uid"])
         if entry.get("cut") and entry["cut"]["lung"] > LUNG_CUT_WARNING:
             notes.append(
                 f"Scan {entry['series_uid']}: the default view (256 voxels wide) cuts {entry['cut']['lung']:.1%} of the "
                 f"lung and {entry['cut']['body']:.1%} of the body."
             )
+    for note, having in scans.items():
+        rest = f" and {len(having) - 1} more" if len(having) > 1 else ""
+        notes.append(f"Scan {having[0]}{rest}: {note}.")
     return notes
 
 

@@ -244,7 +244,7 @@ def test_body_parts_that_may_show_a_chest(part: str) -> None:
 def test_absent_and_unspecified_rescale_types_are_noted() -> None:
     for given in ("", "US"):
         (stack,) = volumes(changed(planes(), 1, 2, rescale_type=given))
-        assert stack.notes == ("no RescaleType in 2 of 24 images: their values are taken as HU",)
+        assert stack.notes == ("no RescaleType in 2 of 24 images: values are taken as HU",)
 
 
 @pytest.mark.parametrize("given", [24, 25, 30, 23])
