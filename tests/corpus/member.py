@@ -109,22 +109,31 @@ def member(
 
 
 def reasons_problem(expected: tuple[str, ...], got: Counter[str]) -> str:
-    """What is wrong with the codes that were given; "" where they match."""
-    left = Counter(got)
-    missing = []
-    for item in sorted(expected, key=lambda one: (one.endswith(("?", "*")), one.count("|"))):
-        codes = item.rstrip("*?").split("|")
-        found = next((code for code in codes if left[code]), None)
-        if found is None:
-            if not item.endswith("?"):
-                missing.append(item)
-        elif item.endswith("*"):
-            del left[found]
-        else:
-            left[found] -= 1
-    extra = sorted((+left).elements())
-    parts = [f"missing {', '.join(missing)}"] if missing else []
-    parts += (
-        [f"unexpected {', '.join(f'{extra.count(code)} × {code}' for code in sorted(set(extra)))}"] if extra else []
-    )
+    """What is wrong with the codes that were given; "" where they match one to one."""
+    starred = [item.rstrip("*").split("|") for item in expected if item.endswith("*")]
+    missing = ["|".join(codes) for codes in starred if not any(got[code] for code in codes)]
+    absorbed = {code for codes in starred for code in codes}
+    units = sorted(got.elements(), key=lambda code: code in absorbed)
+    num_scarce = sum(code not in absorbed for code in units)
+    wanted = [item for item in expected if not item.endswith("*")]
+    wanted.sort(key=lambda item: item.endswith("?"))
+    owner: dict[int, int] = {}  # unit: which wanted item it is
+
+    def find(item: int, tried: set[int], among: int) -> bool:
+        """Give an item one of the first units, moving others where they have a choice."""
+        for number, code in enumerate(units[:among]):
+            if number in tried or code not in wanted[item].rstrip("?").split("|"):
+                continue
+            tried.add(number)
+            if number not in owner or find(owner[number], tried, among):
+                owner[number] = item
+                return True
+        return False
+
+    left = [number for number in range(len(wanted)) if not find(number, set(), num_scarce)]
+    left = [number for number in left if not find(number, set(), len(units))]
+    missing += [wanted[number] for number in left if not wanted[number].endswith("?")]
+    extra = Counter(code for number, code in enumerate(units) if number not in owner and code not in absorbed)
+    parts = [f"missing {', '.join(sorted(missing))}"] if missing else []
+    parts += [f"unexpected {', '.join(f'{count} × {code}' for code, count in sorted(extra.items()))}"] if extra else []
     return "; ".join(parts)

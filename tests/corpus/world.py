@@ -84,6 +84,7 @@ class World:
         whole: of scans whose HU are whole numbers: along the patient's axes.
         file_name: format of a file's name, by number.
         shuffled: whether files are named in another order than slices lie.
+        extra_hu: added everywhere, so that equal scans are told apart.
     """
 
     seed: int
@@ -91,10 +92,13 @@ class World:
     whole: Geometry
     file_name: str
     shuffled: bool
+    extra_hu: float = 0.0
 
     def hu(self, world_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """HU (...) at LPS positions (..., 3)."""
-        values: NDArray[np.float64] = (world_mm - np.asarray(self.geometry.centre_mm)) @ GRADIENT + MIDDLE_HU
+        values: NDArray[np.float64] = (
+            (world_mm - np.asarray(self.geometry.centre_mm)) @ GRADIENT + MIDDLE_HU + self.extra_hu
+        )
         return values
 
     def rng(self, name: str) -> np.random.Generator:
