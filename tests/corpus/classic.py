@@ -36,7 +36,8 @@ class Scan:
 
     def right(self, **changes: Any) -> Truth:
         """The truth of the volume."""
-        return Truth(self.geometry, self.hu, self.positions, **self.truth | changes)
+        uid = str(self.slices[0].get("SeriesInstanceUID") or "")
+        return Truth(self.geometry, self.hu, self.positions, **{"scan": uid} | self.truth | changes)
 
     def each(self, change: Callable[[int, Dataset], Any]) -> "Scan":
         """Change every slice."""

@@ -39,7 +39,12 @@ def positions_with_one_decimal(place: Place) -> Expect:
 
 @member("11", "classic", broken=False)
 def positions_with_one_decimal_oblique(place: Place) -> Expect:
-    geometry = Geometry(**rotated(6.0, -11.0), spacing_mm=(8.0, 8.7, 1.25), shape=(130, 26, 28))
+    geometry = Geometry(
+        **rotated(6.0, -11.0),
+        spacing_mm=(8.0, 8.7, 1.25),
+        shape=(130, 26, 28),
+        centre_mm=place.world.geometry.centre_mm,
+    )
     made = scan(place, geometry=geometry, decimals=1)
     return one(place, made)
 
@@ -70,7 +75,7 @@ def cosines_that_differ_by_a_thousandth(place: Place) -> Expect:
 @member("11", "classic", broken=False)
 def cosines_with_three_decimals(place: Place) -> Expect:
     """A turned scan whose unit vectors are off by rounding."""
-    geometry = Geometry(**rotated(5.0, 8.0), spacing_mm=(8.0, 8.7, 7.1))
+    geometry = Geometry(**rotated(5.0, 8.0), spacing_mm=(8.0, 8.7, 7.1), centre_mm=place.world.geometry.centre_mm)
     made = scan(place, geometry=geometry)
     made.each(lambda _, d: put(d, ImageOrientationPatient=[round(float(v), 3) for v in d.ImageOrientationPatient]))
     made.truth |= {"inside": 1.3, "faces": 5.5}

@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.ingest.run import ingest
 from tests.corpus.member import Expect, Member, Place, outcome_label, reasons_problem
 from tests.corpus.world import Compared, Truth, World, compare
 
-SETTINGS: dict[str, Any] = {"spacing_mm": 3.0, "num_levels": 1, "num_workers": 1}  # every limit is the default
+SETTINGS: dict[str, Any] = {"spacing_mm": 4.0, "num_levels": 1, "num_workers": 1}  # every limit is the default
 
 
 @dataclass
@@ -119,11 +120,16 @@ def _judged(
         return [*problems, f"{len(used)} volume(s), expected {len(expect.volumes)}"], []
     if store is None or not used:
         return problems, []
-    table = [[_checked(store, entry, truth) for truth in expect.volumes] for entry in used]
+    compared = compared_volumes(store, used, expect.volumes)
+    return [*problems, *(problem for one in compared for problem in one.problems)], compared
+
+
+def compared_volumes(store: VolumeStore, used: Sequence[Entry], truths: Sequence[Truth]) -> list[Compared]:
+    """Volumes against as many truths, whichever way round they fit best."""
+    table = [[_checked(store, entry, truth) for truth in truths] for entry in used]
     orders = itertools.permutations(range(len(used)))
     best = min(orders, key=lambda order: sum(len(table[k][t].problems) for k, t in enumerate(order)))
-    compared = [table[k][t] for k, t in enumerate(best)]
-    return [*problems, *(problem for one in compared for problem in one.problems)], compared
+    return [table[k][t] for k, t in enumerate(best)]
 
 
 def _checked(store: VolumeStore, entry: Entry, truth: Truth) -> Compared:

@@ -144,6 +144,7 @@ class Truth:
         fill: voxels (k, j, i) that were not measured; None where all were.
         num_duplicates: files that repeat another.
         completeness: "complete", "unknown" or "" where either is right.
+        scan: SeriesInstanceUID; "" where the scan's id is another.
         inside, faces: largest |HU - hu| two voxels from faces and fill, and nearer to them but between measured voxels.
     """
 
@@ -153,6 +154,7 @@ class Truth:
     fill: NDArray[np.bool_] | None = None
     num_duplicates: int = 0
     completeness: str = ""
+    scan: str = ""
     inside: float = 1.0
     faces: float = 5.0
 
