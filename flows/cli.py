@@ -88,7 +88,11 @@ def demo_data(
 @app.command(epilog=example("prdit ingest /data/ct --store .prdit/store"))
 def ingest(
     source: Annotated[
-        Path, typer.Argument(help="Folder with DICOM series or NIfTI files; opened read-only.", parser=given_path)
+        Path,
+        typer.Argument(
+            help="Folder with CT (DICOM, NIfTI, NRRD, MetaImage, npz; zip and tar of them); opened read-only.",
+            parser=given_path,
+        ),
     ],
     store: Store = None,
     config: Config = "small",

@@ -18,6 +18,8 @@ _MIN_DIGITS = 5  # shorter numbers are counts and sizes
 _MIN_NAME = 4  # shorter names of files and folders identify nobody, and occur in sentences
 _NUMBERS = re.compile(r"[-+0-9.eE\\ ,]{0,48}")
 _WORD = re.compile(r"[^\W_]{3,}")
+_UID = re.compile(r"((?<![\w./-])[0-2](?:\.[0-9]+){4,}(?![\w/-]|\.\w))")  # which the store keeps anyway
+_QUANTITY = re.compile(r"\d{1,4}(\.\d{1,3})?")  # a folder may be called so; it is no date, and sentences need it
 _OWN_WORDS = frozenset(word.casefold() for row in REASONS.values() for word in _WORD.findall(row.sentence))
 
 
@@ -59,8 +61,11 @@ class Hidden:
     words: frozenset[str] = frozenset()
 
     def out_of(self, text: str) -> str:
-        """The text without names of files and folders of the source, and without the words."""
-        text = without_quoted(without_folder(text, self.source))
+        """The text without names of files and folders of the source, and without the words; UIDs stay, as folders bear them."""
+        parts = _UID.split(without_quoted(without_folder(text, self.source)))
+        return "".join(part if place % 2 else self._masked(part) for place, part in enumerate(parts))
+
+    def _masked(self, text: str) -> str:
         for name in self._names(text):
             text = _whole(name).sub(REMOVED, text)
         hidden = self.words - _OWN_WORDS
@@ -73,7 +78,12 @@ class Hidden:
             parts = PurePosixPath(path).parts
             names |= {path, *parts, *(Path(part).stem for part in parts)}
         found = [
-            name for name in names if len(name) >= _MIN_NAME and name in text and name.casefold() not in _OWN_WORDS
+            name
+            for name in names
+            if len(name) >= _MIN_NAME
+            and name in text
+            and name.casefold() not in _OWN_WORDS
+            and not _QUANTITY.fullmatch(name)
         ]
         return sorted(found, key=len, reverse=True)
 

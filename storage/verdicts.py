@@ -25,7 +25,10 @@ REASONS: dict[str, Reason] = {
         "skipped",
         "{where} is in no format that is read (DICOM, NIfTI, NRRD, MetaImage, npz of RAD-ChestCT); nothing to do.",
     ),
-    "archive": Reason("skipped", "{where} is an archive ({detail}): unpack it and ingest the folder."),
+    "archive": Reason(
+        "skipped",
+        "{where} is an archive ({detail}) that was not opened: unpack it. Zip and tar are read where ingest.archives is true.",
+    ),
     "image_pair": Reason(
         "skipped",
         "{where} is the header of an image in two files (.hdr and .img), which is not read: convert it to one NIfTI file.",
@@ -33,7 +36,7 @@ REASONS: dict[str, Reason] = {
     "not_regular_file": Reason("skipped", "{where} is {detail}, not a regular file: it was not opened."),
     "outside_source": Reason(
         "skipped",
-        "{where} is a link that leaves the source ({detail}): it was not opened. Copy what it means into the source.",
+        "{where} leads out of the source ({detail}): it was not opened. Copy what it means into the source.",
     ),
     "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read directly."),
     "not_ct": Reason("skipped", "{where} is {detail}, not a CT image; nothing to do."),
@@ -178,6 +181,7 @@ REASONS: dict[str, Reason] = {
 
 # What verdicts depend on: settings of the ingest, and DICOM tags.
 BEHIND: dict[str, tuple[str, ...]] = {
+    "archive": ("ingest.archives",),
     "not_ct": ("SOPClassUID", "Modality"),
     "localizer": ("ImageType",),
     "secondary_capture": ("SOPClassUID",),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.documents.verdicts import IngestReport, SourceVerdicts
-from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
+from storage.errors import DamagedArtifactError, MissingArtifactError, SourceError, StorageError, StoreFormatError
 from storage.patient_key import check_patient_key, load_patient_key
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import Listing, history, listing, newest
@@ -39,11 +39,15 @@ def open_scan(
 
     Args: as for `ingest`.
     Raises:
-        SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
+        SourceError: the folder is missing, empty, has no CT at all or the store in it, or a table in it is malformed.
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
     """
     check_source(Path(source))
     source, store_path = Path(source).resolve(), Path(store_path).resolve()  # as workers elsewhere find them
+    if store_path.is_relative_to(source):
+        raise SourceError(
+            f"The store {store_path} lies in the source {source}, which is only read: choose another place for it."
+        )
     if not repair:
         with suppress(MissingArtifactError):
             VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long

@@ -177,3 +177,12 @@ def test_remedies_name_the_store(here: Path, tmp_path: Path) -> None:
     assert "prdit ingest SOURCE --store store --repair" in said.stdout
     assert "STORE" not in said.stdout + said.stderr
     assert "is no commit record of a volume" in said.stdout
+
+
+def test_a_store_in_its_source_is_refused(here: Path) -> None:
+    write_series(here / "src")
+    before = left(here / "src")
+    said = ingest(here / "src", "--store", str(here / "src" / "store"))
+    assert said.exit_code == 1
+    assert "lies in the source" in " ".join(said.stderr.split())
+    assert left(here / "src") == before

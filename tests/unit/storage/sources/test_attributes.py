@@ -158,3 +158,13 @@ def test_errors_are_named_without_what_they_quote(error: Exception, text: str) -
 def test_a_folder_leaves_a_text_with_all_that_lies_in_it() -> None:
     text = "No CT in /data/Doe J: 3. '/data/Doe J/a b/c.dcm' is not /data/Doe Jx"
     assert without_folder(text, "/data/Doe J") == f"No CT in {REMOVED}: 3. '{REMOVED}' is not /data/Doe Jx"
+
+
+def test_texts_keep_uids_and_sizes_that_folders_are_named_by() -> None:
+    """Downloads have a folder per SeriesInstanceUID: a sentence still says which series it is about, and how long it is."""
+    uid = "1.3.6.1.4.1.14519.5.2.1.99.1071.5550001"
+    hidden = Hidden("/data", (f"{uid}/0001.dcm", "144.0/19510203/1.dcm"), words_of("DOE 14519"))
+    assert hidden.out_of(f"Series {uid} is 144.0 mm long") == f"Series {uid} is 144.0 mm long"
+    assert hidden.out_of(f"Series {uid}: 5 slices.") == f"Series {uid}: 5 slices."
+    assert uid not in hidden.out_of(f"{uid}/0001.dcm cannot be read")
+    assert hidden.out_of("of 19510203 and 14519") == "of … and …"
