@@ -95,8 +95,8 @@ def ingest_scan(
     key = patient_key_of(store_path, config)
     record_path = source_record(scan.source, state.store.path, key)
     before = _last_verdicts(record_path)
-    mark = {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
-    if not repair and before and _still_holds(before, mark, state.now):
+    mark = _mark(scan, config)
+    if not repair and before and before.used and _still_holds(before, mark, state.now):
         if progress:
             progress(len(before.used), len(before.used))
         if not page_path(state.store.path).exists():
@@ -125,6 +125,18 @@ def ingest_scan(
         logger.warning("%s", note)
     _write_page(state.store)
     return IngestReport.of(verdicts, snapshot=snapshot.digest if snapshot else "", store=state.store.path)
+
+
+def verdicts_hold(scan: SourceScan, store_path: Path, config: IngestConfig) -> bool:
+    """Whether the last verdicts on a source are those that an ingest of it would give now.
+
+    They are not where it was moved, or had other files at its last ingest, or where something that was left out is to be tried again.
+
+    Raises: StorageError: the store, its lists or its key file are not readable.
+    """
+    store = VolumeStore.open(Path(store_path), config.grid)
+    before = _last_verdicts(source_record(scan.source, store.path, patient_key_of(store.path, config)))
+    return before is not None and _still_holds(before, _mark(scan, config), listing(store))
 
 
 def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchanged: bool) -> IngestReport:
@@ -174,9 +186,14 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
     return StoreState(store, listing(store), attributes, notes)
 
 
+def _mark(scan: SourceScan, config: IngestConfig) -> dict[str, Any]:
+    """What the verdicts on a source depend on, as `SourceVerdicts` keeps it."""
+    return {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
+
+
 def _still_holds(record: SourceVerdicts, mark: dict[str, Any], now: Listing) -> bool:
     """Whether a source has the same bytes, configuration and recipe as at its last ingest, and all its volumes are listed."""
-    if any(getattr(record, name) != value for name, value in mark.items()) or not record.used:
+    if any(getattr(record, name) != value for name, value in mark.items()):
         return False
     if any(entry.volume_id not in now.volumes for entry in record.used):
         return False

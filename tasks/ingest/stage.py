@@ -14,7 +14,7 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.qc import page_path
 from tasks.ingest.report import summary_rows
-from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of
+from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of, verdicts_hold
 from tasks.run.progress import Advance
 from tasks.run.recording import record_snapshot
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
@@ -53,17 +53,18 @@ def ingest_stage(
         SourceError: see `tasks.ingest.run.open_scan`.
     """
 
-    def still_valid(directory: Path) -> bool:
-        """The verdicts are valid while this store still lists what resulted from them."""
-        report = IngestReport.load(directory)
-        try:
-            now = newest(VolumeStore.open(store, config.grid)).digest
-        except StorageError:
-            return False
-        return not repair and report.store == opaque_place(store, key) and now == report.snapshot
-
     with open_scan(source, store, config, repair=repair) as (scan, pool):
         key = patient_key_of(store, config)
+
+        def still_valid(directory: Path) -> bool:
+            """Verdicts are valid while they are the last on this source, and this store lists what resulted from them."""
+            report = IngestReport.load(directory)
+            try:
+                now = newest(VolumeStore.open(store, config.grid)).digest
+                valid = verdicts_hold(scan, store, config)
+            except StorageError:
+                return False
+            return valid and not repair and report.store == opaque_place(store, key) and now == report.snapshot
 
         def body(run: StageRun) -> None:
             report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)

@@ -186,3 +186,50 @@ def test_a_store_in_its_source_is_refused(here: Path) -> None:
     assert said.exit_code == 1
     assert "lies in the source" in " ".join(said.stderr.split())
     assert left(here / "src") == before
+
+
+def verdicts(source: Path) -> dict[str, Any]:
+    said = ingest(source, "--json")
+    assert said.exit_code == 0, said.stderr
+    return dict(json.loads(said.stdout))
+
+
+def test_a_source_that_was_moved_is_unchanged(tmp_path: Path) -> None:
+    write_series(tmp_path / "src")
+    first = verdicts(tmp_path / "src")
+    (tmp_path / "src").rename(tmp_path / "moved")
+    for place in ("moved", "moved", "src"):
+        if place == "src":
+            (tmp_path / "moved").rename(tmp_path / "src")
+        again = verdicts(tmp_path / place)
+        assert again["counts"] == {"committed": 0, "unchanged": 1, "skipped": 0, "quarantined": 0}
+        assert again["unchanged"][0]["volume_id"] == first["committed"][0]["volume_id"]
+        assert again["snapshot"] == first["snapshot"]
+
+
+def test_verdicts_are_of_the_files_that_are_there_now(tmp_path: Path) -> None:
+    write_series(tmp_path / "src", shape=(20, 16, 16))
+    whole = verdicts(tmp_path / "src")["committed"][0]["volume_id"]
+    away = [path.rename(tmp_path / path.name) for path in sorted((tmp_path / "src").glob("*.dcm"))[-5:]]
+    shorter = json.loads(ingest(tmp_path / "src", "--json").stdout)
+    assert shorter["num_excluded"] == {"shorter_copy": 1}
+    assert shorter["counts"]["unchanged"] == 0
+    for path in away:
+        path.rename(tmp_path / "src" / path.name)
+    back = verdicts(tmp_path / "src")
+    assert back["num_excluded"] == {}
+    assert [entry["volume_id"] for entry in back["unchanged"]] == [whole]
+
+
+def test_what_is_to_be_tried_again_is_tried_again(here: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "src" / "a", uid="1.2.3.1")
+    write_series(tmp_path / "src" / "b", uid="1.2.3.2", shape=(20, 26, 28))
+    verdicts(tmp_path / "src")
+    (record,) = (here / "store.ingests").glob("source-*.json")
+    value = json.loads(record.read_text())
+    lost = value["committed"].pop()
+    lost |= {"volume_id": None, "reason": "worker_died", "message": "it died"}
+    value["quarantined"].append({name: lost[name] for name in ("series_uid", "num_slices", "reason", "message")})
+    value["num_excluded"] = {"worker_died": 1}
+    record.write_text(json.dumps(value))
+    assert verdicts(tmp_path / "src")["counts"] == {"committed": 0, "unchanged": 2, "skipped": 0, "quarantined": 0}
