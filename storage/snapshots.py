@@ -26,12 +26,14 @@ class Listing:
         volumes: by volume id.
         withdrawn: ids that are not to be listed again.
         patients_by, labels_by: volume id -> opaque id of the source whose table gave its patient, or its labels.
+        identified_by: volume id -> opaque id of the source whose files gave its patient.
     """
 
     volumes: dict[str, SnapshotVolume] = field(default_factory=dict)
     withdrawn: frozenset[str] = frozenset()
     patients_by: dict[str, str] = field(default_factory=dict)
     labels_by: dict[str, str] = field(default_factory=dict)
+    identified_by: dict[str, str] = field(default_factory=dict)
 
 
 def history(store: Path) -> Numbered[HistoryEntry]:
@@ -73,6 +75,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
             withdrawn=tuple(sorted(new.withdrawn)),
             patients_by={key: value for key, value in sorted(new.patients_by.items()) if key in new.volumes},
             labels_by={key: value for key, value in sorted(new.labels_by.items()) if key in new.volumes},
+            identified_by={key: value for key, value in sorted(new.identified_by.items()) if key in new.volumes},
         )
 
     return snapshot_ref(store.path, history(store.path).update(step).snapshot)
@@ -100,7 +103,9 @@ def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
         return Listing()
     snapshot = load_snapshot(snapshot_ref(store.path, entry.snapshot))
     withdrawn = frozenset(entry.withdrawn)
-    return Listing(dict(snapshot.volumes), withdrawn, dict(entry.patients_by), dict(entry.labels_by))
+    return Listing(
+        dict(snapshot.volumes), withdrawn, dict(entry.patients_by), dict(entry.labels_by), dict(entry.identified_by)
+    )
 
 
 def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str) -> Ref:

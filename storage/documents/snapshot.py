@@ -76,6 +76,7 @@ class HistoryEntry(Document):
         num_volumes, num_patients: of the snapshot.
         withdrawn: ids of volumes that are not to be listed again.
         patients_by, labels_by: volume id -> opaque id of the source whose table gave its patient, or its labels.
+        identified_by: volume id -> opaque id of the source whose files gave its patient.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -90,6 +91,7 @@ class HistoryEntry(Document):
     withdrawn: tuple[str, ...] = ()
     patients_by: dict[str, str] = Field(default_factory=dict)
     labels_by: dict[str, str] = Field(default_factory=dict)
+    identified_by: dict[str, str] = Field(default_factory=dict)
 
 
 Role = Literal["train", "val"]

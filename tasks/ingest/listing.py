@@ -39,7 +39,8 @@ def listed_with(
 
     A volume that is listed stays: what a source no longer has is not taken away. Of two volumes of one scan the one with more
     slices is listed; of two with as many, the one that is there, unless it came from this source, which now has the other.
-    Patient and labels are those that tables of the source give. Where they give none, they stay as another source gave them.
+    Patient and labels are those that tables of the source give. Where they give none, they stay as another source gave them. A
+    PatientID that is corrected in the files counts where it came from the files of this source.
 
     Args:
         old: the list now.
@@ -49,7 +50,7 @@ def listed_with(
         before: volume id by scan, as the last ingest of this source had it.
     """
     volumes = dict(old.volumes)
-    patients_by, labels_by = dict(old.patients_by), dict(old.labels_by)
+    patients_by, labels_by, identified_by = dict(old.patients_by), dict(old.labels_by), dict(old.identified_by)
     by_scan: dict[str, set[str]] = {}
     for volume_id in (*old.volumes, *old.withdrawn):
         if volume_id in records and (facts := records[volume_id].scan):
@@ -62,7 +63,8 @@ def listed_with(
         for other in others:
             volumes.pop(other, None)
         was = volumes.get(name)
-        patient = _patient(scan, was, ours=patients_by.get(name) == source)
+        ours = source in (patients_by.get(name), identified_by.get(name) if scan.patient_known else None)
+        patient = _patient(scan, was, ours=ours)
         keep_labels = was is not None and not scan.labels and labels_by.get(name) != source
         volumes[name] = SnapshotVolume(
             patient_key=patient[0],
@@ -71,9 +73,42 @@ def listed_with(
             attributes=scan.attributes if was is None else was.attributes,
             labels=was.labels if was is not None and keep_labels else scan.labels,
         )
+        if patient != (was and (was.patient_key, was.patient_known)) or scan.patient_given or patients_by.get(name) == source:
+            identified_by.pop(name, None)
+            _note(identified_by, name, source, given=scan.patient_known and not scan.patient_given)
         _note(patients_by, name, source, given=scan.patient_given)
         _note(labels_by, name, source, given=bool(scan.labels))
-    return Listing(volumes, old.withdrawn, patients_by, labels_by)
+    return Listing(volumes, old.withdrawn, patients_by, labels_by, identified_by)
+
+
+def patient_notes(old: Listing, new: Listing, seen: Sequence[Seen]) -> list[str]:
+    """Sentences about scans whose PatientID is another than the patient that their volumes were listed with.
+
+    Args:
+        old, new: the list of the store before and after.
+        seen: scans of the source.
+    """
+    corrected, kept = [], []
+    for scan in seen:
+        was, now = old.volumes.get(scan.volume_id), new.volumes.get(scan.volume_id)
+        if was is None or now is None or not (was.patient_known and scan.patient_known) or scan.patient_given:
+            continue
+        if now.patient_key != was.patient_key:
+            corrected.append(scan.scan)
+        elif scan.patient_key != now.patient_key:
+            kept.append(scan.scan)
+    notes = []
+    if corrected:
+        notes.append(
+            f"{len(corrected)} scan(s) have another PatientID than at an earlier ingest of this source, the first is {corrected[0]}: "
+            "they are listed with the new patient from now on. Earlier snapshots stay as they are."
+        )
+    if kept:
+        notes.append(
+            f"{len(kept)} scan(s) have another PatientID than the one they are listed with, which another source gave, the first "
+            f"is {kept[0]}: the patient stays. To have another, name it in patients.csv."
+        )
+    return notes
 
 
 def _note(given_by: dict[str, str], volume_id: str, source: str, *, given: bool) -> None:
@@ -94,7 +129,7 @@ def _replaces(scan: Seen, other: str, records: Mapping[str, VolumeRecord], befor
 
 
 def _patient(scan: Seen, old: SnapshotVolume | None, *, ours: bool) -> tuple[str, bool]:
-    """(patient key, known) of a volume. `ours`: whether it was last given by a table of this source, and goes with the row."""
+    """(patient key, known) of a volume. `ours`: whether this source gave it last, by a table or by a PatientID that it still has."""
     if old is not None and not scan.patient_given and not ours and (old.patient_known or not scan.patient_known):
         # Another copy of the scan may have lost its PatientID, or have another; a moved one without is the same patient still.
         return old.patient_key, old.patient_known

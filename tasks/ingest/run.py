@@ -130,7 +130,7 @@ def ingest_scan(
 def verdicts_hold(scan: SourceScan, store_path: Path, config: IngestConfig) -> bool:
     """Whether the last verdicts on a source are those that an ingest of it would give now.
 
-    They are not where it was moved, or had other files at its last ingest, or where something that was left out is to be tried again.
+    They are not where it was moved, had other files at its last ingest, or something that was left out is to be tried again.
 
     Raises: StorageError: the store, its lists or its key file are not readable.
     """

@@ -15,7 +15,7 @@ from storage.verdicts import sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.costs import allowance
-from tasks.ingest.listing import Seen, listed_with
+from tasks.ingest.listing import Seen, listed_with, patient_notes
 from tasks.ingest.report import entry_notes
 from tasks.ingest.scan import Scan, SourceScan
 from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, part_id, used_entry
@@ -47,7 +47,7 @@ class ScansRead:
         entries: with their verdicts: of the volumes of scans, of scans without one, and of images that a volume was made without.
         seen: the scans that are committed volumes, by volume id.
         num_unknown: scans without a PatientID.
-        store_notes: what is wrong with records of the store.
+        store_notes: what is wrong with records of the store, and scans whose patient it lists otherwise.
         num_done: scans whose entries are here.
     """
 
@@ -186,16 +186,18 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
     if not read.seen and not history(state.store.path).numbers():
         return None
     had = {str(entry.series_uid): str(entry.volume_id) for entry in before.used} if before else {}
-    listed: Listing = state.now
+    earlier, listed = state.now, state.now
     records: dict[str, VolumeRecord] = {}
 
     def change(old: Listing) -> Listing:
-        nonlocal listed, records
+        nonlocal earlier, listed, records
+        earlier = old
         records = _readable(state.store, {*old.volumes, *old.withdrawn, *read.seen})
         listed = listed_with(old, list(read.seen.values()), records, source, had)
         return listed
 
     snapshot = update(state.store, change, "ingest")
+    read.store_notes += patient_notes(earlier, listed, sorted(read.seen.values(), key=lambda one: one.scan))
     found = {volume_id: records[volume_id].scan for volume_id in listed.volumes if volume_id in records}
     by_scan = {facts.scan: (facts.num_slices, volume_id) for volume_id, facts in found.items() if facts}
     for place, entry in enumerate(read.entries):

@@ -2,7 +2,7 @@
 
 from storage.documents.volume import ScanFacts, StoredArray, StoredFile, VolumeRecord
 from storage.snapshots import Listing
-from tasks.ingest.listing import Seen, listed_with
+from tasks.ingest.listing import Seen, listed_with, patient_notes
 
 
 def record(volume_id: str, scan: str, num_slices: int) -> VolumeRecord:
@@ -87,6 +87,40 @@ def test_a_copy_without_tables_or_identity_takes_nothing_away() -> None:
     unknown = ingest(Listing(), "B", seen("long", "of-the-scan", known=False))
     assert ingest(unknown, "moved", seen("long", "of-the-moved-scan", known=False)) == unknown
     assert ingest(unknown, "A", seen("long", "anna")).volumes["long"].patient_key == "anna"
+
+
+def test_a_patient_id_that_is_corrected_in_its_own_files_counts() -> None:
+    one = ingest(Listing(), "A", seen("long", "ana"))
+    copied = ingest(one, "B", seen("long", "pseudonym"))
+    corrected = ingest(copied, "A", seen("long", "anna"))
+    assert corrected.volumes["long"].patient_key == "anna"
+    assert (
+        ingest(corrected, "A", seen("long", "of-the-scan", known=False)) == corrected
+    )  # who anonymises takes nothing away
+    assert ingest(corrected, "B", seen("long", "ana")) == corrected
+    assert patient_notes(one, corrected, [seen("long", "anna")])[0].startswith(
+        "1 scan(s) have another PatientID than at an"
+    )
+    assert patient_notes(corrected, corrected, [seen("long", "ana")])[0].endswith("name it in patients.csv.")
+    assert patient_notes(corrected, corrected, [seen("long", "anna")]) == []
+
+
+def test_a_table_outranks_the_files_of_its_own_and_of_other_sources() -> None:
+    given = ingest(ingest(Listing(), "A", seen("long", "ana")), "B", seen("long", "bea", patient_given=True))
+    assert ingest(given, "A", seen("long", "anna")) == given
+    without_row = ingest(given, "B", seen("long", "pseudonym"))
+    assert without_row.volumes["long"].patient_key == "pseudonym"
+    assert ingest(without_row, "A", seen("long", "anna")) == without_row
+    assert ingest(without_row, "B", seen("long", "bea")).volumes["long"].patient_key == "bea"
+    same = ingest(ingest(given, "B", seen("long", "bea")), "B", seen("long", "beate"))  # the row gave what the files have
+    assert same.volumes["long"].patient_key == "beate"
+
+
+def test_an_id_that_comes_later_may_be_corrected_too() -> None:
+    bare = ingest(Listing(), "A", seen("long", "of-the-scan", known=False))
+    named = ingest(bare, "B", seen("long", "ana"))
+    assert ingest(named, "B", seen("long", "anna")).volumes["long"].patient_key == "anna"
+    assert ingest(named, "A", seen("long", "anna")) == named
 
 
 def test_the_last_source_that_gives_labels_is_heard() -> None:

@@ -89,6 +89,21 @@ def test_a_table_that_contradicts_the_files_is_said_and_not_believed(tmp_path: P
     assert "Schulze" not in note
 
 
+def test_a_patient_id_that_is_corrected_in_the_files_is_listed(tmp_path: Path) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    for k in (1, 2):
+        write_series(source / f"s{k}", uid=f"1.2.3.{k}", patient_id="Meier", shape=(15 + k, 20, 20))
+    first = run(source, store)
+    assert len({volume.patient_key for volume in listed(store).values()}) == 1
+    write_series(source / "s2", uid="1.2.3.2", patient_id="Meyer", shape=(17, 20, 20))
+    second = run(source, store)
+    assert [entry.volume_id for entry in second.unchanged] == [entry.volume_id for entry in first.committed]
+    assert len({volume.patient_key for volume in listed(store).values()}) == 2
+    (note,) = [note for note in second.notes if "PatientID" in note]
+    assert "1 scan(s) have another PatientID than at an earlier ingest of this source, the first is 1.2.3.2" in note
+    assert "Meyer" not in note
+
+
 def test_a_short_copy_never_replaces_the_long_one(tmp_path: Path) -> None:
     store = tmp_path / "store"
     write_series(tmp_path / "A", shape=(24, 20, 20))
