@@ -166,6 +166,11 @@ REASONS: dict[str, Reason] = {
         "quarantined",
         "{where} was stopped ({detail}): its header or its compression claims more than a CT needs. Export it again.",
     ),
+    "too_slow": Reason(
+        "quarantined",
+        "{where} was stopped ({detail}): ingest again when the machine does less, or export it again if that does not help.",
+        transient=True,
+    ),
     "damaged_volume": Reason(
         "quarantined",
         "{where} is in the store already, but damaged there ({detail}): ingest again with --repair.",

@@ -118,7 +118,7 @@ def list_archives(index: FileIndex, source: Path, key: bytes, pool: Pool, names:
         if isinstance(result, Lost):
             if result.error is not None:
                 raise result.error
-            reason = "too_costly" if result.reason == "too_costly" else "unreadable_file"
+            reason = result.reason if result.reason in ("too_costly", "too_slow") else "unreadable_file"
             detail = "its reader died" if result.reason == "worker_died" else result.detail
             detail += f", after {len(result.done)} file(s) in it"
             found = [*result.done, (FoundOther(job.archive.path, reason, detail), None)]

@@ -5,10 +5,19 @@ from tasks.run.fanout import Allowance
 _BASE_MB = 1200  # a chest CT of usual size, resampled, however well it is compressed
 _MB_PER_MB = 12  # of files: uncompressed, as float, on a finer grid
 _BASE_S = 22.0
-_S_PER_MB = 0.5  # a slow machine, a slow network file system
+_S_PER_MB = 0.5  # of processor time, on a slow machine
+_S_PER_VOXEL = 0.6e-6  # of an oblique volume, three times what it takes
+_WAITING_S = 600.0
+_WAITING_SHARE = 20.0  # a machine that does much else, or a slow network file system
 
 
 def allowance(size: int) -> Allowance:
-    """What reading so many bytes may cost: below 10 MB less than 2 GiB, with the process itself, and 30 s."""
+    """What reading so many bytes may cost: below 10 MB less than 2 GiB, with the process itself, and 30 s of processor time."""
     megabytes = size / 2**20
-    return Allowance(_BASE_MB + int(_MB_PER_MB * megabytes), _BASE_S + _S_PER_MB * megabytes)
+    seconds = _BASE_S + _S_PER_MB * megabytes
+    return Allowance(_BASE_MB + int(_MB_PER_MB * megabytes), seconds, _WAITING_S + _WAITING_SHARE * seconds)
+
+
+def resampling_s(num_voxels: int) -> float:
+    """Processor time that resampling may take beside that, by the voxels of the result."""
+    return _S_PER_VOXEL * num_voxels

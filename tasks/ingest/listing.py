@@ -73,7 +73,11 @@ def listed_with(
             attributes=scan.attributes if was is None else was.attributes,
             labels=was.labels if was is not None and keep_labels else scan.labels,
         )
-        if patient != (was and (was.patient_key, was.patient_known)) or scan.patient_given or patients_by.get(name) == source:
+        if (
+            patient != (was and (was.patient_key, was.patient_known))
+            or scan.patient_given
+            or patients_by.get(name) == source
+        ):
             identified_by.pop(name, None)
             _note(identified_by, name, source, given=scan.patient_known and not scan.patient_given)
         _note(patients_by, name, source, given=scan.patient_given)
@@ -100,8 +104,8 @@ def patient_notes(old: Listing, new: Listing, seen: Sequence[Seen]) -> list[str]
     notes = []
     if corrected:
         notes.append(
-            f"{len(corrected)} scan(s) have another PatientID than at an earlier ingest of this source, the first is {corrected[0]}: "
-            "they are listed with the new patient from now on. Earlier snapshots stay as they are."
+            f"{len(corrected)} scan(s) have another PatientID than at an earlier ingest of this source, the first is "
+            f"{corrected[0]}: they are listed with the new patient from now on. Earlier snapshots stay as they are."
         )
     if kept:
         notes.append(
@@ -129,7 +133,7 @@ def _replaces(scan: Seen, other: str, records: Mapping[str, VolumeRecord], befor
 
 
 def _patient(scan: Seen, old: SnapshotVolume | None, *, ours: bool) -> tuple[str, bool]:
-    """(patient key, known) of a volume. `ours`: whether this source gave it last, by a table or by a PatientID that it still has."""
+    """(patient key, known) of a volume. `ours`: whether this source gave it last, by a table or a PatientID that it still has."""
     if old is not None and not scan.patient_given and not ours and (old.patient_known or not scan.patient_known):
         # Another copy of the scan may have lost its PatientID, or have another; a moved one without is the same patient still.
         return old.patient_key, old.patient_known

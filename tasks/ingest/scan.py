@@ -245,7 +245,7 @@ def _list_batch(index: FileIndex, batch: Batch, result: "list[ReadFile] | Lost")
         return []
     if result.error is not None:
         raise result.error
-    reason = "too_costly" if result.reason == "too_costly" else "unreadable_file"
+    reason = result.reason if result.reason in ("too_costly", "too_slow") else "unreadable_file"
     detail = "its reader died" if result.reason == "worker_died" else result.detail
     done = len(result.done)
     read = [*result.done, ReadFile("", reason=reason, detail=detail)]

@@ -1,5 +1,6 @@
 """One scan -> committed volumes, nearly always one: the work of one worker process."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -21,9 +22,11 @@ from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, 
 from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.costs import resampling_s
 from tasks.ingest.coverage import cut_shares
 from tasks.ingest.pictures import thumbnail
 from tasks.ingest.scan import Scan
+from tasks.run.fanout import need_more
 
 RECIPE = 2  # version of the arithmetic from source to stored HU; part of every volume id
 MAX_VOXELS = 2**29  # of a volume at the grid: 1 GiB
@@ -183,6 +186,7 @@ def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
 
 def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: str) -> tuple[VolumeRecord, bool]:
     config, scan = job.config, job.scan
+    need_more(resampling_s(math.prod(target_grid(found, config.spacing_mm)[0])))
     volume = resample_series(found, spacing_mm=config.spacing_mm, interpolation=config.interpolation)
     factor = 2 ** (config.num_levels - 1)
     coarse = Volume(pyramid(volume.hu, config.num_levels)[-1], (config.spacing_mm * factor,) * 3, volume.origin_mm)

@@ -1,7 +1,8 @@
 """One process beside this that works under limits: an item that costs too much ends that process, not the one that asked.
 
-A limit of memory shows as MemoryError in the item, where the code that asked for too much can be native. A limit of time is kept by
-the process that waits, so that no loop in native code escapes it.
+A limit of memory shows as MemoryError in the item, where the code that asked for too much can be native. Limits of time are kept by
+the process that waits, so that no loop in native code escapes them: one of processor time, which does not depend on what else the
+machine does, and a wide one of time by the clock, for what waits and never ends.
 """
 
 import logging
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,21 +22,30 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import cloudpickle
+import psutil
 
 from storage.errors import UserError
 
 _CODE = "import sys; from tasks.run.child import serve; serve(int(sys.argv[1]))"
 _SINGLE_THREAD = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+_LOOK_S = 0.5  # how often the processor time is looked at
 _START_S = 120.0  # a shared machine may need long to start Python and to import
 logger = logging.getLogger("prdit.fanout")
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What an item may cost: memory above what its process has already, and time until its next result."""
+    """What an item may cost.
+
+    Attributes:
+        memory_mb: above what its process has already.
+        seconds: of processor time, until its next result.
+        waiting_s: by the clock, until its next result.
+    """
 
     memory_mb: int
     seconds: float
+    waiting_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,8 @@ class Lost:
     """An item without result, or where a function yields several without the rest of them.
 
     Attributes:
-        reason: "worker_died" (its process was killed), "too_costly" (it needed more than its allowance) or "failed" (it raised).
+        reason: "worker_died" (its process was killed), "too_costly" (it needed more memory than its allowance), "too_slow" (more
+            time) or "failed" (it raised).
         detail: kind of error or cost, for a verdict's sentence.
         error: what the function raised where it is an error of ours, which concerns the run and not this item (a full disk, say).
         done: what it had yielded.
@@ -83,6 +95,15 @@ def attempt(
     return done
 
 
+_ask: Callable[[float], None] | None = None  # set in a process that works for another
+
+
+def need_more(seconds: float) -> None:
+    """Allow the item that this process works on more processor time, when what it takes is known; a tenfold by the clock."""
+    if _ask is not None:
+        _ask(seconds)
+
+
 class Child:
     """A process that starts when it is first needed, and again when it has died."""
 
@@ -105,13 +126,18 @@ class Child:
             if not connection.poll(_START_S):
                 return self._stopped("worker_died", f"it did not start within {_START_S:.0f} s", done)
             connection.recv_bytes()  # the item is there, and what it needs is imported
+            limits = self._limits(allowance)
             while True:
-                if not connection.poll(allowance.seconds if allowance else None):
-                    assert allowance is not None
-                    return self._stopped("too_costly", f"it took more than {allowance.seconds:.0f} s", done)
+                while not connection.poll(_LOOK_S if limits else None):
+                    if limits and (passed := limits.passed()):
+                        return self._stopped("too_slow", passed, done)
                 kind, value = cloudpickle.loads(connection.recv_bytes())
-                if kind == "one":
+                if kind == "more":
+                    if limits:
+                        limits.extend(value)
+                elif kind == "one":
                     done.append(value)
+                    limits = self._limits(allowance)
                 elif kind == "all":
                     return done
                 elif isinstance(value, Lost):
@@ -159,13 +185,47 @@ class Child:
             self._connection = ours
         return self._connection
 
+    def _limits(self, allowance: Allowance | None) -> "_TimeLimits | None":
+        assert self._process is not None
+        return _TimeLimits(self._process.pid, allowance) if allowance else None
+
     def _stopped(self, reason: str, detail: str, done: list[Any]) -> Lost:
         self.close()
         return Lost(reason, detail, done=done)
 
 
+class _TimeLimits:
+    """Limits of time for what a process does from now on."""
+
+    def __init__(self, pid: int, allowance: Allowance) -> None:
+        self._process = psutil.Process(pid)
+        self._seconds, self._waiting_s = allowance.seconds, allowance.waiting_s
+        self._used, self._began = self._processor_s(), time.monotonic()
+
+    def extend(self, seconds: float) -> None:
+        """Allow so much more processor time."""
+        self._seconds += seconds
+        self._waiting_s += 10 * seconds
+
+    def passed(self) -> str:
+        """Which limit is passed, in words; "" for none."""
+        if self._processor_s() - self._used > self._seconds:
+            return f"it took more than {self._seconds:.0f} s of processor time"
+        if time.monotonic() - self._began > self._waiting_s:
+            return f"it did not end within {self._waiting_s:.0f} s"
+        return ""
+
+    def _processor_s(self) -> float:
+        try:
+            times = self._process.cpu_times()
+        except psutil.Error:  # it has ended, which the connection shows too
+            return 0.0
+        return float(times.user + times.system)
+
+
 def serve(descriptor: int) -> None:
     """Work for the process at the other end of a connection until it closes it, as it does when it dies."""
+    global _ask
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; libraries unblock it
     connection: Connection[Any, Any] = Connection(descriptor)
     threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
@@ -173,6 +233,10 @@ def serve(descriptor: int) -> None:
     def send(one: Any) -> None:
         connection.send_bytes(cloudpickle.dumps(("one", one)))
 
+    def ask(seconds: float) -> None:
+        connection.send_bytes(cloudpickle.dumps(("more", seconds)))
+
+    _ask = ask
     while True:
         try:
             allowance = cloudpickle.loads(connection.recv_bytes())

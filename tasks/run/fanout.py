@@ -18,10 +18,10 @@ from typing import Any, Self, TypeVar
 import cloudpickle
 import psutil
 
-from tasks.run.child import Allowance, Child, Lost, attempt
+from tasks.run.child import Allowance, Child, Lost, attempt, need_more
 from tasks.run.machine import cores, memory_available
 
-__all__ = ["Allowance", "Lost", "Pool", "default_num_workers"]
+__all__ = ["Allowance", "Lost", "Pool", "default_num_workers", "need_more"]
 
 T = TypeVar("T")
 _IN_FLIGHT = 2  # items per worker that are submitted at once: one runs, one waits

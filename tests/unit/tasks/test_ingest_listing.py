@@ -112,7 +112,9 @@ def test_a_table_outranks_the_files_of_its_own_and_of_other_sources() -> None:
     assert without_row.volumes["long"].patient_key == "pseudonym"
     assert ingest(without_row, "A", seen("long", "anna")) == without_row
     assert ingest(without_row, "B", seen("long", "bea")).volumes["long"].patient_key == "bea"
-    same = ingest(ingest(given, "B", seen("long", "bea")), "B", seen("long", "beate"))  # the row gave what the files have
+    same = ingest(
+        ingest(given, "B", seen("long", "bea")), "B", seen("long", "beate")
+    )  # the row gave what the files have
     assert same.volumes["long"].patient_key == "beate"
 
 
