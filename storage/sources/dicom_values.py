@@ -16,6 +16,7 @@ from pydicom.multival import MultiValue
 
 from storage.sources.attributes import is_uid
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
+from storage.sources.source import FARTHEST_MM
 
 # pydicom warns and logs with the value of a tag, which may be a patient's; what a value is good for is decided here.
 config.settings.reading_validation_mode = config.IGNORE
@@ -58,7 +59,7 @@ def tag_words(data: Dataset, name: str | int) -> tuple[str, ...]:
 
 
 def tag_numbers(data: Dataset, name: str | int, count: int) -> tuple[float, ...] | None:
-    """The finite numbers of a tag; None where it is missing or malformed, or has another count of values."""
+    """The finite numbers of a tag; None where it is missing or malformed, has another count of values, or is beyond FARTHEST_MM."""
     words = tag_words(data, name)
     if len(words) != count:
         return None
@@ -66,7 +67,8 @@ def tag_numbers(data: Dataset, name: str | int, count: int) -> tuple[float, ...]
         numbers = tuple(float(word) for word in words)
     except ValueError:
         return None
-    return numbers if all(math.isfinite(number) for number in numbers) else None
+    highest = FARTHEST_MM if name in _GEOMETRY else math.inf
+    return numbers if all(math.isfinite(number) and abs(number) <= highest for number in numbers) else None
 
 
 def tag_number(data: Dataset, name: str | int) -> float | None:
@@ -114,6 +116,8 @@ def need_numbers(data: Dataset, name: str, count: int = 1) -> tuple[float, ...]:
         raise DicomFault("missing_geometry", name) if name in _GEOMETRY else DicomFault("bad_number", f"no {name}")
     got = f"“{shown}”" if _PLAIN_NUMBERS.fullmatch(shown) else "text"
     expected = "a number" if count == 1 else f"{count} numbers"
+    if name in _GEOMETRY:
+        expected += f" of at most {FARTHEST_MM:g}"
     raise DicomFault("bad_number", f"{name} of {got} instead of {expected}")
 
 

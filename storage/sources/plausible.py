@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage.geometry import AIR_HU, FILL_HU
-from storage.sources.source import Limits, SourceVolume, refuse
+from storage.sources.source import FARTHEST_MM, Limits, SourceVolume, refuse
 
 AIR_TISSUE_HU = -500  # a chest has air below and tissue above: an image without one of them is not in HU
 REGION_VOXELS = 16  # of a plane: fewer voxels of one value are no region
 REGION_SHARE = 0.01  # of a plane: a connected region of this size is no metal
-_LENGTH_TOLERANCE_MM = 1e-3  # of extents and distances, which are sums of rounded numbers
+_LENGTH_TOLERANCE_MM = 1e-3  # of distances, which are rounded numbers
+_EXTENT_TOLERANCE_MM = 1.0  # or a voxel, if that is less: 512 × 0.39 mm is a field of view of 200 mm
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,14 @@ def _regions(hu: NDArray[Any], above: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def check_plausible(found: SourceVolume, limits: Limits, where: str) -> None:
-    """Refuse a volume that is no CT of a whole chest, whichever format it came from.
+    """Refuse a volume that is no CT of a whole chest, or lies nowhere, whichever format it came from.
 
     Args:
         found: a volume as a loader gives it.
         limits: least extents, largest slice distance.
         where: how sentences call the volume.
 
-    Raises: UnusableSeriesError: "too_short", "too_narrow", "thick_slices", "no_content" or "not_hu".
+    Raises: UnusableSeriesError: "bad_number", "too_short", "too_narrow", "thick_slices", "no_content" or "not_hu".
     """
     _check_extent(found, limits, where)
     _check_values(found.hu, where)
@@ -170,14 +171,18 @@ def extent_mm(found: SourceVolume) -> NDArray[np.float64]:
 
 
 def _check_extent(found: SourceVolume, limits: Limits, where: str) -> None:
+    farthest = max(found.origin_mm, key=abs)
+    if abs(farthest) > FARTHEST_MM:
+        refuse("bad_number", where, f"a position of {farthest:g} mm instead of at most {FARTHEST_MM:g}")
     thickest = max(found.spacing_mm)
     if thickest > limits.max_slice_mm + _LENGTH_TOLERANCE_MM:
         refuse("thick_slices", where, f"voxels {thickest:.4g} mm apart, ingest.max_slice_mm = {limits.max_slice_mm:g}")
     width, depth, length = extent_mm(found)
-    if length < limits.min_length_mm - _LENGTH_TOLERANCE_MM:
+    tolerance = max(_LENGTH_TOLERANCE_MM, min(_EXTENT_TOLERANCE_MM, *found.spacing_mm))
+    if length < limits.min_length_mm - tolerance:
         detail = f"{length:.1f} mm long from head to foot, ingest.min_length_mm = {limits.min_length_mm:g}"
         refuse("too_short", where, detail)
-    if min(width, depth) < limits.min_width_mm - _LENGTH_TOLERANCE_MM:
+    if min(width, depth) < limits.min_width_mm - tolerance:
         detail = f"{width:.1f} mm wide and {depth:.1f} mm deep, ingest.min_width_mm = {limits.min_width_mm:g}"
         refuse("too_narrow", where, detail)
 

@@ -18,6 +18,8 @@ from storage.geometry import Float3
 from storage.privacy import with_placeholder, without_quotes
 from storage.verdicts import sentence
 
+FARTHEST_MM = 1e6  # of a position: beyond it there is no room, and a float32 cannot tell voxels apart
+
 
 @dataclass(frozen=True)
 class FileFacts:

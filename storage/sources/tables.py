@@ -204,6 +204,8 @@ def _read(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
         raise SourceError(f"{path}, line {line}: not UTF-8 text; save the table as CSV in UTF-8.") from error
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     columns = [name.strip() for name in _next(reader, path) or []]
+    if len(columns) == 1 and (other := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        raise SourceError(f"{path}, line 1: values are separated by {other!r}; save the table with commas.")
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise SourceError(
             f"{path}, line 1: column {columns.index(twice[0]) + 1} ({_listed(twice[:1])}) occurs twice; expected each once."

@@ -76,7 +76,7 @@ def test_a_source_without_ct_is_refused_and_makes_no_store(here: Path, tmp_path:
     said = ingest(tmp_path / "src")
     assert said.exit_code == 1
     assert message in " ".join(said.stderr.split())
-    assert said.stdout == ""
+    assert said.stdout == ingest(tmp_path / "src", "--json").stdout == ""
     assert left(here) <= {"store.patient-key", "store.files.sqlite", "store.ingests"}
 
 

@@ -168,6 +168,7 @@ def test_what_only_begins_like_a_data_set_is_no_dicom(content: bytes) -> None:
         ("PixelSpacing", "DS", b" \\ ", "missing_geometry", "PixelSpacing"),
         ("PixelSpacing", "DS", b"0\\1.7", "missing_geometry", "positive PixelSpacing"),
         ("ImagePositionPatient", "DS", b"1\\2", "bad_number", "ImagePositionPatient of “1\\2” instead of 3 numbers"),
+        ("ImagePositionPatient", "DS", b"1\\2\\1e30", "bad_number", "“1\\2\\1e30” instead of 3 numbers of at most 1e+06"),
         ("ImagePositionPatient", "DS", b"1\\2\\-inf", "bad_number", "ImagePositionPatient"),
         ("ImageOrientationPatient", "DS", b"1\\0\\0\\0\\1", "bad_number", "ImageOrientationPatient"),
         ("ImageOrientationPatient", "DS", b"1\\0\\0\\0\\1\\\xe4", "bad_number", "ImageOrientationPatient of text"),

@@ -1,5 +1,6 @@
 """What can be the HU of a chest CT: fill that nobody declared, metal, whole scans beyond; extents, distances, content."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,25 @@ def test_limits_are_inclusive_and_printed() -> None:
     assert "196.0 mm wide and 200.0 mm deep" in str(error)
     assert "ingest.min_width_mm = 200" in str(error)
     assert refused(volume((60, 49, 50), (4.0, 4.0, 2.5))).reason == "too_narrow"
+
+
+def test_an_extent_may_lack_a_voxel_of_at_most_a_millimetre() -> None:
+    limits = Limits(min_length_mm=150, min_width_mm=200)
+    nominal = volume((100, 51, 51), (3.91, 3.91, 1.5))  # 199.41 mm
+    check_plausible(nominal, limits, "Scan x")
+    check_plausible(volume((149, 50, 50), (4.0, 4.0, 1.0)), limits, "Scan x")
+    assert refused(volume((100, 51, 51), (3.9, 3.9, 1.5))).reason == "too_narrow"  # 198.9 mm
+    assert refused(volume((148, 50, 50), (4.0, 4.0, 1.0))).reason == "too_short"
+    check_plausible(volume((299, 50, 50), (4.0, 4.0, 0.5)), limits, "Scan x")
+    assert refused(volume((298, 50, 50), (4.0, 4.0, 0.5))).reason == "too_short"
+
+
+def test_a_position_beyond_any_room_is_no_position() -> None:
+    """On a grid there, voxels of a millimetre cannot be told apart."""
+    far = replace(volume(), origin_mm=(0.0, -1e30, 0.0))
+    error = refused(far)
+    assert error.reason == "bad_number"
+    assert "a position of -1e+30 mm instead of at most 1e+06" in str(error)
 
 
 @pytest.mark.parametrize("name", ["axial slab", "coronal slab", "sagittal slab"])

@@ -92,6 +92,8 @@ def test_labels_of_a_patient_in_the_files(tmp_path: Path) -> None:
 MALFORMED = [
     ("patients.csv", "uid,patient_id\n1.2,P\n", "columns patient_id, 1 other(s); expected"),
     ("patients.csv", "", "columns none; expected"),
+    ("patients.csv", "path;patient_id\na;P\n", "line 1: values are separated by ';'; save the table with commas"),
+    ("labels.csv", "path\tnodule\na\tyes\n", "line 1: values are separated by '\\t'"),
     ("patients.csv", "series_uid,patient_id\n1.2,P\n1.2,Q\n", "line 3: the same series_uid as in line 2"),
     ("patients.csv", "path,patient_id\na/,P\n./a,Q\n", "line 3: the same path as in line 2"),
     ("patients.csv", "path,patient_id\na,P\nb\n", "line 3: 1 values, but there are 2 columns"),
