@@ -23,7 +23,7 @@ def verdict_text(report: IngestReport, page: Path) -> str:
     lines += [f"{row['number']:>8}  {row['verdict']:<11}  {row['reason']:<{width}}".rstrip() for row in rows]
     for row in rows:
         if row["reason"]:
-            lines += _items(report, row["reason"], row["number"])
+            lines += _items(getattr(report, row["verdict"]), row["reason"], row["number"])
     warned = [f"  {one_line(note)}" for note in report.notes]
     if warned:
         lines += ["", f"notes: {len(warned)}", *warned[:SHOWN_PER_REASON]]
@@ -40,9 +40,9 @@ def without_pictures(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _items(report: IngestReport, reason: str, number: int) -> list[str]:
-    """The first items with a reason."""
-    entries = [entry for entry in (*report.quarantined, *report.skipped) if entry.reason == reason]
+def _items(entries: list[Entry], reason: str, number: int) -> list[str]:
+    """The first items of a verdict with a reason."""
+    entries = [entry for entry in entries if entry.reason == reason]
     lines = ["", f"{reason} ({number})", *(f"  {_item(entry)}" for entry in entries[:SHOWN_PER_REASON])]
     if number > SHOWN_PER_REASON:
         lines.append(f"  … and {number - SHOWN_PER_REASON} more: in the page, or with --json")

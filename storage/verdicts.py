@@ -219,6 +219,21 @@ BEHIND: dict[str, tuple[str, ...]] = {
 }
 
 
+_BROKEN = frozenset({"unreadable_file", "unreadable_pixels", "too_costly", "failed"})
+
+
+def image_verdict(reason: str, where: str, detail: str) -> tuple[Verdict, str]:
+    """(verdict, sentence) of one image that a whole volume was made without: what is not broken only does not belong."""
+    row = REASONS[reason]
+    if row.verdict == "skipped" or reason in _BROKEN:
+        return row.verdict, sentence(reason, where, detail)
+    what = reason.replace("_", " ") + (f": {detail}" if detail else "")
+    return (
+        "skipped",
+        f"{where} is not part of the volume of its series ({what}), which is whole without it; nothing to do.",
+    )
+
+
 def sentence(reason: str, where: str, detail: str = "") -> str:
     """The sentence of a reason code for one place (series UID or relative path)."""
     return REASONS[reason].sentence.format(where=where, detail=detail or "no detail")

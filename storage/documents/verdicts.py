@@ -47,6 +47,7 @@ class Verdicts(Document):
     Attributes:
         committed, unchanged, skipped, quarantined: the entries of each verdict.
         num_excluded: how many were skipped or quarantined, by reason: of single files the lists hold only some of each.
+        num_odd_images: how many of them are skipped for a reason that quarantines a scan: images that a volume was made without.
         notes: sentences about the source as a whole, and about single scans.
     """
 
@@ -55,6 +56,7 @@ class Verdicts(Document):
     skipped: list[Entry] = Field(default_factory=list)
     quarantined: list[Entry] = Field(default_factory=list)
     num_excluded: dict[str, int] = Field(default_factory=dict)
+    num_odd_images: dict[str, int] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
     def without_paths(self, key: bytes) -> Self:
@@ -79,9 +81,18 @@ class Verdicts(Document):
     def counts(self) -> dict[str, int]:
         """How many items have which verdict, those that the lists leave out among them."""
         counts = {"committed": len(self.committed), "unchanged": len(self.unchanged), "skipped": 0, "quarantined": 0}
-        for reason, number in self.num_excluded.items():
-            counts[REASONS[reason].verdict] += number
+        for verdict, _, number in self.excluded:
+            counts[verdict] += number
         return counts
+
+    @property
+    def excluded(self) -> list[tuple[str, str, int]]:
+        """(verdict, reason, how many) of what was skipped or quarantined."""
+        found = []
+        for reason, number in self.num_excluded.items():
+            odd = self.num_odd_images.get(reason, 0)
+            found += [("skipped", reason, odd), (REASONS[reason].verdict, reason, number - odd)]
+        return [one for one in found if one[2]]
 
     @property
     def used(self) -> list[Entry]:

@@ -46,10 +46,15 @@ def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
 
 def excluded(
     scan: SourceScan, entries: Sequence[dict[str, Any]], path: Path
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Write every exclusion as a line of JSON; (those for the report: all scans, the first files of each reason; counts)."""
+) -> tuple[list[dict[str, Any]], Counter[str], Counter[str]]:
+    """Write every exclusion as a line of JSON.
+
+    Returns: (those for the report: all scans, the first files of each reason; how many by reason; of these the odd images, see
+        `Verdicts.num_odd_images`).
+    """
     listed: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
     files: Counter[str] = Counter()
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for entry in _exclusions(scan, entries):
@@ -58,11 +63,12 @@ def excluded(
             line = {key: value for key, value in entry.items() if key != "thumbnail"} | {"message": message}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             counts[reason] += 1
+            odd[reason] += entry["verdict"] != REASONS[reason].verdict
             single = entry.get("num_slices") is None
             files[reason] += single
             if not single or files[reason] <= LISTED_FILES:
                 listed.append(entry)
-    return listed, counts
+    return listed, counts, odd
 
 
 def _exclusions(scan: SourceScan, entries: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -106,11 +112,15 @@ def summary_rows(report: Verdicts) -> list[dict[str, Any]]:
         for verdict, number in report.counts.items()
         if verdict in ("committed", "unchanged")
     ]
-    first = {entry.reason: entry for entry in reversed([*report.quarantined, *report.skipped])}
-    for reason, number in sorted(report.num_excluded.items(), key=lambda item: (REASONS[item[0]].verdict, -item[1])):
-        entry = first.get(reason)
+    first = {
+        (verdict, entry.reason): entry
+        for verdict in ("quarantined", "skipped")
+        for entry in reversed(getattr(report, verdict))
+    }
+    for verdict, reason, number in sorted(report.excluded, key=lambda item: (item[0], -item[2])):
+        entry = first.get((verdict, reason))
         message = shown(entry.message or "", entry.path) if entry else ""
-        rows.append({"verdict": REASONS[reason].verdict, "reason": reason, "number": number, "for example": message})
+        rows.append({"verdict": verdict, "reason": reason, "number": number, "for example": message})
     return rows
 
 

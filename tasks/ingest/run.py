@@ -104,7 +104,7 @@ def ingest_scan(
         return _as_unchanged(before, state.store)
     read = read_scans(scan, state, config, pool, before=before, progress=progress)
     snapshot = list_scans(read, state, source=record_path.stem, before=before)
-    left_out, counts = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
+    left_out, counts, odd = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
     notes = [*state.notes, *read.notes(), *scan.notes()]
     if still := sorted(state.broken.keys() - read.seen.keys()):
         notes.append(
@@ -118,7 +118,13 @@ def ingest_scan(
         )
     used = [entry for entry in read.entries if "reason" not in entry]
     lists: dict[str, Any] = {name: listed_entries([*used, *left_out], name, dict(config)) for name in LISTS}
-    verdicts = SourceVerdicts(**mark, **lists, num_excluded=dict(sorted(counts.items())), notes=notes)
+    verdicts = SourceVerdicts(
+        **mark,
+        **lists,
+        num_excluded=dict(sorted(counts.items())),
+        num_odd_images={reason: number for reason, number in sorted(odd.items()) if number},
+        notes=notes,
+    )
     verdicts.write(record_path)
     verdicts.without_paths(key).write(state.store.path / "exclusions" / record_path.name)
     for note in notes:

@@ -19,7 +19,7 @@ from storage.sources.files import check_here, open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
 from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
-from storage.verdicts import REASONS, sentence
+from storage.verdicts import REASONS, image_verdict
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.costs import resampling_s
@@ -116,9 +116,9 @@ def _thumbnail(job: SeriesJob) -> str | None:
 
 
 def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:
-    message = sentence(image.reason, PATH, image.detail)
+    verdict, message = image_verdict(image.reason, PATH, image.detail)
     found = {"reason": image.reason, "message": message, "path": as_utf8(image.file)}
-    return {"series_uid": scan_id, "verdict": REASONS[image.reason].verdict, "image_of_volume": True, **found}
+    return {"series_uid": scan_id, "verdict": verdict, "image_of_volume": True, **found}
 
 
 def hidden_names(job: SeriesJob) -> Hidden:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from pydicom.dataset import Dataset
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -233,3 +234,22 @@ def test_what_is_to_be_tried_again_is_tried_again(here: Path, tmp_path: Path) ->
     value["num_excluded"] = {"worker_died": 1}
     record.write_text(json.dumps(value))
     assert verdicts(tmp_path / "src")["counts"] == {"committed": 0, "unchanged": 2, "skipped": 0, "quarantined": 0}
+
+
+def test_images_that_a_volume_was_made_without_are_skipped(tmp_path: Path) -> None:
+    def turned(k: int, data: Dataset) -> None:
+        if k in (0, 23):
+            data.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+    write_series(tmp_path / "src" / "good", uid="1.2.3.1", change=turned)
+    write_series(tmp_path / "src" / "half", uid="1.2.3.2", change=lambda k, data: turned(0 if k < 8 else 1, data))
+    for _ in range(2):
+        value = verdicts(tmp_path / "src")
+        assert value["num_excluded"] == {"inconsistent_orientation": 3}
+        assert value["num_odd_images"] == {"inconsistent_orientation": 2}
+        assert (value["counts"]["skipped"], value["counts"]["quarantined"]) == (2, 1)
+        assert all(one["message"].endswith("nothing to do.") for one in value["skipped"])
+        assert [one["series_uid"] for one in value["quarantined"]] == ["1.2.3.2"]
+    said = ingest(tmp_path / "src").stdout
+    assert "       2  skipped      inconsistent_orientation" in said
+    assert "       1  quarantined  inconsistent_orientation" in said
