@@ -240,6 +240,7 @@ def test_images_that_a_volume_was_made_without_are_skipped(tmp_path: Path) -> No
     def turned(k: int, data: Dataset) -> None:
         if k in (0, 23):
             data.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+            data.ImagePositionPatient = [0, 0, 300 + k]  # not where a next slice would be
 
     write_series(tmp_path / "src" / "good", uid="1.2.3.1", change=turned)
     write_series(tmp_path / "src" / "half", uid="1.2.3.2", change=lambda k, data: turned(0 if k < 8 else 1, data))
