@@ -12,6 +12,7 @@ import warnings
 import zlib
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -258,11 +259,11 @@ def _with_gdcm(frame: bytes, syntax: str, form: PixelFormat) -> NDArray[Any]:
     image["PixelData"].VR, image["PixelData"].is_undefined_length = "OB", True
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = UID(syntax)
-    with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+    with tempfile.TemporaryDirectory() as folder:  # for its owner alone: pixels are a patient's
+        file = Path(folder) / "image.dcm"
         image.save_as(file, enforce_file_format=True)
-        file.flush()
         reader = sitk.ImageFileReader()
-        reader.SetFileName(file.name)
+        reader.SetFileName(str(file))
         reader.SetImageIO("GDCMImageIO")
         stored: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
     return stored.reshape(stored.shape[-2:])
