@@ -10,6 +10,7 @@ from storage.privacy import words_of
 from storage.sources.attributes import NUMBER_ATTRIBUTES, TEXT_ATTRIBUTES, safe_attributes, terms
 from storage.sources.dicom_errors import DECODE_ERRORS
 from storage.sources.dicom_file import read_data_set
+from storage.sources.dicom_values import tag_value
 
 # What identifies a patient by itself: persons, ids, dates and places, and the comments people write.
 IDENTIFYING_TAGS = (
@@ -34,18 +35,18 @@ _MODALITIES = terms(
 
 def allowed_attributes(header: Dataset) -> dict[str, Any]:
     """Allow-listed attributes of a series: tags by DICOM keyword, `age_years` and `contrast` (whether an agent is named)."""
-    values = {name: _value(header, name) for name in (*TEXT_ATTRIBUTES, *NUMBER_ATTRIBUTES)}
+    values = {name: tag_value(header, name) for name in (*TEXT_ATTRIBUTES, *NUMBER_ATTRIBUTES)}
     found = safe_attributes(values, identifying_words(header))
     age = age_years(header)
     if age is not None:
         found["age_years"] = age
-    found["contrast"] = bool(str(_value(header, "ContrastBolusAgent") or "").strip())
+    found["contrast"] = bool(str(tag_value(header, "ContrastBolusAgent") or "").strip())
     return found
 
 
 def identifying_words(header: Dataset) -> frozenset[str]:
     """The words of a header's identifying tags, see `storage.privacy.words_of`."""
-    texts = (str(_value(header, name) or "") for name in IDENTIFYING_TAGS)
+    texts = (str(tag_value(header, name) or "") for name in IDENTIFYING_TAGS)
     return frozenset(word for text in texts for word in words_of(text))
 
 
@@ -70,19 +71,11 @@ def shown_class(sop_class: str) -> str:
 
 def age_years(header: Dataset) -> int | None:
     """Whole years from PatientAge, else from birth and study date; 90 stands for 90 and above. None when unknown."""
-    match = re.fullmatch(r"(\d{3})([DWMY])", str(_value(header, "PatientAge") or "").strip())
+    match = re.fullmatch(r"(\d{3})([DWMY])", str(tag_value(header, "PatientAge") or "").strip())
     if match:
         years = int(match[1]) // {"D": 365, "W": 52, "M": 12, "Y": 1}[match[2]]
         return min(years, 90)
-    birth, study = str(_value(header, "PatientBirthDate") or ""), str(_value(header, "StudyDate") or "")
+    birth, study = str(tag_value(header, "PatientBirthDate") or ""), str(tag_value(header, "StudyDate") or "")
     if re.fullmatch(r"\d{8}", birth) and re.fullmatch(r"\d{8}", study) and study >= birth:
         return min(int(study[:4]) - int(birth[:4]) - (study[4:] < birth[4:]), 90)
     return None
-
-
-def _value(header: Dataset, name: str) -> Any:
-    """A tag's value; None where it is missing or malformed, because a volume does not depend on it."""
-    try:
-        return header.get(name)
-    except DECODE_ERRORS:
-        return None

@@ -207,11 +207,6 @@ class FrameReader:
         return _with_pydicom(encapsulate([frame]), "OB", syntax, replace(form, num_frames=1), 0)
 
 
-def stored_values(data: Dataset) -> NDArray[Any]:
-    """The pixels of the first or only frame, see `FrameReader`."""
-    return FrameReader(data).read(0)
-
-
 def _compressed_frames(data: Dataset, value: bytes, form: PixelFormat) -> list[bytes]:
     """The compressed frames, exactly as many as the header says."""
     offsets = None

@@ -257,12 +257,13 @@ def _explained(main: Sequence[Plane], odd: list[_Odd], num_all: int, reason: str
     placed = [one.plane for one in odd if len(one.plane.position_mm) == 3]
     if len(placed) < len(odd):
         return reason in _NO_PLACE
-    planes = sorted([*main, *placed], key=lambda plane: float(np.dot(plane.position_mm, axes(main)[2])))
+    normal = axes(main)[2]
+    planes = sorted([*main, *placed], key=lambda plane: float(np.dot(plane.position_mm, normal)))
     positions = np.asarray([plane.position_mm for plane in planes])
-    if len(planes) < request.limits.min_slices or float(np.diff(positions @ axes(main)[2]).min()) < SAME_MM:
+    if len(planes) < request.limits.min_slices or float(np.diff(positions @ normal).min()) < SAME_MM:
         return False
     try:
-        fit_line(positions, axes(main)[2], [plane.position_unit_mm for plane in planes], request.limits.max_jitter, "")
+        fit_line(positions, normal, [plane.position_unit_mm for plane in planes], request.limits.max_jitter, "")
     except UnusableSeriesError:
         return False
     return True

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from storage.sources.dicom_errors import DECODE_ERRORS
 from storage.sources.files import open_file
@@ -60,7 +59,7 @@ def read_manifest(source: Path, name: str) -> Manifest:
                 text = stream.read(_MAX_BYTES).decode("utf-8-sig")
                 return _read_table(kind, text) if kind.endswith("csv") else _read_list(kind, text)
             return _read_dicomdir(source, name, pydicom.dcmread(stream))
-    except (*DECODE_ERRORS, csv.Error, InvalidDicomError) as error:
+    except (*DECODE_ERRORS, csv.Error) as error:
         if isinstance(error, MemoryError):
             raise
         return Manifest(kind, notes=(f"{kind}: it cannot be read ({type(error).__name__}); correct or remove it.",))

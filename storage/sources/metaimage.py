@@ -11,14 +11,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.sources.files import open_file
 from storage.sources.single_file import (
     TEXT,
     HeaderError,
     StoredScan,
     check_claim,
     check_shape,
-    data_file,
     decompressed,
     header_beside,
     header_stream,
@@ -29,6 +27,7 @@ from storage.sources.single_file import (
     real_numbers,
     source_volume,
     stream_size,
+    voxel_file,
     whole_numbers,
 )
 from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
@@ -83,12 +82,10 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
     slope = _number(fields, "ElementToIntensityFunctionSlope", 1.0, where)
     intercept = _number(fields, "ElementToIntensityFunctionOffset", 0.0, where)
     num_voxels = int(np.prod(shape, dtype=np.int64))
-    named, zipped = fields[_LAST], _yes(fields, "compresseddata")
+    named = None if fields[_LAST].upper() == "LOCAL" else fields[_LAST]
+    zipped = _yes(fields, "compresseddata")
     with ExitStack() as opened:
-        if named.upper() != "LOCAL":
-            if named.upper().startswith("LIST") or "%" in named:
-                refuse("detached_data", where, "its voxels are in several files")
-            stream = opened.enter_context(open_file(request.source, data_file(request, name, named)))
+        stream = opened.enter_context(voxel_file(request, name, named, stream))
         here, skip = stream.tell(), int(_number(fields, "HeaderSize", 0, where))
         left = stream_size(stream) - here
         is_text = fields.get("binarydata", "true").lower() in {"false", "f", "0"}

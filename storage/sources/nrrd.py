@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.geometry import Int3
-from storage.sources.files import open_file
 from storage.sources.single_file import (
     TEXT,
     HeaderError,
     StoredScan,
     check_claim,
     check_shape,
-    data_file,
     decompressed,
     header_beside,
     header_stream,
@@ -31,6 +29,7 @@ from storage.sources.single_file import (
     real_numbers,
     source_volume,
     stream_size,
+    voxel_file,
     whole_numbers,
 )
 from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
@@ -87,10 +86,7 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
     shape = _shape(all_sizes, spatial, where)
     steps, origin, notes = _place(fields, where)
     with ExitStack() as opened:
-        if named := fields.get("data file", ""):
-            if named.upper().startswith("LIST") or "%" in named:
-                refuse("detached_data", where, "its voxels are in several files")
-            stream = opened.enter_context(open_file(request.source, data_file(request, name, named)))
+        stream = opened.enter_context(voxel_file(request, name, fields.get("data file") or None, stream))
         for _ in range(_skipped(fields, "line skip", where)):
             if not stream.readline(_MAX_HEADER):
                 raise EOFError("the data end before they begin")

@@ -6,7 +6,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -272,23 +272,31 @@ def header_stream(request: ScanRequest, is_header: Callable[[bytes], bool]) -> I
     raise HeaderError("it is not of this format any more")
 
 
-def data_file(request: ScanRequest, header: str, named: str) -> str:
-    """Relative path of the file of voxels that a header names, which lies beside or below the header.
+@contextmanager
+def voxel_file(request: ScanRequest, header: str, named: str | None, stream: BinaryIO) -> Iterator[BinaryIO]:
+    """The stream that has a scan's voxels: the header's own, or that of the file which the header names, beside or below it.
 
-    Raises: UnusableSeriesError: "detached_data" where it lies elsewhere or is missing.
+    Args:
+        request: the scan.
+        header: relative path of the header.
+        named: what it names; None where it has the voxels itself.
+        stream: of the header, behind it.
+    Raises: UnusableSeriesError: "detached_data" where the voxels lie elsewhere, in several files, or cannot be opened.
     """
+    if named is None:
+        yield stream
+        return
+    if named.upper().startswith("LIST") or "%" in named:
+        refuse("detached_data", request.where, "its voxels are in several files")
     parts = PurePosixPath(named).parts
     if not parts or named.startswith("/") or ".." in parts or "\\" in named or "\0" in named:
         refuse("detached_data", request.where, "its header names a place that is not beside or below it")
-    name = str(PurePosixPath(header).parent / named)
-    path = request.source / name
-    if path.exists() and not path.resolve().is_relative_to(request.source.resolve()):
-        refuse("detached_data", request.where, "it is a link that leaves the source")
-    try:
-        with open_file(request.source, name):
-            return name
-    except OSError as error:
-        refuse("detached_data", request.where, error.strerror or "it cannot be opened")
+    with ExitStack() as opened:
+        try:
+            found = opened.enter_context(open_file(request.source, str(PurePosixPath(header).parent / named)))
+        except OSError as error:
+            refuse("detached_data", request.where, error.strerror or "it cannot be opened")
+        yield found
 
 
 def header_beside(path: Path, endings: tuple[str, ...], names: Callable[[BinaryIO], str]) -> Path | None:

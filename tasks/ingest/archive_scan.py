@@ -19,7 +19,7 @@ from storage.sources.files import FoundFile, FoundOther, check_here
 from storage.sources.formats import read_stream
 from storage.sources.index import FileIndex, ReadFile
 from storage.sources.source import as_utf8
-from tasks.ingest.costs import allowance
+from tasks.ingest.costs import allowance, lost_file
 from tasks.run.fanout import Lost, Pool
 
 _ASKED_AT_ONCE = 500  # files, of the cache
@@ -116,10 +116,7 @@ def list_archives(index: FileIndex, source: Path, key: bytes, pool: Pool, names:
     for job, result in pool.map(read_archive, jobs(), allowance=lambda job: allowance(job.archive.size)):
         found: list[Found] = result
         if isinstance(result, Lost):
-            if result.error is not None:
-                raise result.error
-            reason = result.reason if result.reason in ("too_costly", "too_slow") else "unreadable_file"
-            detail = "its reader died" if result.reason == "worker_died" else result.detail
+            reason, detail = lost_file(result)
             detail += f", after {len(result.done)} file(s) in it"
             found = [*result.done, (FoundOther(job.archive.path, reason, detail), None)]
         _list(index, job.archive, found)

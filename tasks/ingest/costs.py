@@ -1,6 +1,6 @@
 """What reading may cost: memory and time by the bytes that are there, whatever a header claims."""
 
-from tasks.run.fanout import Allowance
+from tasks.run.fanout import Allowance, Lost
 
 _BASE_MB = 1200  # a chest CT of usual size, resampled, however well it is compressed
 _MB_PER_MB = 12  # of files: uncompressed, as float, on a finer grid
@@ -21,3 +21,11 @@ def allowance(size: int) -> Allowance:
 def resampling_s(num_voxels: int) -> float:
     """Processor time that resampling may take beside that, by the voxels of the result."""
     return _S_PER_VOXEL * num_voxels
+
+
+def lost_file(lost: Lost) -> tuple[str, str]:
+    """Reason code and detail of a file whose reader was lost. Raises: UserError: what it met concerns the whole ingest."""
+    if lost.error is not None:
+        raise lost.error
+    reason = lost.reason if lost.reason in ("too_costly", "too_slow") else "unreadable_file"
+    return reason, "its reader died" if lost.reason == "worker_died" else lost.detail

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.geometry import AIR_HU, Volume
-from tasks.model.slices import LUNG, draw_plane, orthogonal_planes
+from tasks.model.slices import LUNG, draw_plane, orthogonal_planes, png_bytes
 
 TILE = 150  # pixels of the longer side of a plane: about 12 kB for three, as JPEG
 THUMBNAIL = 112
@@ -55,6 +55,4 @@ def thumbnail(image: NDArray[Any]) -> str | None:
         gray = np.rint((image - lowest) / max(highest - lowest, 1.0) * 255).astype(np.uint8)
     picture = Image.fromarray(gray)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode()
+    return base64.b64encode(png_bytes(picture)).decode()

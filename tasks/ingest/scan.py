@@ -19,12 +19,12 @@ from storage.sources.manifests import Expected, Manifest, read_manifest
 from storage.sources.source import as_utf8
 from storage.sources.tables import Assigned, SourceTables
 from tasks.ingest.archive_scan import ArchiveNames, list_archives
-from tasks.ingest.costs import allowance
+from tasks.ingest.costs import allowance, lost_file
 from tasks.run.fanout import Allowance, Lost, Pool
 
 BATCH_FILES = 64
 BATCH_BYTES = 256 << 20
-FEW_BATCHES = 5  # up to so many are read in this process: workers take seconds to start
+FEW_BATCHES = 5  # up to so many are read in one process: a cluster takes seconds to start
 _ASKED_AT_ONCE = 500  # files, of the cache
 _SAY_EVERY_S = 20.0
 logger = logging.getLogger("prdit.scan")
@@ -243,10 +243,7 @@ def _list_batch(index: FileIndex, batch: Batch, result: "list[ReadFile] | Lost")
     if not isinstance(result, Lost):
         index.add(zip(batch.files, result, strict=True))
         return []
-    if result.error is not None:
-        raise result.error
-    reason = result.reason if result.reason in ("too_costly", "too_slow") else "unreadable_file"
-    detail = "its reader died" if result.reason == "worker_died" else result.detail
+    reason, detail = lost_file(result)
     done = len(result.done)
     read = [*result.done, ReadFile("", reason=reason, detail=detail)]
     index.add(zip(batch.files[: done + 1], read, strict=True))

@@ -18,7 +18,7 @@ from tasks.ingest.costs import allowance
 from tasks.ingest.listing import Seen, listed_with, patient_notes
 from tasks.ingest.report import entry_notes
 from tasks.ingest.scan import Scan, SourceScan
-from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, part_id, used_entry
+from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, part_id, scan_and_part, used_entry
 from tasks.run.fanout import Lost, Pool
 
 
@@ -220,7 +220,7 @@ def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, dic
     found: dict[str, dict[str, tuple[int, str]]] = {}
     for volume_id in (*now.volumes, *now.withdrawn):
         if volume_id in records and (facts := records[volume_id].scan):
-            scan_id, _, part = facts.scan.removesuffix(")").partition(" (")
+            scan_id, part = scan_and_part(facts.scan)
             parts = found.setdefault(scan_id, {})
             parts[part] = max(parts.get(part, (0, "")), (facts.num_slices, volume_id))
     return found
@@ -229,7 +229,7 @@ def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, dic
 def _unchanged(records: Sequence[VolumeRecord], scan: Scan) -> Iterator[dict[str, Any]]:
     """Entries of a scan whose volumes are all in the store; the scan's id may be another than when they were read."""
     for record in records:
-        part = record.scan.scan.removesuffix(")").partition(" (")[2] if record.scan else ""
+        part = scan_and_part(record.scan.scan)[1] if record.scan else ""
         yield used_entry(record, part_id(scan.scan_id, part), "unchanged")
 
 

@@ -30,7 +30,6 @@ from tasks.run.fanout import need_more
 
 RECIPE = 2  # version of the arithmetic from source to stored HU; part of every volume id
 MAX_VOXELS = 2**29  # of a volume at the grid: 1 GiB
-_NO_HEADER = frozenset({"worker_died", "too_costly"})  # whose headers are not read again
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,12 @@ def part_id(scan_id: str, part: str) -> str:
     return f"{scan_id} ({part})" if part else scan_id
 
 
+def scan_and_part(name: str) -> tuple[str, str]:
+    """(scan id, part) of what `part_id` gives."""
+    scan_id, _, part = name.removesuffix(")").partition(" (")
+    return scan_id, part
+
+
 def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, Any]:
     """Entry of a scan that is a committed volume."""
     entry: dict[str, Any] = {"series_uid": scan_id, "volume_id": record.volume_id, "verdict": verdict}
@@ -99,9 +104,10 @@ def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, An
 
 
 def _refused_entry(job: SeriesJob, reason: str, message: str, file: str | None = None) -> dict[str, Any]:
-    message = (hidden_names(job) if reason in _NO_HEADER else hidden(job)).out_of(message)
+    costly = reason == "too_costly"  # its header is not read again
+    message = (hidden_names(job) if costly else hidden(job)).out_of(message)
     found: dict[str, Any] = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
-    if reason not in _NO_HEADER:
+    if not costly:
         found["thumbnail"] = _thumbnail(job)
     return {"series_uid": job.scan.scan_id, "num_slices": len(job.scan.files), **found}
 

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels import compress
 
-from storage.sources.dicom_codecs import FrameReader, check_claim, codestream, stored_values
+from storage.sources.dicom_codecs import FrameReader, check_claim, codestream
 from storage.sources.dicom_errors import DicomFault
 from storage.sources.dicom_file import read_data_set
 
@@ -54,6 +54,11 @@ def encapsulated(frames: list[bytes], like: np.ndarray, syntax: str) -> Dataset:
     data.PixelData = encapsulate(frames)
     data["PixelData"].VR = "OB"
     return data
+
+
+def stored_values(data: Dataset) -> np.ndarray:
+    """The pixels of the first or only frame."""
+    return FrameReader(data).read(0)
 
 
 def written(data: Dataset) -> Dataset:
