@@ -22,7 +22,7 @@ from pydicom.tag import Tag
 
 from storage.errors import UnusableSeriesError
 from storage.sources.dicom import DICOM
-from storage.sources.dicom_codecs import stored_values
+from storage.sources.dicom_codecs import FrameReader
 from storage.sources.dicom_errors import DicomFault
 from storage.sources.dicom_file import read_data_set
 from storage.sources.source import FileFacts, Limits, ScanRequest, SourceVolume
@@ -117,9 +117,9 @@ def test_compressed_pixels_of_a_data_set_alone_are_recognised(syntax: str) -> No
     (path,) = SYNTAXES.glob(f"*1.2.{syntax}.dcm")
     content = path.read_bytes()
     with path.open("rb") as stream:
-        expected = stored_values(read_data_set(stream))
+        expected = FrameReader(read_data_set(stream)).read(0)
     (length,) = struct.unpack_from("<I", content, 140)  # of group 2, behind its first element
-    assert np.array_equal(stored_values(read_data_set(io.BytesIO(content[144 + length :]))), expected)
+    assert np.array_equal(FrameReader(read_data_set(io.BytesIO(content[144 + length :]))).read(0), expected)
 
 
 def test_compressed_pixels_of_an_unknown_kind() -> None:
@@ -133,7 +133,7 @@ def test_compressed_pixels_of_an_unknown_kind() -> None:
     bare["PixelData"].is_undefined_length = True
     pydicom.dcmwrite(buffer, bare, implicit_vr=False, little_endian=True)
     with pytest.raises(DicomFault, match="unreadable_pixels: an unknown transfer syntax"):
-        stored_values(read_data_set(buffer))
+        FrameReader(read_data_set(buffer)).read(0)
 
 
 @pytest.mark.parametrize(
