@@ -73,8 +73,12 @@ class Planned:
         process = self.training.process
         stand_in: Any = process and _WithoutValues(process)
         training = replace(self.training, process=stand_in)
-        given, generator = Batch(self.volumes(batch)), torch.Generator()
-        found = [self.family.losses(turn, module, given, training, generator) for turn in self.family.turns]
+        volumes, generator = self.volumes(batch), torch.Generator()
+        found = []
+        for turn in self.family.turns:
+            drawn = self.family.draw(turn, self.description, training, tuple(volumes.shape[1:]), generator)
+            draws = {name: torch.empty((batch, *one.shape), dtype=one.dtype) for name, one in drawn.items()}
+            found.append(self.family.losses(turn, module, Batch(volumes, draws), training))
         return [losses["loss"] for losses in found if losses is not None]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prdit_models.diffusion.guidance import Guided
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
-from prdit_models.families.family import Batch, Callback, Losses, Request, Training
+from prdit_models.families.family import Batch, Callback, HeldOut, Losses, Request, Training
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import trainable_parameters
@@ -68,41 +68,52 @@ class Denoiser:
         """AdamW over all trained parameters (SPEC §4)."""
         return {"main": adamw([({"lr": training.lr}, trainable_parameters(module))], training.weight_decay)}
 
-    def losses(
-        self, turn: str, network: Callable[..., Any], batch: Batch, training: Training, generator: torch.Generator
-    ) -> Losses | None:
-        """Losses of the process at random times (SPEC §2, §3.1)."""
-        process, (x_t, t, eps) = _process(training), self.noised(batch, training, generator)
-        labels = () if batch.labels is None else (_dropped(batch, generator),)
-        output = network(x_t, process.model_time(t), *labels)
-        return process.losses(output.float(), batch.volumes, eps, t)
-
-    def noised(self, batch: Batch, training: Training, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch at random times: (x_t, t, eps)."""
-        process, settings, x0 = _process(training), training.settings, batch.volumes
+    def draw(
+        self,
+        turn: str,
+        description: Mapping[str, Any],
+        training: Training,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Time `t` and noise `eps` of a volume; with classes, the uniform number `shown` that drops its label."""
+        process, settings = _process(training), training.settings
         t = process.draw_times(
-            len(x0),
+            1,
             generator,
             distribution=settings.time_distribution,
             mean=settings.logit_mean,
             std=settings.logit_std,
         )
-        eps = process.noise(tuple(x0.shape), generator)
-        return process.q_sample(x0, t, eps), t, eps
+        found = {"t": t[0], "eps": process.noise(shape, generator)}
+        if description.get("num_classes", 0):
+            found["shown"] = torch.rand((), generator=generator, device=generator.device)
+        return found
+
+    def losses(self, turn: str, network: Callable[..., Any], batch: Batch, training: Training) -> Losses | None:
+        """Losses of the process at random times (SPEC §2, §3.1)."""
+        process, x_t = _process(training), self.noised(batch, training)
+        t, eps = batch.draws["t"], batch.draws["eps"]
+        labels = () if batch.labels is None else (_dropped(batch),)
+        output = network(x_t, process.model_time(t), *labels)
+        return process.losses(output.float(), batch.volumes, eps, t)
+
+    def noised(self, batch: Batch, training: Training) -> Tensor:
+        """The batch at its random times, x_t."""
+        return _process(training).q_sample(batch.volumes, batch.draws["t"], batch.draws["eps"])
 
     @torch.no_grad()
-    def validate(
-        self, module: nn.Module, volumes: Tensor, labels: Tensor | None, training: Training, batch_size: int
-    ) -> dict[str, float]:
+    def validate(self, module: nn.Module, held_out: HeldOut, training: Training, batch_size: int) -> dict[str, float]:
         """Mean loss at each of the process's validation times, and their mean as `loss`; float64 means over volumes."""
         process, device = _process(training), next(module.parameters()).device
+        volumes, labels = held_out.volumes, held_out.labels
         found = {}
         for name, time in process.validation_times().items():
             seed = _VALIDATION_SEED + round(float(process.model_time(time)))
             total = 0.0
             for start in range(0, len(volumes), batch_size):
                 x0 = volumes[start : start + batch_size]
-                places = range(start, start + len(x0))
+                places = held_out.places[start : start + batch_size]
                 eps = torch.stack([_noise(process, tuple(x0.shape[1:]), seed + 1000 * place) for place in places])
                 x0, eps = x0.to(device), eps.to(device)
                 t = time.to(device).expand(len(x0))
@@ -188,10 +199,9 @@ def _noise(process: Process, shape: tuple[int, ...], seed: int) -> Tensor:
     return process.noise(shape, torch.Generator().manual_seed(seed))
 
 
-def _dropped(batch: Batch, generator: torch.Generator) -> Tensor:
+def _dropped(batch: Batch) -> Tensor:
     """Labels of a batch, some of them left out for guidance (Ho & Salimans 2022)."""
     labels = batch.labels
     if labels is None:
         raise ValueError("The batch has no labels.")
-    draws = torch.rand(len(labels), generator=generator, device=generator.device)
-    return torch.where(draws < batch.label_dropout, batch.no_label, labels)
+    return torch.where(batch.draws["shown"] < batch.label_dropout, batch.no_label, labels)

@@ -1,7 +1,7 @@
 """The interface of a model family, and the table of families."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -41,15 +41,32 @@ class Batch:
 
     Attributes:
         volumes: model range, shape (B, C, D, H, W), on the training's device.
+        draws: random numbers by name, as `Family.draw` gave them for each volume, stacked: shapes (B, …).
         labels: integers, shape (B,); None without labels.
         no_label: the integer that means "no label".
         label_dropout: share of volumes to be shown without their label.
     """
 
     volumes: Tensor
+    draws: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     no_label: int = 0
     label_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Volumes that losses are validated on, or a process's share of them.
+
+    Attributes:
+        volumes: model range, shape (V, C, D, H, W), on the CPU.
+        places: number of each among all held-out volumes, on which its noise depends.
+        labels: (V,); None without labels.
+    """
+
+    volumes: Tensor
+    places: Sequence[int]
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -139,29 +156,44 @@ class Family(Protocol):
     def optimizers(self, module: nn.Module, training: Training) -> dict[str, torch.optim.Optimizer]:
         """One optimiser per turn, over parameters that are trained; no parameter in two of them."""
 
-    def losses(
-        self, turn: str, network: Callable[..., Any], batch: Batch, training: Training, generator: torch.Generator
-    ) -> Losses | None:
-        """What one optimiser minimises on a batch, under `loss`, and its parts: 0-d tensors.
+    def draw(
+        self,
+        turn: str,
+        description: Mapping[str, Any],
+        training: Training,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """All random numbers of one volume in one step of an optimiser, such as its time and noise.
+
+        They depend on the generator alone, so a volume sees the same whatever batch, process or device it comes to.
+
+        Args:
+            turn: which optimiser steps.
+            description: as `describe` gave it.
+            training: settings and process.
+            shape: of the volume, (C, D, H, W).
+            generator: on the CPU.
+        Returns: tensors by name, on the CPU, of the same shapes for every volume.
+        """
+
+    def losses(self, turn: str, network: Callable[..., Any], batch: Batch, training: Training) -> Losses | None:
+        """What one optimiser minimises on a batch, under `loss`, and its parts: 0-d means over the batch's volumes.
 
         Args:
             turn: which optimiser steps.
             network: the module, or compiled code of it.
-            batch: volumes and labels.
+            batch: volumes, their random numbers, and labels.
             training: settings and process.
-            generator: the only source of random numbers, on the volumes' device.
-        Returns: None where this optimiser makes no step this time.
+        Returns: None where this optimiser makes no step this time, which must not depend on the batch.
         """
 
-    def validate(
-        self, module: nn.Module, volumes: Tensor, labels: Tensor | None, training: Training, batch_size: int
-    ) -> dict[str, float]:
-        """Losses on fixed volumes with fixed noise, `loss` and its parts; equal weights give equal numbers.
+    def validate(self, module: nn.Module, held_out: HeldOut, training: Training, batch_size: int) -> dict[str, float]:
+        """Mean losses over fixed volumes with fixed noise, `loss` and its parts; equal weights give equal numbers.
 
         Args:
             module: on its device.
-            volumes: (V, C, D, H, W), on the CPU.
-            labels: (V,) or None.
+            held_out: the volumes.
             training: settings and process.
             batch_size: volumes computed together at most.
         """
@@ -209,6 +241,7 @@ FAMILIES: Registry[Family] = Registry(
             "begin",
             "freeze",
             "optimizers",
+            "draw",
             "losses",
             "validate",
             "evaluations",

@@ -80,11 +80,9 @@ class Refiner(Denoiser):
         rates = [({"lr": training.settings.fine_tune_lr}, below), ({"lr": training.lr}, head)]
         return {"main": adamw(rates, training.weight_decay)}
 
-    def losses(
-        self, turn: str, network: Callable[..., Any], batch: Batch, training: Training, generator: torch.Generator
-    ) -> Losses | None:
+    def losses(self, turn: str, network: Callable[..., Any], batch: Batch, training: Training) -> Losses | None:
         """Losses of the process, and the distance of the refined image from that of the level below (SPEC §9)."""
-        x_t, t, eps = self.noised(batch, training, generator)
+        x_t, t, eps = self.noised(batch, training), batch.draws["t"], batch.draws["eps"]
         process = training.process
         if process is None:
             raise ValueError("A refiner needs a process; the training names none.")

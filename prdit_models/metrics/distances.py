@@ -1,120 +1,131 @@
-"""FID and MMD of two sets of features, each with a bootstrap interval."""
+"""What distances on features have in common: sides, names, notes, intervals."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from prdit_models.metrics.fid import frechet_distance
-from prdit_models.metrics.metric import LEVEL, Comparison, Figure, Hu, Setting, Side
-from prdit_models.metrics.mmd import maximum_mean_discrepancy
-
-Features = NDArray[np.float32]
+from prdit_models.metrics.intervals import Range, Subsampling, interval
+from prdit_models.metrics.metric import About, Comparison, Figure, Hu, NoSettings, Setting, Side
+from prdit_models.metrics.pairs import Matrix, Pairs, feature_sets
 
 MIN_VOLUMES = 2  # of a side of a distance
-MIN_BOOTSTRAP = 5  # volumes of a side: below that, resampling says nothing about the spread
+MIN_FOR_INTERVAL = 5  # volumes of a side
+FEW = 100  # volumes of a side: below that, biased figures depend on n more than on most models
 RANDOM_SUFFIX = "_random_features"  # ends the name of every distance that was computed on random features
-_SIDES = {"": "all real volumes", "_val": "held-out volumes only"}
+VAL_SUFFIX = "_val"
+_SIDES = {"": "all real volumes", VAL_SUFFIX: "held-out volumes only"}
 
 
-class Distances:
-    """FID and MMD to all real volumes, and to the held-out ones alone where there are enough."""
+class FeatureDistance(ABC):
+    """A metric on features: to all real volumes, and to the held-out ones alone where there are enough.
 
-    titles: Mapping[str, str] = {
-        f"{name}{side}{suffix}": f"{name.upper()}{' (random features)' * bool(suffix)}, {words}"
-        for name in ("fid", "mmd")
-        for side, words in _SIDES.items()
-        for suffix in ("", RANDOM_SUFFIX)
-    }
+    Attributes:
+        name: of its row of METRICS.
+        about: its figures by their names without suffixes.
+        ranges: what values each can have; a share is of the volumes of one side.
+        unbiased: those whose expectation does not depend on the number of volumes.
+        left_out: share of both sides that a subsample leaves out, for the intervals.
+    """
+
+    name: str
+    settings: type[Any] = NoSettings
+    about: Mapping[str, About]
+    ranges: Mapping[str, Range]
+    unbiased: frozenset[str] = frozenset()
+    left_out: float = 0.5
+
+    @cached_property
+    def figures(self) -> Mapping[str, About]:
+        """Every figure in the names it can have."""
+        return {
+            f"{name}{side}{suffix}": About(
+                f"{about.title}{' (random features)' * bool(suffix)}, {words}", about.better, about.source, about.caveat
+            )
+            for name, about in self.about.items()
+            for side, words in _SIDES.items()
+            for suffix in ("", RANDOM_SUFFIX)
+        }
+
+    @abstractmethod
+    def pairs(self, real: Matrix, generated: Matrix) -> Pairs:
+        """What the figures need of every pair of volumes, from features (n, d) and (m, d)."""
+
+    @abstractmethod
+    def of_pairs(self, pairs: Pairs, settings: Any) -> dict[str, float]:
+        """The figures by their names without suffixes.
+
+        Raises: ValueError: too few volumes, or figures that are not defined for them.
+        """
+
+    def values(self, real: Matrix, generated: Matrix, settings: Any) -> dict[str, float]:
+        """The same figures from features; for those that have a faster way than `of_pairs`."""
+        return self.of_pairs(self.pairs(real, generated), settings)
+
+    def min_for_interval(self, settings: Any) -> int:
+        """Volumes of a side that an interval needs."""
+        return MIN_FOR_INTERVAL
 
     def of_volume(self, hu: Hu, setting: Setting) -> None:
         """Nothing: it works on features."""
+        return
 
     def compare(self, real: Side, generated: Side, setting: Setting) -> Comparison:
-        """See `distance_figures`; on random features the names of the figures end in `RANDOM_SUFFIX`."""
-        options: dict[str, int] = {"num_bootstrap": setting.num_bootstrap, "seed": setting.seed}
-        figures = distance_figures(real.features, generated.features, setting.features, **options)
-        held_out = real.of_role("val")
-        if len(held_out) >= MIN_VOLUMES:
-            beside = distance_figures(real.features[held_out], generated.features, setting.features, **options)
-            figures |= {f"{name}_val": figure for name, figure in beside.items()}
+        """Figures of both sides; on random features their names end in `RANDOM_SUFFIX`."""
+        sides = {"": list(range(len(real.ids)))}
+        if len(held_out := real.of_role("val")) >= MIN_VOLUMES:
+            sides[VAL_SUFFIX] = held_out
         suffix = RANDOM_SUFFIX if setting.random_features else ""
-        return Comparison({name + suffix: figure for name, figure in figures.items()})
+        return Comparison(
+            {
+                f"{name}{side}{suffix}": figure
+                for side, places in sides.items()
+                for name, figure in self.measured(real.features[places], generated.features, setting).items()
+            }
+        )
 
+    def measured(self, real: ArrayLike, generated: ArrayLike, setting: Setting) -> dict[str, Figure]:
+        """The figures of two sets of features by their names without suffixes, with intervals where there are enough volumes."""
+        first, second = feature_sets(real, generated)
+        own = setting.settings.get(self.name) or self.settings()
+        sizes = len(first), len(second)
+        counts: dict[str, Any] = {"n_real": sizes[0], "n_generated": sizes[1], "features": setting.features}
+        try:
+            values = self.values(first, second, own)
+        except ValueError as error:  # too few volumes, or duplicates
+            return {name: Figure(None, **counts, note=str(error)) for name in self.about}
+        few, failed = min(sizes) < self.min_for_interval(own), ""
+        intervals: dict[str, dict[str, Any] | None] = dict.fromkeys(values)
+        if setting.num_subsamples > 1 and not setting.reference and not few:
+            try:
+                intervals = self._intervals(first, second, values, own, setting)
+            except ValueError as error:
+                failed = f"No interval: {error}"
+        return {
+            name: Figure(value, **counts, interval=intervals[name], note=failed or self._note(name, min(sizes), few))
+            for name, value in values.items()
+        }
 
-def distance_figures(
-    real: Features, generated: Features, digest: str, *, num_bootstrap: int, seed: int
-) -> dict[str, Figure]:
-    """FID and MMD of two feature sets, with bootstrap intervals where there are enough volumes.
+    def _intervals(
+        self, real: Matrix, generated: Matrix, values: dict[str, float], own: Any, setting: Setting
+    ) -> dict[str, dict[str, Any] | None]:
+        sizes = len(real), len(generated)
+        subsampling = Subsampling(self.left_out, setting.num_subsamples, setting.seed)
+        drawn = [
+            list(self.of_pairs(pairs, own).values()) for (pairs,) in subsampling.draws(self.pairs, real, (generated,))
+        ]
+        errors = zip(*subsampling.standard_errors(drawn, sizes), strict=True)
+        return {
+            name: interval(value, (float(below), float(above)), self.ranges[name], sizes, subsampling)
+            for (name, value), (below, above) in zip(values.items(), errors, strict=True)
+        }
 
-    Args:
-        real: shape (n, d), n >= 2.
-        generated: shape (m, d), m >= 2.
-        digest: of the feature network.
-        num_bootstrap: resamplings; 0 for none.
-        seed: of the resampling.
-    """
-    sizes: dict[str, Any] = {"n_real": len(real), "n_generated": len(generated), "features": digest}
-    small = _small_sample_note(len(real), len(generated))
-    draws = num_bootstrap if min(len(real), len(generated)) >= MIN_BOOTSTRAP else 0
-    fid = frechet_distance(real, generated)
-    fid_interval = bootstrap_interval(frechet_distance, real, generated, fid, num_draws=draws, seed=seed)
-    figures = {"fid": Figure(fid, **sizes, interval=fid_interval, note=small)}
-    try:
-        result = maximum_mean_discrepancy(real, generated)
-    except ValueError as error:  # two volumes: the published median counts self-distances and is 0
-        return figures | {"mmd": Figure(None, **sizes, note=str(error))}
-
-    def mmd(first: Features, second: Features) -> float:
-        return maximum_mean_discrepancy(first, second, gamma=result.gamma).mmd  # bandwidth of all real volumes
-
-    interval = bootstrap_interval(mmd, real, generated, result.mmd, num_draws=draws, seed=seed)
-    return figures | {"mmd": Figure(result.mmd, **sizes, interval=interval, note=small)}
-
-
-def bootstrap_interval(
-    distance: Callable[[Features, Features], float],
-    real: Features,
-    generated: Features,
-    value: float,
-    *,
-    num_draws: int,
-    seed: int,
-) -> dict[str, Any] | None:
-    """Spread of a distance when volumes are drawn again with replacement, both sides.
-
-    Repeated volumes raise both distances, so the plain percentiles may not contain the value. They are shifted so that the
-    median of the draws equals it, and clipped at 0.
-
-    Returns: `{low, high, level, num_bootstrap, method}`, or None without draws.
-    """
-    if num_draws < 1:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = np.empty(num_draws)
-    for k in range(num_draws):
-        first = real[rng.integers(0, len(real), len(real))]
-        second = generated[rng.integers(0, len(generated), len(generated))]
-        draws[k] = distance(first, second)
-    tail = (1 - LEVEL) / 2
-    low, middle, high = np.quantile(draws, [tail, 0.5, 1 - tail])
-    return {
-        "low": max(0.0, float(value + low - middle)),
-        "high": float(value + high - middle),
-        "level": LEVEL,
-        "num_bootstrap": num_draws,
-        "method": "bootstrap over volumes, percentiles shifted so that their median equals the value",
-    }
-
-
-def _small_sample_note(n_real: int, n_generated: int) -> str:
-    smallest = min(n_real, n_generated)
-    if smallest < MIN_BOOTSTRAP:
-        return f"Only {smallest} volumes on a side: too few for an interval, and both distances are biased upward."
-    if smallest < 100:
-        return f"{smallest} volumes on the smaller side: biased upward; compare only with runs of the same n."
-    return ""
-
-
-METRIC = Distances()
+    def _note(self, name: str, smallest: int, few: bool) -> str:
+        bias = "" if name in self.unbiased else ", biased by so few"
+        if few:
+            return f"Only {smallest} volumes on a side: too few for an interval{bias}."
+        if smallest < FEW:
+            return f"{smallest} volumes on the smaller side{bias}: compare only with runs of the same n."
+        return ""

@@ -1,0 +1,1 @@
+"""Feature networks that distances between sets of volumes are measured in."""
