@@ -5,10 +5,18 @@ The command line prints a `UserError` as one message; anything else is a fault o
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
     """Base of every error whose message tells the user what to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            type(self),
+            self.args,
+            self.__dict__ or None,
+        )  # Dask's own way, from a worker, fails for some builtins beside this
 
 
 class InputError(UserError, ValueError):
@@ -94,6 +102,14 @@ class DamagedArtifactError(StorageError, OSError):
 
 class LockedError(StorageError, TimeoutError):
     """Another process works on the same folder or file."""
+
+
+class LeaseHeldError(LockedError):
+    """Another launch of the same training still runs, or was not seen to end."""
+
+
+class LeaseLostError(StorageError, RuntimeError):
+    """This process belongs to a launch that another one has replaced: it may not write any more."""
 
 
 class AlreadyExistsError(StorageError, FileExistsError):

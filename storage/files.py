@@ -13,17 +13,14 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from storage.errors import UnwritableError
+from storage.processes import process_ended, process_token
 
 _CHUNK = 1 << 20
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EPERM, errno.EACCES}
@@ -41,7 +38,7 @@ _REMEDIES = {
     errno.EIO: "its device or file server reports an error. Look at the system's log, or choose another folder.",
     errno.ESTALE: "its network file system has lost it. Mount it again, then run again: finished work is kept.",
 }
-_TOKEN = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.tmp$")
+_TOKEN = re.compile(r"\.([0-9a-f]{8}-\d+-\d+)-[0-9a-f]{8}\.tmp$")
 _ABANDONED_AFTER_S = 24 * 3600.0  # a temporary file of another machine, whose processes cannot be asked
 _warned: set[tuple[int, str]] = set()  # what `warn_once` has said, by device
 logger = logging.getLogger("prdit.files")
@@ -226,7 +223,7 @@ def warn_once(path: Path, lack: str) -> None:
 
 def temporary_path(path: Path) -> Path:
     """A hidden name beside `path` that says which process it belongs to."""
-    return path.with_name(f".{path.name}.{_process_token(os.getpid())}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{process_token()}-{secrets.token_hex(4)}.tmp")
 
 
 def _final(path: Path) -> Path:
@@ -265,27 +262,9 @@ def is_abandoned(path: Path) -> bool:
     match = _TOKEN.search(path.name)
     if match is None:
         return False
-    host, pid, started = match[1], int(match[2]), int(match[3])
-    if host != _host():
+    ended = process_ended(match[1])
+    if ended is None:
         with suppress(OSError):
             return time.time() - path.lstat().st_mtime > _ABANDONED_AFTER_S
         return False
-    with suppress(psutil.NoSuchProcess):
-        return abs(psutil.Process(pid).create_time() - started) > 2  # the number belongs to a later process
-    return True
-
-
-@lru_cache
-def _process_token(pid: int) -> str:
-    return f"{_host()}-{pid}-{int(psutil.Process(pid).create_time())}"
-
-
-@lru_cache
-def _host() -> str:
-    """This machine since its last start, and this container: within one, a process number means one process."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
-    with suppress(OSError):
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return sha256_json(parts)[:8]
+    return ended

@@ -3,6 +3,7 @@
 Axes are (z, y, x) in arrays and (x, y, z) in world coordinates; world is LPS, so axes grow towards left, posterior and superior.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,3 +142,66 @@ def padded_crop_bounds(shape: tuple[int, ...], start: Int3, size: Int3) -> tuple
         source.append(slice(low, high))
         target.append(slice(low - first, high - first))
     return tuple(source), tuple(target)
+
+
+@dataclass(frozen=True)
+class ViewCut:
+    """The part of one stored level that a view is made of.
+
+    Attributes:
+        level: which level is read.
+        start: first voxel (z, y, x) of that level; it may lie outside.
+        length: edge of the cube in voxels of that level.
+        factor: blocks of factor³ of these voxels become one voxel of the view.
+    """
+
+    level: int
+    start: Int3
+    length: int
+    factor: int
+
+    def take(
+        self, shape: tuple[int, ...], read: Callable[[tuple[slice, ...]], NDArray[np.int16]]
+    ) -> NDArray[np.float32]:
+        """The view: the cube, AIR_HU outside the level, pooled in float32; shape (length / factor,) * 3.
+
+        Args:
+            shape: of the level.
+            read: its values between slices.
+        """
+        source, target = padded_crop_bounds(shape, self.start, (self.length,) * 3)
+        inside = all(s.start == 0 and s.stop == self.length for s in target)
+        box = np.empty((self.length,) * 3, dtype=np.float32)
+        if not inside:
+            box.fill(AIR_HU)
+        if all(s.stop > s.start for s in source):
+            box[target] = read(source)
+        return pool_mean(box, self.factor)
+
+
+def view_cut(
+    shape: tuple[int, ...], num_levels: int, size: int, edge: int, centre: Int3 | None, margin: int = 0
+) -> ViewCut:
+    """Which part of which level a view needs: the coarsest level whose voxels pool to those of the view.
+
+    Args:
+        shape: of level 0 (z, y, x).
+        num_levels: stored.
+        size: voxels per axis of the view.
+        edge: voxels per axis of its cube on level 0; a multiple of size.
+        centre: level-0 voxel (z, y, x) in the middle; the volume's middle when None.
+        margin: voxels of the view added on every side; the view without them stays where it is.
+    Raises: ValueError: size does not divide edge.
+    """
+    if size < 1 or edge < 1 or edge % size:
+        raise ValueError(
+            f"A view of size {size} cannot be cut from an edge of {edge} voxels: edge must be a positive multiple "
+            f"of size. Use for example edge {max(1, round(edge / max(size, 1))) * max(size, 1)}."
+        )
+    factor = edge // size
+    level = max(k for k in range(num_levels) if factor % 2**k == 0)
+    step = 2**level
+    pooled = factor // step
+    first = view_start(shape, edge, centre, max(VIEW_ALIGNMENT, 2 ** (num_levels - 1)))
+    start = tuple(n // step - margin * pooled for n in first)
+    return ViewCut(level, (start[0], start[1], start[2]), (size + 2 * margin) * pooled, pooled)

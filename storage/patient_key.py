@@ -9,6 +9,13 @@ from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import SourceError, StoreFormatError
 from storage.files import put_if_absent
 
+# What de-identifiers and consoles write where there is no id.
+_NO_IDS = (
+    "0", "00", "000", "0000", "00000", "000000", "0000000", "00000000", "-", "?", "anon", "anonym", "anonymous", "anonymized",
+    "anonymised", "anonymous patient", "deidentified", "de-identified", "n/a", "na", "nan", "no id", "no_id", "noid", "no name",
+    "none", "null", "patient", "pseudonym", "removed", "test", "unknown", "xx", "xxx", "xxxx",
+)  # fmt: skip
+
 
 def load_patient_key(key_file: Path) -> bytes:
     """The secret that turns patient ids into patient keys; made (mode 0600) when missing.
@@ -53,4 +60,22 @@ def patient_key(key: bytes, patient_id: str, scan_id: str) -> tuple[str, bool]:
     """(patient key, known): HMAC-SHA256 of the patient id, or of the scan id where there is none, as 32 hex digits."""
     known = bool(patient_id.strip())
     text = f"patient:{patient_id.strip()}" if known else f"series:{scan_id}"
-    return hmac.new(key, text.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()[:32], known
+    return _keyed(key, text), known
+
+
+def keys_of_no_ids(key: bytes) -> frozenset[str]:
+    """Patient keys of texts that are written where there is no id, such as `anonymous`, in small and large letters."""
+    spelled = {spell(text) for text in _NO_IDS for spell in (str.lower, str.upper, str.capitalize, str.title)}
+    return frozenset(patient_key(key, text, "")[0] for text in spelled)
+
+
+def alike_key(key: bytes, patient_id: str) -> str:
+    """A hash that ids have in common which differ in case and blanks alone; "" where there is no id."""
+    text = "".join(patient_id.casefold().split())
+    if not text:
+        return ""
+    return _keyed(key, f"alike:{text}")
+
+
+def _keyed(key: bytes, text: str) -> str:
+    return hmac.new(key, text.encode("utf-8", "backslashreplace"), hashlib.sha256).hexdigest()[:32]

@@ -35,6 +35,12 @@ def opaque_id(key: bytes, kind: str, name: str) -> str:
     return f"{kind}-{hmac.new(key, text, hashlib.sha256).hexdigest()[:12]}"
 
 
+def beside_store(store_path: Path, ending: str) -> Path:
+    """The path beside a store that has its name and an ending: for what may reveal who was scanned, and so is not in it."""
+    place = store_path.resolve()
+    return place.with_name(place.name + ending)
+
+
 def words_of(text: str) -> frozenset[str]:
     """The words of at least 3 letters, and the numbers of at least 5 digits, in a text; without regard to case."""
     found = (word.casefold() for word in _WORD.findall(text))

@@ -126,11 +126,13 @@ def snapshot_file(store: Path, digest: str) -> Path:
 def withdraw(store: VolumeStore, volume_ids: Collection[str]) -> Ref:
     """Leave volumes out of the next snapshot and of all later ones; their bytes stay for the older snapshots.
 
-    Raises: InputError: one is not listed.
+    Those that are withdrawn already stay so.
+
+    Raises: InputError: one was never listed.
     """
 
     def change(old: Listing) -> Listing:
-        if unknown := sorted(set(volume_ids) - old.volumes.keys()):
+        if unknown := sorted(set(volume_ids) - old.volumes.keys() - old.withdrawn):
             raise InputError(
                 f"{', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not listed in {store.path}. `prdit ls "
                 f"{store.path} --volumes` shows the volumes that are."

@@ -41,6 +41,9 @@ REASONS: dict[str, Reason] = {
     "dicomdir": Reason("skipped", "{where} is a DICOM directory file; the images it lists are read directly."),
     "not_ct": Reason("skipped", "{where} is {detail}, not a CT image; nothing to do."),
     "localizer": Reason("skipped", "{where} is a localizer (scout), not a volume; nothing to do."),
+    "single_image": Reason(
+        "skipped", "{where} is {detail}, such as scanners take to time a contrast agent, not a slice; nothing to do."
+    ),
     "secondary_capture": Reason("skipped", "{where} is a secondary capture page, not a volume; nothing to do."),
     "derived_reformat": Reason(
         "skipped", "{where} is derived from another series ({detail}); ingest the original axial series instead."
@@ -59,7 +62,7 @@ REASONS: dict[str, Reason] = {
     "not_hu": Reason(
         "skipped",
         "{where} has values that are not the HU of a chest ({detail}): nothing to do if it is a mask, a windowed or another "
-        "kind of image; a CT that lost its rescale has to be exported again.",
+        "kind of image; a CT that lost its scaling to HU has to be exported again.",
     ),
     "shorter_copy": Reason("skipped", "{where} has {detail}: the longer copy of the scan stays; nothing to do."),
     "other_copy": Reason(
@@ -70,23 +73,32 @@ REASONS: dict[str, Reason] = {
     ),
     "withdrawn": Reason(
         "skipped",
-        "{where} is volume {detail}, which was withdrawn: prdit remove --undo takes that back.",
+        "{where} is volume {detail}, or a shorter copy of it, which was withdrawn: prdit remove --undo takes that back.",
         transient=True,
     ),
-    "duplicate_volume": Reason("skipped", "{where} has the pixels and geometry of volume {detail}; it is kept once."),
+    "duplicate_volume": Reason(
+        "skipped",
+        "{where} has the pixels and place of volume {detail}, perhaps in another format or order of axes; it is kept once.",
+    ),
     # -- quarantined: broken
     "unreadable_file": Reason("quarantined", "{where} cannot be read ({detail}): check permissions and copy it again."),
     "archive_member": Reason("quarantined", "{where} cannot be read from its archive ({detail}): unpack it by hand."),
     "unreadable_pixels": Reason(
-        "quarantined", "{where} has pixel data that cannot be decoded ({detail}): copy or export the series again."
+        "quarantined", "{where} has pixel data that cannot be decoded ({detail}): copy or export it again."
+    ),
+    "other_scan": Reason(
+        "quarantined",
+        "{where} has the id of another scan ({detail}), which stays. If they are parts of one scan, ingest them from one folder; "
+        "else give one of them an id of its own (SeriesInstanceUID), or withdraw the other (prdit remove).",
+        transient=True,
     ),
     "missing_series_uid": Reason("quarantined", "{where} is CT without SeriesInstanceUID: export the series again."),
     "missing_rescale": Reason(
         "quarantined",
-        "{where} has no usable RescaleSlope/RescaleIntercept ({detail}), so HU are unknown: export it again with them.",
+        "{where} has no usable scaling to HU ({detail}): export it again with one.",
     ),
     "missing_geometry": Reason(
-        "quarantined", "{where} lacks {detail}, so its position in space is unknown: export it again with it."
+        "quarantined", "{where} lacks {detail}, so its place in space is unknown: export it again with that."
     ),
     "conflicting_geometry": Reason(
         "quarantined",
@@ -94,7 +106,7 @@ REASONS: dict[str, Reason] = {
     ),
     "impossible_hu": Reason(
         "quarantined",
-        "{where} has values that no CT has ({detail}): correct RescaleSlope and RescaleIntercept, or export it again in HU.",
+        "{where} has values that no CT has ({detail}): correct its scaling to HU, or export it again in HU.",
     ),
     "no_content": Reason("quarantined", "{where} shows nothing ({detail}): copy or export it again."),
     "not_finite": Reason(
@@ -113,11 +125,11 @@ REASONS: dict[str, Reason] = {
         "quarantined", "{where} is not one 3-D volume ({detail} voxels): split it into files of three axes each."
     ),
     "too_few_slices": Reason(
-        "quarantined", "{where} has {detail}: complete the series, or lower ingest.min_slices if it is a whole scan."
+        "quarantined", "{where} has {detail}: complete it, or lower ingest.min_slices if it is a whole scan."
     ),
     "too_short": Reason(
         "quarantined",
-        "{where} is {detail}: complete the series, or lower ingest.min_length_mm if that is a whole scan.",
+        "{where} is {detail}: complete it, or lower ingest.min_length_mm if that is a whole scan.",
     ),
     "too_narrow": Reason(
         "quarantined", "{where} is {detail}: export a larger field of view, or lower ingest.min_width_mm."
@@ -137,12 +149,13 @@ REASONS: dict[str, Reason] = {
         "{where} has {detail}, so its slices do not share one space: separate them by FrameOfReferenceUID.",
     ),
     "several_acquisitions": Reason(
-        "quarantined", "{where} has {detail}, and not each is a whole volume: separate them, or export each whole."
+        "quarantined",
+        "{where} has {detail}, which are no whole volumes by their numbers: separate them, or export each as a series.",
     ),
     "several_kernels": Reason(
         "quarantined", "{where} has {detail}, and not each is a whole volume: export one series per reconstruction."
     ),
-    "bad_number": Reason("quarantined", "{where} has {detail}: correct that tag, or export the series again."),
+    "bad_number": Reason("quarantined", "{where} has {detail}: correct that in its header, or export it again."),
     "missing_slices": Reason("quarantined", "{where} has a gap: {detail}. Fetch the missing slices and ingest again."),
     "duplicate_slices": Reason(
         "quarantined", "{where} has different slices at one position ({detail}): split the phases or reconstructions."
@@ -159,9 +172,10 @@ REASONS: dict[str, Reason] = {
         "quarantined", "{where} has slices that do not lie on one line ({detail}): split or export the series again."
     ),
     "unsupported_pixels": Reason(
-        "quarantined", "{where} has pixels of an unexpected kind ({detail}): export it as CT."
+        "quarantined",
+        "{where} has pixels in a form that is not read ({detail}): export it again as CT in 16-bit integers.",
     ),
-    "too_large": Reason("quarantined", "{where} would need {detail}: check its spacing and positions."),
+    "too_large": Reason("quarantined", "{where} would need {detail}: check its size, spacing and positions."),
     "too_costly": Reason(
         "quarantined",
         "{where} was stopped ({detail}): its header or its compression claims more than a CT needs. Export it again.",
@@ -178,7 +192,8 @@ REASONS: dict[str, Reason] = {
     ),
     "worker_died": Reason(
         "quarantined",
-        "The process reading {where} died ({detail}), usually for lack of memory: ingest again with fewer workers.",
+        "The process reading {where} died twice ({detail}): ingest again with fewer workers where memory was short (SIGKILL), else "
+        "copy or export it again.",
         transient=True,
     ),
     "failed": Reason("quarantined", "{where} could not be ingested ({detail}): please report this.", transient=True),
@@ -189,12 +204,14 @@ BEHIND: dict[str, tuple[str, ...]] = {
     "archive": ("ingest.archives",),
     "not_ct": ("SOPClassUID", "Modality"),
     "localizer": ("ImageType",),
+    "single_image": ("AcquisitionNumber", "ImageType"),
     "secondary_capture": ("SOPClassUID",),
     "derived_reformat": ("ImageType",),
     "multi_frame": ("SOPClassUID", "NumberOfFrames"),
-    "other_quantity": ("RescaleType",),
+    "other_quantity": ("RescaleType", "ImageType"),
     "other_body_part": ("ingest.excluded_body_parts", "BodyPartExamined"),
     "missing_series_uid": ("SeriesInstanceUID",),
+    "other_scan": ("SeriesInstanceUID", "PatientID", "ImagePositionPatient"),
     "missing_rescale": ("RescaleSlope", "RescaleIntercept"),
     "missing_geometry": ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     "not_finite": ("ingest.nan",),
@@ -202,12 +219,12 @@ BEHIND: dict[str, tuple[str, ...]] = {
     "too_short": ("ingest.min_length_mm",),
     "too_narrow": ("ingest.min_width_mm",),
     "thick_slices": ("ingest.max_slice_mm",),
-    "incomplete": ("ImagesInAcquisition",),
+    "incomplete": ("ImagesInAcquisition", "InConcatenationTotalNumber"),
     "one_series_per_slice": ("SeriesInstanceUID",),
-    "several_patients": ("PatientID",),
-    "several_studies": ("StudyInstanceUID",),
+    "several_patients": ("PatientID", "PatientName", "PatientBirthDate", "IssuerOfPatientID"),
+    "several_studies": ("StudyInstanceUID", "StudyDate"),
     "several_frames_of_reference": ("FrameOfReferenceUID",),
-    "several_acquisitions": ("AcquisitionNumber",),
+    "several_acquisitions": ("AcquisitionNumber", "TemporalPositionIdentifier", "AcquisitionDate"),
     "several_kernels": ("ConvolutionKernel",),
     "missing_slices": ("ImagePositionPatient",),
     "duplicate_slices": ("ImagePositionPatient", "SOPInstanceUID"),
@@ -232,6 +249,11 @@ def image_verdict(reason: str, where: str, detail: str) -> tuple[Verdict, str]:
         "skipped",
         f"{where} is not part of the volume of its series ({what}), which is whole without it; nothing to do.",
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with a noun that takes an s in the plural: "1 slice", "2 slices"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def sentence(reason: str, where: str, detail: str = "") -> str:

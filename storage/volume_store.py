@@ -14,9 +14,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.documents.synthetic import Synthetic
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredFile, StoreRoot, VolumeRecord
-from storage.errors import DamagedArtifactError, MissingArtifactError, StoreFormatError
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
 from storage.files import (
     fsync_directory,
     fsync_tree,
@@ -30,7 +31,7 @@ from storage.files import (
     temporary_path,
     write_text_atomic,
 )
-from storage.geometry import AIR_HU, VIEW_ALIGNMENT, Int3, Volume, padded_crop_bounds, pool_mean, view_start
+from storage.geometry import Int3, ViewCut, Volume, view_cut
 from storage.ome_zarr import DECODE_ERRORS, group_document, level_grid, open_level, values_digest, write_group
 
 Interpolation = Literal["cubic", "linear", "none"]
@@ -43,16 +44,19 @@ class VolumeStore:
     Attributes:
         path: folder of the store.
         grid: spacing, levels and interpolation, the same for every volume.
+        synthetic: what generated the volumes; None for a store of scans.
     """
 
-    def __init__(self, path: Path, grid: Grid) -> None:
+    def __init__(self, path: Path, grid: Grid, synthetic: Synthetic | None = None) -> None:
         self.path = path
         self.grid = grid
+        self.synthetic = synthetic
         self._arrays: dict[tuple[str, int], Any] = {}
         self._records: dict[str, VolumeRecord] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": {}}  # open arrays belong to one process
+        # open arrays belong to one process; records are read again: with those of all volumes each task would grow with the store
+        return {**self.__dict__, "_arrays": {}, "_records": {}}
 
     @property
     def spacing_mm(self) -> float:
@@ -63,22 +67,42 @@ class VolumeStore:
 
     @classmethod
     def create(
-        cls, path: Path, *, spacing_mm: float = 1.0, num_levels: int = 3, interpolation: Interpolation = "cubic"
+        cls,
+        path: Path,
+        *,
+        spacing_mm: float = 1.0,
+        num_levels: int = 3,
+        interpolation: Interpolation = "cubic",
+        synthetic: Synthetic | None = None,
     ) -> Self:
         """Make an empty store, or open the one that is there when it has this grid. Several processes may do so at once.
 
+        Args:
+            path: its folder.
+            spacing_mm, num_levels, interpolation: its grid.
+            synthetic: what generates its volumes; None: they are scans.
+
         Raises:
             ValueError: spacing or number of levels out of range.
-            StoreFormatError: the folder holds a store of another grid or format, or something else.
+            StoreFormatError: the folder holds a store of another grid, format or origin, or something else.
         """
         grid = Grid(spacing_mm=spacing_mm, num_levels=num_levels, interpolation=interpolation)
         path = Path(path)
         root = path / "zarr.json"
         if not root.exists():
-            _check_free(path)
+            try:
+                _check_free(path)
+            except StorageError:
+                if not root.exists():  # else another process has made it since
+                    raise
             put_if_absent(path / "volumes" / "zarr.json", json_text(group_document({})).encode())
-            put_if_absent(root, _root_text(grid).encode())
-        return cls.open(path, grid)
+            put_if_absent(root, _root_text(grid, synthetic).encode())
+        store = cls.open(path, grid)
+        if store.synthetic != synthetic:
+            raise StoreFormatError(
+                f"{path} holds {_contents(store.synthetic)}; {_contents(synthetic)} were to be put there. Choose another folder."
+            )
+        return store
 
     @classmethod
     def open(cls, path: Path, grid: Grid | None = None) -> Self:
@@ -99,7 +123,8 @@ class VolumeStore:
                 f"No volume store at {path}. Make one with `prdit ingest`, or give the run a source."
             )
         try:
-            values = read_json(root)["attributes"]["prdit"]
+            attributes = read_json(root)["attributes"]
+            values, mark = attributes["prdit"], attributes.get("synthetic")
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DamagedArtifactError(
                 f"{root} is not the root of a prdit volume store. Give the folder that `prdit ingest` made; if this is it, "
@@ -113,7 +138,7 @@ class VolumeStore:
                 f"{path} has another grid than asked for: {different}. A store has one grid: choose another store folder or "
                 "the store's own settings (ingest.*)."
             )
-        return cls(path, recorded)
+        return cls(path, recorded, None if mark is None else Synthetic.from_json(mark, str(root)))
 
     @classmethod
     def write_root(cls, path: Path, grid: Grid) -> Self:
@@ -307,24 +332,19 @@ class VolumeStore:
             ValueError: size does not divide edge.
             MissingArtifactError, DamagedArtifactError: as for read_level.
         """
-        if size < 1 or edge < 1 or edge % size:
-            raise ValueError(
-                f"A view of size {size} cannot be cut from an edge of {edge} voxels: edge must be a positive multiple "
-                f"of size. Use for example edge {max(1, round(edge / max(size, 1))) * max(size, 1)}."
-            )
-        record = self.commit_record(volume_id)
-        factor = edge // size
-        level = max(k for k in range(self.grid.num_levels) if factor % 2**k == 0)
-        alignment = max(VIEW_ALIGNMENT, 2 ** (self.grid.num_levels - 1))
-        start = view_start(record.shape, edge, centre, alignment)
-        step, length = 2**level, edge // 2**level
-        array = self._array(record, level)
-        first = (start[0] // step, start[1] // step, start[2] // step)
-        source, target = padded_crop_bounds(array.shape, first, (length, length, length))
-        box = np.full((length, length, length), AIR_HU, dtype=np.float32)
-        if all(s.stop > s.start for s in source):
-            box[target] = self._read(array, source, volume_id)
-        return pool_mean(box, factor // step)
+        return self.read_cut(volume_id, self.cut(volume_id, size, edge, centre))
+
+    def cut(self, volume_id: str, size: int, edge: int = 256, centre: Int3 | None = None, margin: int = 0) -> ViewCut:
+        """Which part of which level `read_view` reads, with `margin` more voxels of the view on every side.
+
+        Raises: ValueError: size does not divide edge; else as for `commit_record`.
+        """
+        return view_cut(self.commit_record(volume_id).shape, self.grid.num_levels, size, edge, centre, margin)
+
+    def read_cut(self, volume_id: str, cut: ViewCut) -> NDArray[np.float32]:
+        """The view that a cut describes, float32 HU, read from the files. Raises: as for read_level."""
+        array = self._array(self.commit_record(volume_id), cut.level)
+        return cut.take(array.shape, lambda where: self._read(array, where, volume_id))
 
     def _array(self, record: VolumeRecord, level: int) -> Any:
         """An open level, its files there in their committed sizes, its metadata those that were committed."""
@@ -372,6 +392,18 @@ class VolumeStore:
 
     # ---- checking ------------------------------------------------------------------------------------------------
 
+    def check_level(self, volume_id: str, level: int) -> None:
+        """Check the bytes of one level's files against the commit record, without decoding them.
+
+        Raises:
+            MissingArtifactError: not committed, or a file is gone.
+            DamagedArtifactError: a file has other bytes than were committed.
+        """
+        record = self.commit_record(volume_id)
+        for name, entry in record.files.items():
+            if name.startswith(f"{level}/"):
+                self._check_file(self.path / "volumes" / record.folder / name, entry, volume_id, hashed=True)
+
     def verify(self, volume_id: str) -> None:
         """Check every file and every decoded array of a volume against its commit record, read anew.
 
@@ -379,7 +411,7 @@ class VolumeStore:
             MissingArtifactError: not committed, or a file is gone.
             DamagedArtifactError: record, metadata, a file or an array is not as it was committed.
         """
-        fresh = type(self)(self.path, self.grid)
+        fresh = type(self)(self.path, self.grid, self.synthetic)
         record = fresh.commit_record(volume_id)
         folder = self.path / "volumes" / record.folder
         for name, entry in record.files.items():
@@ -417,8 +449,16 @@ def _changed_file(folder: Path, files: dict[str, StoredFile]) -> str | None:
     return None
 
 
-def _root_text(grid: Grid) -> str:
-    return json_text(group_document({"prdit": StoreRoot(**grid.model_dump()).to_json()}))
+def _root_text(grid: Grid, synthetic: Synthetic | None = None) -> str:
+    mark = {"synthetic": synthetic.to_json()} if synthetic else {}
+    return json_text(group_document({"prdit": StoreRoot(**grid.model_dump()).to_json(), **mark}))
+
+
+def _contents(synthetic: Synthetic | None) -> str:
+    if synthetic is None:
+        return "scans"
+    sampler = synthetic.sampler
+    return f"volumes of checkpoint {synthetic.checkpoint[:19]} (seed {sampler.seed}, {sampler.num_steps} steps of {sampler.name})"
 
 
 def _check_free(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from storage.documents.checkpoint import Intensity
 from storage.documents.document import Document, Part
 from storage.documents.samples import SamplerSettings
 
@@ -19,12 +20,24 @@ class FigureRecord(Part):
 
 
 class Features(Part):
-    """The feature network: name, kind of its weights, seed of random ones, digest, what its figures can be compared with."""
+    """The feature network of the distances.
 
-    network: str
-    weights: str
-    seed: int | None
+    Attributes:
+        extractor: name in the table of extractors.
+        title: the network in words.
+        digest: of its weights and of how volumes are put in: distances of different digests do not compare.
+        random: whether its weights are random.
+        width: length of a volume's features.
+        input_size: voxels (D, H, W) that volumes are resized to; None: as they are.
+        statement: what the distances can be compared with, one sentence.
+    """
+
+    extractor: str
+    title: str
     digest: str
+    random: bool
+    width: int
+    input_size: tuple[int, int, int] | None
     statement: str
 
 
@@ -33,10 +46,14 @@ class Report(Document):
 
     Attributes:
         figures: by name.
+        references: the same figures of real volumes: one half of them against the other half (`floor`), and for the order test
+            at most `num_references` of each half, as they are (`real`), `blurred` and `noised`; empty where there were too few.
+        blind: figures that do not order the references, with a sentence.
         warnings: sentences to read before the figures.
         details: further JSON of each metric, by the metric's name.
         features: of the distances.
         protocol: what was compared with what.
+        intensity: to which values both sides are saturated.
         volume_size, voxel_mm: of the compared volumes.
         sampler: how the samples were drawn.
         clipped_fraction_mean, outside_window_fraction_mean: of the samples' voxels.
@@ -44,16 +61,19 @@ class Report(Document):
         n_real, n_held_out, n_generated: number of volumes.
     """
 
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
     NAME: ClassVar[str] = "metrics.json"
     WHAT: ClassVar[str] = "report of an evaluation"
     REMEDY: ClassVar[str] = "Evaluate the samples again."
 
     figures: dict[str, FigureRecord]
+    references: dict[str, dict[str, FigureRecord]]
+    blind: dict[str, str]
     warnings: list[str]
     details: dict[str, Any]
     features: Features
     protocol: str
+    intensity: Intensity
     volume_size: int
     voxel_mm: float
     sampler: SamplerSettings

@@ -14,7 +14,7 @@ class StageRecord(Part):
         ref: what it made.
         cached: whether that was found.
         seconds: wall time.
-        mlflow_run_id: empty where untracked.
+        mlflow_run_id: empty where untracked, or where MLflow did not answer.
         figures: by their names in MLflow.
         directory: where it worked.
     """
@@ -33,7 +33,7 @@ class RunDocument(Document):
     Attributes:
         config_digest: of the resolved configuration.
         prefect_flow_run_id: None outside Prefect.
-        mlflow_uri, mlflow_run_id, mlflow_experiment_id: the parent run.
+        mlflow_uri, mlflow_run_id, mlflow_experiment_id: the parent run; the ids are empty where MLflow did not answer.
         stages: in the order they ended.
         seconds: wall time.
         gates: figures that gates compared.

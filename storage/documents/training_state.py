@@ -1,10 +1,12 @@
 """state.json: what a stopped training needs to resume besides its arrays."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from storage.documents.document import Document, Part
+from storage.errors import DamagedArtifactError
+from storage.files import sha256_json
 
 GROUPS = frozenset({"model", "ema", "optimizer", "buffers"})
 
@@ -31,19 +33,35 @@ class TrainingPosition(Part):
 
     Attributes:
         step: of the loop.
+        steps: of the whole training, as configured when this was written.
         updates: optimiser steps taken.
         first_loss: of the first step; None before it.
         recent: training losses of the last steps.
         best: where the best weights are kept.
         snapshots: optimiser steps whose averages are written.
+        window: values of the steps since the last line, by name; None for one that is not finite.
+        rewinds: how often the training went back to an earlier state.
+        skipped: steps without an update, in all.
+        skipped_in_a_row: the last of them, by turn.
+        settings: digest of what the training computes, but for `steps`.
+        snapshot: digest of the volumes it is trained on.
+        world: ranks that wrote it.
     """
 
     step: int
+    steps: int
     updates: int
     first_loss: float | None
     recent: tuple[float, ...]
     best: BestValidation | None
     snapshots: tuple[int, ...]
+    window: tuple[dict[str, float | None], ...]
+    rewinds: int
+    skipped: int
+    skipped_in_a_row: dict[str, int]
+    settings: str
+    snapshot: str
+    world: int
 
 
 class TrainingState(Document):
@@ -52,15 +70,30 @@ class TrainingState(Document):
     Attributes:
         position: where the training stands.
         files: SHA-256 of `<group>.safetensors` by group of arrays; those of `GROUPS` at least.
+        digest: SHA-256 of the two, as `TrainingState.of` gives it: a flipped bit in a number would not show otherwise.
     """
 
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
     NAME: ClassVar[str] = "state.json"
     WHAT: ClassVar[str] = "training state"
     REMEDY: ClassVar[str] = "Remove its folder, or leave it: it is not used."
 
     position: TrainingPosition
     files: dict[str, str]
+    digest: str
+
+    @classmethod
+    def of(cls, position: TrainingPosition, files: dict[str, str]) -> Self:
+        """The state of a position whose arrays have these hashes."""
+        return cls(position=position, files=files, digest=_digest(position, files))
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Self:
+        """As `Document.parse`; also damaged where one byte is not as it was written."""
+        state = super().parse(data, where)
+        if state.to_bytes() != data:
+            raise DamagedArtifactError(f"{where} was changed after it was written. {cls.remedy(where)}")
+        return state
 
     @field_validator("files")
     @classmethod
@@ -68,3 +101,13 @@ class TrainingState(Document):
         if missing := sorted(GROUPS - files.keys()):
             raise ValueError(f"no arrays of {', '.join(missing)}")
         return files
+
+    @model_validator(mode="after")
+    def _undamaged(self) -> Self:
+        if self.digest != _digest(self.position, self.files):
+            raise ValueError("its digest is not that of its content, which was changed after it was written")
+        return self
+
+
+def _digest(position: TrainingPosition, files: dict[str, str]) -> str:
+    return sha256_json({"position": position.model_dump(mode="json"), "files": files})

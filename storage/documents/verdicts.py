@@ -1,5 +1,6 @@
 """Verdicts of an ingest: `ingest.json` of the stage, and the last verdicts on each source."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -10,13 +11,16 @@ from storage.documents.document import Document, Part
 from storage.privacy import opaque_id, shown, with_placeholder
 from storage.verdicts import REASONS
 
+_COUNT = re.compile(r"\d{1,4}")  # a file may be called so, and it reveals nobody
+LISTS = ("committed", "unchanged", "skipped", "quarantined")
+
 
 class Entry(Part):
     """One verdict on a scan, or on a file by itself.
 
     Attributes:
         series_uid: id of the scan.
-        path: relative path of the file that the verdict is about, or that its message names.
+        path: relative path of the file that the verdict is about, or that its message names; else of the scan's first file.
         volume_id: of a scan that is a volume.
         reason: code of `storage.verdicts.REASONS`, where it is none.
         message: the reason's sentence; it names the file only as `storage.privacy.PATH`.
@@ -74,7 +78,7 @@ class Verdicts(Document):
         return self._renamed(lambda path: path)
 
     def _renamed(self, name: Callable[[str], str]) -> Self:
-        changes = {of: [_named(entry, name) for entry in getattr(self, of)] for of in ("skipped", "quarantined")}
+        changes = {of: [_named(entry, name) for entry in getattr(self, of)] for of in LISTS}
         return self.model_copy(update=changes)
 
     @property
@@ -127,6 +131,7 @@ class SourceVerdicts(Verdicts):
 
     Attributes:
         source_digest, recipe, config: what the verdicts depend on: while they are the same, so are the verdicts.
+        snapshot: digest of what the store listed afterwards. Another ingest since then may have listed other patients or labels.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -136,6 +141,7 @@ class SourceVerdicts(Verdicts):
     source_digest: str
     recipe: int
     config: dict[str, Any]
+    snapshot: str = ""
 
 
 def opaque_place(store: Path, key: bytes) -> str:
@@ -151,5 +157,11 @@ def _named(entry: Entry, name: Callable[[str], str]) -> Entry:
     if entry.path is None:
         return entry
     place = name(entry.path)
-    message = with_placeholder(entry.message or "", entry.path)  # where `with_paths` has named it already
+    if entry.message is None:
+        return entry.model_copy(update={"path": place})
+    message = entry.message
+    if entry.num_slices is None or not _COUNT.fullmatch(
+        entry.path
+    ):  # else a scan's sentence may have the number without the file
+        message = with_placeholder(message, entry.path)  # where `with_paths` has named it already
     return entry.model_copy(update={"path": place, "message": shown(message, place)})

@@ -71,6 +71,7 @@ class ScanFacts(Part):
         format: it was read from.
         files_digest: hash of the hashes of its files.
         recipe: version of the arithmetic from source to stored HU.
+        pixels: hash of its HU with ascending axes (`storage.sources.source.oriented_digest`), equal for copies of one scan.
         num_slices: of the scan.
         num_duplicates: files left out because they repeat another file.
         spacing_mm: voxel distances (x, y, z) of the scan.
@@ -92,6 +93,7 @@ class ScanFacts(Part):
     cut: dict[str, float] = Field(default_factory=dict)
     completeness: str = "unknown"
     notes: tuple[str, ...] = ()
+    pixels: str = ""
 
 
 class VolumeRecord(Document):

@@ -28,13 +28,22 @@ from typing import BinaryIO, cast
 from storage.files import naming_path, remove_leftovers, temporary_path
 from storage.sources.archive_streams import Budget, TooCostlyError, decompressed
 from storage.sources.opening import mode_of, open_regular
+from storage.sources.tar_headers import TarHeader, begins_tar, check_tar_end
 
 READ_KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
 ARCHIVE_ERRORS = (
     OSError, EOFError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError, OverflowError,
     struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
 )  # fmt: skip
-_MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar"}
+_MAGIC = {
+    b"\x1f\x8b": "gz",
+    b"BZh": "bz2",
+    b"\xfd7zXZ\0": "xz",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "rar",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+_ZIP_STARTS = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # the second is an empty one's, the third one in several parts
 _OFFICE = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}  # documents and programs that happen to be zips
 _IN_MEMORY = 64 << 20  # members up to this size are not written to a temporary file
 _PIECE = 1 << 20
@@ -58,19 +67,26 @@ def archive_kind(stream: BinaryIO) -> str:
     stream.seek(0)
     start = stream.read(512)
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
-    if start[257:262] == b"ustar":
+    if begins_tar(start):
         return "tar"
-    if start.startswith(b"PK") and zipfile.is_zipfile(stream):
-        stream.seek(0)
-        with suppress(*ARCHIVE_ERRORS), zipfile.ZipFile(stream) as archive:
-            return "" if _OFFICE & set(archive.namelist()) else "zip"
-        return "zip"
+    if start.startswith(_ZIP_STARTS):
+        return "" if _is_document(stream, start) else "zip"
     if kind in ("gz", "bz2", "xz"):
         stream.seek(0)
         with suppress(*ARCHIVE_ERRORS):
-            if decompressed(stream, kind, Budget(_PIECE)).read(512)[257:262] == b"ustar":
+            if begins_tar(decompressed(stream, kind, Budget(_PIECE)).read(512)):
                 return f"tar.{kind}"
     return {"gz": "gzip", "bz2": "bzip2"}.get(kind, kind)
+
+
+def _is_document(stream: BinaryIO, start: bytes) -> bool:
+    """Whether a zip, damaged or not, is a document or program."""
+    length = int.from_bytes(start[26:28], "little")
+    names = {start[_LOCAL_HEADER : _LOCAL_HEADER + length].decode("latin-1")}
+    stream.seek(0)
+    with suppress(*ARCHIVE_ERRORS), zipfile.ZipFile(stream) as archive:
+        names |= set(archive.namelist())
+    return bool(_OFFICE & names)
 
 
 def read_members(source: Path, name: str, kind: str) -> Generator[tuple[Member, BinaryIO | None], None, None]:
@@ -95,6 +111,8 @@ def read_members(source: Path, name: str, kind: str) -> Generator[tuple[Member, 
         except TooCostlyError:
             raise
         except ARCHIVE_ERRORS as error:
+            if kind == "zip" and not isinstance(error, OSError):  # faults of its members are named one by one
+                raise OSError(errno.EIO, "its directory is missing or damaged") from error
             raise _as_os_error(error) from error
 
 
@@ -233,7 +251,7 @@ def _open_archive(source: Path, archive: str) -> _Opened | None:
         infos = {path: info for info, path, reason, _ in _zip_members(reader) if not reason}
         _opened = _Opened(key, own, reader, dict(infos))
     else:
-        tar = tarfile.open(fileobj=own, mode="r:")  # noqa: SIM115 - kept open
+        tar = tarfile.open(fileobj=own, mode="r:", tarinfo=TarHeader)  # noqa: SIM115 - kept open
         found = {path: info for info, path, reason, _ in _tar_members(tar) if not reason}
         _opened = _Opened(key, own, tar, dict(found))
     return _opened
@@ -270,7 +288,9 @@ def _read_zip(stream: BinaryIO, budget: Budget) -> Iterator[tuple[Member, Binary
             except TooCostlyError as error:
                 yield Member(path, info.file_size, "too_costly", str(error.strerror)), None
             except ARCHIVE_ERRORS as error:
-                yield Member(path, info.file_size, "archive_member", _said(error)), None
+                unpackable = isinstance(error, NotImplementedError)  # by other programs
+                found = "archive_member" if unpackable else "unreadable_file"
+                yield Member(path, info.file_size, found, _said(error)), None
             else:
                 with content:
                     yield Member(path, info.file_size), content
@@ -316,7 +336,7 @@ def _zip_content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, budget: Budget
 def _read_tar(stream: BinaryIO, kind: str, budget: Budget) -> Iterator[tuple[Member, BinaryIO | None]]:
     plain = stream if kind == "tar" else decompressed(stream, kind.partition(".")[2], budget)
     names: Counter[str] = Counter()
-    with tarfile.open(fileobj=plain, mode="r|") as archive:
+    with tarfile.open(fileobj=plain, mode="r|", tarinfo=TarHeader) as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # it would remember each
             if info.isdir():
@@ -327,8 +347,7 @@ def _read_tar(stream: BinaryIO, kind: str, budget: Budget) -> Iterator[tuple[Mem
                 continue
             with _tar_content(archive, info, budget if kind == "tar" else None) as content:
                 yield Member(path, info.size), content
-        while plain.read(_PIECE):  # reaches the check sum of the whole
-            pass
+        check_tar_end(cast("BinaryIO", archive.fileobj))
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str, str]]:
@@ -404,13 +423,12 @@ def _said(error: BaseException) -> str:
     """What went wrong, for a sentence; never a name in the archive."""
     if isinstance(error, NotImplementedError):
         return "its compression is not read"
-    if isinstance(error, EOFError):
+    if isinstance(error, EOFError) or str(error) == "unexpected end of data":
         return "it ends early"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error)
-    return "its check sum is wrong" if "CRC" in text else f"damaged ({type(error).__name__})"
+    return "its check sum is wrong" if "CRC" in str(error) else "it is damaged"
 
 
 def _as_os_error(error: BaseException) -> OSError:
-    return error if isinstance(error, OSError) else OSError(errno.EIO, _said(error))
+    return error if isinstance(error, OSError) and error.strerror else OSError(errno.EIO, _said(error))

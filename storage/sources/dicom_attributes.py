@@ -10,7 +10,7 @@ from storage.privacy import words_of
 from storage.sources.attributes import NUMBER_ATTRIBUTES, TEXT_ATTRIBUTES, safe_attributes, terms
 from storage.sources.dicom_errors import DECODE_ERRORS
 from storage.sources.dicom_file import read_data_set
-from storage.sources.dicom_values import tag_value
+from storage.sources.dicom_values import tag_day, tag_text, tag_value, whole_years
 
 # What identifies a patient by itself: persons, ids, dates and places, and the comments people write.
 IDENTIFYING_TAGS = (
@@ -26,7 +26,7 @@ IDENTIFYING_TAGS = (
 ATTRIBUTE_TAGS = (
     *TEXT_ATTRIBUTES, *NUMBER_ATTRIBUTES, "PatientAge", "PatientBirthDate", "StudyDate", "ContrastBolusAgent", *IDENTIFYING_TAGS,
 )  # fmt: skip
-_MODALITIES = terms(
+MODALITIES = terms(
     "AR ASMT AU BDUS BI BMD CD CR CT DG DOC DX ECG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR M3D NM OAM OCT OP OPM "
     "OPT OPTBSV OPTENF OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT RWV SEG SM SMR SR SRF STAIN "
     "TG US VA XA XC XAPROTOCOL"
@@ -60,7 +60,7 @@ def identifying(stream: BinaryIO) -> frozenset[str]:
 
 def shown_modality(modality: str) -> str:
     """A modality as a sentence may name it: DICOM's codes, because the tag could hold any text."""
-    return f"modality {modality}" if modality in _MODALITIES else "of a modality that DICOM does not list"
+    return f"modality {modality}" if modality in MODALITIES else "of a modality that DICOM does not list"
 
 
 def shown_class(sop_class: str) -> str:
@@ -71,11 +71,10 @@ def shown_class(sop_class: str) -> str:
 
 def age_years(header: Dataset) -> int | None:
     """Whole years from PatientAge, else from birth and study date; 90 stands for 90 and above. None when unknown."""
-    match = re.fullmatch(r"(\d{3})([DWMY])", str(tag_value(header, "PatientAge") or "").strip())
-    if match:
-        years = int(match[1]) // {"D": 365, "W": 52, "M": 12, "Y": 1}[match[2]]
+    age = tag_text(header, "PatientAge")
+    if len(age) == 4 and (years := whole_years(age)) is not None:  # as PS3.5 has it
         return min(years, 90)
-    birth, study = str(tag_value(header, "PatientBirthDate") or ""), str(tag_value(header, "StudyDate") or "")
+    birth, study = tag_day(header, "PatientBirthDate"), tag_day(header, "StudyDate")
     if re.fullmatch(r"\d{8}", birth) and re.fullmatch(r"\d{8}", study) and study >= birth:
         return min(int(study[:4]) - int(birth[:4]) - (study[4:] < birth[4:]), 90)
     return None

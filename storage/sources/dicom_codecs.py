@@ -26,6 +26,7 @@ from pydicom.uid import UID
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_values import need_count, need_integer, tag_integer, tag_present, tag_text
 from storage.sources.source import short
+from storage.verdicts import counted
 
 MAX_EDGE = 4096  # rows or columns of one image: CT has up to 2048
 _MAX_PADDING_BYTES = 16  # behind uncompressed pixels; more says that the header is of other pixels
@@ -49,9 +50,13 @@ _PLUGINS = {  # transfer syntax -> pydicom's name of the decoder
 }
 _GDCM = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 53, 55, 57, 70)}
 _RLE = "1.2.840.10008.1.2.5"
+# What keeps every bit that is allocated, be it stored or not.
+_BIT_BY_BIT = {*_NATIVE, _ENCAPSULATED_NATIVE, _DEFLATED_FRAMES, _RLE}
+_JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
+_END_OF_IMAGE = b"\xff\xd9"  # not within a JPEG-LS image, which has no other byte above 7F behind FF
 PIXEL_DATA_TAGS = (  # what a `FrameReader` looks at
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
-    "PixelRepresentation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData",
+    "HighBit", "PixelRepresentation", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "FloatPixelData",
     "DoubleFloatPixelData", "PixelData",
 )  # fmt: skip
 _START_OF_FRAME = {  # JPEG marker -> transfer syntax that uses it
@@ -62,7 +67,7 @@ _START_OF_FRAME = {  # JPEG marker -> transfer syntax that uses it
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a header says of its pixels: frames, rows, columns, bits allocated and stored, and whether they are signed."""
+    """What a header says of its pixels: frames, rows, columns, bits allocated and stored and the highest of them, signed or not."""
 
     num_frames: int
     rows: int
@@ -70,6 +75,7 @@ class PixelFormat:
     bits_allocated: int
     bits_stored: int
     signed: bool
+    high_bit: int
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -114,7 +120,9 @@ def pixel_format(data: Dataset) -> PixelFormat:
         raise DicomFault("bad_number", f"PixelRepresentation of {signed} instead of 0 or 1")
     if max(rows, columns) > MAX_EDGE:
         raise DicomFault("too_costly", f"{rows} × {columns} pixels, a CT image has at most {MAX_EDGE} × {MAX_EDGE}")
-    return PixelFormat(num_frames(data), rows, columns, allocated, stored, bool(signed))
+    # Where it is impossible, values begin at the lowest bit.
+    high_bit = max(stored - 1, min(tag_integer(data, "HighBit") or 0, allocated - 1))
+    return PixelFormat(num_frames(data), rows, columns, allocated, stored, bool(signed), high_bit)
 
 
 def num_frames(data: Dataset) -> int:
@@ -171,16 +179,35 @@ class FrameReader:
         """Integers of the machine's byte order, shape (rows, columns). Raises: DicomFault: unreadable_pixels."""
         form = self.form
         if not 0 <= frame < form.num_frames:
-            raise DicomFault("unreadable_pixels", f"{form.num_frames} frame(s), number {frame + 1} was expected")
+            raise DicomFault(
+                "unreadable_pixels", f"{counted(form.num_frames, 'frame')}, number {frame + 1} was expected"
+            )
         try:
             stored = self._decoded(frame)
         except DicomFault:
             raise
         except DECODE_ERRORS as error:
-            raise DicomFault("unreadable_pixels", short(error)) from error
+            refused = isinstance(error, RuntimeError) and self._frames  # by a decoder, in words of pydicom or SimpleITK
+            raise DicomFault("unreadable_pixels", "a damaged compressed image" if refused else short(error)) from error
         if stored.shape != (form.rows, form.columns):
             raise DicomFault("unreadable_pixels", f"{stored.shape} pixels instead of {form.rows} × {form.columns}")
-        return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        return self._from_low_bit(stored.astype(stored.dtype.newbyteorder("="), copy=False))
+
+    def _from_low_bit(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Values whose bits do not begin at the lowest, shifted there; what lies above and below them is left out.
+
+        Where something lies below, or an image is compressed in a way that knows no such bits, the header may be wrong instead.
+        Raises: DicomFault: unsupported_pixels.
+        """
+        form = self.form
+        low = form.high_bit + 1 - form.bits_stored
+        if low == 0:
+            return stored
+        if self._syntax not in _BIT_BY_BIT or (stored & ((1 << low) - 1)).any():
+            raise DicomFault("unsupported_pixels", f"HighBit of {form.high_bit} with BitsStored of {form.bits_stored}")
+        above = form.bits_allocated - 1 - form.high_bit
+        shifted: NDArray[Any] = (stored << above) >> (above + low)
+        return shifted
 
     def _check_length(self) -> None:
         form, found = self.form, len(self._native)
@@ -202,6 +229,8 @@ class FrameReader:
             return np.frombuffer(frame[: form.frame_bytes], dtype=form.dtype).reshape(form.rows, form.columns)
         if syntax != _RLE:
             _check_codestream(frame, form)
+        if syntax in _JPEG_LS and _END_OF_IMAGE not in frame:  # which takes seconds to decode, and fails
+            raise DicomFault("unreadable_pixels", "a compressed image that is cut off")
         if syntax in _GDCM:
             return _with_gdcm(frame, syntax, form)
         return _with_pydicom(encapsulate([frame]), "OB", syntax, replace(form, num_frames=1), 0)
@@ -230,16 +259,25 @@ def _with_pydicom(value: bytes, vr: str, syntax: str, form: PixelFormat, index: 
         "number_of_frames": form.num_frames,
         "samples_per_pixel": 1,
         "bits_allocated": form.bits_allocated,
-        "bits_stored": form.bits_stored,
+        "bits_stored": form.bits_stored if form.high_bit == form.bits_stored - 1 else form.bits_allocated,
         "pixel_representation": int(form.signed),
         "photometric_interpretation": "MONOCHROME2",
         "pixel_keyword": "PixelData",
         "pixel_vr": vr if vr in ("OB", "OW") else "OW",
+        # What lies above BitsStored: `dicom_pixels.without_overlays` tells overlays from negative numbers.
+        "correct_unused_bits": syntax not in _BIT_BY_BIT,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plugin = _PLUGINS.get(syntax, "")
-        frame, _ = get_decoder(UID(syntax)).as_array(value, index=index, raw=True, decoding_plugin=plugin, **options)
+        try:
+            frame, _ = get_decoder(UID(syntax)).as_array(
+                value, index=index, raw=True, decoding_plugin=plugin, **options
+            )
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of a decoder in Rust, and no Exception
+                raise
+            raise DicomFault("unreadable_pixels", "a damaged compressed image") from error
     return frame
 
 

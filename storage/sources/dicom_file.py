@@ -140,6 +140,8 @@ def _inflated(stream: BinaryIO) -> io.BytesIO:
                     "too_costly",
                     f"its data set of {taken >> 10} KiB inflates to more than {allowed >> 20} MiB, {_INFLATE_RATIO} times as much",
                 )
+    if not inflater.eof:
+        raise DicomFault("unreadable_file", "its deflated data set ends early")
     out.seek(0)
     return out
 

@@ -18,6 +18,7 @@ GROUP_TAGS = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunct
 _RENAMED = {
     Tag("FrameType"): Tag("ImageType"),
     Tag("FrameAcquisitionNumber"): Tag("AcquisitionNumber"),
+    Tag("FrameAcquisitionDateTime"): Tag("AcquisitionDateTime"),
 }
 
 

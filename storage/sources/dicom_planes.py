@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from pydicom.dataset import Dataset
 
 from storage.files import sha256_json
 from storage.sources.dicom_errors import DicomFault
+from storage.sources.dicom_image_type import no_slice, quantity
+from storage.sources.dicom_mixed import MIXED_TAGS, acquired_at, acquisition_day, alternating_values, person
 from storage.sources.dicom_values import (
+    UNSPECIFIED_TYPES,
     last_digits,
     need_count,
     need_numbers,
+    tag_day,
     tag_integer,
     tag_number,
     tag_numbers,
@@ -32,13 +37,17 @@ class Plane:
         frame: index of the frame in a multi-frame file, from 0; None where the file is one image.
         instance_uid: SOPInstanceUID.
         patient_id: in memory only, never written or put into a sentence.
+        person, values: of `storage.sources.dicom_mixed`, as `patient_id`; () where the header cannot be read.
+        acquired_at, acquisition_day, study_day: None and "" where unknown.
         study_uid, frame_of_reference: UIDs, "" where absent.
-        acquisition, kernel, temporal_position, stack_id: as text, "" where absent.
+        acquisition, temporal_position, stack_id: as text, whole numbers in one form, "" where absent.
+        kernel: in capitals, "" where absent.
         shape: rows, columns.
         orientation: direction cosines of a row, then of a column; () where absent.
         pixel_mm: distance of rows, distance of columns; () where absent.
         position_mm: LPS centre of the first pixel; () where absent.
         position_unit_mm: value of the last digit written of each coordinate of the position; () where they are binary numbers.
+        slice_distance_mm: SpacingBetweenSlices, else SliceThickness; None where unknown.
         slope, intercept: HU = stored × slope + intercept; None where unknown.
         padding: lowest and highest stored value that is declared padding; None where none is.
         rescale_type: in capitals, "" where absent.
@@ -46,6 +55,8 @@ class Plane:
         body_part: BodyPartExamined.
         number: InstanceNumber; None where unknown.
         num_in_acquisition: ImagesInAcquisition; None where unknown.
+        concatenation: where a multi-frame image was written as several files: its ConcatenationUID, the number of this file, and of
+            how many (0 where unknown); None where it is one file.
         fault: reason code and detail of why the image can be part of no volume, whatever the others are; None where it can.
     """
 
@@ -53,6 +64,11 @@ class Plane:
     frame: int | None = None
     instance_uid: str = ""
     patient_id: str = ""
+    person: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    acquired_at: datetime | None = None
+    acquisition_day: str = ""
+    study_day: str = ""
     study_uid: str = ""
     frame_of_reference: str = ""
     acquisition: str = ""
@@ -64,6 +80,7 @@ class Plane:
     pixel_mm: tuple[float, ...] = ()
     position_mm: tuple[float, ...] = ()
     position_unit_mm: tuple[float, ...] = ()
+    slice_distance_mm: float | None = None
     slope: float | None = None
     intercept: float | None = None
     padding: tuple[int, int] | None = None
@@ -72,6 +89,7 @@ class Plane:
     body_part: str = ""
     number: int | None = None
     num_in_acquisition: int | None = None
+    concatenation: tuple[str, int, int] | None = None
     fault: tuple[str, str] | None = None
 
     @property
@@ -80,9 +98,7 @@ class Plane:
         return self.file if self.frame is None else f"{self.file}, frame {self.frame + 1}"
 
 
-# What RescaleType says of values that are HU; "US" (unspecified) and none are judged by the values.
-_HU_TYPES = {"HU", "HU_MOD"}
-_UNSPECIFIED = {"", "US"}
+_HU_TYPES = {"HU", "HU_MOD"}  # what RescaleType says of values that are HU
 # Known quantities are named in sentences; anything else in the tag is not repeated, it may be free text.
 _QUANTITIES = {
     "Z_EFF", "ZEFF", "ED", "EDW", "MGML", "MG/ML", "OD", "PCT", "EFF ATOMIC", "EFF_ATOMIC_NUM", "ELECTRON_DENSITY",
@@ -92,7 +108,9 @@ PLANE_TAGS = (
     "SOPInstanceUID", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "AcquisitionNumber", "ConvolutionKernel",
     "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID", "Rows", "Columns", "ImageOrientationPatient", "PixelSpacing",
     "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType", "BodyPartExamined", "InstanceNumber",
-    "ImagesInAcquisition", "SamplesPerPixel", "PixelPaddingValue", "PixelPaddingRangeLimit", "BitsAllocated", "PixelRepresentation",
+    "ImagesInAcquisition", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
+    "SamplesPerPixel", "PixelPaddingValue", "PixelPaddingRangeLimit", "BitsAllocated", "PixelRepresentation",
+    "SpacingBetweenSlices", *MIXED_TAGS,
 )  # fmt: skip
 
 
@@ -104,17 +122,24 @@ def plane_of(header: Dataset, file: str) -> Plane:
         file=file,
         instance_uid=tag_text(header, "SOPInstanceUID"),
         patient_id=tag_text(header, "PatientID"),
+        person=person(header),
+        values=alternating_values(header),
+        acquired_at=acquired_at(header),
+        acquisition_day=acquisition_day(header),
+        study_day=tag_day(header, "StudyDate"),
         study_uid=tag_text(header, "StudyInstanceUID"),
         frame_of_reference=tag_text(header, "FrameOfReferenceUID"),
-        acquisition=tag_text(header, "AcquisitionNumber"),
-        kernel=tag_text(header, "ConvolutionKernel"),
-        temporal_position=tag_text(header, "TemporalPositionIdentifier") or tag_text(header, "TemporalPositionIndex"),
-        stack_id=tag_text(header, "StackID"),
+        acquisition=_number_or_text(header, "AcquisitionNumber"),
+        kernel=tag_text(header, "ConvolutionKernel").upper(),
+        temporal_position=_number_or_text(header, "TemporalPositionIdentifier")
+        or _number_or_text(header, "TemporalPositionIndex"),
+        stack_id=_number_or_text(header, "StackID"),
         shape=(tag_integer(header, "Rows") or 0, tag_integer(header, "Columns") or 0),
         orientation=tag_numbers(header, "ImageOrientationPatient", 6) or (),
         pixel_mm=tag_numbers(header, "PixelSpacing", 2) or (),
         position_mm=tag_numbers(header, "ImagePositionPatient", 3) or (),
         position_unit_mm=last_digits(header, "ImagePositionPatient"),
+        slice_distance_mm=tag_number(header, "SpacingBetweenSlices") or tag_number(header, "SliceThickness"),
         slope=tag_number(header, "RescaleSlope"),
         intercept=tag_number(header, "RescaleIntercept"),
         padding=declared_padding(header),
@@ -123,7 +148,8 @@ def plane_of(header: Dataset, file: str) -> Plane:
         body_part=tag_text(header, "BodyPartExamined"),
         number=tag_integer(header, "InstanceNumber"),
         num_in_acquisition=tag_integer(header, "ImagesInAcquisition"),
-        fault=other_quantity(rescale_type, image_type) or _fault(header),
+        concatenation=_concatenation(header),
+        fault=no_slice(image_type) or other_quantity(rescale_type, image_type) or _fault(header),
     )
 
 
@@ -145,11 +171,10 @@ def single_slice(planes: Sequence[Plane]) -> SingleSlice | None:
 
 
 def other_quantity(rescale_type: str, image_type: tuple[str, ...]) -> tuple[str, str] | None:
-    """Reason and detail where an image holds something else than HU by its RescaleType, or without one by its ImageType."""
-    if rescale_type in _UNSPECIFIED:
-        found = sorted(_QUANTITIES & set(image_type))
-        return ("other_quantity", f"{found[0]} by its ImageType") if found else None
-    if is_hu(rescale_type):
+    """Reason and detail where an image holds something else than HU by its ImageType, or by its RescaleType."""
+    if found := quantity(image_type, rescale_type):
+        return "other_quantity", f"{found} by its ImageType"
+    if rescale_type in UNSPECIFIED_TYPES or is_hu(rescale_type):
         return None
     shown = rescale_type if rescale_type in _QUANTITIES else "something that is not listed"
     return "other_quantity", f"{shown} by its RescaleType"
@@ -204,6 +229,18 @@ def _fault(header: Dataset) -> tuple[str, str] | None:
         return "missing_rescale", "slope 0"
     orientation, pixel_mm = tag_numbers(header, "ImageOrientationPatient", 6), tag_numbers(header, "PixelSpacing", 2)
     return geometry_fault(orientation or (), pixel_mm or ())
+
+
+def _concatenation(header: Dataset) -> tuple[str, int, int] | None:
+    """Source: PS3.3 C.7.6.16.2.2.4."""
+    uid, number = tag_text(header, "ConcatenationUID"), tag_integer(header, "InConcatenationNumber")
+    return (uid, number, tag_integer(header, "InConcatenationTotalNumber") or 0) if uid and number is not None else None
+
+
+def _number_or_text(header: Dataset, name: str) -> str:
+    """A tag as text; a whole number in one form, however it is written."""
+    number = tag_integer(header, name)
+    return tag_text(header, name) if number is None else str(number)
 
 
 def _as_stored(header: Dataset, name: str) -> int | None:

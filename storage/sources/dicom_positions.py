@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.sources.source import refuse
+from storage.verdicts import counted
 
 SAME_MM = 0.01  # slices closer than this are at one position; positions within this of a line are on it
 GAP = 1.5  # of the median distance: more is a gap
 MIN_RUN = 3  # so many wide distances in a row, all alike, are another slice distance, not gaps
 MAX_GAPS = 1 / 3  # of the distances: where more are wide, no distance is the usual one
+_MOST = 0.75  # of the distances
+_MIN_ROUNDED = 4  # distances that a coarse unit makes longer (or shorter) than the others, and
+_MIN_ROUNDED_SHARE = 0.15  # of all
 _ALIKE = 0.1  # of a distance
 _EXACT_MM = 1e-4
 _FLOAT_SLACK = 1e-6  # share, of comparisons with a limit that a value may meet exactly
@@ -41,7 +45,7 @@ def fit_line(positions: Array, normal: Array, units: Sequence[Sequence[float]], 
     """Lay slices on a line.
 
     Positions count as even where each is within `SAME_MM` of evenly spaced points of a line, or within half a unit of the last
-    digit that was written (that is what rounding does; the unit may be half the slice distance at most). Else, where each is
+    digit that was written and the distances are such as rounding makes (`_is_rounding`). Else, where each is
     within `max_jitter` of the slice distance, the recorded distances are kept.
 
     Args:
@@ -55,15 +59,19 @@ def fit_line(positions: Array, normal: Array, units: Sequence[Sequence[float]], 
     """
     depth = positions @ normal
     step = float(np.median(np.diff(depth)))
-    off = np.asarray([_off_even(positions[:, axis]) for axis in range(3)])
+    off = np.asarray([off_even(positions[:, axis]) for axis in range(3)])
     unit = np.min(np.asarray(units, dtype=float), axis=0) if all(len(one) == 3 for one in units) else np.zeros(3)
-    half = np.where(unit <= 0.5 * step, 0.5 * unit, 0.0) * (1 + _FLOAT_SLACK) + 1e-9
+    unit = np.maximum(unit, [_common_unit(positions[:, axis]) for axis in range(3)])
+    rounded = [_is_rounding(positions[:, axis], float(unit[axis]), step) for axis in range(3)]
+    half = np.where(rounded, 0.5 * unit, 0.0) * (1 + _FLOAT_SLACK) + 1e-9
     if (off <= np.maximum(half, SAME_MM)).all():
         note = (
-            "" if off.max() <= SAME_MM else f"positions are rounded to {unit.max():g} mm: the mean slice step is used"
+            ""
+            if off.max() <= SAME_MM
+            else f"positions are rounded to {unit[off > SAME_MM].max():g} mm: the mean slice step is used"
         )
         return _even_line(positions, note)
-    off_mm = _off_even(depth)
+    off_mm = off_even(depth)
     limit_mm = max_jitter * step * (1 + _FLOAT_SLACK) + 1e-9
     if off_mm > limit_mm:
         _refuse_uneven(depth, step, off_mm, max_jitter, where)
@@ -72,13 +80,39 @@ def fit_line(positions: Array, normal: Array, units: Sequence[Sequence[float]], 
     if aside > max(limit_mm, float(np.linalg.norm(half)), SAME_MM):
         limit = f"the limit is {max_jitter:g} of the slice distance of {step:.3f} mm"
         refuse("inconsistent_position", where, f"up to {aside:.2f} mm beside a straight line, {limit}")
+    beside = f"slices lie up to {aside:.3f} mm beside a straight line: the line is used" if aside > SAME_MM else ""
     if off_mm <= SAME_MM:
-        return _even_line(positions, "")
+        return _even_line(positions, beside)
     from_first = (depth - depth[0]) * float(np.linalg.norm(along[1]))
     origin: Array = along[0] + depth[0] * along[1]
     note = f"slices lie up to {off_mm:.3f} mm ({off_mm / step:.1%}) from even positions: recorded distances are used"
     mean: Array = along[1] * float(depth[-1] - depth[0]) / (len(depth) - 1)
-    return Line(origin, mean, tuple(float(v) for v in from_first), note)
+    return Line(origin, mean, tuple(float(v) for v in from_first), "; ".join(filter(None, (note, beside))))
+
+
+def _common_unit(values: Array) -> float:
+    """The largest of 1, 0.1 and 0.01 of which all values are multiples, because "-81.0" may be rounded to 1; 0 where none is."""
+    for digits in range(3):
+        if np.abs(values - np.round(values, digits)).max() < _FLOAT_SLACK:
+            return 10.0**-digits
+    return 0.0
+
+
+def _is_rounding(values: Array, unit: float, step_mm: float) -> bool:
+    """Whether coordinates that are within half a unit of a line may be what rounding to that unit made of it.
+
+    Rounding does not move one slice where most distances are equal, which half a unit would allow. A unit of more than half the
+    slice distance makes distances that differ by as much as a missing slice: they are rounding where both are frequent.
+    """
+    gaps = np.diff(values)
+    wide = gaps > 0.5 * (gaps.min() + gaps.max())
+    alike = float(np.mean(np.abs(gaps - np.median(gaps)) < _EXACT_MM))
+    if np.ptp(gaps) > 1.5 * unit and alike > _MOST:
+        return False
+    if unit <= 0.5 * step_mm:
+        return True
+    rarer = min(int(wide.sum()), int((~wide).sum()))
+    return unit <= step_mm * (1 + _FLOAT_SLACK) and rarer >= max(_MIN_ROUNDED, _MIN_ROUNDED_SHARE * gaps.size)
 
 
 def _even_line(positions: Array, note: str) -> Line:
@@ -91,7 +125,7 @@ def _even_line(positions: Array, note: str) -> Line:
     return Line(origin, step, None, note)
 
 
-def _off_even(values: Array) -> float:
+def off_even(values: Array) -> float:
     """Largest distance of values from the evenly spaced numbers that are nearest to them (Chebyshev's line over the index)."""
     index = np.arange(len(values))
     gaps = np.diff(values)
@@ -120,8 +154,8 @@ def _refuse_uneven(depth: Array, step: float, off_mm: float, max_jitter: float, 
         refuse("inconsistent_spacing", where, detail)
     missing = int(np.rint(gaps[wide] / step).sum()) - wide.size
     detail = (
-        f"about {max(missing, 1)} slice(s) missing in {wide.size} place(s), the first between slices {wide[0] + 1} and "
-        f"{wide[0] + 2} of {len(depth)} ({gaps[wide[0]]:.2f} mm instead of {step:.2f} mm)"
+        f"about {counted(max(missing, 1), 'slice')} missing in {counted(wide.size, 'place')}, the first between slices "
+        f"{wide[0] + 1} and {wide[0] + 2} of {len(depth)} ({gaps[wide[0]]:.2f} mm instead of {step:.2f} mm)"
     )
     refuse("missing_slices", where, detail)
 

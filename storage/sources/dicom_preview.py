@@ -1,6 +1,4 @@
-"""One image of a DICOM file for a preview, where its pixels can be read at little cost."""
-
-from typing import BinaryIO
+"""One image of a DICOM series for a preview, where its pixels can be read at little cost."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +8,21 @@ from storage.sources.dicom_errors import DECODE_ERRORS
 from storage.sources.dicom_file import read_data_set
 from storage.sources.dicom_frames import GROUP_TAGS, frame_headers, has_frames
 from storage.sources.dicom_values import tag_number
+from storage.sources.files import open_file
+from storage.sources.source import ScanRequest
 
 MAX_BYTES = 64 << 20  # of a file
 MAX_PIXELS = 2048 * 2048
 _RESCALE = ("RescaleSlope", "RescaleIntercept")
 
 
-def preview(stream: BinaryIO) -> NDArray[np.float32] | None:
-    """The image in a file, or the middle one of several, see `Format.preview`."""
+def preview(request: ScanRequest) -> NDArray[np.float32] | None:
+    """The image in the file that is the middle one by name, or the middle one of several in it, see `Format.preview`."""
     try:
-        if stream.seek(0, 2) > MAX_BYTES:
-            return None
-        data = read_data_set(stream, tags=(*_RESCALE, *GROUP_TAGS, *PIXEL_DATA_TAGS))
+        with open_file(request.source, request.files[len(request.files) // 2]) as stream:
+            if stream.seek(0, 2) > MAX_BYTES:
+                return None
+            data = read_data_set(stream, tags=(*_RESCALE, *GROUP_TAGS, *PIXEL_DATA_TAGS))
         reader = FrameReader(data)
         if reader.form.rows * reader.form.columns > MAX_PIXELS:
             return None

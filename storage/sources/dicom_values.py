@@ -21,6 +21,7 @@ from storage.sources.source import FARTHEST_MM
 # pydicom warns and logs with the value of a tag, which may be a patient's; what a value is good for is decided here.
 config.settings.reading_validation_mode = config.IGNORE
 _PLAIN_NUMBERS = re.compile(r"[-+0-9.,eE\\ ]{1,32}|[-+]?(nan|inf|infinity)", re.IGNORECASE)
+UNSPECIFIED_TYPES = {"", "US"}  # RescaleType of values that are judged by what they are
 _GEOMETRY = {"ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"}
 
 
@@ -81,6 +82,17 @@ def tag_integer(data: Dataset, name: str | int) -> int | None:
     """The one whole number of a tag; None where it is missing, malformed, or has several values."""
     number = tag_number(data, name)
     return int(number) if number is not None and number.is_integer() else None
+
+
+def tag_day(data: Dataset, name: str) -> str:
+    """A date as text, without the points that older editions of the standard had in it; "" where it is missing or malformed."""
+    return tag_text(data, name).replace(".", "")
+
+
+def whole_years(age: str) -> int | None:
+    """Whole years of an age as DICOM writes it ("060Y", "018M"); None where it is none."""
+    match = re.fullmatch(r"(\d+)([DWMY])", age)
+    return int(match[1]) // {"D": 365, "W": 52, "M": 12, "Y": 1}[match[2]] if match else None
 
 
 def last_digits(data: Dataset, name: str) -> tuple[float, ...]:

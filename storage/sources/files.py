@@ -62,7 +62,7 @@ def check_here(source: Path) -> None:
     if not source.is_dir():
         raise SourceError(
             f"Source {as_utf8(str(source))} is not there for the worker on {socket.gethostname()}. Mount it under the same path on "
-            "every machine of ingest.scheduler, or unset ingest.scheduler."
+            "every machine that the runner has workers on, or use runner local."
         )
 
 

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.sources.archives import archive_kind
+from storage.sources.archives import READ_KINDS, archive_kind
 from storage.sources.dicom import DICOM
 from storage.sources.files import open_file
 from storage.sources.metaimage import METAIMAGE
@@ -15,8 +16,19 @@ from storage.sources.nrrd import NRRD
 from storage.sources.source import FileFacts, Format
 
 FORMATS: dict[str, Format] = {format.name: format for format in (DICOM, NIFTI, NRRD, METAIMAGE, NPZ)}
-FACTS_VERSION = 3  # of what is read from headers: raised when a reader says something else of the same file
+FACTS_VERSION = 7  # of what is read from headers: raised when a reader says something else of the same file
 
+# An empty file, or one of zeros, is a copy that failed where its name is a scan's; a number makes one without ending such a name.
+_SCAN_NAME = re.compile(
+    r"(?!\.)(.+\.(dcm|dicom|dic|ima|nii|nii\.gz|nrrd|nhdr|mha|mhd|npz|zip|tar|tgz|tar\.gz|\d+)|[^.]*\d[^.]*)",
+    re.IGNORECASE | re.DOTALL,
+)
+# What is called so and is none of it is a copy that failed, or a page that came instead of it. (Anything may be called .dcm.)
+_FORMAT_NAME = re.compile(
+    r"(?!\.).+\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npz|zip|tar|tgz|tbz|tbz2|txz|tar\.(gz|bz2|xz))",
+    re.IGNORECASE | re.DOTALL,
+)
+_START_BYTES = 512
 _WHOLE_BYTES = 16 << 20  # files up to this size are read once, as a whole
 _CHUNK = 1 << 20
 
@@ -50,4 +62,14 @@ def file_facts(stream: BinaryIO, path: Path) -> FileFacts:
         if facts is not None:
             return facts
     kind = archive_kind(stream)
-    return FileFacts(reason="archive", detail=kind) if kind else FileFacts(reason="unknown_format")
+    stream.seek(0)
+    start = stream.read(_START_BYTES)
+    if not any(start) and _SCAN_NAME.fullmatch(path.name):
+        return FileFacts(reason="unreadable_file", detail="it begins with zeros" if start else "it is empty")
+    if kind not in READ_KINDS and _FORMAT_NAME.fullmatch(path.name):
+        return FileFacts(
+            reason="unreadable_file", detail="it is not what its name says: cut short, damaged or another kind of file"
+        )
+    if kind:
+        return FileFacts(reason="archive", detail=kind)
+    return FileFacts(reason="unknown_format")

@@ -11,16 +11,17 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from storage.errors import UnwritableError
-from storage.files import canonical_json, sha256_json
-from storage.patient_key import patient_key
+from storage.files import canonical_json, naming_path, sha256_json
+from storage.patient_key import alike_key, patient_key
 from storage.privacy import PATH, opaque_id
 from storage.sources.archives import READ_KINDS
 from storage.sources.attributes import is_uid
@@ -29,12 +30,21 @@ from storage.sources.formats import FACTS_VERSION
 from storage.sources.manifests import is_manifest
 from storage.sources.source import FileFacts, as_utf8
 from storage.sources.tables import TABLES
-from storage.verdicts import sentence
+from storage.verdicts import REASONS, sentence
 
 _FLUSH_ROWS = 2000
 _TIMEOUT_S = 60.0  # another ingest into the same store may be writing
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_SHORT_READ}
-_FACTS = ("sha256", "format", "scan", "reason", "detail", "patient")
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "no space is left. Free some, then run again.",
+    sqlite3.SQLITE_IOERR: "the system reports an error. It is larger than this process may write (`ulimit -f`), or over your "
+    "quota, or its device or file server fails, which the system's log says. Raise the limit or choose another folder.",
+    sqlite3.SQLITE_READONLY: "it is read-only. Change its permissions, or have its file system mounted writable.",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened. Change the permissions of its folder, then run again.",
+}
+_FACTS = ("sha256", "format", "scan", "reason", "detail", "patient", "study", "alike", "issuer")
+# A scanner counts these with the slices of an acquisition (ImagesInAcquisition).
+_CT_IMAGES = "('', 'localizer', 'derived_reformat')"
 _COLUMNS = ", ".join(f"{name} TEXT NOT NULL" for name in _FACTS)
 # `crc` is of the whole row: SQLite notices a damaged page only where it breaks the structure.
 _MAIN = (
@@ -52,11 +62,14 @@ logger = logging.getLogger("prdit.sources")
 
 @dataclass(frozen=True)
 class ReadFile:
-    """What reading one file gave: `storage.sources.source.FileFacts`, with a patient key in place of the patient's id.
+    """What reading one file gave: `storage.sources.source.FileFacts` without the patient's id and the study's.
 
     Attributes:
         sha256: of its content, "" where it cannot be read.
         patient: patient key, "" where there is no id.
+        study: made of the study's id with the secret of the patient keys, "" where there is none.
+        alike: `storage.patient_key.alike_key` of the patient's id.
+        issuer: made of who gave that id as `study` is, "" where that is not known.
     """
 
     sha256: str
@@ -65,6 +78,9 @@ class ReadFile:
     reason: str = ""
     detail: str = ""
     patient: str = ""
+    study: str = ""
+    alike: str = ""
+    issuer: str = ""
 
     @classmethod
     def of(cls, sha256: str, facts: FileFacts, key: bytes) -> Self:
@@ -77,29 +93,49 @@ class ReadFile:
         if facts.detail.endswith("MemoryError"):
             return cls(sha256, reason="too_costly", detail="its header needs more memory than its size allows")
         scan = facts.scan if not facts.scan or is_uid(facts.scan) else opaque_id(key, facts.format, facts.scan)
-        return cls(sha256, facts.format, scan, facts.reason, facts.detail, patient)
+        study = opaque_id(key, "study", facts.study) if facts.study else ""
+        issuer = opaque_id(key, "issuer", facts.issuer) if facts.issuer else ""
+        alike = alike_key(key, facts.patient_id)
+        return cls(sha256, facts.format, scan, facts.reason, facts.detail, patient, study, alike, issuer)
 
     @property
     def row(self) -> tuple[str, ...]:
         """Its values in the order of the columns."""
-        return (self.sha256, self.format, as_utf8(self.scan), self.reason, as_utf8(self.detail), self.patient)
+        return (
+            self.sha256,
+            self.format,
+            as_utf8(self.scan),
+            self.reason,
+            as_utf8(self.detail),
+            self.patient,
+            self.study,
+            self.alike,
+            self.issuer,
+        )
 
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """The usable files of one scan: relative paths, sorted; hash of their contents; patient key or ""; bytes."""
+    """The usable files of one scan: relative paths, sorted; hash of their contents; how many contents; bytes; what they share."""
 
     scan_id: str
     format: str
     files: tuple[str, ...]
     digest: str
+    num_contents: int
     patient: str
     size: int
+    study: str
+    alike: str
+    issuer: str
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """One exclusion: a scan (by id) or a file (by path, perhaps of a scan), with reason code and sentence."""
+    """One exclusion, with reason and sentence: a scan (by id, and path of its first file) or a file (by path, perhaps of a scan).
+
+    `num_files` is that of a scan, None of a file.
+    """
 
     reason: str
     message: str
@@ -116,7 +152,7 @@ class FileIndex:
         source: folder of the source.
         key_id: which secret the patient keys were made with.
 
-    Raises: UnwritableError: the disk is full.
+    Raises: UnwritableError, as every method: the disk is full or fails, or files may not be so large.
     """
 
     def __init__(self, cache: Path, source: Path, key_id: str) -> None:
@@ -140,7 +176,7 @@ class FileIndex:
         marks = ", ".join("?" * len(keys))
         query = f"SELECT key, size, mtime_ns, facts, crc FROM main.files WHERE key IN ({marks})"
         known = []
-        for key, size, mtime_ns, facts, crc in self._connection.execute(query, list(keys)).fetchall():
+        for key, size, mtime_ns, facts, crc in list(self._rows(query, list(keys))):
             file = keys[key]
             if (size, mtime_ns) == (file.size, file.mtime_ns) and crc == _checksum(key, file, facts):
                 known.append((file, json.loads(facts)))
@@ -161,7 +197,7 @@ class FileIndex:
         marks = ", ".join("?" * len(READ_KINDS))
         columns = "path, size, mtime_ns, detail"
         query = f"SELECT {columns} FROM temp.listed WHERE reason = 'archive' AND detail IN ({marks}) ORDER BY name"
-        rows = self._connection.execute(query, READ_KINDS).fetchall()
+        rows = self._rows(query, READ_KINDS)
         return [(FoundFile(os.fsdecode(path), size, mtime_ns), kind) for path, size, mtime_ns, kind in rows]
 
     def manifests(self) -> list[str]:
@@ -169,7 +205,7 @@ class FileIndex:
         query = (
             "SELECT name, path, reason FROM temp.listed WHERE reason IN ('unknown_format', 'dicomdir') ORDER BY name"
         )
-        found = [(name, os.fsdecode(path), reason) for name, path, reason in self._connection.execute(query)]
+        found = [(name, os.fsdecode(path), reason) for name, path, reason in self._rows(query)]
         found = [one for one in found if is_manifest(one[1], one[2])]
         self._not_excluded |= {name for name, _, reason in found if reason != "dicomdir"}
         return [path for _, path, _ in found]
@@ -222,62 +258,91 @@ class FileIndex:
         try:
             yield
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            remedy = _REMEDIES.get(_kind(error))
+            if remedy is None:
                 raise
             raise UnwritableError(
-                f"{self._cache} (or SQLite's folder for temporary files, see SQLITE_TMPDIR) cannot be written: no space is left. "
-                "Free some, then run again."
+                f"{self._cache} (or SQLite's folder for temporary files, see SQLITE_TMPDIR) cannot be written: {remedy}"
             ) from error
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> Generator[Any, None, None]:
+        """The rows of a query, which may need temporary files for sorting."""
+        with self._refusals():
+            for row in self._connection.execute(query, values):  # noqa: UP028 - it would close the cursor, perhaps after close()
+                yield row
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
     def count(self) -> int:
         """How many files are listed, tables among them."""
-        return int(self._connection.execute("SELECT COUNT(*) FROM temp.listed").fetchone()[0])
+        return int(next(self._rows("SELECT COUNT(*) FROM temp.listed"))[0])
 
     def count_others(self) -> int:
         """How much is listed that is no file."""
-        return int(self._connection.execute("SELECT COUNT(*) FROM temp.others").fetchone()[0])
+        return int(next(self._rows("SELECT COUNT(*) FROM temp.others"))[0])
 
     def count_scans(self) -> int:
         """How many scans have a usable file."""
         query = "SELECT COUNT(DISTINCT scan) FROM temp.listed WHERE scan != '' AND reason = ''"
-        return int(self._connection.execute(query).fetchone()[0])
+        return int(next(self._rows(query))[0])
 
     def digest(self) -> str:
         """`sha256:<hex>` of the source: relative paths and contents, independent of machine and modification times."""
         digest = hashlib.sha256(b'{"files":[')
-        _update(digest, self._connection.execute("SELECT name, sha256 FROM temp.listed ORDER BY name"))
+        _update(digest, self._rows("SELECT name, sha256 FROM temp.listed ORDER BY name"))
         digest.update(b'],"others":[')
-        _update(digest, self._connection.execute("SELECT name, reason, detail FROM temp.others ORDER BY name"))
+        _update(digest, self._rows("SELECT name, reason, detail FROM temp.others ORDER BY name"))
         digest.update(b"]}")
         return "sha256:" + digest.hexdigest()
 
     def scans(self) -> Iterator[ScanFiles]:
         """The scans by id."""
-        rows = self._connection.execute(
-            "SELECT scan, path, sha256, format, patient, size FROM temp.listed WHERE scan != '' AND reason = '' ORDER BY scan, name"
+        rows = self._rows(
+            "SELECT scan, path, sha256, format, patient, size, study, alike, issuer FROM temp.listed "
+            "WHERE scan != '' AND reason = '' ORDER BY scan, name"
         )
         for scan_id, group in groupby(rows, key=lambda row: row[0]):
             members = list(group)
             files = tuple(os.fsdecode(row[1]) for row in members)
-            digest = sha256_json(sorted(row[2] for row in members))
-            patient, size = max(row[4] for row in members), sum(row[5] for row in members)
-            yield ScanFiles(scan_id, members[0][3], files, digest, patient, size)
+            hashes = [row[2] for row in members]
+            digest, num_contents = sha256_json(sorted(hashes)), len(set(hashes))
+            patient, _, alike, issuer = max((row[4], row[0], row[7], row[8]) for row in members)
+            size, study = sum(row[5] for row in members), members[0][6]
+            yield ScanFiles(scan_id, members[0][3], files, digest, num_contents, patient, size, study, alike, issuer)
+
+    def images_of_studies(self) -> Counter[str]:
+        """CT images by study, scouts among them."""
+        query = f"SELECT study, COUNT(*) FROM temp.listed WHERE study != '' AND reason IN {_CT_IMAGES} GROUP BY study"
+        return Counter(dict(self._rows(query)))
+
+    def no_slices(self) -> Counter[str]:
+        """Files by scan that are images of other kinds: scouts, pages, reformats."""
+        kinds = [code for code, reason in REASONS.items() if reason.verdict == "skipped"]
+        marks = ", ".join("?" * len(kinds))
+        query = f"SELECT scan, COUNT(*) FROM temp.listed WHERE scan != '' AND reason IN ({marks}) GROUP BY scan"
+        return Counter(dict(self._rows(query, kinds)))
+
+    def unreadable(self) -> tuple[Counter[str], Counter[str]]:
+        """How many files cannot be read: of no scan that is known, by folder; of scans, by id. So are files in archives."""
+        reasons = "reason IN ('unreadable_file', 'too_costly', 'too_slow', 'archive_member')"
+        query = f"SELECT scan, name FROM temp.listed WHERE {reasons} UNION ALL SELECT '', name FROM temp.others WHERE {reasons}"
+        rows = list(self._rows(query))
+        folders = Counter(name.rpartition("/")[0] for scan, name in rows if not scan)
+        return folders, Counter(scan for scan, _ in rows if scan)
 
     def excluded(self) -> Iterator[Excluded]:
         """Everything that is no part of a scan: scans without a usable file as one, other files one by one."""
-        others = self._connection.execute("SELECT name, reason, detail FROM temp.others ORDER BY name")
+        others = self._rows("SELECT name, reason, detail FROM temp.others ORDER BY name")
         for name, reason, detail in others:
             yield Excluded(reason, sentence(reason, PATH, detail), path=name)
-        files = self._connection.execute(
+        files = self._rows(
             "SELECT name, reason, detail FROM temp.listed WHERE scan = '' AND reason != '' ORDER BY name"
         )
         for name, reason, detail in files:
             if name not in self._not_excluded:
                 yield Excluded(reason, sentence(reason, PATH, detail), path=name)
         # Where other files of a scan are usable, a localizer or a truncated file is excluded alone.
-        members = self._connection.execute(
+        members = self._rows(
             "SELECT f.scan, f.name, f.reason, f.detail, "
             "EXISTS (SELECT 1 FROM temp.listed u WHERE u.scan = f.scan AND u.reason = '') "
             "FROM temp.listed f WHERE f.scan != '' AND f.reason != '' ORDER BY f.scan, f.name"
@@ -287,9 +352,14 @@ class FileIndex:
                 for _, name, reason, detail, _ in group:
                     yield Excluded(reason, sentence(reason, PATH, detail), scan_id=scan_id, path=name)
             else:
-                _, _, reason, detail, _ = next(group)
+                _, name, reason, detail, _ = next(group)
                 text = sentence(reason, f"Scan {scan_id}", detail)
-                yield Excluded(reason, text, scan_id=scan_id, num_files=1 + sum(1 for _ in group))
+                yield Excluded(reason, text, scan_id=scan_id, path=name, num_files=1 + sum(1 for _ in group))
+
+
+def _kind(error: sqlite3.Error) -> int:
+    """The primary result code of SQLite, without what it adds in the higher bits."""
+    return error.sqlite_errorcode & 0xFF
 
 
 def _checksum(key: bytes, file: FoundFile, facts: bytes) -> int:
@@ -302,11 +372,12 @@ def _update(digest: "hashlib._Hash", rows: Iterable[tuple[str, ...]]) -> None:
 
 
 def _open_cache(cache: Path, key_id: str) -> sqlite3.Connection:
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    with naming_path(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
     try:
         return _prepared(sqlite3.connect(cache, timeout=_TIMEOUT_S, isolation_level=None), key_id)
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+        if _kind(error) == sqlite3.SQLITE_FULL:
             raise
         if error.sqlite_errorcode in _DAMAGED:
             logger.warning("%s is damaged (%s) and is made again: every file of the source is read once", cache, error)

@@ -6,7 +6,7 @@ are what is ingested. Notes name kinds of lists and series, no files.
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,7 @@ import pydicom
 
 from storage.sources.dicom_errors import DECODE_ERRORS
 from storage.sources.files import open_file
+from storage.verdicts import counted
 
 _LISTS = {".tcia": "tcia list", ".s5cmd": "s5cmd list"}
 _MAX_BYTES = 64 << 20
@@ -66,7 +67,8 @@ def read_manifest(source: Path, name: str) -> Manifest:
 
 
 def _read_table(kind: str, text: str) -> Manifest:
-    rows = csv.reader(io.StringIO(text))
+    start = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=start.count))
     columns = ["".join(c for c in name.lower() if c.isalnum()) for name in next(rows, [])]
     uid = next((k for k, name in enumerate(columns) if name in _UID_COLUMNS), None)
     count = next((k for k, name in enumerate(columns) if name in _COUNT_COLUMNS), None)
@@ -83,7 +85,7 @@ def _read_table(kind: str, text: str) -> Manifest:
             counts.add(row[uid].strip(), int(row[count]))
         except (ValueError, IndexError):
             bad += 1
-    notes = (f"{kind}: {bad} row(s) have no number of images; correct them.",) if bad else ()
+    notes = (f"{kind}: {counted(bad, 'row')} without a number of images, to be corrected.",) if bad else ()
     return Manifest(kind, frozenset(series), counts.sure(), (*notes, *counts.notes(kind)))
 
 
@@ -179,12 +181,21 @@ class Expected:
         """How many images a series has; None where no list says it, or two disagree."""
         return self._counts.get(scan_id)
 
-    def notes(self, scan_ids: Iterable[str]) -> list[str]:
-        """What is wrong with the lists, and how many series of each the source does not have, whose scans are given."""
+    def notes(self, found: Mapping[str, int]) -> list[str]:
+        """What is wrong with the lists, how many series of each are not there, and which have more images than they say.
+
+        Args:
+            found: how many different slices each scan of the source has.
+        """
         if not self._manifests:
             return []
-        there = set(scan_ids)
+        there = found.keys()
         notes = list(self._notes)
+        if more := sorted(uid for uid, number in self._counts.items() if found.get(uid, 0) > number):
+            notes.append(
+                f"manifests: {len(more)} series have more images than listed, the first {more[0]} ({found[more[0]]} of "
+                f"{self._counts[more[0]]}): the list is of another version of it, or it has images of others or twice."
+            )
         for one in self._manifests:
             if missing := sorted(one.series - there):
                 notes.append(

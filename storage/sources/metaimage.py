@@ -11,11 +11,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import UnusableSeriesError
+from storage.geometry import Int3
 from storage.sources.single_file import (
     TEXT,
     HeaderError,
     StoredScan,
     check_claim,
+    check_length,
     check_shape,
     decompressed,
     header_beside,
@@ -30,6 +33,7 @@ from storage.sources.single_file import (
     voxel_file,
     whole_numbers,
 )
+from storage.sources.single_file_preview import bounded_preview, middle_plane, upright
 from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
 
 _MAX_HEADER = 1 << 16  # bytes
@@ -81,18 +85,15 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
     steps, origin = _place(fields, len(sizes), where)
     slope = _number(fields, "ElementToIntensityFunctionSlope", 1.0, where)
     intercept = _number(fields, "ElementToIntensityFunctionOffset", 0.0, where)
-    num_voxels = int(np.prod(shape, dtype=np.int64))
     named = None if fields[_LAST].upper() == "LOCAL" else fields[_LAST]
     zipped = _yes(fields, "compresseddata")
     with ExitStack() as opened:
         stream = opened.enter_context(voxel_file(request, name, named, stream))
-        here, skip = stream.tell(), int(_number(fields, "HeaderSize", 0, where))
+        here, is_text = stream.tell(), _is_text(fields)
         left = stream_size(stream) - here
-        is_text = fields.get("binarydata", "true").lower() in {"false", "f", "0"}
-        if skip == -1 and not zipped and not is_text:  # the voxels are the end of the file
-            skip = max(0, left - num_voxels * dtype.itemsize)
-        if skip < 0:
-            refuse("bad_number", where, "a negative HeaderSize")
+        skip = _bytes_before(stream, fields, shape, dtype, where)
+        if named is not None and not (zipped or is_text):
+            check_length(stream, skip + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, where)
         check_claim(shape, TEXT if is_text else dtype, skip, left + is_text, zipped, where)
         stream.seek(here + skip)
         if is_text:
@@ -100,6 +101,45 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
         else:
             planes = read_planes(opened.enter_context(decompressed(stream, "zlib" if zipped else "raw")), dtype, shape)
         return source_volume(request, StoredScan(planes, shape, dtype, steps, origin, slope, intercept))
+
+
+def _bytes_before(
+    stream: BinaryIO, fields: dict[str, str], shape: Int3, dtype: np.dtype[np.generic], where: str
+) -> int:
+    """Bytes between the stream's position and the voxels."""
+    skip = int(_number(fields, "HeaderSize", 0, where))
+    if skip == -1 and not _yes(fields, "compresseddata") and not _is_text(fields):  # the voxels are the end of the file
+        skip = max(0, stream_size(stream) - stream.tell() - int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    if skip < 0:
+        refuse("bad_number", where, "a negative HeaderSize")
+    return skip
+
+
+def _preview(request: ScanRequest) -> NDArray[np.float32]:
+    """The middle plane, see `Format.preview`. Raises: what `bounded_preview` takes."""
+    where = request.where
+    with header_stream(request, _is_header) as (name, stream), ExitStack() as opened:
+        fields = _fields(stream)
+        if _is_text(fields) or fields.get("elementnumberofchannels", "1") != "1":
+            raise ValueError("no preview of text, and of several values per voxel")
+        dtype, sizes = _dtype(fields, where), whole_numbers(fields.get("dimsize", ""), "DimSize", where)
+        shape = check_shape(sizes[:3], where)
+        named = None if fields[_LAST].upper() == "LOCAL" else fields[_LAST]
+        stream = opened.enter_context(voxel_file(request, name, named, stream))
+        stream.seek(_bytes_before(stream, fields, shape, dtype, where), 1)
+        zipped = _yes(fields, "compresseddata")
+        stream = opened.enter_context(decompressed(stream, "zlib" if zipped else "raw"))
+        image = middle_plane(stream, dtype, sizes, before=0, compressed=zipped)
+        slope = _number(fields, "ElementToIntensityFunctionSlope", 1.0, where)
+        image = image * np.float32(slope) + np.float32(_number(fields, "ElementToIntensityFunctionOffset", 0.0, where))
+    try:
+        return upright(image, _place(fields, len(sizes), where)[0][:, :2])
+    except UnusableSeriesError:
+        return image
+
+
+def _is_text(fields: dict[str, str]) -> bool:
+    return fields.get("binarydata", "true").lower() in {"false", "f", "0"}
 
 
 def _is_header(start: bytes) -> bool:
@@ -194,4 +234,4 @@ def _numbers(fields: dict[str, str], name: str, count: int, where: str) -> NDArr
     return numbers
 
 
-METAIMAGE = Format("metaimage", read_header, load_metaimage)
+METAIMAGE = Format("metaimage", read_header, load_metaimage, preview=bounded_preview(_preview))

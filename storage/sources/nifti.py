@@ -14,6 +14,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from storage.errors import UnusableSeriesError
 from storage.sources.single_file import (
     READ_ERRORS,
     HeaderError,
@@ -29,6 +30,7 @@ from storage.sources.single_file import (
     source_volume,
     stream_size,
 )
+from storage.sources.single_file_preview import bounded_preview, middle_plane, upright
 from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse, short
 
 PLACE_TOLERANCE = 0.1  # voxels that sform and qform may place a corner apart
@@ -76,6 +78,24 @@ def _volume(request: ScanRequest, file: BinaryIO) -> SourceVolume:
         planes = read_planes(stream, dtype, shape)
         stored = StoredScan(planes, shape, dtype, affine[:3, :3], affine[:3, 3], slope, intercept, notes)
         return source_volume(request, stored)
+
+
+def _preview(request: ScanRequest) -> NDArray[np.float32]:
+    """The middle plane of the first volume, see `Format.preview`. Raises: what `bounded_preview` takes."""
+    with header_stream(request, lambda start: _header_class(_inflated_start(start)) is not None) as (_, file):
+        zipped = file.read(2) == _GZIP
+        file.seek(0)
+        with decompressed(file, "gzip" if zipped else "raw") as stream:
+            header = _header(stream)
+            dtype, sizes = _real_type(header, request.where), header.get_data_shape()
+            before = int(header.get_data_offset()) - stream.tell()
+            image = middle_plane(stream, dtype, sizes, before=before, compressed=zipped)
+    try:
+        slope, intercept = _scaling(header, request.where)
+    except UnusableSeriesError:
+        slope, intercept = 1.0, 0.0
+    image = image * np.float32(slope) + np.float32(intercept)
+    return upright(image, (_LPS_RAS @ header.get_best_affine())[:3, :2])
 
 
 def _inflated_start(start: bytes) -> bytes:
@@ -135,7 +155,8 @@ def _unit(header: Nifti1Header) -> tuple[float, tuple[str, ...]]:
     code = int(header["xyzt_units"]) & 7
     if code in _UNIT_MM:
         return _UNIT_MM[code], ()
-    return 1.0, ("its unit of length is not given and was taken as millimetres",)
+    # NIFTI_UNITS_UNKNOWN (0) is what nibabel writes.
+    return 1.0, (f"its unit of length has the unknown code {code} and was taken as millimetres",) if code else ()
 
 
 def _scaling(header: Nifti1Header, where: str) -> tuple[float, float]:
@@ -179,4 +200,4 @@ def _qform(header: Nifti1Header, where: str) -> NDArray[np.float64]:
         refuse("missing_geometry", where, f"a valid qform ({short(error)})")
 
 
-NIFTI = Format("nifti", read_header, load_nifti)
+NIFTI = Format("nifti", read_header, load_nifti, preview=bounded_preview(_preview))

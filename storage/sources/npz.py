@@ -29,6 +29,7 @@ from storage.sources.single_file import (
     source_volume,
     stream_size,
 )
+from storage.sources.single_file_preview import bounded_preview, middle_plane, upright
 from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
 
 KEYS = ("ct", "volume")
@@ -50,7 +51,8 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
         with zipfile.ZipFile(stream) as archive:
             names = set(archive.namelist())
     except _ERRORS as error:
-        return FileFacts("npz", reason="unreadable_file", detail=type(error).__name__)
+        detail = "MemoryError" if isinstance(error, MemoryError) else "it is cut short or damaged"
+        return FileFacts("npz", reason="unreadable_file", detail=detail)
     if not all(name.endswith(_ENDING) for name in names):
         return None
     if not names & {key + _ENDING for key in KEYS}:
@@ -102,6 +104,22 @@ def _member(archive: zipfile.ZipFile, where: str) -> zipfile.ZipInfo:
     return members[0]
 
 
+def _preview(request: ScanRequest) -> NDArray[np.float32]:
+    """The middle plane across the slowest axis, see `Format.preview`. Raises: what `bounded_preview` takes, zipfile.BadZipFile."""
+    with (
+        header_stream(request, lambda start: start.startswith(_LOCAL_HEADER)) as (_, file),
+        zipfile.ZipFile(file) as archive,
+    ):
+        member = next(one for one in archive.infolist() if one.filename in {key + _ENDING for key in KEYS})
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("another compression than numpy writes")
+        with archive.open(member) as stream:
+            sizes, columns_first, dtype = _array_header(cast(BinaryIO, stream), request.where)
+            fastest_first, steps = (sizes, TOWARDS[:, ::-1]) if columns_first else (sizes[::-1], TOWARDS)
+            image = middle_plane(cast(BinaryIO, stream), dtype, fastest_first, before=0, compressed=True)
+    return upright(image, steps[:, :2])
+
+
 def _array_header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """(sizes, whether the first axis is the fastest, type of values) of an array, whose values follow. Raises: ValueError."""
     version = npy.read_magic(stream)
@@ -124,4 +142,4 @@ def _transposed(stream: BinaryIO, dtype: np.dtype[Any], shape: Int3) -> NDArray[
     return stored.transpose(2, 1, 0)
 
 
-NPZ = Format("npz", read_header, load_npz)
+NPZ = Format("npz", read_header, load_npz, preview=bounded_preview(_preview))

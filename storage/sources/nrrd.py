@@ -12,12 +12,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import UnusableSeriesError
 from storage.geometry import Int3
 from storage.sources.single_file import (
     TEXT,
     HeaderError,
     StoredScan,
     check_claim,
+    check_length,
     check_shape,
     decompressed,
     header_beside,
@@ -27,11 +29,13 @@ from storage.sources.single_file import (
     read_planes,
     read_text_planes,
     real_numbers,
+    skip_bytes,
     source_volume,
     stream_size,
     voxel_file,
     whole_numbers,
 )
+from storage.sources.single_file_preview import bounded_preview, middle_plane, upright
 from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse
 
 _MAGIC = b"NRRD000"
@@ -87,25 +91,57 @@ def _volume(request: ScanRequest, name: str, stream: BinaryIO) -> SourceVolume:
     steps, origin, notes = _place(fields, where)
     with ExitStack() as opened:
         stream = opened.enter_context(voxel_file(request, name, fields.get("data file") or None, stream))
-        for _ in range(_skipped(fields, "line skip", where)):
-            if not stream.readline(_MAX_HEADER):
-                raise EOFError("the data end before they begin")
-        voxel_bytes, here = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, stream.tell()
-        left, skip = stream_size(stream) - here, _skipped(fields, "byte skip", where)
-        if skip == -1 and encoding == "raw":
-            skip = max(0, left - voxel_bytes)
-        if skip < 0:
-            refuse("bad_number", where, "a negative byte skip")
+        skip = _bytes_before(stream, fields, shape, dtype, where)
+        here = stream.tell()
+        left = stream_size(stream) - here
         if encoding == "text":
             check_claim(shape, TEXT, skip, left + 1, False, where)
             stream.seek(here + skip)
             planes = read_text_planes(stream, dtype, shape)
         else:
+            if "data file" in fields and encoding == "raw":
+                check_length(stream, here + skip + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, where)
             check_claim(shape, dtype, skip, left, encoding != "raw", where)
             stream = opened.enter_context(decompressed(stream, encoding))
-            _skip(stream, skip)
+            skip_bytes(stream, skip)
             planes = read_planes(stream, dtype, shape)
         return source_volume(request, StoredScan(planes, shape, dtype, steps, origin, notes=notes))
+
+
+def _bytes_before(
+    stream: BinaryIO, fields: dict[str, str], shape: Int3, dtype: np.dtype[np.generic], where: str
+) -> int:
+    """Skip the lines before the voxels; the bytes that are still to be skipped, of what may be compressed."""
+    for _ in range(_skipped(fields, "line skip", where)):
+        if not stream.readline(_MAX_HEADER):
+            raise EOFError("the data end before they begin")
+    skip = _skipped(fields, "byte skip", where)
+    if skip == -1 and _encoding(fields, where) == "raw":  # the voxels are the end of the file
+        voxel_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        skip = max(0, stream_size(stream) - stream.tell() - voxel_bytes)
+    if skip < 0:
+        refuse("bad_number", where, "a negative byte skip")
+    return skip
+
+
+def _preview(request: ScanRequest) -> NDArray[np.float32]:
+    """The middle plane, see `Format.preview`. Raises: what `bounded_preview` takes."""
+    where, is_header = request.where, lambda start: start.startswith(_MAGIC)
+    with header_stream(request, is_header) as (name, stream), ExitStack() as opened:
+        fields = _fields(stream)
+        dtype, encoding = _dtype(fields, where), _encoding(fields, where)
+        if encoding == "text":
+            raise ValueError("no preview of text")
+        sizes = whole_numbers(fields.get("sizes", ""), "sizes", where)
+        shape = _shape(sizes, _spatial_axes(fields, len(sizes), where), where)
+        stream = opened.enter_context(voxel_file(request, name, fields.get("data file") or None, stream))
+        before = _bytes_before(stream, fields, shape, dtype, where)
+        stream = opened.enter_context(decompressed(stream, encoding))
+        image = middle_plane(stream, dtype, shape[::-1], before=before, compressed=encoding != "raw")
+    try:
+        return upright(image, _place(fields, where)[0][:, :2])
+    except UnusableSeriesError:
+        return image
 
 
 def _named_file(stream: BinaryIO) -> str:
@@ -128,6 +164,8 @@ def _fields(stream: BinaryIO) -> dict[str, str]:
         line = stream.readline(_MAX_HEADER)
         num_bytes += len(line)
         text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        if not line and "data file" not in fields:
+            break
         if not text:
             return fields
         if text.startswith("#") or ":=" in text.split(": ")[0]:  # comment; key and value
@@ -194,9 +232,7 @@ def _place(fields: dict[str, str], where: str) -> tuple[NDArray[np.float64], NDA
     if origin is None or len(origin) != 3:
         refuse("missing_geometry", where, "a space origin of three numbers")
     units = [unit.strip().lower() for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))]
-    if not units:
-        notes.append("its unit of length is not given and was taken as millimetres")
-    unit_mm = np.asarray([_UNIT_MM.get(unit, np.nan) for unit in units] or [1.0] * 3)
+    unit_mm = np.asarray([_UNIT_MM.get(unit, np.nan) for unit in units] or [1.0] * 3)  # ITK and 3D Slicer write none
     if len(unit_mm) != 3 or not np.isfinite(unit_mm).all():
         refuse("missing_geometry", where, "space units that are lengths (mm)")
     to_lps = np.asarray(_TO_LPS[space]) * unit_mm
@@ -215,12 +251,4 @@ def _skipped(fields: dict[str, str], name: str, where: str) -> int:
     return next(iter(whole_numbers(fields.get(name, ""), name, where)), 0)
 
 
-def _skip(stream: BinaryIO, num_bytes: int) -> None:
-    while num_bytes > 0:
-        piece = stream.read(min(num_bytes, 1 << 20))
-        if not piece:
-            raise EOFError("the data end before they begin")
-        num_bytes -= len(piece)
-
-
-NRRD = Format("nrrd", read_header, load_nrrd)
+NRRD = Format("nrrd", read_header, load_nrrd, preview=bounded_preview(_preview))

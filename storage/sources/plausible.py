@@ -4,7 +4,8 @@ A loader passes each plane of HU through `recognise_fill`, adds the counts up, a
 goes through `check_plausible` before anything of it is stored.
 """
 
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ from storage.geometry import AIR_HU, FILL_HU
 from storage.sources.source import FARTHEST_MM, Limits, SourceVolume, refuse
 
 AIR_TISSUE_HU = -500  # a chest has air below and tissue above: an image without one of them is not in HU
-REGION_VOXELS = 16  # of a plane: fewer voxels of one value are no region
+HIGHEST_TISSUE_HU = 3071  # of 12 bits: metal is above, or saturates there
+METAL_SHARE = 0.05  # of a scan
+LOWEST_NOISE_HU = -1524  # noise of air goes below AIR_HU, but not so far
+MOST_FILLS = 8  # values of a plane below that
+BELOW_SHARE = 0.02  # of a scan: more of it that low is no HU, as where an intercept was applied twice
+WINDOW_HU = -900  # a chest has air below
+WINDOW_SHARE = 0.05  # of a scan: where so much of it has its lowest value, above that, lower ones were cut off
+MASKED_SHARE = 0.75  # of the edges of its planes: noise and anatomy never give so many voxels one value
 REGION_SHARE = 0.01  # of a plane: a connected region of this size is no metal
 _LENGTH_TOLERANCE_MM = 1e-3  # of distances, which are rounded numbers
 _EXTENT_TOLERANCE_MM = 1.0  # or a voxel, if that is less: 512 × 0.39 mm is a field of view of 200 mm
@@ -32,6 +40,11 @@ class FillCounts:
         num_clamped: above `limits.max_hu` and set to it.
         lowest, highest: finite values of at least AIR_HU; inf and -inf where there is none.
         lowest_high: lowest value above the limit; inf where there is none.
+        num_air, num_tissue: below AIR_TISSUE_HU and at least that, of what is no fill.
+        num_metal: above HIGHEST_TISSUE_HU, of what is no fill.
+        num_below: below LOWEST_NOISE_HU, in planes where these are of more than MOST_FILLS values, as fill is not.
+        num_constant: in planes with one value in all voxels.
+        num_rows, num_last_rows: of the planes, and those at the end of them that have one value.
     """
 
     num_voxels: int = 0
@@ -41,26 +54,29 @@ class FillCounts:
     lowest: float = np.inf
     highest: float = -np.inf
     lowest_high: float = np.inf
+    num_air: int = 0
+    num_tissue: int = 0
+    num_metal: int = 0
+    num_below: int = 0
+    num_constant: int = 0
+    num_rows: int = 0
+    num_last_rows: int = 0
 
     def __add__(self, other: "FillCounts") -> "FillCounts":
-        return FillCounts(
-            self.num_voxels + other.num_voxels,
-            self.num_nan + other.num_nan,
-            self.num_fill + other.num_fill,
-            self.num_clamped + other.num_clamped,
-            min(self.lowest, other.lowest),
-            max(self.highest, other.highest),
-            min(self.lowest_high, other.lowest_high),
-        )
+        least, most = ("lowest", "lowest_high"), ("highest",)
+        together: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            add = min if name in least else max if name in most else operator.add
+            together[name] = add(getattr(self, name), getattr(other, name))
+        return FillCounts(**together)
 
 
 def recognise_fill(hu: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], FillCounts]:
     """Take as fill what CT cannot have measured.
 
-    Values below AIR_HU and values that are no finite number become FILL_HU. Values above `limits.max_hu` become FILL_HU where
-    they are a region: connected voxels that touch the border of the plane, or are at least `REGION_SHARE` of it, or are at least
-    `REGION_VOXELS` of one value; and all voxels with the value of a region that has only one. The others, scattered voxels of
-    metal, become `limits.max_hu`.
+    Values below AIR_HU and values that are no finite number become FILL_HU. Values above `limits.max_hu` become FILL_HU where they
+    are a region: connected voxels that touch the border of the plane, or are at least `REGION_SHARE` of it; and all voxels with
+    the value of a region that has only one. The others, metal, become `limits.max_hu`.
 
     Args:
         hu: one plane (j, i): float, or integers of a type that holds FILL_HU (int16, int32, int64). Voxels that are declared
@@ -69,8 +85,38 @@ def recognise_fill(hu: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], Fill
     Returns: a plane of the same type with each value FILL_HU or in [AIR_HU, max_hu], and what was found in this one. The plane is
         `hu` itself where there is nothing to replace.
     """
-    ceiling = highest_hu(limits)
     low, high = hu.min(), hu.max()
+    out, found = _replace(hu, limits, low, high)
+    num_tissue = int((out >= AIR_TISSUE_HU).sum())
+    num_fill = 0 if low >= AIR_HU and out is hu else int((out == FILL_HU).sum())
+    num_metal = int((out > HIGHEST_TISSUE_HU).sum()) if found.highest > HIGHEST_TISSUE_HU else 0
+    return out, replace(
+        found,
+        num_air=hu.size - num_tissue - num_fill,
+        num_tissue=num_tissue,
+        num_metal=num_metal,
+        num_below=_num_below(hu) if low < LOWEST_NOISE_HU else 0,
+        num_constant=hu.size if low == high else 0,
+        num_rows=len(hu),
+        num_last_rows=_last_rows(hu),
+    )
+
+
+def _num_below(hu: NDArray[Any]) -> int:
+    low = hu[hu < LOWEST_NOISE_HU]
+    return low.size if len(np.unique(low)) > MOST_FILLS else 0
+
+
+def _last_rows(hu: NDArray[Any]) -> int:
+    """How many rows at the end of a plane have one value."""
+    if hu[-1].min() != hu[-1].max():
+        return 0
+    others = (hu != hu[-1, -1]).any(axis=1)
+    return len(hu) - 1 - int(np.flatnonzero(others)[-1]) if others.any() else len(hu)
+
+
+def _replace(hu: NDArray[Any], limits: Limits, low: Any, high: Any) -> tuple[NDArray[Any], FillCounts]:
+    ceiling = highest_hu(limits)
     if low >= AIR_HU and high <= ceiling:  # false where there is a NaN
         return hu, FillCounts(hu.size, lowest=float(low), highest=float(high))
     finite = np.isfinite(hu) if hu.dtype.kind == "f" else np.ones(hu.shape, dtype=bool)
@@ -101,6 +147,9 @@ def fill_notes(counts: FillCounts, limits: Limits, where: str) -> tuple[str, ...
     total, limit = counts.num_voxels, f"ingest.max_hu = {highest_hu(limits)}"
     if counts.num_nan and limits.nan == "refuse":
         refuse("not_finite", where, f"{counts.num_nan} of {total}")
+    if counts.num_below > BELOW_SHARE * total:
+        detail = f"{counts.num_below} of {total} voxels of many values below {LOWEST_NOISE_HU}"
+        refuse("impossible_hu", where, detail)
     num_high = counts.num_fill + counts.num_clamped
     if num_high:
         varied = counts.lowest_high != counts.highest
@@ -122,11 +171,16 @@ def highest_hu(limits: Limits) -> int:
     return int(min(limits.max_hu, np.iinfo(np.int16).max))
 
 
+def edges(array: NDArray[Any]) -> NDArray[Any]:
+    """The values on the four edges of a plane (j, i), or of all planes of a scan (k, j, i); those in corners twice."""
+    parts = (array[..., 0, :], array[..., -1, :], array[..., 0], array[..., -1])
+    return np.concatenate([part.ravel() for part in parts])
+
+
 def _regions(hu: NDArray[Any], above: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which voxels above the limit are fill, see `recognise_fill`."""
     values = hu[above]
-    at_border = above[0].any() or above[-1].any() or above[:, 0].any() or above[:, -1].any()
-    if at_border and values.min() == values.max():
+    if edges(above).any() and values.min() == values.max():
         return above  # corners of one value: what is left out below takes most of the time
     labels, count = ndimage.label(above)
     of_value = labels[above]
@@ -135,9 +189,9 @@ def _regions(hu: NDArray[Any], above: NDArray[np.bool_]) -> NDArray[np.bool_]:
     np.minimum.at(lowest, of_value, values)
     np.maximum.at(highest, of_value, values)
     border = np.zeros(count + 1, dtype=bool)
-    border[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
-    one_value = (lowest == highest) & (border | (sizes >= REGION_VOXELS))
-    is_fill = border | one_value | (sizes >= REGION_SHARE * hu.size)
+    border[edges(labels)] = True
+    is_fill = border | (sizes >= REGION_SHARE * hu.size)
+    one_value = (lowest == highest) & is_fill
     filled: NDArray[np.bool_] = np.zeros(above.shape, dtype=bool)
     filled[above] = is_fill[of_value] | np.isin(values, np.unique(lowest[one_value]))
     return filled
@@ -155,6 +209,7 @@ def check_plausible(found: SourceVolume, limits: Limits, where: str) -> None:
     """
     _check_extent(found, limits, where)
     _check_values(found.hu, where)
+    _check_edges(found.hu, where)
 
 
 def extent_mm(found: SourceVolume) -> NDArray[np.float64]:
@@ -196,6 +251,9 @@ def _check_values(hu: NDArray[Any], where: str) -> None:
         if measured.size:
             lowest, highest = min(lowest, float(measured.min())), max(highest, float(measured.max()))
         if lowest < AIR_TISSUE_HU < highest:
+            _check_metal(hu, where)
+            if lowest > WINDOW_HU:
+                _check_window(hu, where)
             return
     values = f"values from {lowest:g} to {highest:g}"
     if highest < lowest:
@@ -205,3 +263,32 @@ def _check_values(hu: NDArray[Any], where: str) -> None:
     if lowest == highest:
         refuse("no_content", where, f"all its voxels are {lowest:g} HU")
     refuse("not_hu", where, f"{values}: no tissue, nothing above {AIR_TISSUE_HU}")
+
+
+def _check_edges(hu: NDArray[Any], where: str) -> None:
+    """The edges of the planes show air, or tissue of many values: one value that is no air is what a mask or a window left."""
+    all_edges = edges(hu)
+    measured = all_edges[all_edges != FILL_HU]
+    values, counts = np.unique(measured[measured >= AIR_TISSUE_HU], return_counts=True)
+    if counts.size and counts.max() > MASKED_SHARE * measured.size and measured.size > MASKED_SHARE * all_edges.size:
+        share, value = counts.max() / measured.size, values[counts.argmax()]
+        refuse("not_hu", where, f"{share:.0%} of the edges of its planes are {value:g} HU, where a scan shows air")
+
+
+def _check_metal(hu: NDArray[Any], where: str) -> None:
+    if hu.max() <= HIGHEST_TISSUE_HU:
+        return
+    num_metal, num_measured = int((hu > HIGHEST_TISSUE_HU).sum()), int((hu != FILL_HU).sum())
+    if num_metal > METAL_SHARE * num_measured:
+        detail = f"{num_metal} of {num_measured} voxels above {HIGHEST_TISSUE_HU}: there is less metal in a patient"
+        refuse("impossible_hu", where, detail)
+
+
+def _check_window(hu: NDArray[Any], where: str) -> None:
+    measured = hu[hu != FILL_HU]
+    lowest = measured.min()
+    share = float((measured == lowest).mean()) if lowest > WINDOW_HU else 0.0
+    if share > WINDOW_SHARE:
+        refuse(
+            "not_hu", where, f"{share:.0%} of its voxels have the lowest value, {lowest:g}: what is lower was cut off"
+        )

@@ -4,21 +4,25 @@ import bz2
 import gzip
 import hashlib
 import io
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import UnusableSeriesError
 from storage.geometry import Float3, Int3
+from storage.sources.field_of_view import mark_outside_field_of_view
 from storage.sources.files import open_file
+from storage.sources.plane_checks import check_each_plane
 from storage.sources.plausible import FillCounts, fill_notes, recognise_fill
 from storage.sources.source import ScanRequest, SourceVolume, pixel_digest, refuse, short, tilt_deg
+from storage.verdicts import counted
 
 MAX_VOXELS = 2**30  # of a file; a header can claim anything
 MAX_EXPANSION = 50  # bytes of memory that one byte of a compressed file may take: CT does not compress by more than 20
@@ -27,6 +31,8 @@ READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, MemoryError, OverflowE
 TEXT = np.dtype("S2")  # least bytes of a voxel as text: a digit and a space
 _START = 4096  # bytes that are enough to recognise a header
 _PIECE = 1 << 20
+_ENDS_EARLY = "its compressed data end early"
+_MAX_BEHIND = 16 << 20  # bytes behind compressed voxels
 _HU_BYTES = 4  # of a voxel, as float32
 _LONGEST_NUMBER = 64  # characters
 _SKEWED = 0.1  # least determinant of the unit steps along i, j, k
@@ -45,6 +51,11 @@ def named_errors(where: str, errors: tuple[type[Exception], ...] = READ_ERRORS) 
         raise
     except HeaderError as error:
         refuse("unreadable_file", where, str(error))
+    except EOFError as error:
+        words = str(error)
+        refuse("unreadable_pixels", where, _ENDS_EARLY if words.startswith("Compressed file ended") else words)
+    except (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile):
+        refuse("unreadable_pixels", where, "its compressed data are damaged")
     except errors as error:
         refuse("unreadable_pixels", where, short(error))
 
@@ -99,13 +110,13 @@ def source_volume(request: ScanRequest, stored: StoredScan) -> SourceVolume:
     """Check the geometry of a scan, read its planes, scale them to HU and recognise fill.
 
     Raises:
-        UnusableSeriesError: "missing_geometry", "too_few_slices", and what `fill_notes` raises.
+        UnusableSeriesError: "missing_geometry", "too_few_slices", and what `fill_notes` and `check_each_plane` raise.
         `READ_ERRORS`: while planes are read.
     """
     where, least = request.where, request.limits.min_slices
     spacing = check_steps(stored.steps_mm, stored.origin_mm, where)
     if min(stored.shape) < least:
-        detail = f"{min(stored.shape)} slice(s) along its shortest axis, at least {least} are needed"
+        detail = f"{counted(min(stored.shape), 'slice')} along its shortest axis, at least {least} are needed (ingest.min_slices)"
         refuse("too_few_slices", where, detail)
     hu, notes = _hu(request, stored)
     direction = stored.steps_mm / spacing + 0.0
@@ -123,7 +134,8 @@ def source_volume(request: ScanRequest, stored: StoredScan) -> SourceVolume:
 
 def _hu(request: ScanRequest, stored: StoredScan) -> tuple[NDArray[Any], tuple[str, ...]]:
     """HU (k, j, i): int16 where all values are whole, else float32; and notes."""
-    slope, intercept, counts = stored.slope, stored.intercept, FillCounts()
+    slope, intercept = stored.slope, stored.intercept
+    counts: list[FillCounts] = []
     whole = stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
     as_it_is = slope == 1 and intercept == 0 and stored.dtype.newbyteorder("=") in (np.int16, np.int32, np.float32)
     hu = np.empty(stored.shape, dtype=np.int16 if whole else np.float32)
@@ -134,8 +146,12 @@ def _hu(request: ScanRequest, stored: StoredScan) -> tuple[NDArray[Any], tuple[s
             with np.errstate(over="ignore", invalid="ignore"):
                 exact = plane.astype(np.float64) * slope + intercept
         hu[k], found = recognise_fill(exact, request.limits)
-        counts += found
-    return hu, fill_notes(counts, request.limits, request.where)
+        counts.append(found)
+    notes = fill_notes(sum(counts, FillCounts()), request.limits, request.where)
+    ends = check_each_plane(
+        hu, counts, lambda k: (f"{request.where}, slice {k + 1}", None), lambda k: counts[k].num_tissue == 0
+    )
+    return hu, (*notes, *ends, *mark_outside_field_of_view(hu))
 
 
 def check_steps(steps: NDArray[np.float64], origin: NDArray[np.float64], where: str) -> NDArray[np.float64]:
@@ -189,6 +205,15 @@ def stream_size(stream: BinaryIO) -> int:
     return size
 
 
+def skip_bytes(stream: BinaryIO, num_bytes: int) -> None:
+    """Read bytes that are not needed. Raises: EOFError: there are fewer; what `stream.read` raises."""
+    while num_bytes > 0:
+        piece = stream.read(min(num_bytes, _PIECE))
+        if not piece:
+            raise EOFError("the data end before they begin")
+        num_bytes -= len(piece)
+
+
 def read_planes(stream: BinaryIO, dtype: np.dtype[Any], shape: Int3) -> Iterator[NDArray[Any]]:
     """The planes (j, i) of voxels that lie one after another. Raises: EOFError: there are fewer; what `stream.read` raises."""
     num_bytes = shape[1] * shape[2] * dtype.itemsize
@@ -222,17 +247,37 @@ def read_text_planes(stream: BinaryIO, dtype: np.dtype[Any], shape: Int3) -> Ite
 
 @contextmanager
 def decompressed(stream: BinaryIO, encoding: str) -> Iterator[BinaryIO]:
-    """What a stream contains from here on: encoding "raw", "gzip", "zlib" or "bzip2"; decompressed as it is read."""
+    """What a stream contains from here on: encoding "raw", "gzip", "zlib" or "bzip2"; decompressed as it is read.
+
+    At the end of the block its check sum is verified: where it is wrong, that is raised in place of an `UnusableSeriesError`.
+    """
     if encoding == "raw":
         yield stream
-    elif encoding == "gzip":
-        with gzip.GzipFile(fileobj=stream) as inner:
-            yield inner  # type: ignore[misc]
+        return
+    if encoding == "gzip":
+        inner = cast("BinaryIO", gzip.GzipFile(fileobj=stream))
     elif encoding == "bzip2":
-        with bz2.BZ2File(stream) as inner_bz2:
-            yield inner_bz2  # type: ignore[misc]
+        inner = cast("BinaryIO", bz2.BZ2File(stream))
     else:
-        yield io.BufferedReader(_Inflated(stream), _PIECE)
+        inner = io.BufferedReader(_Inflated(stream), _PIECE)
+    with inner:
+        try:
+            yield inner
+        except UnusableSeriesError:  # damage explains values that no CT has
+            _ends(inner)
+            raise
+        if not _ends(inner):
+            raise HeaderError("its compressed data are longer than its header says")
+
+
+def _ends(stream: BinaryIO) -> bool:
+    """Read to the check sum, behind whatever is left, as damaged data can be longer; False where that is too much."""
+    num_bytes = 0
+    while piece := stream.read(_PIECE):
+        num_bytes += len(piece)
+        if num_bytes > _MAX_BEHIND:
+            return False
+    return True
 
 
 class _Inflated(io.RawIOBase):
@@ -253,7 +298,7 @@ class _Inflated(io.RawIOBase):
                 buffer[: len(out)] = out
                 return len(out)
             if not data:
-                raise EOFError("the compressed data end too early")
+                raise EOFError(_ENDS_EARLY)
         return 0
 
 
@@ -297,6 +342,13 @@ def voxel_file(request: ScanRequest, header: str, named: str | None, stream: Bin
         except OSError as error:
             refuse("detached_data", request.where, error.strerror or "it cannot be opened")
         yield found
+
+
+def check_length(stream: BinaryIO, num_bytes: int, where: str) -> None:
+    """Refuse a file of voxels alone that has more than these: what is too much may lie before them. Raises: UnusableSeriesError."""
+    more = stream_size(stream) - num_bytes
+    if more > 0:
+        refuse("unreadable_file", where, f"its file of voxels has {more} bytes more than its header says")
 
 
 def header_beside(path: Path, endings: tuple[str, ...], names: Callable[[BinaryIO], str]) -> Path | None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from storage.errors import UnusableSeriesError
-from storage.geometry import Float3
+from storage.geometry import AIR_HU, Float3
 from storage.privacy import with_placeholder, without_quotes
 from storage.verdicts import sentence
 
@@ -31,6 +32,8 @@ class FileFacts:
         reason: why it cannot be part of a volume, from `storage.verdicts.REASONS`; "" where it can.
         detail: for the reason's sentence; never a patient's data.
         patient_id: "" when absent; in memory only, never written.
+        study: what its examination has in common, a DICOM study's UID, say; "" when absent.
+        issuer: who gave the patient's id, "" when absent; in memory only, never written.
     """
 
     format: str = ""
@@ -38,6 +41,8 @@ class FileFacts:
     reason: str = ""
     detail: str = ""
     patient_id: str = ""
+    study: str = ""
+    issuer: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,10 @@ class ScanRequest:
         files: relative paths of one scan's files, sorted; opened with `storage.sources.files.open_file`.
         scan_id: as in `FileFacts.scan`.
         limits: what counts as a volume.
-        num_expected: slices that a manifest of the source says this scan has; None where none does.
+        num_expected: images that a manifest of the source says this scan has; None where none does.
         spacing_mm: voxel distances (x, y, z) for formats whose files do not have them; None where unknown.
+        num_beside: other CT images of the same study in the source, scouts among them.
+        num_no_slices: files of the scan that are images of other kinds, and are not in `files`.
     """
 
     source: Path
@@ -84,6 +91,8 @@ class ScanRequest:
     limits: Limits = Limits()
     num_expected: int | None = None
     spacing_mm: Float3 | None = None
+    num_beside: int = 0
+    num_no_slices: int = 0
 
     @property
     def where(self) -> str:
@@ -149,7 +158,7 @@ class SourceVolume:
 
 ReadHeader = Callable[[BinaryIO, Path], FileFacts | None]
 IdentifyingWords = Callable[[BinaryIO], frozenset[str]]
-Preview = Callable[[BinaryIO], NDArray[np.float32] | None]
+Preview = Callable[[ScanRequest], NDArray[np.float32] | None]
 Load = Callable[[ScanRequest], Iterator[SourceVolume]]
 
 
@@ -165,25 +174,43 @@ class Format:
             the first: a scan of which one volume is broken is refused. Raises `UnusableSeriesError` with a reason code.
         identifying: stream of a file -> words of its header that may identify a patient (`storage.privacy.words_of`): no text
             that leaves the source has one of them. It raises nothing.
-        preview: stream of a file -> one image of it (rows, columns), in HU where they are known, for the page about a refused
-            scan; None where that cannot be had at little cost. It raises nothing.
+        preview: request -> one image of the scan (rows, columns), in HU where they are known, for the page about a refused scan;
+            None where that cannot be had at little cost. It raises nothing.
     """
 
     name: str
     read_header: ReadHeader
     load: Load
     identifying: IdentifyingWords = lambda stream: frozenset()
-    preview: Preview = lambda stream: None
+    preview: Preview = lambda request: None
 
 
-def pixel_digest(hu: NDArray[Any]) -> str:
-    """Hex SHA-256 of HU (k, j, i), plane by plane: as little-endian int16, or as float32 where a value is no int16."""
+def pixel_digest(hu: NDArray[Any], lowest: int | None = None) -> str:
+    """Hex SHA-256 of HU (k, j, i), plane by plane: as little-endian int16, or as float32 where a value is no int16.
+
+    Where `lowest` is given, lower values count as that.
+    """
     with np.errstate(invalid="ignore"):  # of a value beyond int16 another one is made, which is not equal
         whole = hu.dtype == np.int16 or all((plane.astype(np.int16) == plane).all() for plane in hu)
     digest = hashlib.sha256()
-    for plane in hu:
+    for plane in hu if lowest is None else (np.maximum(plane, lowest) for plane in hu):
         digest.update(np.ascontiguousarray(plane, dtype="<i2" if whole else "<f4").data)
     return digest.hexdigest()
+
+
+def oriented_digest(scan: SourceVolume) -> str:
+    """`pixel_digest` of a scan with its axes in the order z, y, x and ascending, and fill as air.
+
+    It is the same however a copy stores the axes, and whether or not its header declares fill.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = scan.direction
+    order = io_orientation(affine)
+    turned, filled = (order != [[0, 1], [1, 1], [2, 1]]).any(), scan.hu.min() < AIR_HU
+    if not turned and not filled:
+        return scan.pixel_digest
+    hu = apply_orientation(scan.hu.transpose(2, 1, 0), order).transpose(2, 1, 0)
+    return pixel_digest(hu, AIR_HU if filled else None)
 
 
 def tilt_deg(direction: NDArray[np.float64]) -> float:
@@ -213,8 +240,12 @@ def as_utf8(name: str) -> str:
 
 
 def short(error: BaseException) -> str:
-    """Kind and first line of an error, for a sentence; without what it quotes, which may come from a name or a header."""
+    """Kind and first line of an error, for a sentence; without what it quotes, which may come from a name or a header.
+
+    A colon or full stop that ends it is left out.
+    """
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
-    first = without_quotes(str(error).splitlines()[0])[:120].strip() if str(error) else ""
+    lines = str(error).strip().splitlines()
+    first = without_quotes(lines[0])[:120].strip(" \t:;,.") if lines else ""
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -9,14 +9,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import SourceError
-from storage.patient_key import patient_key
+from storage.patient_key import keys_of_no_ids, patient_key
 from storage.sources.attributes import RESERVED_NAMES, safe_text
 from storage.sources.source import as_utf8
+from storage.verdicts import counted
 
 PATIENTS_CSV = "patients.csv"
 LABELS_CSV = "labels.csv"
 TABLES = (PATIENTS_CSV, LABELS_CSV)
 _KNOWN_COLUMNS = ("patient_id", "series_uid", "path")
+_USUAL_COLUMNS = {  # by their letters and digits
+    "patientid", "patient", "patientname", "subject", "subjectid", "id", "pid", "uid", "seriesuid", "series", "seriesinstanceuid",
+    "seriesid", "studyuid", "studyinstanceuid", "study", "scan", "scanid", "path", "file", "filename", "filepath", "folder", "name",
+}  # fmt: skip
 _LABEL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -51,7 +56,7 @@ class Assigned:
         patient_key, patient_known: as `storage.patient_key.patient_key` gives them.
         labels: value by name.
         patients_row, labels_row: the rows it is from.
-        patient_given: whether the patient is from patients.csv.
+        patient_given: whether patients.csv names the patient.
         contradicted: whether the row of patients.csv names another patient than the file, which is kept.
     """
 
@@ -73,11 +78,16 @@ class SourceTables:
         source: its folder.
         key: secret of the patient keys.
 
+    Attributes:
+        key: the same.
+        patients, labels: the tables.
+
     Raises: SourceError: a table lacks a column, has two rows about one thing, a bad label name, or is not UTF-8.
     """
 
     def __init__(self, source: Path, key: bytes) -> None:
-        self._key = key
+        self.key = key
+        self._no_ids = keys_of_no_ids(key)
         self.patients = read_patients(source, key)
         self.labels = read_labels(source, key)
 
@@ -94,8 +104,10 @@ class SourceTables:
         """
         row = self.patients.find(scan_id, files, "")
         named = row.values["patient_key"] if row else ""
+        if named and patient in self._no_ids:
+            patient = ""
         known = patient or named
-        key = known or patient_key(self._key, "", scan_id)[0]
+        key = known or patient_key(self.key, "", scan_id)[0]
         labels_row = self.labels.find(scan_id, files, known)
         labels = labels_row.values if labels_row else {}
         return Assigned(
@@ -104,7 +116,7 @@ class SourceTables:
             labels=labels,
             patients_row=row,
             labels_row=labels_row,
-            patient_given=bool(named and not patient),
+            patient_given=bool(named and patient in ("", named)),
             contradicted=bool(patient and named and patient != named),
         )
 
@@ -126,14 +138,15 @@ class SourceTables:
         if contradictions:
             line, scan_id = min(contradictions)
             notes.append(
-                f"{PATIENTS_CSV}: {len(contradictions)} scan(s) carry another PatientID than the table gives them, the first in "
-                f"line {line} (scan {scan_id}): the PatientID in the files was kept. Correct or remove the row(s)."
+                f"{PATIENTS_CSV}: {counted(len(contradictions), 'scan')} with another PatientID than the table gives, the first in "
+                f"line {line} (scan {scan_id}): the PatientID in the files was kept. Correct the table."
             )
         for table in (self.patients, self.labels):
             unused = sorted(row.line for row in table.rows.values() if (table.name, row.line) not in used)
             if unused:
                 notes.append(
-                    f"{table.name}: {len(unused)} row(s) match no scan, the first in line {unused[0]}: check column {table.key}."
+                    f"{table.name}: {counted(len(unused), 'row')} without a scan, the first in line {unused[0]}: "
+                    f"check column {table.key}."
                 )
         return notes
 
@@ -203,7 +216,7 @@ def _read(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(f"{path}, line {line}: not UTF-8 text; save the table as CSV in UTF-8.") from error
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    columns = [name.strip() for name in _next(reader, path) or []]
+    columns = [_column(name) for name in _next(reader, path) or []]
     if len(columns) == 1 and (other := next((mark for mark in ";\t|" if mark in columns[0]), None)):
         raise SourceError(f"{path}, line 1: values are separated by {other!r}; save the table with commas.")
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
@@ -257,8 +270,14 @@ def _places(files: Sequence[str]) -> list[str]:
     return [*(str(path) for path in paths), *nearest]
 
 
+def _column(name: str) -> str:
+    """A column's name without outer blanks; those that a table must have without regard to case."""
+    name = name.strip()
+    return name.lower() if name.lower() in _KNOWN_COLUMNS else name
+
+
 def _listed(columns: Sequence[str]) -> str:
-    """The columns that a table can have by their names, others by their number: without a header the first row is a patient's."""
-    known = [name for name in columns if name in _KNOWN_COLUMNS]
-    others = len(columns) - len(known)
-    return ", ".join([*known, *([f"{others} other(s)"] if others else [])]) or "none"
+    """Columns by their names where they are usual ones, others by their number: without a header the first row is a patient's."""
+    usual = [name for name in columns if "".join(c for c in name.lower() if c.isalnum()) in _USUAL_COLUMNS]
+    others = len(columns) - len(usual)
+    return ", ".join([*usual, *([counted(others, "other")] if others else [])]) or "none"
