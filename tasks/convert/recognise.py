@@ -23,7 +23,7 @@ from tasks.convert.foreign import ForeignCheckpoint
 VARIANTS = ("prdit", "fm", "sr", "tf")
 _HEADS = {HIDDEN_SIZES[size]: heads for size, heads in NUM_HEADS.items()}
 # a registered size/patch/depth or an export's "custom", so that a run's name is not taken for a model's
-_NAME = re.compile(r"^(PRDiT|DiT)-(?:(SR|FM)-)?((?:XS|S|B|L|XL)/\d+/\d+|custom)$")
+_NAME = re.compile(r"^(PRDiT|DiT)-(?:(SR|FM)-)?((?:XS|S|B|L|XL)/\d+/\d+(?:-s\d+)?|custom)$")
 _LOCAL_PARTS = ("t_embedder.", "coarse.mlp_denoise.")
 _SR_PARTS = ("t_embedder_sr.", "sr.mlp_denoise.")
 _SIZE_KEYS = ("volume_size", "input_size", "image_size", "img_size", "resolution")

@@ -1,104 +1,121 @@
 """The report: one self-contained HTML page from measured figures, pictures and the chain of provenance."""
 
 import base64
-import json
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import NDArray
 
-from prdit_models.metrics.anatomy import Limit
-from prdit_models.metrics.distances import RANDOM_SUFFIX
-from prdit_models.metrics.histogram import HistogramSum
-from prdit_models.metrics.metric import METRICS
 from storage.artifacts import Ref
-from storage.documents.report import FigureRecord, Report
+from storage.documents.report import Report
+from storage.documents.samples import Samples
 from storage.errors import StorageError
 from storage.files import write_bytes_atomic
-from storage.geometry import Volume
-from tasks.evaluate.curves import draw_histograms, draw_losses, read_metrics
+from tasks.evaluate import formats
+from tasks.evaluate.curves import (
+    draw_anatomy,
+    draw_critics,
+    draw_histograms,
+    draw_likeness,
+    draw_losses,
+    draw_spectrum,
+    read_metrics,
+)
+from tasks.evaluate.drawn import drawn_table, sampler_table
 from tasks.evaluate.lineage import LUNG_LIMIT, Node, package_versions, store_facts, trace
+from tasks.evaluate.stacks import Row, offsets_mm
+from tasks.evaluate.summary import cards
+from tasks.evaluate.tables import (
+    Rows,
+    anatomy_table,
+    explanations,
+    figure_groups,
+    floor_size,
+    footnotes,
+    loss_table,
+    undefined,
+)
 from tasks.model.checkpoint import CheckpointInfo, load_info
-from tasks.model.slices import WINDOWS, draw_volume, png_bytes
+from tasks.model.slices import WINDOWS
 
-ANATOMY_CARDS = {  # a figure and the one it is compared with
-    "anatomy_pass_share": ("Samples that could be a chest", "anatomy_pass_share_real"),
-    "nearest_training_distance": ("Samples to nearest training volume", "nearest_training_distance_held_out"),
-    "pairwise_distance": ("Between two samples", "pairwise_distance_real"),
-}
-CARDS = {
-    "fid": "FID",
-    "mmd": "MMD",
-    "hu_std_ratio": "HU spread, generated / real",
-    "hu_histogram_distance": "HU histogram distance",
-}
-RANDOM_WORDS = " (random features)"
-OWN_METRICS = ("anatomy", "copies", "distances", "hu")  # whose figures have sections of the page
-_LOSS_PREFIX = "val/loss_"
+_SCRIPT = "report.js"
+_FILTERS = ("number", "plain", "signed", "interval", "percent", "whole_percent", "span", "short", "pretty", "picture")
 
 
 @dataclass(frozen=True)
-class ReportInput:
-    """Everything the report is made from.
+class Subject:
+    """What the report is about.
 
     Attributes:
-        metrics: what was measured.
+        samples, snapshot, split: references.
         info: the sampled checkpoint.
+        drawn: the list of samples.
         config: key fields of the evaluation's configuration.
         recipe: version of the evaluation.
-        samples, snapshot, split: references.
-        histograms: HU histograms (real, generated).
-        real, generated: (caption, HU (S, S, S)) of the volumes shown.
-        nearest: the training volumes nearest to the generated ones shown.
         repeat_command: the command that repeats the run, or None.
     """
 
-    metrics: Report
-    info: CheckpointInfo
-    config: dict[str, Any]
-    recipe: int
     samples: Ref
     snapshot: Ref
     split: Ref
-    histograms: tuple[HistogramSum, HistogramSum]
-    real: list[tuple[str, NDArray[np.float32]]]
-    generated: list[tuple[str, NDArray[np.float32]]]
-    nearest: list[tuple[str, NDArray[np.float32]]]
-
-    @property
-    def shown(self) -> dict[str, list[tuple[str, NDArray[np.float32]]]]:
-        """The volumes with pictures, by the name of their group."""
-        return {"real": self.real, "generated": self.generated, "nearest": self.nearest}
-
+    info: CheckpointInfo
+    drawn: Samples
+    config: dict[str, Any]
+    recipe: int
     repeat_command: str | None
 
+    def nodes(self) -> list[Node]:
+        """The chain of provenance."""
+        return trace(self.samples, self.split, self.snapshot)
 
-def write_pictures(report: ReportInput, folder: Path) -> dict[str, bytes]:
-    """Draw every picture of the report and write it to `figures/`.
 
-    Returns: PNG bytes by name: `losses`, `histogram`, `real-<i>`, `generated-<i>`, `nearest-<i>`.
+@dataclass(frozen=True)
+class Shown:
+    """The volumes on the page.
+
+    Attributes:
+        places: indices of the slices that can be scrolled through.
+        real, generated, pairs: rows of slices.
     """
-    rows = training_rows(trace(report.samples, report.split, report.snapshot))
-    pictures = {"losses": draw_losses(rows), "histogram": draw_histograms(*report.histograms)}
-    for side, volumes in report.shown.items():
-        for place, (_, hu) in enumerate(volumes):
-            pictures[f"{side}-{place}"] = png_bytes(draw_volume(_volume(hu, report.info.voxel_mm)))
+
+    places: range
+    real: list[Row] = field(default_factory=list)
+    generated: list[Row] = field(default_factory=list)
+    pairs: list[Row] = field(default_factory=list)
+
+
+def draw_pictures(subject: Subject, metrics: Report, folder: Path) -> dict[str, bytes]:
+    """Draw the curves of the report and write them to `figures/`.
+
+    Returns: PNG bytes by name: `losses`, and `anatomy`, `histogram`, `spectrum`, `critic`, `likeness` where they were measured.
+    """
+    pictures, details = {"losses": draw_losses(training_rows(subject.nodes()))}, metrics.details
+    if anatomy := anatomy_table(metrics):
+        pictures["anatomy"] = draw_anatomy(anatomy)
+    if "edges_hu" in details.get("hu", {}):
+        pictures["histogram"] = draw_histograms(details["hu"])
+    if "frequency_per_mm" in details.get("spectrum", {}):
+        pictures["spectrum"] = draw_spectrum(details["spectrum"])
+    if "distances_hu" in (details.get("wasserstein", {}).get("generated") or {}):
+        pictures["critic"] = draw_critics(details["wasserstein"])
+    if likeness := draw_likeness(details.get("memorisation", {}), details.get("ms_ssim", {})):
+        pictures["likeness"] = likeness
     for name, data in pictures.items():
         write_bytes_atomic(folder / f"{name}.png", data)
     return pictures
 
 
-def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
+def render(subject: Subject, metrics: Report, shown: Shown, pictures: dict[str, bytes]) -> str:
     """The page as text. It loads nothing from elsewhere; every value is escaped.
 
     Args:
-        report: what the page shows.
-        pictures: of `write_pictures`.
+        subject: what it is about.
+        metrics: what was measured.
+        shown: volumes.
+        pictures: of `draw_pictures`.
     """
-    nodes = trace(report.samples, report.split, report.snapshot)
     environment = Environment(
         loader=PackageLoader("tasks.evaluate", "."),
         autoescape=True,
@@ -106,44 +123,41 @@ def render(report: ReportInput, pictures: dict[str, bytes]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=number, plain=plain, interval=interval, picture=data_uri, percent=percent, pretty=pretty
-    )
-    environment.filters.update(whole_percent=whole_percent, span=span, short=short)
-    metrics, figures = report.metrics, report.metrics.figures
-    edge_mm = report.info.view.edge * report.info.spacing_mm
+    environment.filters.update({name: getattr(formats, name) for name in _FILTERS}, zip=zip)
+    info, groups, nodes = subject.info, figure_groups(metrics), subject.nodes()
+    script = environment.loader.get_source(environment, _SCRIPT)[0] if environment.loader else ""
     return environment.get_template("report.html.j2").render(
+        subject=subject,
         metrics=metrics,
-        figures=figures,
-        title=title,
-        anatomy_cards={name: card for name, card in ANATOMY_CARDS.items() if name in figures},
-        cards=cards(figures),
-        distances=[name for name in figures if name in METRICS["distances"].titles],
+        figures=metrics.figures,
+        cards=cards(metrics),
+        groups=groups,
+        explanations=explanations(groups),
+        footnotes=footnotes(groups),
+        floor_size=floor_size(groups),
+        undefined=undefined(metrics),
         anatomy=anatomy_table(metrics),
-        hu=[name for name in figures if name in METRICS["hu"].titles],
-        others=other_figures(figures),
+        bands=list(metrics.details.get("hu", {}).get("bands", {}).values()),
+        memorisation=metrics.details.get("memorisation", {}),
+        drawn=[*drawn_table(subject.drawn), *sampler_table(subject.drawn)],
+        excluded=subject.drawn.excluded,
         windows=WINDOWS,
-        info=report.info,
-        family=report.info.of_family.title,
-        config=report.config,
-        recipe=report.recipe,
+        info=info,
+        family=info.of_family.title,
         lung_limit=LUNG_LIMIT,
-        edge_mm=edge_mm,
-        **{
-            side: [(caption, pictures[f"{side}-{place}"]) for place, (caption, _) in enumerate(volumes)]
-            for side, volumes in report.shown.items()
-        },
-        losses=pictures["losses"],
-        histogram=pictures["histogram"],
+        edge_mm=info.view.edge * info.spacing_mm,
+        shown=shown,
+        offsets=offsets_mm(metrics.volume_size, shown.places, metrics.voxel_mm),
+        middle=len([place for place in shown.places if place < metrics.volume_size // 2]),
+        sections=_sections(metrics, pictures),
+        pictures=pictures,
         per_time=loss_table(comparable(nodes)),
-        facts=store_facts(report.snapshot, report.split),
+        facts=store_facts(subject.snapshot, subject.split),
         nodes=nodes,
         versions=package_versions(),
-        repeat_command=report.repeat_command,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-Rows = list[dict[str, Any]]
 
 
 def training_rows(nodes: list[Node]) -> list[tuple[str, Rows]]:
@@ -163,124 +177,34 @@ def comparable(nodes: list[Node]) -> list[tuple[str, Rows]]:
     return [(name, rows) for name, rows in found if sizes[name] == sizes[found[0][0]]]
 
 
+def _sections(metrics: Report, pictures: dict[str, bytes]) -> dict[str, str]:
+    """Titles of the page's sections by their anchors, of those that there are."""
+    titles = {
+        "figures": "Figures",
+        "samples": "Slices",
+        "drawing": "Drawing",
+        "copies": "Copies and variety",
+        "anatomy": "Anatomy",
+    }
+    titles |= {
+        "values": "Hounsfield units",
+        "spectrum": "Spectrum",
+        "critic": "Critic",
+        "training": "Training",
+        "data": "Data",
+    }
+    missing = {
+        "copies": "memorisation" not in metrics.details and "likeness" not in pictures,
+        "anatomy": "anatomy" not in metrics.details,
+        "spectrum": "spectrum" not in pictures,
+        "critic": "critic" not in pictures,
+        "about": not explanations(figure_groups(metrics)),
+    }
+    titles |= {"about": "About the figures", "provenance": "Provenance", "repeat": "Repeat it"}
+    return {part: title for part, title in titles.items() if not missing.get(part)}
+
+
 def _training_title(node: Node) -> str:
     stage = node.record.stage.removeprefix("train-") if node.record else ""
     words = node.title.removeprefix("Checkpoint: ")
     return f"{words} ({stage})" if stage and stage not in words else words
-
-
-def title(name: str) -> str:
-    """A figure's title: as its metric gives it, else the name itself."""
-    titles = {figure: text for metric in METRICS.names() for figure, text in METRICS[metric].titles.items()}
-    return titles.get(name, name)
-
-
-def other_figures(figures: dict[str, FigureRecord]) -> list[str]:
-    """Figures without a section of their own on the page: those of other packages' metrics."""
-    ours = {figure for metric in OWN_METRICS for figure in METRICS[metric].titles}
-    return [name for name in figures if name not in ours and not name.startswith("anatomy_")]
-
-
-def cards(figures: dict[str, FigureRecord]) -> dict[str, str]:
-    """The figures on cards, in the order of `CARDS`, with their titles."""
-    found = {name.removesuffix(RANDOM_SUFFIX): name for name in figures}
-    return {
-        found[base]: text + RANDOM_WORDS * found[base].endswith(RANDOM_SUFFIX)
-        for base, text in CARDS.items()
-        if base in found
-    }
-
-
-def anatomy_table(metrics: Report) -> list[dict[str, Any]]:
-    """One row per figure: title, unit, limits, (low, median, high) of both sides, how many generated are outside, distance."""
-    section, rows = metrics.details["anatomy"], []
-    for name, limit in section.get("limits", {}).items():
-        allowed = Limit(**limit)
-        row: dict[str, Any] = {"title": limit["title"], "unit": limit["unit"]}
-        row["limits"] = allowed.bounds(metrics.voxel_mm)
-        for side in ("real", "generated"):
-            values = [v for seen in section[side].values() if (v := seen["figures"][name]) is not None]
-            row[side] = np.quantile(values, [0, 0.5, 1]).tolist() if values else None
-        row["outside"] = sum(name in seen["failed"] for seen in section["generated"].values())
-        row["distance"] = metrics.figures[f"anatomy_{name}_distance"].value
-        rows.append(row)
-    return rows
-
-
-def loss_table(trainings: list[tuple[str, Rows]]) -> dict[str, Any]:
-    """Last validation losses (EMA) of trainings by time: `{titles, rows: [{part, losses, better}]}`.
-
-    `better` says whether the last training's loss is below the first's; there is a table only where two can be compared.
-    """
-    last: list[dict[str, float]] = []
-    for _, rows in trainings:
-        losses: dict[str, float] = {}
-        for row in rows:
-            losses |= {
-                key.removeprefix(_LOSS_PREFIX): float(value)
-                for key, value in row.items()
-                if key.startswith(_LOSS_PREFIX) and key != "val/loss_ema" and value is not None
-            }
-        last.append(losses)
-    shared = sorted(set.intersection(*map(set, last))) if len(last) > 1 else []
-    table = [
-        {"part": part, "losses": [losses[part] for losses in last], "better": last[-1][part] < last[0][part]}
-        for part in shared
-    ]
-    return {"titles": [name for name, _ in trainings], "rows": table}
-
-
-def _volume(hu: NDArray[np.float32], voxel_mm: float) -> Volume:
-    limits = np.iinfo(np.int16)
-    rounded = np.clip(np.rint(hu), limits.min, limits.max).astype(np.int16)
-    return Volume(rounded, (voxel_mm,) * 3, (0.0,) * 3)
-
-
-def number(value: float | None) -> str:
-    """A figure with four significant digits; a dash where there is none."""
-    if value is None:
-        return "–"
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3e}"
-    digits = max(0, 3 - int(np.floor(np.log10(abs(value))))) if value else 0
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def plain(value: float) -> str:
-    """A configured quantity (a size, a window) without trailing zeros."""
-    return f"{value:.6g}".replace("-", "−")
-
-
-def interval(value: dict[str, Any] | None) -> str:
-    """An interval as `low to high`."""
-    return "–" if value is None else f"{number(value['low'])} to {number(value['high'])}"
-
-
-def percent(value: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.2f} %"
-
-
-def whole_percent(value: float) -> str:
-    """A share of volumes as a percentage."""
-    return f"{100 * value:.0f} %"
-
-
-def span(values: list[float] | None) -> str:
-    """Lowest, median and highest value of a side as `median (lowest to highest)`."""
-    return "–" if values is None else f"{short(values[1])} ({short(values[0])} to {short(values[2])})"
-
-
-def short(value: float) -> str:
-    """A figure with three significant digits, whole from 100 on."""
-    return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
-
-
-def pretty(value: Any) -> str:
-    """JSON for reading."""
-    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()

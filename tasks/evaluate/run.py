@@ -1,45 +1,39 @@
-"""Evaluation: samples, snapshot and split -> figures, `report.html` and `figures/`."""
+"""Evaluation: samples, snapshot and split -> figures, `report.html`, `figures/` and the cards of model and data."""
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from prdit_models.metrics.anatomy import LIMITS
 from prdit_models.metrics.distances import MIN_VOLUMES
-from prdit_models.metrics.histogram import histogram_of
-from prdit_models.metrics.metric import METRICS, Comparison, Figure, Hu, Setting, Side
-from storage.artifacts import SCRATCH, Ref, input_ref, load_provenance
-from storage.documents.report import Features, FigureRecord, Report
+from prdit_models.metrics.metric import Setting, Side
+from prdit_models.metrics.order import DEGRADATIONS, Degradation
+from storage.artifacts import Ref
 from storage.documents.samples import Samples
 from storage.documents.split import Split
 from storage.errors import InputError, as_input_error
 from storage.files import write_text_atomic
 from storage.snapshots import open_snapshot
-from storage.volume_store import VolumeStore
+from tasks.evaluate.cache import features_of_samples, features_of_store
+from tasks.evaluate.cards import dataset_card, model_card
 from tasks.evaluate.config import EvaluateConfig
-from tasks.evaluate.features import Extractor, load_extractor, volume_features
-from tasks.evaluate.report import ReportInput, render, write_pictures
-from tasks.model.checkpoint import CheckpointInfo, load_info
+from tasks.evaluate.features import extractor_of, forget_extractor, volume_features
+from tasks.evaluate.figures import Figures, compared, figures_of, report_of
+from tasks.evaluate.report import Subject, draw_pictures, render
+from tasks.evaluate.shown import show_volumes
+from tasks.evaluate.sides import Done, Volumes, measured
+from tasks.evaluate.sources import Sources
 from tasks.model.compute import pick_device
 from tasks.model.data import check_split
-from tasks.model.memory import evaluation_advice, out_of_memory_explained
-from tasks.model.view import read_as_seen
+from tasks.run.fanout import Pool
 from tasks.run.progress import Advance
+from tasks.run.runners import Runner
 
-__all__ = ["RECIPE", "check", "evaluate"]
+__all__ = ["DATASET_CARD", "MODEL_CARD", "PAGE", "RECIPE", "check", "evaluate"]
 
-RECIPE = 3
+RECIPE = 5
+PAGE, MODEL_CARD, DATASET_CARD = "report.html", "model-card.md", "dataset-card.md"
 logger = logging.getLogger("prdit.evaluate")
-PROTOCOL = (
-    "Real side: every volume of the split, training and validation together (the published protocol); figures ending in "
-    "_val use held-out volumes only. Both sides are saturated to the checkpoint's Hounsfield window and mapped to the model's "
-    "range."
-)
 
 
 def check(samples: Ref, snapshot: Ref, split: Ref) -> None:
@@ -77,6 +71,7 @@ def evaluate(
     progress: Advance,
     *,
     repeat_command: str | None = None,
+    runner: Runner | None = None,
 ) -> None:
     """Measure samples against real volumes and write the report.
 
@@ -88,193 +83,126 @@ def evaluate(
         directory: of the artifact.
         progress: called with (volumes read and measured, total).
         repeat_command: the command that repeats the run, for the report.
+        runner: where features are computed; default: in this process.
     Raises:
         InputError: fewer than two volumes on a side, or unusable feature weights.
         StorageError: an artifact is missing or damaged.
+        RunnerError: a worker is missing, or was lost.
     """
     check(samples, snapshot, split)
+    config = config.for_this_installation()
     device = pick_device(config)
-    extractor = load_extractor(config)
-    with as_input_error():  # one of another package may not be importable
-        metrics_by_name = {name: METRICS[name] for name in METRICS.names()}
-    info = load_info(input_ref(samples, "checkpoint"))
-    drawn, roles_of = Samples.load(samples.path), Split.load(split.path)
-    real_ids, generated_ids = roles_of.volume_ids, drawn.volume_ids
-    store, _ = open_snapshot(snapshot)
-    if abs(store.spacing_mm - info.spacing_mm) > 1e-6:
-        raise InputError(
-            f"The store at {store.path} has {store.spacing_mm} mm voxels, the checkpoint was trained at {info.spacing_mm} mm: "
-            "the same view would cover a box of another size in mm. Evaluate on a store of that spacing."
-        )
-    generated_store = VolumeStore.open(samples.path / drawn.store)
-    view = info.view
-
-    def read_real(name: str) -> Hu:
-        if info.window.follows_scan:  # HU of the samples are nominal, and so must these be
-            return info.window.to_hu(read_as_seen(store, name, view, info.window).numpy())
-        return store.read_view(name, view.size, view.edge, view.centre)
-
-    def read_generated(name: str) -> Hu:
-        return generated_store.read_level(name).hu.astype(np.float32)
-
-    total = 2 * (len(real_ids) + len(generated_ids))  # each is read for its features, then for the metrics on HU
-    finished = 0
-
-    def done(count: int) -> None:
-        nonlocal finished
-        finished += count
-        progress(finished, total)
-
-    cache = directory / SCRATCH / "features" / extractor.digest.removeprefix("sha256:")[:16]
-    trained_on = load_provenance(input_ref(samples, "checkpoint")).inputs.get("split")
+    extractor = extractor_of(config)
+    sources = Sources.open(samples, snapshot, split)
+    info = sources.info
     setting = Setting(
         window=info.window,
         voxel_mm=info.voxel_mm,
-        size=view.size,
-        trained_on_split=trained_on is not None and trained_on.digest == split.digest,
+        size=info.view.size,
+        trained_on_split=sources.trained_on_split,
         features=extractor.digest,
-        random_features=extractor.kind == "random",
-        num_bootstrap=config.num_bootstrap,
-        seed=config.bootstrap_seed,
+        random_features=extractor.random,
+        num_subsamples=config.num_subsamples,
+        seed=config.seed,
+        settings=config.metric_settings(),
+        device=str(device),
     )
-    measure = partial(_measure, extractor, setting, batch_size=config.batch_size, device=device, done=done)
-    train_ids = set(roles_of.role("train"))
-    roles = tuple("train" if name in train_ids else "val" for name in real_ids)
-    real = measure(real_ids, read_real, cache / "real", roles)
-    generated = measure(generated_ids, read_generated, cache / "generated", ())
-    compared = {name: each.compare(real, generated, setting) for name, each in metrics_by_name.items()}
-    metrics = _report(compared, extractor, config, drawn, info, roles_of)
+    kept = features_of_store(sources.real.store.path, directory), features_of_samples(samples.path, directory)
+    counter = Counter(progress)
+    try:
+        with Pool(runner, one_thread=False) as pool:
+            real, generated, worse = _measured(sources, config, setting, kept, pool, counter)
+    finally:
+        forget_extractor()
+    with as_input_error():
+        comparisons = compared(real, generated, setting, counter.done)
+        references = _references(real, worse, sources.halved, setting, counter.done)
+    metrics = report_of(comparisons, references, extractor, config, sources.drawn, info, sources.roles)
     metrics.save(directory)
     for sentence in metrics.warnings:
         logger.warning("%s", sentence)
-    anatomy, nearest = metrics.details["anatomy"], metrics.details["copies"]["nearest_training"]
-    shown_real = _spread(roles_of.role("val"), roles_of.role("train"), config.num_shown)
-    shown = generated_ids[: config.num_shown]
-    beside = {name: nearest[name] for name in shown if name in nearest}
-    report = ReportInput(
-        metrics=metrics,
-        info=info,
-        config=config.key_fields(),
-        recipe=RECIPE,
-        samples=samples,
-        snapshot=snapshot,
-        split=split,
-        histograms=(histogram_of(real, info.window), histogram_of(generated, info.window)),
-        real=[
-            (f"{name} ({_role_of(roles_of, name)})" if setting.trained_on_split else name, read_real(name))
-            for name in shown_real
-        ],
-        generated=[(_caption(name, anatomy), read_generated(name)) for name in shown],
-        nearest=[
-            (f"nearest to {name}: {near['volume_id']}, {near['distance_hu']:.0f} HU away", read_real(near["volume_id"]))
-            for name, near in beside.items()
-        ],
-        repeat_command=repeat_command,
-    )
-    pictures = write_pictures(report, directory / "figures")
-    write_text_atomic(directory / "report.html", render(report, pictures))
+    fields = config.key_fields()
+    subject = Subject(samples, snapshot, split, info, sources.drawn, fields, RECIPE, repeat_command)
+    shown = show_volumes(metrics, sources, config.num_shown, directory / "figures")
+    pictures = draw_pictures(subject, metrics, directory / "figures")
+    write_text_atomic(directory / PAGE, render(subject, metrics, shown, pictures))
+    write_text_atomic(directory / MODEL_CARD, model_card(subject, metrics))
+    write_text_atomic(directory / DATASET_CARD, dataset_card(subject))
 
 
-def _measure(
-    extractor: Extractor,
-    setting: Setting,
-    ids: Sequence[str],
-    read: Callable[[str], Hu],
-    cache: Path,
-    roles: tuple[str, ...],
-    *,
-    batch_size: int,
-    device: torch.device,
-    done: Callable[[int], None],
-) -> Side:
-    """Features of the volumes of one side, and what every metric keeps of them, both from values saturated to the window."""
-    window = setting.window
-    with out_of_memory_explained(device, partial(evaluation_advice, batch_size=batch_size)):
-        features = volume_features(
-            extractor,
-            ids,
-            lambda name: window.to_model(torch.from_numpy(read(name))).unsqueeze(0),
-            cache,
-            batch_size=batch_size,
-            device=device,
-            done=done,
-        )
-    seen: dict[str, list[Any]] = {name: [] for name in METRICS.names()}
-    for name in ids:
-        hu = np.clip(read(name), window.lower_hu, window.upper_hu)
-        for metric, kept in seen.items():
-            kept.append(METRICS[metric].of_volume(hu, setting))
-        done(1)
-    return Side(tuple(ids), features, seen, roles)
+class Counter:
+    """Progress of an evaluation: volumes that are read for their features and for the metrics, then comparisons of sets.
 
-
-def _report(
-    compared: dict[str, Comparison],
-    extractor: Extractor,
-    config: EvaluateConfig,
-    samples: Samples,
-    info: CheckpointInfo,
-    split: Split,
-) -> Report:
-    """What was measured, with the number of volumes behind it and which figures that number rules out.
-
-    Raises: InputError: two metrics give a figure of the same name.
+    Args:
+        progress: called with (done, total).
     """
-    figures: dict[str, Figure] = {}
-    for name, comparison in compared.items():
-        if doubled := sorted(figures.keys() & comparison.figures.keys()):
-            raise InputError(
-                f"The metric {name!r} gives {', '.join(doubled)}, which another metric gives too. Rename them."
-            )
-        for figure, found in comparison.figures.items():
-            if found.value is not None and not np.isfinite(found.value):
-                raise InputError(
-                    f"The metric {name!r} gives {figure} as {found.value}; expected a finite number, or None with a note that says "
-                    "why there is none."
-                )
-        figures |= comparison.figures
-    num_held_out, notes = len(split.role("val")), []
-    if num_held_out < MIN_VOLUMES:
-        notes.append(
-            f"No held-out figures: the split holds out {num_held_out} volume(s), and a distance needs {MIN_VOLUMES}."
-        )
-    return Report(
-        figures={name: FigureRecord(**figure.to_json()) for name, figure in figures.items()},
-        warnings=[sentence for comparison in compared.values() for sentence in comparison.warnings],
-        details={name: comparison.details for name, comparison in compared.items()},
-        features=Features(
-            network="MedicalNet 3D ResNet-50",
-            weights=extractor.kind,
-            seed=config.feature_seed if extractor.kind == "random" else None,
-            digest=extractor.digest,
-            statement=extractor.statement,
-        ),
-        protocol=PROTOCOL,
-        volume_size=info.view.size,
-        voxel_mm=info.voxel_mm,
-        sampler=samples.sampler,
-        clipped_fraction_mean=float(np.mean(samples.clipped_fraction)),
-        outside_window_fraction_mean=float(np.mean(samples.outside_window_fraction)),
-        notes=notes,
-        n_real=len(split.volume_ids),
-        n_held_out=num_held_out,
-        n_generated=len(samples.volume_ids),
-    )
+
+    def __init__(self, progress: Advance) -> None:
+        self._progress = progress
+        self._done = self._total = 0
+
+    def expect(self, count: int) -> None:
+        """So much is to be done."""
+        self._total += count
+
+    def done(self, count: int = 1) -> None:
+        """So much more is done."""
+        self._done += count
+        self._progress(self._done, self._total)
 
 
-def _role_of(split: Split, name: str) -> str:
-    return "held out" if name in split.role("val") else "training"
+def _measured(
+    sources: Sources, config: EvaluateConfig, setting: Setting, kept: tuple[Path, Path], pool: Pool, counter: Counter
+) -> tuple[Side, Side, dict[Degradation, Side]]:
+    """Real and generated side, and volumes of the second half of the real ones degraded for the order test.
+
+    Args:
+        kept: folders of the features of real and of generated volumes.
+        counter: told what there is to do, the comparisons of the references included, and what is done.
+    """
+    real_ids, generated_ids = sources.roles.volume_ids, sources.drawn.volume_ids
+    tested = sources.halved[1][: config.num_references]
+    hows = DEGRADATIONS[1:] if min(len(sources.halved[0]), len(tested)) >= MIN_VOLUMES else ()
+    # each is read for its features, then for the metrics on HU
+    counter.expect(2 * (len(real_ids) + len(generated_ids) + len(hows) * len(tested)))
+    counter.expect(len(setting.settings) * (1 + _has_floor(sources.halved) + (len(hows) + 1) * bool(hows)))
+
+    def side(volumes: Volumes, ids: Sequence[str], folder: Path, roles: tuple[str, ...] = ()) -> Side:
+        features = volume_features(volumes, ids, config, folder, pool, counter.done)
+        return measured(volumes, ids, features, roles, setting, pool, counter.done)
+
+    train_ids = set(sources.roles.role("train"))
+    real = side(sources.real, real_ids, kept[0], tuple("train" if name in train_ids else "val" for name in real_ids))
+    generated = side(sources.generated, generated_ids, kept[1])
+    return real, generated, {how: side(replace(sources.real, how=how), tested, kept[0]) for how in hows}
 
 
-def _caption(name: str, anatomy: dict[str, Any]) -> str:
-    """A generated volume's name and, where anatomy is measured, whether it is inside the limits."""
-    if anatomy["left_out"]:
-        return name
-    outside = ", ".join(LIMITS[figure].title for figure in anatomy["generated"][name]["failed"])
-    return f"{name}: outside the limits of {outside}" if outside else f"{name}: inside all limits"
+def _has_floor(halved: tuple[Sequence[str], Sequence[str]]) -> bool:
+    return min(map(len, halved)) >= MIN_VOLUMES
 
 
-def _spread(first: Sequence[str], second: Sequence[str], count: int) -> list[str]:
-    """`count` entries of two lists, half from each where both have enough."""
-    from_first = min(len(first), max(count // 2, count - len(second)))
-    return [*first[:from_first], *second[: count - from_first]]
+def _references(
+    real: Side,
+    worse: dict[Degradation, Side],
+    halved: tuple[Sequence[str], Sequence[str]],
+    setting: Setting,
+    done: Done,
+) -> dict[str, Figures]:
+    """Figures of one half of the real volumes against the other half (`floor`), and of fewer as they are and degraded."""
+    if not _has_floor(halved):
+        return {}
+    places = {name: place for place, name in enumerate(real.ids)}
+    first, second = (real.part([places[name] for name in half]) for half in halved)
+    second = replace(second, roles=())
+    quick = replace(setting, reference=True, trained_on_split=False, num_subsamples=0)
+
+    def figures(one: Side, other: Side) -> Figures:
+        return figures_of(compared(one, other, quick, done))
+
+    found: dict[str, Figures] = {"floor": figures(first, second)}
+    if worse:
+        most = max(len(side.ids) for side in worse.values())
+        one, other = (half.part(range(min(most, len(half.ids)))) for half in (first, second))
+        found["real"] = figures(one, other)
+        found |= {how: figures(one, side) for how, side in worse.items()}
+    return found

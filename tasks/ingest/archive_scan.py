@@ -7,7 +7,7 @@ cache of files. An archive that has not changed is not opened again.
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from storage.sources.files import FoundFile, FoundOther, check_here
 from storage.sources.formats import read_stream
 from storage.sources.index import FileIndex, ReadFile
 from storage.sources.source import as_utf8
+from storage.verdicts import counted
 from tasks.ingest.costs import allowance, lost_file
 from tasks.run.fanout import Lost, Pool
 
@@ -53,12 +54,18 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
                 yield FoundOther(path, member.reason, member.detail), None
                 continue
             sha256_, facts = read_stream(content, Path(job.source) / path)
+            if facts.reason == "archive":
+                facts = replace(facts, detail=f"{facts.detail} in another archive")
             yield FoundFile(path, member.size, job.archive.mtime_ns), ReadFile.of(sha256_, facts, job.key)
         if number == 0:
-            yield FoundOther(name, "archive", f"{job.kind} without files"), None
+            yield FoundOther(name, "unreadable_file", f"a {job.kind} without files"), None
     except OSError as error:
         reason = "too_costly" if isinstance(error, TooCostlyError) else "unreadable_file"
-        yield FoundOther(name, reason, f"{error.strerror or type(error).__name__}, after {number} file(s) in it"), None
+        yield FoundOther(name, reason, f"{error.strerror or type(error).__name__}{_behind(number)}"), None
+
+
+def _behind(number: int) -> str:
+    return f", after {counted(number, 'file')} in it" if number else ""
 
 
 class ArchiveNames:
@@ -113,17 +120,26 @@ def list_archives(index: FileIndex, source: Path, key: bytes, pool: Pool, names:
             if not _list_known(index, source, archive, names):
                 yield ArchiveJob(str(source), archive, kind, key)
 
-    for job, result in pool.map(read_archive, jobs(), allowance=lambda job: allowance(job.archive.size)):
+    for job, result in pool.map(read_archive, jobs(), allowance=lambda job: allowance(job.archive.size, together=True)):
         found: list[Found] = result
         if isinstance(result, Lost):
             reason, detail = lost_file(result)
-            detail += f", after {len(result.done)} file(s) in it"
-            found = [*result.done, (FoundOther(job.archive.path, reason, detail), None)]
-        _list(index, job.archive, found)
-        if not any(isinstance(one, FoundOther) and one.path == job.archive.path for one, _ in found):
+            found = [*result.done, (FoundOther(job.archive.path, reason, detail + _behind(len(result.done))), None)]
+        fault = next((one for one, _ in found if isinstance(one, FoundOther) and one.path == job.archive.path), None)
+        if fault is None:
             names.remember(source, job.archive, found)
+        else:
+            found = [(one, read and _without_rest(read, fault)) for one, read in found]
+        _list(index, job.archive, found)
     names.forget_others(source, [archive for archive, _ in archives])
     return {archive.path: archive.size for archive, _ in archives}
+
+
+def _without_rest(read: ReadFile, fault: FoundOther) -> ReadFile:
+    """A file of an archive that is not read to its end: it may be damaged, and files of its scan may be missing."""
+    return (
+        read if read.reason else replace(read, reason=fault.reason, detail=f"its archive is not whole: {fault.detail}")
+    )
 
 
 def _list_known(index: FileIndex, source: Path, archive: FoundFile, names: ArchiveNames) -> bool:

@@ -12,9 +12,9 @@ from tasks.run.config import StageConfig
 
 
 class IngestConfig(StageConfig):
-    """The store's grid and what counts as a volume; then where the work is done and the secret of the patient keys."""
+    """The store's grid and what counts as a volume; then the secret of the patient keys."""
 
-    RUNTIME: ClassVar[frozenset[str]] = frozenset({"num_workers", "scheduler", "patient_key_file"})
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"patient_key_file"})
 
     spacing_mm: float = Field(1.0, gt=0, le=20, description="voxel distance of level 0 on every axis")
     num_levels: int = Field(3, ge=1, le=6, description="pyramid levels; level k averages blocks of 2**k voxels")
@@ -39,10 +39,6 @@ class IngestConfig(StageConfig):
         "refuse", description="voxels that are no finite number: refuse the scan, or air"
     )
     archives: bool = Field(True, description="zip and tar archives are read as if they were folders, one level deep")
-    num_workers: int | None = Field(
-        None, ge=1, description="processes; default by cores and memory; 1: no other process, to debug"
-    )
-    scheduler: str | None = Field(None, description="address of a running Dask scheduler; default: local processes")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")
 
     @property

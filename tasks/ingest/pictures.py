@@ -45,9 +45,14 @@ def histogram(hu: NDArray[np.int16]) -> list[int]:
 
 
 def thumbnail(image: NDArray[Any]) -> str | None:
-    """A small picture of one image, PNG in base64; in the lung window where its values can be HU, else from least to largest."""
-    if image.ndim != 2 or not image.size or not np.isfinite(image).all():
+    """A small picture of one image, PNG in base64; in the lung window where its values can be HU, else from least to largest.
+
+    Values that are no finite number are shown as the lowest one; None where all are.
+    """
+    finite = np.isfinite(image)
+    if image.ndim != 2 or not finite.any():
         return None
+    image = np.where(finite, image, image[finite].min()).astype(np.float64)
     lowest, highest = float(image.min()), float(image.max())
     if -4000 <= lowest < -500 and highest < 31000:
         gray = LUNG.to_gray(image)

@@ -4,7 +4,6 @@ It lies beside the store, because it names files. Rows are made one by one, so m
 are kept beside the page, as the bytes of a volume never change.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -13,22 +12,22 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from storage.documents.verdicts import Entry, SourceVerdicts
+from storage.documents.verdicts import Entry
 from storage.documents.volume import VolumeRecord
 from storage.errors import StorageError
 from storage.files import json_text, read_json, replacing, write_text_atomic
+from storage.privacy import beside_store
 from storage.snapshots import Listing, listing
+from storage.verdicts import counted
 from storage.volume_store import VolumeStore
 from tasks.ingest.pictures import HISTOGRAM_HU, histogram, mosaic
-from tasks.ingest.report import LUNG_CUT_WARNING
-from tasks.ingest.scan import beside_store
+from tasks.ingest.report import LUNG_CUT_WARNING, every_record, place_of
 from tasks.run.printable import one_line
 from tasks.run.progress import Advance
 
 PAGE = "qc.html"
 _PICTURE_MM = 2.0  # the level of about this spacing is drawn
 _PICTURES_VERSION = 1
-logger = logging.getLogger("prdit.ingest")
 
 
 def page_path(store: Path) -> Path:
@@ -55,10 +54,10 @@ def write_page(store: VolumeStore, progress: Advance | None = None) -> Path:
     )
     template = environment.get_template("qc.html.j2")
     stream = template.stream(
-        store=one_line(store.path),
+        store=one_line(store.path.resolve()),
         grid=store.grid,
         num_listed=len(now.volumes),
-        notes=[one_line(note) for record in _records(store.path) for note in record.notes],
+        notes=[one_line(note) for record in every_record(store.path) for note in record.notes],
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         histogram_hu=HISTOGRAM_HU,
         rows=rows(store, now, progress),
@@ -71,27 +70,21 @@ def write_page(store: VolumeStore, progress: Advance | None = None) -> Path:
 
 def rows(store: VolumeStore, now: Listing, progress: Advance | None = None) -> Iterator[dict[str, Any]]:
     """What the page shows: the volumes the store lists, by scan, then the exclusions of the last ingest of every source."""
-    verdict_of = {str(e.volume_id): ("committed" if new else "unchanged") for e, new in _used(store.path)}
+    verdict_of: dict[str, tuple[str, str]] = {}
+    for entry, new in _used(store.path):
+        verdict_of[str(entry.volume_id)] = ("committed" if new else "unchanged", place_of(entry))
     for done, volume_id in enumerate(sorted(now.volumes)):
-        yield _volume_row(store, now, volume_id, verdict_of.get(volume_id, "unchanged"))
+        verdict, place = verdict_of.get(volume_id, ("unchanged", ""))
+        yield _volume_row(store, now, volume_id, verdict) | {"place": place}
         if progress:
             progress(done + 1, len(now.volumes))
-    for record in _records(store.path):
+    for record in every_record(store.path):
         for verdict in ("quarantined", "skipped"):
             yield from (_excluded_row(verdict, entry) for entry in getattr(record.with_paths(), verdict))
 
 
-def _records(store: Path) -> Iterator[SourceVerdicts]:
-    """The last verdicts on every source, with paths."""
-    for path in sorted(beside_store(store, ".ingests").glob("*.json")):
-        try:
-            yield SourceVerdicts.read(path)
-        except StorageError as error:
-            logger.warning("%s is left out of %s: %s", path.name, PAGE, error)
-
-
 def _used(store: Path) -> Iterator[tuple[Entry, bool]]:
-    for record in _records(store):
+    for record in every_record(store):
         yield from ((entry, True) for entry in record.committed)
         yield from ((entry, False) for entry in record.unchanged)
 
@@ -141,7 +134,7 @@ def _warnings(record: VolumeRecord, *, known: bool) -> list[str]:
     if scan.cut.get("lung", 0.0) > LUNG_CUT_WARNING:
         found.append(f"the default view cuts {scan.cut['lung']:.1%} of the lung")
     if scan.num_duplicates:
-        found.append(f"{scan.num_duplicates} repeated file(s) left out")
+        found.append(f"{counted(scan.num_duplicates, 'repeated file')} left out")
     if not known:
         found.append("no PatientID: it counts as a patient of its own")
     return found
@@ -151,6 +144,7 @@ def _excluded_row(verdict: str, entry: Entry) -> dict[str, Any]:
     return {
         "verdict": verdict,
         "what": one_line(entry.series_uid or entry.path or "unnamed"),
+        "place": place_of(entry),
         "volume_id": "",
         "reason": entry.reason or "",
         "message": one_line(entry.message or ""),

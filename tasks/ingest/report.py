@@ -1,24 +1,36 @@
 """The report of an ingest: entries of all scans, exclusions of files, sentences."""
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.documents.verdicts import Entry, Verdicts
-from storage.errors import SourceError
+from storage.documents.verdicts import Entry, SourceVerdicts, Verdicts
+from storage.errors import SourceError, StorageError
 from storage.files import replacing
-from storage.privacy import shown
+from storage.privacy import beside_store, shown
+from storage.sources.formats import FORMATS
 from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
-from storage.verdicts import BEHIND, REASONS
+from storage.verdicts import BEHIND, REASONS, counted
 from tasks.ingest.scan import SourceScan
+from tasks.run.printable import one_line
 
-LISTS = ("committed", "unchanged", "skipped", "quarantined")
 LUNG_CUT_WARNING = 0.01
 LISTED_FILES = 1000  # excluded single files in a report, per reason
 _FOREIGN = {"unknown_format", "archive", "not_regular_file", "outside_source", "dicomdir", "not_ct"}
+logger = logging.getLogger("prdit.ingest")
+
+
+def every_record(store: Path) -> Iterator[SourceVerdicts]:
+    """The last verdicts on every source of a store, with paths; a record that cannot be read is left out with a warning."""
+    for path in sorted(beside_store(store, ".ingests").glob("*.json")):
+        try:
+            yield SourceVerdicts.read(path)
+        except StorageError as error:
+            logger.warning("%s is left out: %s", path.name, error)
 
 
 def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
@@ -26,7 +38,7 @@ def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
     notes = []
     if unknown:
         notes.append(
-            f"{unknown} scan(s) carry no PatientID and are not in {PATIENTS_CSV}: each counts as a patient of its own, so "
+            f"{counted(unknown, 'scan')} without PatientID and not in {PATIENTS_CSV}: each counts as a patient of its own, so "
             "scans of one person may land in different roles."
         )
     scans: dict[str, list[str]] = {}
@@ -60,7 +72,9 @@ def excluded(
         for entry in _exclusions(scan, entries):
             reason = entry["reason"]
             message = shown(entry["message"], entry.get("path"))
-            line = {key: value for key, value in entry.items() if key != "thumbnail"} | {"message": message}
+            line = {key: value for key, value in entry.items() if key not in ("thumbnail", "format")} | {
+                "message": message
+            }
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             counts[reason] += 1
             odd[reason] += entry["verdict"] != REASONS[reason].verdict
@@ -86,19 +100,36 @@ def listed_entries(entries: Sequence[dict[str, Any]], verdict: str, settings: Ma
         verdict: which.
         settings: of the ingest, by name.
     """
-    chosen = [{k: v for k, v in e.items() if k not in ("verdict", "notes")} for e in entries if e["verdict"] == verdict]
+    chosen = [entry for entry in entries if entry["verdict"] == verdict]
     chosen.sort(key=lambda e: (str(e.get("series_uid") or ""), str(e.get("path") or "")))
-    return [Entry(**entry | _behind(entry.get("reason"), settings)) for entry in chosen]
+    fields = [{k: v for k, v in e.items() if k not in ("verdict", "notes", "format")} for e in chosen]
+    return [Entry(**one | _behind(entry, settings)) for one, entry in zip(fields, chosen, strict=True)]
 
 
-def _behind(reason: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a verdict depends on: the settings with their values, then the tags."""
+def _behind(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a verdict depends on: the settings with their values, then the tags, which only DICOM has."""
     found = []
-    for name in BEHIND.get(reason or "", ()):
-        value = settings.get(name.removeprefix("ingest."))
-        shown = ", ".join(value) if isinstance(value, tuple | list) else value
-        found.append(f"{name} = {shown}" if name.startswith("ingest.") else name)
+    for name in BEHIND.get(entry.get("reason") or "", ()):
+        if name.startswith("ingest."):
+            value = settings.get(name.removeprefix("ingest."))
+            text = ", ".join(value) if isinstance(value, tuple | list) else str(value).removesuffix(".0")
+            found.append(f"{name} = {text}")
+        elif entry.get("format", "dicom") == "dicom":
+            found.append(name)
     return {"behind": tuple(found)} if found else {}
+
+
+def place_of(entry: Entry) -> str:
+    """Where what an entry is about lies in its source, on one line; "" where its message says that.
+
+    Args:
+        entry: with paths.
+    """
+    path = one_line(entry.path or "")
+    if not path or path in one_line(entry.message or ""):
+        return ""
+    of_one_file = str(entry.series_uid).partition("-")[0] in FORMATS  # `single_file.path_scan_id`
+    return f"{'file' if of_one_file or entry.num_slices in (None, 1) else 'first file'}: {path}"
 
 
 def summary_rows(report: Verdicts) -> list[dict[str, Any]]:
@@ -140,7 +171,9 @@ def refuse_without_ct(scan: SourceScan, *, archives: bool) -> None:
     found = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items())) or "no files"
     advice = " Give a folder (or zip or tar archives) with CT (DICOM, NIfTI, NRRD, MetaImage or npz)."
     if "archive" in counts:
-        advice = " Unpack the archives that are not read (one in another, 7z, rar)."
+        advice = (
+            " Unpack them: of archives only zip and tar are read, not single files in gzip, one in another, 7z or rar."
+        )
         if not archives:
             advice = " ingest.archives is off: set it to true, or unpack the archives."
     if "outside_source" in counts:

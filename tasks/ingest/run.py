@@ -7,22 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from storage.documents.verdicts import IngestReport, SourceVerdicts
+from storage.documents.verdicts import LISTS, IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, SourceError, StorageError, StoreFormatError
 from storage.patient_key import check_patient_key, load_patient_key
+from storage.privacy import beside_store
 from storage.repair import ever_listed, restore_root, set_aside_damaged
-from storage.snapshots import Listing, history, listing, newest
+from storage.snapshots import history, listing, newest
 from storage.sources.files import check_source
-from storage.verdicts import REASONS
+from storage.verdicts import REASONS, counted
 from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.qc import PAGE, page_path, write_page
-from tasks.ingest.report import LISTS, excluded, listed_entries, refuse_without_ct
-from tasks.ingest.scan import SourceScan, beside_store, scan_source, source_record
+from tasks.ingest.report import excluded, listed_entries, refuse_without_ct
+from tasks.ingest.scan import SourceScan, scan_source, source_record
 from tasks.ingest.scans import StoreState, list_scans, read_scans
 from tasks.ingest.series import RECIPE
 from tasks.run.fanout import Pool
+from tasks.run.runners import Runner
 
 __all__ = ["RECIPE", "ingest", "ingest_scan", "last_report", "open_scan"]
 
@@ -33,7 +35,7 @@ logger = logging.getLogger("prdit.ingest")
 
 @contextmanager
 def open_scan(
-    source: Path, store_path: Path, config: IngestConfig, *, repair: bool = False
+    source: Path, store_path: Path, config: IngestConfig, *, repair: bool = False, runner: Runner | None = None
 ) -> Iterator[tuple[SourceScan, Pool]]:
     """Scan a source; the scan, and the worker processes that scanned it.
 
@@ -41,6 +43,7 @@ def open_scan(
     Raises:
         SourceError: the folder is missing, empty, has no CT at all or the store in it, or a table in it is malformed.
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
+        RunnerError: what the runner needs is missing.
     """
     check_source(Path(source))
     source, store_path = Path(source).resolve(), Path(store_path).resolve()  # as workers elsewhere find them
@@ -51,9 +54,11 @@ def open_scan(
     if not repair:
         with suppress(MissingArtifactError):
             VolumeStore.open(store_path, config.grid)  # refused before the source is read, which may take long
+    if runner is not None:
+        runner.check()
     key = patient_key_of(store_path, config)
     with (
-        Pool(num_workers=config.num_workers, memory_mb=_MEMORY_MB, scheduler=config.scheduler) as pool,
+        Pool(runner, memory_mb=_MEMORY_MB) as pool,
         scan_source(source, store_path, key, pool, archives=config.archives) as scan,
     ):
         refuse_without_ct(scan, archives=config.archives)
@@ -61,23 +66,30 @@ def open_scan(
 
 
 def ingest(
-    source: Path, store_path: Path, config: IngestConfig, *, progress: Progress | None = None, repair: bool = False
+    source: Path,
+    store_path: Path,
+    config: IngestConfig,
+    *,
+    progress: Progress | None = None,
+    repair: bool = False,
+    runner: Runner | None = None,
 ) -> IngestReport:
     """Bring a store up to date with a folder of scans. The source is only read.
 
     Args:
         source: folder, searched recursively.
         store_path: the store, made when missing.
-        config: grid and limits; processes or scheduler; patient key.
+        config: grid and limits; patient key.
         progress: called with (done, total) scans.
         repair: check every byte of the store first, and write again what is damaged or lost and the source still has.
+        runner: where scans are read; default: processes of this machine.
     Returns: the report; where nothing is usable, `committed` and `unchanged` are empty and the caller decides.
     Raises:
         SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
         StorageError: the store has another grid, format or patient key, or its lists are damaged and `repair` was not asked for.
         UnwritableError: the disk is full, say: nothing is quarantined for that.
     """
-    with open_scan(source, store_path, config, repair=repair) as (scan, pool):
+    with open_scan(source, store_path, config, repair=repair, runner=runner) as (scan, pool):
         return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair).with_paths()
 
 
@@ -96,7 +108,7 @@ def ingest_scan(
     record_path = source_record(scan.source, state.store.path, key)
     before = _last_verdicts(record_path)
     mark = _mark(scan, config)
-    if not repair and before and before.used and _still_holds(before, mark, state.now):
+    if not repair and before and before.used and _still_holds(before, mark, state.store):
         if progress:
             progress(len(before.used), len(before.used))
         if not page_path(state.store.path).exists():
@@ -108,8 +120,8 @@ def ingest_scan(
     notes = [*state.notes, *read.notes(), *scan.notes()]
     if still := sorted(state.broken.keys() - read.seen.keys()):
         notes.append(
-            f"{len(still)} damaged volume(s) were not repaired: {', '.join(still)}. This source does not have them, or not "
-            "whole (see the exclusions). Repair them from one that does, or withdraw them (prdit remove)."
+            f"{counted(len(still), 'damaged volume')} not repaired: {', '.join(still)}. This source has no whole copy (see the "
+            "exclusions). Repair from one that has, or withdraw (prdit remove)."
         )
     if missing := sum(counts.values()) - len(left_out):
         notes.append(
@@ -124,6 +136,7 @@ def ingest_scan(
         num_excluded=dict(sorted(counts.items())),
         num_odd_images={reason: number for reason, number in sorted(odd.items()) if number},
         notes=notes,
+        snapshot=snapshot.digest if snapshot else "",
     )
     verdicts.write(record_path)
     verdicts.without_paths(key).write(state.store.path / "exclusions" / record_path.name)
@@ -142,7 +155,7 @@ def verdicts_hold(scan: SourceScan, store_path: Path, config: IngestConfig) -> b
     """
     store = VolumeStore.open(Path(store_path), config.grid)
     before = _last_verdicts(source_record(scan.source, store.path, patient_key_of(store.path, config)))
-    return before is not None and _still_holds(before, _mark(scan, config), listing(store))
+    return before is not None and _still_holds(before, _mark(scan, config), store)
 
 
 def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchanged: bool) -> IngestReport:
@@ -197,11 +210,14 @@ def _mark(scan: SourceScan, config: IngestConfig) -> dict[str, Any]:
     return {"source_digest": scan.digest, "recipe": RECIPE, "config": config.key_fields()}
 
 
-def _still_holds(record: SourceVerdicts, mark: dict[str, Any], now: Listing) -> bool:
-    """Whether a source has the same bytes, configuration and recipe as at its last ingest, and all its volumes are listed."""
+def _still_holds(record: SourceVerdicts, mark: dict[str, Any], store: VolumeStore) -> bool:
+    """Whether a source has the same bytes, configuration and recipe as at its last ingest, and the store lists what it did then.
+
+    Tables of the source that is ingested last count: after an ingest of another one this one is heard again.
+    """
     if any(getattr(record, name) != value for name, value in mark.items()):
         return False
-    if any(entry.volume_id not in now.volumes for entry in record.used):
+    if not history(store.path).numbers() or newest(store).digest != record.snapshot:
         return False
     left_out = [*record.skipped, *record.quarantined]
     return not any(entry.reason not in REASONS or REASONS[entry.reason].transient for entry in left_out)

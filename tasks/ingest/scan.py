@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from pathlib import Path, PurePosixPath
 
 from storage.errors import SourceError
 from storage.patient_key import key_id
-from storage.privacy import opaque_id
+from storage.privacy import beside_store, opaque_id
 from storage.sources.files import FoundFile, FoundOther, check_here, check_source, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
 from storage.sources.manifests import Expected, Manifest, read_manifest
+from storage.sources.patient_ids import patient_id_notes
 from storage.sources.source import as_utf8
 from storage.sources.tables import Assigned, SourceTables
 from tasks.ingest.archive_scan import ArchiveNames, list_archives
@@ -24,6 +26,7 @@ from tasks.run.fanout import Allowance, Lost, Pool
 
 BATCH_FILES = 64
 BATCH_BYTES = 256 << 20
+_SMALL_BYTES = 8 << 20
 FEW_BATCHES = 5  # up to so many are read in one process: a cluster takes seconds to start
 _ASKED_AT_ONCE = 500  # files, of the cache
 _SAY_EVERY_S = 20.0
@@ -53,6 +56,9 @@ class Scan:
         labels: of labels.csv, value by name.
         num_expected: images that lists in the source say it has; None where none does.
         size: bytes that its files have where they lie, in archives compressed; reading it may cost what they account for.
+        num_beside: other CT images of the same study in the source, scouts among them.
+        num_no_slices: files of it that are images of other kinds, and are not in `files`.
+        num_unreadable: files of it, or of its folders and of no known scan, that cannot be read; 0 where it is one file.
     """
 
     scan_id: str
@@ -65,6 +71,9 @@ class Scan:
     labels: dict[str, str]
     num_expected: int | None = None
     size: int = 0
+    num_beside: int = 0
+    num_no_slices: int = 0
+    num_unreadable: int = 0
 
 
 class SourceScan:
@@ -91,6 +100,8 @@ class SourceScan:
 
     def scans(self) -> Iterator[Scan]:
         """The scans by id."""
+        folders, scans = self._index.unreadable()
+        studies, no_slices = self._index.images_of_studies(), self._index.no_slices()
         for found, told in self._assigned():
             yield Scan(
                 found.scan_id,
@@ -103,6 +114,9 @@ class SourceScan:
                 told.labels,
                 self._expected.count(found.scan_id),
                 self._size(found),
+                studies[found.study] - len(found.files) if found.study else 0,
+                no_slices[found.scan_id],
+                self._num_unreadable(found, folders, scans),
             )
 
     def exclusions(self) -> Iterator[Excluded]:
@@ -111,22 +125,33 @@ class SourceScan:
 
     def notes(self) -> list[str]:
         """Sentences about rows of the tables that contradict a file or match no scan, and about lists that do not fit."""
-        notes = self._expected.notes(found.scan_id for found in self._index.scans())
+        notes = self._expected.notes({found.scan_id: found.num_contents for found in self._index.scans()})
         if self._tables:
             notes += self._tables.notes((found.scan_id, told) for found, told in self._assigned())
+        notes += patient_id_notes(
+            (found for found, told in self._assigned() if not told.patient_given), self._tables.key
+        )
         return notes
+
+    def _num_unreadable(self, found: ScanFiles, folders: Counter[str], scans: Counter[str]) -> int:
+        """How many files may be missing from a scan, which has one file for each slice."""
+        if len(found.files) == 1:
+            return 0
+        places = {_folder(name) for name in found.files}
+        places |= {_folder(holder) for holder in self._holders(found)}  # another archive beside it may have the rest
+        return scans[found.scan_id] + sum(folders[folder] for folder in {as_utf8(place) for place in places})
 
     def _size(self, found: ScanFiles) -> int:
         """Bytes that a scan's files account for: unpacked ones count as at most four times their archives' size."""
-        folders = {name.rpartition("/")[0] for name in found.files} if self._archives else set()
-        holders = {
-            place
-            for folder in folders
-            for place in accumulate(folder.split("/"), "{}/{}".format)
-            if place in self._archives
-        }
+        holders = self._holders(found)
         packed = sum(self._archives[place] for place in holders)
         return min(found.size, 4 * packed) if holders else found.size
+
+    def _holders(self, found: ScanFiles) -> set[str]:
+        """The archives that a scan's files lie in."""
+        folders = {_folder(name) for name in found.files} if self._archives else set()
+        places = (place for folder in folders for place in accumulate(folder.split("/"), "{}/{}".format))
+        return {place for place in places if place in self._archives}
 
     def _assigned(self) -> Iterator[tuple[ScanFiles, Assigned]]:
         """The scans by id, with what the tables say of each."""
@@ -134,10 +159,8 @@ class SourceScan:
             yield found, self._tables.assign(found.scan_id, found.files, found.patient)
 
 
-def beside_store(store_path: Path, ending: str) -> Path:
-    """The path beside a store that has its name and an ending: for what may reveal who was scanned, and so is not in it."""
-    place = store_path.resolve()
-    return place.with_name(place.name + ending)
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def file_cache(store_path: Path) -> Path:
@@ -256,15 +279,18 @@ def _batch_allowance(batch: Batch) -> Allowance:
 
 
 def _batches(index: FileIndex, source: Path, key: bytes) -> Iterator[Batch]:
-    """What must be read of a source, in batches of bounded number and size."""
-    files: list[FoundFile] = []
+    """What must be read of a source, in batches of bounded number and size; small files apart, as large ones may cost more."""
+    small: list[FoundFile] = []
+    large: list[FoundFile] = []
     for file in _unread(index, source):
+        files = small if file.size <= _SMALL_BYTES else large
         files.append(file)
         if len(files) == BATCH_FILES or sum(file.size for file in files) >= BATCH_BYTES:
             yield Batch(str(source), tuple(files), key)
-            files = []
-    if files:
-        yield Batch(str(source), tuple(files), key)
+            files.clear()
+    for files in (small, large):
+        if files:
+            yield Batch(str(source), tuple(files), key)
 
 
 def _unread(index: FileIndex, source: Path) -> Iterator[FoundFile]:

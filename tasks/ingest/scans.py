@@ -11,14 +11,17 @@ from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import StorageError
 from storage.snapshots import Listing, history, update
 from storage.sources.single_slices import SingleSlice, one_scan_each
-from storage.verdicts import sentence
+from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.copies import Copy, with_facts
 from tasks.ingest.costs import allowance
-from tasks.ingest.listing import Seen, listed_with, patient_notes
+from tasks.ingest.duplicates import by_volume, listed_instead, patients_differ
+from tasks.ingest.left_out import ImagesLeftOut
+from tasks.ingest.listing import Seen, listed_with, patient_notes, together
 from tasks.ingest.report import entry_notes
 from tasks.ingest.scan import Scan, SourceScan
-from tasks.ingest.series import RECIPE, SeriesJob, ingest_series, part_id, scan_and_part, used_entry
+from tasks.ingest.series import RECIPE, SeriesJob, first_file, ingest_series, part_id, scan_and_part, used_entry
 from tasks.run.fanout import Lost, Pool
 
 
@@ -46,9 +49,10 @@ class ScansRead:
     Attributes:
         entries: with their verdicts: of the volumes of scans, of scans without one, and of images that a volume was made without.
         seen: the scans that are committed volumes, by volume id.
-        num_unknown: scans without a PatientID.
+        num_unknown: listed volumes of scans of the source whose patient is not known.
         store_notes: what is wrong with records of the store, and scans whose patient it lists otherwise.
         num_done: scans whose entries are here.
+        scans: all that are committed volumes, copies among them.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -56,7 +60,7 @@ class ScansRead:
     num_unknown: int = 0
     store_notes: list[str] = field(default_factory=list)
     num_done: int = 0
-    _all: dict[str, list[Seen]] = field(default_factory=dict)
+    scans: list[Seen] = field(default_factory=list)
     _singles: dict[str, SingleSlice] = field(default_factory=dict)
 
     def add(self, scan: Scan, entries: Iterable[dict[str, Any]]) -> None:
@@ -76,13 +80,13 @@ class ScansRead:
                     scan.labels,
                     attributes,
                 )
-                self._all.setdefault(volume_id, []).append(one)
+                self.scans.append(one)
             self.entries.append(entry)
         self.num_done += 1
 
     def finish(self) -> None:
         """Of scans with the pixels and geometry of one volume only the first by id counts, in whatever order they were read."""
-        self.seen = {volume_id: min(scans, key=lambda one: one.scan) for volume_id, scans in self._all.items()}
+        self.seen = {volume_id: scans[0] for volume_id, scans in by_volume(self.scans, {}).items()}
         written = {entry.get("volume_id") for entry in self.entries if entry["verdict"] == "committed"}
         for place, entry in enumerate(self.entries):
             volume_id = entry.get("volume_id")
@@ -143,20 +147,19 @@ def read_scans(
         if record.scan and record.scan.recipe == RECIPE and _of_settings(record.scan, config):
             parts.setdefault(record.scan.files_digest, []).append(record)
     have = {digest: found for digest, found in parts.items() if found[0].scan and len(found) == found[0].scan.num_parts}
-    earlier = _images_left_out(before)
+    images = ImagesLeftOut(before, state.store)
     longest = _longest(state.now, records)
 
     def jobs() -> Iterator[SeriesJob]:
         for one in scan.scans():
-            read.num_unknown += not one.patient_known
             if one.digest in have:
-                read.add(one, [*_unchanged(have[one.digest], one), *earlier.get(one.scan_id, ())])
+                read.add(one, [*_unchanged(have[one.digest], one), *images.of(one, have[one.digest])])
+                read.store_notes += _known_incomplete(have[one.digest], one)
             else:
                 known = longest.get(one.scan_id, {})
                 yield SeriesJob(str(scan.source), str(state.store.path), one, config, known, state.broken)
 
-    # A scheduler is given where this machine should not do the work.
-    few = 0 if config.scheduler else 1
+    few = 0 if pool.remote else 1  # a cluster is named where this machine should not do the work
     for job, result in pool.map(ingest_series, jobs(), few=few, allowance=lambda job: allowance(job.scan.size)):
         read.add(job.scan, [_lost_entry(job.scan, result)] if isinstance(result, Lost) else result)
         if progress:
@@ -188,41 +191,80 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
     had = {str(entry.series_uid): str(entry.volume_id) for entry in before.used} if before else {}
     earlier, listed = state.now, state.now
     records: dict[str, VolumeRecord] = {}
+    instead: dict[str, str] = {}
 
     def change(old: Listing) -> Listing:
-        nonlocal earlier, listed, records
+        nonlocal earlier, listed, records, instead
         earlier = old
         records = _readable(state.store, {*old.volumes, *old.withdrawn, *read.seen})
-        listed = listed_with(old, list(read.seen.values()), records, source, had)
+        instead = listed_instead(old, read.scans, records)
+        listed = listed_with(old, by_volume(read.scans, instead), records, source, had)
         return listed
 
     snapshot = update(state.store, change, "ingest")
-    read.store_notes += patient_notes(earlier, listed, sorted(read.seen.values(), key=lambda one: one.scan))
-    found = {volume_id: records[volume_id].scan for volume_id in listed.volumes if volume_id in records}
-    by_scan = {facts.scan: (facts.num_slices, volume_id) for volume_id, facts in found.items() if facts}
-    for place, entry in enumerate(read.entries):
-        volume_id = entry.get("volume_id")
-        if volume_id is None or volume_id in listed.volumes:
-            continue
-        num_slices, other = by_scan.get(entry["series_uid"], (0, ""))
-        if volume_id in listed.withdrawn or not other:
-            read.entries[place] = _left_out(entry, "withdrawn", volume_id)
-        elif num_slices > entry["num_slices"]:
-            detail = f"{entry['num_slices']} slices, volume {other} of it {num_slices}"
-            read.entries[place] = _left_out(entry, "shorter_copy", detail)
-        else:
-            read.entries[place] = _left_out(entry, "other_copy", other)
+    groups = {name: scans for name, scans in by_volume(read.scans, instead).items() if name in listed.volumes}
+    read.num_unknown = sum(not listed.volumes[name].patient_known for name in groups)
+    read.store_notes += patients_differ(groups)
+    seen = [together(records[name], scans) for name, scans in groups.items()]
+    read.store_notes += patient_notes(earlier, listed, sorted(seen, key=lambda one: one.scan))
+    _explain_unlisted(read, listed, records, instead, had)
     return snapshot
 
 
-def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, dict[str, tuple[int, str]]]:
-    """(slices, volume id) of the longest known volume of each scan, by the scan's id and the part."""
-    found: dict[str, dict[str, tuple[int, str]]] = {}
-    for volume_id in (*now.volumes, *now.withdrawn):
-        if volume_id in records and (facts := records[volume_id].scan):
-            scan_id, part = scan_and_part(facts.scan)
-            parts = found.setdefault(scan_id, {})
-            parts[part] = max(parts.get(part, (0, "")), (facts.num_slices, volume_id))
+def _explain_unlisted(
+    read: ScansRead,
+    listed: Listing,
+    records: Mapping[str, VolumeRecord],
+    instead: Mapping[str, str],
+    had: Mapping[str, str],
+) -> None:
+    """Give scans whose volume is not listed the reason why; name volumes that stay listed of scans that are broken now.
+
+    Args:
+        read: the scans; it is changed.
+        listed: what the store lists.
+        records: commit records of all volumes that are meant.
+        instead: volumes that stand for others (`tasks.ingest.duplicates.listed_instead`).
+        had: volume id by scan, as the last ingest of the source had it.
+    """
+    by_scan = {facts.scan: volume_id for volume_id, facts in with_facts(listed.volumes, records)}
+    withdrawn = {facts.scan: volume_id for volume_id, facts in with_facts(listed.withdrawn, records)}
+    for place, entry in enumerate(read.entries):
+        scan, volume_id = str(entry["series_uid"]), entry.get("volume_id")
+        if volume_id is None:
+            broken = entry["verdict"] == "quarantined" and not entry.get("image_of_volume")
+            stays = by_scan.get(scan)
+            if broken and stays and had.get(scan) == stays:
+                read.store_notes.append(
+                    f"Scan {scan} is broken now, and volume {stays}, made of it at an earlier ingest, stays listed. "
+                    f"If that is wrong too, withdraw it: prdit remove <store> {stays}."
+                )
+            continue
+        if volume_id in listed.volumes:
+            continue
+        name = instead.get(volume_id, volume_id)  # the volume that stands for it, where there is one
+        own = {facts.scan for _, facts in with_facts([name], records)}
+        other = next((by_scan[one] for one in (scan, *own) if one in by_scan), None)
+        copy = Copy.of(records[volume_id], read.seen[volume_id])
+        beside = Copy.of(records[other], listed.volumes[other]) if other else None
+        if name in listed.volumes:
+            reason = "duplicate_volume", name
+        elif name in listed.withdrawn:
+            reason = "withdrawn", name
+        elif copy is None or beside is None:
+            reason = "withdrawn", withdrawn.get(scan, name)
+        else:
+            reason = copy.why_not_listed(beside)
+        read.entries[place] = _left_out(entry, *reason)
+
+
+def _longest(now: Listing, records: Mapping[str, VolumeRecord]) -> dict[str, dict[str, Copy]]:
+    """The longest listed volume of each scan, by the scan's id and the part."""
+    found: dict[str, dict[str, Copy]] = {}
+    for volume_id, facts in with_facts(now.volumes, records):
+        scan_id, part = scan_and_part(facts.scan)
+        copies = [found.setdefault(scan_id, {}).get(part), Copy.of(records[volume_id], now.volumes[volume_id])]
+        found[scan_id][part] = max(filter(None, copies), key=lambda copy: (copy.num_slices, copy.volume_id))
     return found
 
 
@@ -230,19 +272,19 @@ def _unchanged(records: Sequence[VolumeRecord], scan: Scan) -> Iterator[dict[str
     """Entries of a scan whose volumes are all in the store; the scan's id may be another than when they were read."""
     for record in records:
         part = scan_and_part(record.scan.scan)[1] if record.scan else ""
-        yield used_entry(record, part_id(scan.scan_id, part), "unchanged")
+        yield used_entry(record, part_id(scan.scan_id, part), "unchanged") | {"path": first_file(scan)}
 
 
-def _images_left_out(before: SourceVerdicts | None) -> dict[str, list[dict[str, Any]]]:
-    """Images that volumes were made without, by scan, as the last ingest of the source named them."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for verdict in ("skipped", "quarantined"):
-        for entry in getattr(before, verdict, ()):
-            if entry.image_of_volume:
-                found.setdefault(str(entry.series_uid), []).append(
-                    {"verdict": verdict, **entry.model_dump(exclude_none=True)}
-                )
-    return found
+def _known_incomplete(records: Sequence[VolumeRecord], scan: Scan) -> list[str]:
+    """A sentence where a list that came later says that a committed scan has more images."""
+    num_files = len(scan.files) + scan.num_no_slices
+    if scan.num_expected is None or num_files >= scan.num_expected:
+        return []
+    ids = " ".join(record.volume_id for record in records)
+    return [
+        f"Scan {scan.scan_id} is committed with {num_files} of the {scan.num_expected} images that a manifest of the source "
+        f"lists now. Fetch the missing images and ingest again, or withdraw it: prdit remove <store> {ids}."
+    ]
 
 
 def _readable(store: VolumeStore, volume_ids: Collection[str]) -> dict[str, VolumeRecord]:
@@ -256,14 +298,14 @@ def _readable(store: VolumeStore, volume_ids: Collection[str]) -> dict[str, Volu
 
 def _left_out(entry: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:
     """The entry of a scan that is committed, but not listed."""
-    kept: dict[str, Any] = {key: entry[key] for key in ("series_uid", "num_slices") if key in entry}
+    kept: dict[str, Any] = {key: entry[key] for key in ("series_uid", "path", "num_slices") if key in entry}
     message = sentence(reason, f"Scan {entry['series_uid']}", detail)
-    return {**kept, "verdict": "skipped", "reason": reason, "message": message}
+    return {**kept, "verdict": REASONS[reason].verdict, "reason": reason, "message": message}
 
 
 def _lost_entry(scan: Scan, lost: Lost) -> dict[str, Any]:
     """Raises: UserError: what the worker met concerns the whole ingest, as a full disk does."""
     if lost.error is not None:
         raise lost.error
-    entry = {"series_uid": scan.scan_id, "num_slices": len(scan.files), "reason": lost.reason}
+    entry = {"series_uid": scan.scan_id, "num_slices": len(scan.files), "reason": lost.reason, "path": first_file(scan)}
     return {**entry, "verdict": "quarantined", "message": sentence(lost.reason, f"scan {scan.scan_id}", lost.detail)}

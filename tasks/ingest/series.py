@@ -18,10 +18,11 @@ from storage.sources.archives import unpacked
 from storage.sources.files import check_here, open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
-from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, refuse
-from storage.verdicts import REASONS, image_verdict
+from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, oriented_digest, refuse
+from storage.verdicts import REASONS, counted, image_verdict
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.ingest.copies import Copy, known_patient
 from tasks.ingest.costs import resampling_s
 from tasks.ingest.coverage import cut_shares
 from tasks.ingest.pictures import thumbnail
@@ -41,7 +42,7 @@ class SeriesJob:
         store: path of the store.
         scan: what to ingest.
         config: grid and limits.
-        longest: (slices, volume id) of the longest volume of this scan that is known already, by part.
+        longest: the longest volume of this scan that is known already, by part.
         broken: damaged volumes, which are to be written again: the attributes they are listed with by id, empty where none are.
     """
 
@@ -49,7 +50,7 @@ class SeriesJob:
     store: str
     scan: Scan
     config: IngestConfig
-    longest: dict[str, tuple[int, str]] = field(default_factory=dict)
+    longest: dict[str, Copy] = field(default_factory=dict)
     broken: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -71,9 +72,16 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
     started = time.monotonic()
     try:
         for found in without_names(_load(job), lambda: hidden(job)):
+            if job.scan.num_unreadable:
+                note = f"{counted(job.scan.num_unreadable, 'file')} beside those of the scan cannot be read: slices may be missing"
+                found = replace(found, notes=(*found.notes, note))
             record, written = _convert(job, found)
             made = used_entry(record, part_id(scan_id, found.part), "committed" if written else "unchanged")
-            made |= {"attributes": found.attributes, "seconds": round(time.monotonic() - started, 2)}
+            made |= {
+                "path": first_file(job.scan),
+                "attributes": found.attributes,
+                "seconds": round(time.monotonic() - started, 2),
+            }
             entries += [made, *(_left_out_entry(scan_id, one) for one in found.left_out)]
             started = time.monotonic()
     except UnusableSeriesError as error:
@@ -94,6 +102,11 @@ def scan_and_part(name: str) -> tuple[str, str]:
     return scan_id, part
 
 
+def first_file(scan: Scan) -> str:
+    """Relative path of a scan's first file, by which it can be found."""
+    return as_utf8(scan.files[0])
+
+
 def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, Any]:
     """Entry of a scan that is a committed volume."""
     entry: dict[str, Any] = {"series_uid": scan_id, "volume_id": record.volume_id, "verdict": verdict}
@@ -106,19 +119,22 @@ def used_entry(record: VolumeRecord, scan_id: str, verdict: str) -> dict[str, An
 def _refused_entry(job: SeriesJob, reason: str, message: str, file: str | None = None) -> dict[str, Any]:
     costly = reason == "too_costly"  # its header is not read again
     message = (hidden_names(job) if costly else hidden(job)).out_of(message)
-    found: dict[str, Any] = {"reason": reason, "message": message, "path": file, "verdict": REASONS[reason].verdict}
+    found: dict[str, Any] = {
+        "reason": reason,
+        "message": message,
+        "path": file or first_file(job.scan),
+        "verdict": REASONS[reason].verdict,
+        "format": job.scan.format,
+    }
     if not costly:
         found["thumbnail"] = _thumbnail(job)
     return {"series_uid": job.scan.scan_id, "num_slices": len(job.scan.files), **found}
 
 
 def _thumbnail(job: SeriesJob) -> str | None:
-    """A picture of the file in the middle of a scan, PNG in base64; None where its format gives no preview."""
-    files = job.scan.files
-    with suppress(OSError), open_file(Path(job.source), files[len(files) // 2]) as stream:
-        image = FORMATS[job.scan.format].preview(stream)
-        return None if image is None else thumbnail(image)
-    return None
+    """A picture of one image of a scan, PNG in base64; None where its format gives no preview."""
+    image = FORMATS[job.scan.format].preview(_request(job))
+    return None if image is None else thumbnail(image)
 
 
 def _left_out_entry(scan_id: str, image: LeftOut) -> dict[str, Any]:
@@ -151,11 +167,22 @@ def without_names(volumes: Iterator[SourceVolume], hidden: Callable[[], Hidden])
         yield found
 
 
-def _load(job: SeriesJob) -> Iterator[SourceVolume]:
+def _request(job: SeriesJob) -> ScanRequest:
     scan, edge = job.scan, job.config.npz_spacing_mm
-    request = ScanRequest(
-        Path(job.source), scan.files, scan.scan_id, job.config.limits, scan.num_expected, spacing_mm=(edge, edge, edge)
+    return ScanRequest(
+        Path(job.source),
+        scan.files,
+        scan.scan_id,
+        job.config.limits,
+        scan.num_expected,
+        (edge, edge, edge),
+        scan.num_beside,
+        scan.num_no_slices,
     )
+
+
+def _load(job: SeriesJob) -> Iterator[SourceVolume]:
+    request = _request(job)
     with ExitStack() as stack:
         try:
             stack.enter_context(unpacked(request.source, request.files))
@@ -163,7 +190,7 @@ def _load(job: SeriesJob) -> Iterator[SourceVolume]:
             raise
         except OSError as error:
             refuse("unreadable_file", request.where, error.strerror or type(error).__name__)
-        yield from FORMATS[scan.format].load(request)
+        yield from FORMATS[job.scan.format].load(request)
 
 
 def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
@@ -171,16 +198,19 @@ def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
     config, where = job.config, f"Scan {part_id(job.scan.scan_id, found.part)}"
     check_plausible(found, config.limits, where)
     store = VolumeStore.open(Path(job.store), config.grid)
-    shape, _ = target_grid(found, config.spacing_mm)
+    shape, origin_mm = target_grid(found, config.spacing_mm)
     if shape[0] * shape[1] * shape[2] > MAX_VOXELS:
         refuse("too_large", where, f"{shape[0]} × {shape[1]} × {shape[2]} voxels at {config.spacing_mm} mm")
     grid = config.grid.model_dump()
     identity = {"pixels": found.pixel_digest, "geometry": found.geometry(), "grid": grid, "recipe": RECIPE}
     volume_id = sha256_json(identity)[:32]
-    num_slices, (longest, longer_id) = int(found.hu.shape[0]), job.longest.get(found.part, (0, ""))
+    num_slices, longest = int(found.hu.shape[0]), job.longest.get(found.part)
     if volume_id not in job.broken:
-        if num_slices < longest:
-            refuse("shorter_copy", where, f"{num_slices} slices, volume {longer_id} of it {longest}")
+        if longest is not None and num_slices < longest.num_slices:
+            edge_mm, patient = config.spacing_mm, known_patient(job.scan)
+            short = Copy(volume_id, num_slices, found.spacing_mm[2], shape, origin_mm, edge_mm, patient)
+            reason, detail = short.why_not_listed(longest)
+            refuse(reason, where, detail)
         try:
             return store.commit_record(volume_id), False
         except MissingArtifactError:
@@ -210,6 +240,7 @@ def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: s
         cut=cut_shares(coarse, factor, volume.hu.shape),
         completeness=found.completeness,
         notes=found.notes,
+        pixels=oriented_digest(found),
     )
     if volume_id in job.broken:
         attributes = job.broken[volume_id] or found.attributes  # a copy of the scan may have others than were committed

@@ -16,7 +16,7 @@ from tasks.ingest.qc import page_path
 from tasks.ingest.report import summary_rows
 from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of, verdicts_hold
 from tasks.run.progress import Advance
-from tasks.run.recording import record_snapshot
+from tasks.run.runners import Runner
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 
 
@@ -36,6 +36,7 @@ def ingest_stage(
     progress: Advance,
     *,
     repair: bool = False,
+    runner: Runner | None = None,
     publish: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> StageOutcome:
     """Bring a store up to date with a source; the outcome's reference is the snapshot of what the store lists then.
@@ -46,6 +47,7 @@ def ingest_stage(
         context: where the run works and reports.
         progress: called with (scans done, total).
         repair: check the store first and write again what is damaged; a cached outcome is not taken.
+        runner: where scans are read; default: processes of this machine.
         publish: given the verdicts as rows of a table, without names.
 
     Raises:
@@ -53,7 +55,7 @@ def ingest_stage(
         SourceError: see `tasks.ingest.run.open_scan`.
     """
 
-    with open_scan(source, store, config, repair=repair) as (scan, pool):
+    with open_scan(source, store, config, repair=repair, runner=runner) as (scan, pool):
         key = patient_key_of(store, config)
 
         def still_valid(directory: Path) -> bool:
@@ -65,6 +67,11 @@ def ingest_stage(
             except StorageError:
                 return False
             return valid and not repair and report.store == opaque_place(store, key) and now == report.snapshot
+
+        def made(directory: Path) -> Ref | None:
+            """The snapshot of what the store lists then."""
+            digest = IngestReport.load(directory).snapshot
+            return Ref(kind="snapshot", uri=str(store.resolve()), digest=digest) if digest else None
 
         def body(run: StageRun) -> None:
             report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)
@@ -79,6 +86,7 @@ def ingest_stage(
             context=context,
             body=body,
             still_valid=still_valid,
+            made=made,
         )
     report = IngestReport.load(outcome.ref.path)
     if publish:
@@ -90,5 +98,4 @@ def ingest_stage(
             f"No usable CT in {as_utf8(str(source))}: {found}. Each item with its reason is in {page_path(store)}; "
             "docs/ingestion.md says what to do about each."
         )
-    record_snapshot(context, outcome.mlflow_run_id, ref, "ingest")
     return outcome.model_copy(update={"ref": ref})

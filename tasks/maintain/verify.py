@@ -6,6 +6,7 @@ from pathlib import Path
 
 from storage.verification import Finding, check_lists, check_volume, open_for_checking, unnamed_folders
 from tasks.run.fanout import Lost, Pool
+from tasks.run.runners import Local
 
 _MEMORY_MB = 600  # one volume of 512 × 512 × 600 voxels, decoded level by level
 
@@ -24,7 +25,7 @@ def verify_store(
     """
     store, found = open_for_checking(Path(path))
     ids = store.volume_ids()
-    with Pool(num_workers=num_workers, memory_mb=_MEMORY_MB) as pool:
+    with Pool(Local(num_workers), memory_mb=_MEMORY_MB) as pool:
         for done, (volume_id, check) in enumerate(pool.map(partial(check_volume, store), ids), start=1):
             if isinstance(check, Lost):
                 message = f"it could not be checked ({check.detail}): verify again with fewer workers"

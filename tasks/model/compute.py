@@ -8,7 +8,7 @@ from pydantic import Field
 
 from storage.errors import InputError
 from tasks.run.config import StageConfig
-from tasks.run.machine import cores
+from tasks.run.machine import cores, sharing
 
 Device = Literal["auto", "cpu", "cuda"]
 Attention = Literal["auto", "sdpa", "xformers", "plain", "published-flash"]
@@ -23,18 +23,35 @@ class ComputeConfig(StageConfig):
     num_threads: int | None = Field(None, ge=1, description="CPU threads; default: one per core that this job may use")
 
 
-def pick_device(config: ComputeConfig) -> torch.device:
+def pick_device(config: ComputeConfig, local_rank: int = 0, local_world: int = 1) -> torch.device:
     """The device of a stage; also sets its CPU threads.
 
-    Raises: InputError: CUDA was asked for and is not available.
+    Args:
+        config: of the stage.
+        local_rank, local_world: which of how many processes of this machine that share its devices and cores.
+    Raises: InputError: CUDA was asked for and is not available, or has fewer devices than there are processes.
     """
-    torch.set_num_threads(config.num_threads or cores().amount)
+    set_threads(config, local_world)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "device 'cuda' was asked for, but torch sees no CUDA device. Use device: auto or cpu (`prdit doctor` shows why)."
         )
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
+    if not cuda:
+        return torch.device("cpu")
+    if local_world > torch.cuda.device_count():
+        raise InputError(
+            f"{local_world} processes were started on this machine, which has {torch.cuda.device_count()} CUDA device(s); each "
+            "needs one. Lower launcher.ranks_per_node."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(config: ComputeConfig, local_world: int = 1) -> None:
+    """Set the CPU threads of a stage in this process, one of so many that share this machine's cores."""
+    torch.set_num_threads(config.num_threads or max(1, cores().amount // (local_world * sharing())))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

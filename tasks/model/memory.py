@@ -40,17 +40,17 @@ class Room:
 
     def __str__(self) -> str:
         has = f"{self.total / GIB:.1f} GiB, of which this process can have {self.available / GIB:.1f}"
-        return f"Out of memory on {self.device} ({self.title}: {has})"
+        return f"{self.device} ({self.title}: {has})"
 
 
-def room_of(device: torch.device) -> Room:
-    """The memory of a device as it is now."""
+def room_of(device: torch.device, sharing: int = 1) -> Room:
+    """The memory of a device as it is now; the machine's own is divided by the processes that are sharing it."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device)
         return Room("cuda", torch.cuda.get_device_name(device), total, free + held)
     memory = memory_available()
-    return Room("cpu", "this machine", memory.total, memory.amount + psutil.Process().memory_info().rss)
+    return Room("cpu", "this machine", memory.total, memory.amount // sharing + psutil.Process().memory_info().rss)
 
 
 @contextmanager
@@ -76,33 +76,57 @@ def out_of_memory_explained(device: torch.device, advise: Callable[[Room], str])
         raise OutOfMemoryError(advise(room)) from error
 
 
-def planned_of(info: CheckpointInfo) -> Planned:
-    """A checkpoint's model, as far as its size is concerned."""
+def planned_of(info: CheckpointInfo, training: Training | None = None) -> Planned:
+    """A checkpoint's model, or one that is trained, as far as its size is concerned."""
     family = info.of_family
-    return Planned(family, info.model, Training(family.settings(), info.process), info.view.size)
+    return Planned(family, info.model, training or Training(family.settings(), info.process), info.view.size)
 
 
-def training_advice(planned: Planned, key: str, work: Work, room: Room, *, batch_size: int, accumulation: int) -> str:
-    """What to set where a training ran out of memory; the volumes per step stay the same.
+@dataclass(frozen=True)
+class Tried:
+    """A batch that does not fit.
+
+    Attributes:
+        batch_size, accumulation: of the configuration.
+        ranks: that share the batch.
+        planned_only: whether it was refused before it was computed.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    ranks: int = 1
+    planned_only: bool = False
+
+    def on(self, room: Room) -> str:
+        """What happened to it on a device."""
+        return f"{'Too little memory' if self.planned_only else 'Out of memory'} on {room}"
+
+
+def training_advice(planned: Planned, key: str, work: Work, room: Room, batch: Tried) -> str:
+    """What to set where a training does not fit; the volumes per step stay the same.
 
     Args:
         planned: what is trained.
         key: of its settings, such as `recipe.local`.
         work: what was tried.
         room: of the device that ran out.
-        batch_size, accumulation: what was tried.
+        batch: with which batch.
     """
-    volumes = batch_size * accumulation
-    tried = f"{room}: {work}, with batch_size {batch_size}"
+    volumes, each = batch.batch_size * batch.accumulation, batch.batch_size // batch.ranks
+    shared = f" shared by {batch.ranks} ranks" if batch.ranks > 1 else ""
+    tried = f"{batch.on(room)}: {work}, with batch_size {batch.batch_size}{shared}"
     try:
-        needed = memory_of(work, planned, batch_size, room.device).total
+        needed = memory_of(work, planned, each, room.device).total
         options = []
         for again in dict.fromkeys((work.checkpointing, True)):
             again_work = replace(work, checkpointing=again)
             tried_before = again == work.checkpointing  # the plan is an estimate, and the very same has just failed
             most = largest_batch(again_work, planned, room.for_tensors, room.device)
-            most = min(most, batch_size - 1 if tried_before else batch_size)
-            size = max((size for size in range(1, most + 1) if volumes % size == 0), default=0)
+            most = min(most, each - 1 if tried_before else each)
+            size = (
+                max((size for size in range(1, most + 1) if volumes % (size * batch.ranks) == 0), default=0)
+                * batch.ranks
+            )
             if size:
                 switched = "" if tried_before else f", {key}.checkpointing=true"
                 options.append(f"{key}.batch_size={size}, {key}.accumulation={volumes // size}{switched}")
@@ -124,7 +148,7 @@ def sampling_advice(planned: Planned, work: Work, room: Room, *, batch_size: int
         room: of the device that ran out.
         batch_size: what was tried.
     """
-    tried = f"{room}: {work}, with sample.batch_size {batch_size}"
+    tried = f"{Tried(batch_size).on(room)}: {work}, with sample.batch_size {batch_size}"
     try:
         needed = memory_of(work, planned, batch_size, room.device).total
         size = min(largest_batch(work, planned, room.for_tensors, room.device), batch_size - 1)
@@ -137,12 +161,21 @@ def sampling_advice(planned: Planned, work: Work, room: Room, *, batch_size: int
     return f"{told} No batch does: sample on another device (sample.device).{_others(room)}"
 
 
-def evaluation_advice(room: Room, *, batch_size: int) -> str:
-    """What to set where the feature network of an evaluation ran out of memory."""
+def evaluation_advice(room: Room, *, batch_size: int, resized: bool = False) -> str:
+    """What to set where the feature network of an evaluation ran out of memory.
+
+    Args:
+        room: memory of the device.
+        batch_size: volumes that were computed together.
+        resized: whether the network is given volumes of a configured size.
+    """
     ways = [f"evaluate.batch_size={batch_size // 2}"] if batch_size > 1 else []
     ways += ["evaluate.device=cpu"] if room.device == "cuda" else []
     what = f"Set {' or '.join(ways)}; the figures stay the same" if ways else "Use a machine with more memory"
-    return f"{room}: the features of {batch_size} volumes together. {what}."
+    size = (
+        ". Or set a smaller evaluate.extractor.size; the figures are then not comparable with others" if resized else ""
+    )
+    return f"{Tried(batch_size).on(room)}: the features of {batch_size} volume(s) together. {what}{size}."
 
 
 def _others(room: Room) -> str:

@@ -1,6 +1,7 @@
 """Pictures of volumes: orthogonal slices in Hounsfield windows, in radiological convention, with direction marks."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,20 +59,34 @@ class Plane:
         return self.hu.shape[0] * self.pixel_mm[0], self.hu.shape[1] * self.pixel_mm[1]
 
 
-def orthogonal_planes(volume: Volume) -> tuple[Plane, Plane, Plane]:
-    """Axial, coronal and sagittal slice through the middle of a volume in HU on an LPS grid.
+def orthogonal_planes(volume: Volume, at: tuple[int, int, int] | None = None) -> tuple[Plane, Plane, Plane]:
+    """Axial, coronal and sagittal slice of a volume in HU on an LPS grid.
 
     Stored axes grow towards superior, posterior and left. Seen from the feet (axial) and from the front (coronal), the
     patient's right is on the left of the picture; the sagittal slice is seen from the patient's left.
+
+    Args:
+        volume: which.
+        at: indices (z, y, x) of the voxel that all three contain; default: the middle.
     """
-    z, y, x = (n // 2 for n in volume.hu.shape)
+    z, y, x = at or tuple(n // 2 for n in volume.hu.shape)
     sx, sy, sz = volume.spacing_mm
-    hu = volume.hu.astype(np.float32)
-    return (
-        Plane("axial", hu[z], (sy, sx), ("R", "L", "A", "P")),
-        Plane("coronal", hu[::-1, y], (sz, sx), ("R", "L", "S", "I")),
-        Plane("sagittal", hu[::-1, :, x], (sz, sy), ("A", "P", "S", "I")),
+    axial, coronal, sagittal = (
+        each.astype(np.float32) for each in (volume.hu[z], volume.hu[::-1, y], volume.hu[::-1, :, x])
     )
+    return (
+        Plane("axial", axial, (sy, sx), ("R", "L", "A", "P")),
+        Plane("coronal", coronal, (sz, sx), ("R", "L", "S", "I")),
+        Plane("sagittal", sagittal, (sz, sy), ("A", "P", "S", "I")),
+    )
+
+
+def enlarged(plane: Plane, tile: int) -> NDArray[np.float32]:
+    """HU of one slice in true proportions, bicubic, the longer side of `tile` pixels."""
+    height_mm, width_mm = plane.size_mm
+    scale = tile / max(height_mm, width_mm)
+    size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane.hu)).resize(size, Image.Resampling.BICUBIC))
 
 
 def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE, marks: int = MARK_SIZE) -> Image.Image:
@@ -83,15 +98,11 @@ def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE, marks: int
         tile: pixels of the picture's longer side.
         marks: size of the letters, pixels.
     """
-    height_mm, width_mm = plane.size_mm
-    scale = tile / max(height_mm, width_mm)
-    size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
-    shown = Image.fromarray(np.ascontiguousarray(plane.hu)).resize(size, Image.Resampling.BICUBIC)
-    picture = Image.fromarray(window.to_gray(np.asarray(shown)))
+    picture = Image.fromarray(window.to_gray(enlarged(plane, tile)))
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=marks)
     left, right, top, bottom = plane.marks
-    width, height = size
+    width, height = picture.size
     places = {
         (4, height / 2): (left, "lm"),
         (width - 4, height / 2): (right, "rm"),
@@ -114,6 +125,15 @@ def draw_volume(volume: Volume) -> Image.Image:
         strip.paste(0, (left, 0, left + TILE, height))
         strip.paste(picture, (left + (TILE - picture.width) // 2, (height - picture.height) // 2))
     return strip
+
+
+def draw_volumes(volumes: Sequence[Volume]) -> Image.Image:
+    """One row of `draw_volume` per volume, of equal size."""
+    rows = [draw_volume(volume) for volume in volumes]
+    sheet = Image.new("L", (rows[0].width, sum(row.height + GAP for row in rows) - GAP), 255)
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * (row.height + GAP)))
+    return sheet
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -17,19 +17,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from traceback import format_exc
 from typing import Any
 
 import cloudpickle
 import psutil
 
 from storage.errors import UserError
+from tasks.run.machine import SHARING, limit_threads
 
 _CODE = "import sys; from tasks.run.child import serve; serve(int(sys.argv[1]))"
-_SINGLE_THREAD = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+_ONE_THREAD = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+_THREADS_OF_DASK = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # it sets them to 1 for its workers
 _LOOK_S = 0.5  # how often the processor time is looked at
 _START_S = 120.0  # a shared machine may need long to start Python and to import
+_IDLE_S = 300.0  # so long it waits for work, and holds its memory, where the one who gave it some was killed
 logger = logging.getLogger("prdit.fanout")
 
 
@@ -41,11 +45,15 @@ class Allowance:
         memory_mb: above what its process has already.
         seconds: of processor time, until its next result.
         waiting_s: by the clock, until its next result.
+        more_s: processor time that `need_more` may add, in all.
+        together: whether both limits of time are for all its results together.
     """
 
     memory_mb: int
     seconds: float
     waiting_s: float = 600.0
+    more_s: float = 0.0
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,14 @@ class Lost:
         detail: kind of error or cost, for a verdict's sentence.
         error: what the function raised where it is an error of ours, which concerns the run and not this item (a full disk, say).
         done: what it had yielded.
+        traceback: of an error that is not ours.
     """
 
     reason: str
     detail: str
     error: UserError | None = None
     done: list[Any] = field(default_factory=list)
+    traceback: str = field(default="", compare=False, repr=False)
 
 
 def attempt(
@@ -91,7 +101,7 @@ def attempt(
         return Lost("too_costly", _too_much(allowance), done=done)
     except Exception as error:
         logger.exception("An item failed")
-        return Lost("failed", type(error).__name__, done=done)
+        return Lost("failed", type(error).__name__, done=done, traceback=format_exc())
     return done
 
 
@@ -99,17 +109,28 @@ _ask: Callable[[float], None] | None = None  # set in a process that works for a
 
 
 def need_more(seconds: float) -> None:
-    """Allow the item that this process works on more processor time, when what it takes is known; a tenfold by the clock."""
+    """Ask for more processor time for the item that this process works on, when what it takes is known; a tenfold by the clock.
+
+    It is given as far as the item's allowance goes.
+    """
     if _ask is not None:
         _ask(seconds)
 
 
 class Child:
-    """A process that starts when it is first needed, and again when it has died."""
+    """A process that starts when it is first needed, and again when it has died.
 
-    def __init__(self) -> None:
+    Args:
+        one_thread: whether its native libraries start no threads; else as many as this job has cores.
+        sharing: how many such processes share this job's cores and memory.
+    """
+
+    def __init__(self, *, one_thread: bool = True, sharing: int = 1) -> None:
+        self._one_thread = one_thread
+        self._sharing = sharing
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
+        self._killed = False
 
     def run(self, call: bytes, allowance: Allowance | None) -> Any:
         """Apply a function to an item there; as `attempt`.
@@ -120,6 +141,8 @@ class Child:
         """
         connection = self._connected()
         done: list[Any] = []
+        if self._killed:  # while the process was being started
+            return self._stopped("worker_died", "it was ended", done)
         try:
             connection.send_bytes(cloudpickle.dumps(allowance))
             connection.send_bytes(call)
@@ -137,13 +160,14 @@ class Child:
                         limits.extend(value)
                 elif kind == "one":
                     done.append(value)
-                    limits = self._limits(allowance)
+                    if allowance and not allowance.together:
+                        limits = self._limits(allowance)
                 elif kind == "all":
                     return done
                 elif isinstance(value, Lost):
                     if value.reason == "too_costly":
                         self.close()  # what it holds may be spread over its memory
-                    return Lost(value.reason, value.detail, value.error, done)
+                    return replace(value, done=done)
                 else:
                     return value
         except (EOFError, OSError):
@@ -162,15 +186,18 @@ class Child:
             process.kill()
             process.wait()
 
+    def kill(self) -> None:
+        """End the process for good, from another thread than the one that may wait for it, which gets `Lost`."""
+        self._killed = True
+        if (process := self._process) is not None:
+            process.kill()
+            process.wait()
+
     def _connected(self) -> "Connection[Any, Any]":
         if self._connection is None or self._process is None or self._process.poll() is not None:
             self.close()
             ours, theirs = multiprocessing.Pipe()
-            environment = {**os.environ, **dict.fromkeys(_SINGLE_THREAD, "1"), "PYTHONPATH": os.pathsep.join(sys.path)}
-            quiet = (
-                "ignore:resource_tracker:UserWarning"  # it removes the semaphores of killed processes, and would say so
-            )
-            environment["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
+            environment = self._environment()
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the process that waits
             try:
                 self._process = subprocess.Popen(
@@ -184,6 +211,21 @@ class Child:
             theirs.close()
             self._connection = ours
         return self._connection
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        if self._one_thread:
+            environment |= dict.fromkeys(_ONE_THREAD, "1")
+        else:
+            for name in _THREADS_OF_DASK:
+                environment.pop(name, None)
+            limit_threads(environment)
+        environment[SHARING] = str(self._sharing)
+        # Dask sets it for its workers: each large array is fetched from the system anew then, and a scan takes twice as long.
+        environment.pop("MALLOC_TRIM_THRESHOLD_", None)
+        quiet = "ignore:resource_tracker:UserWarning"  # it removes the semaphores of killed processes, and would say so
+        environment["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), quiet)))
+        return environment
 
     def _limits(self, allowance: Allowance | None) -> "_TimeLimits | None":
         assert self._process is not None
@@ -199,11 +241,13 @@ class _TimeLimits:
 
     def __init__(self, pid: int, allowance: Allowance) -> None:
         self._process = psutil.Process(pid)
-        self._seconds, self._waiting_s = allowance.seconds, allowance.waiting_s
+        self._seconds, self._waiting_s, self._more_s = allowance.seconds, allowance.waiting_s, allowance.more_s
         self._used, self._began = self._processor_s(), time.monotonic()
 
     def extend(self, seconds: float) -> None:
-        """Allow so much more processor time."""
+        """Allow so much more processor time, as far as the allowance goes."""
+        seconds = min(seconds, self._more_s)
+        self._more_s -= seconds
         self._seconds += seconds
         self._waiting_s += 10 * seconds
 
@@ -224,31 +268,38 @@ class _TimeLimits:
 
 
 def serve(descriptor: int) -> None:
-    """Work for the process at the other end of a connection until it closes it, as it does when it dies."""
+    """Work for the process at the other end of a connection until it closes it, as it does when it dies, or gives no more work."""
     global _ask
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here; libraries unblock it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what it has in memory may be a patient's
     connection: Connection[Any, Any] = Connection(descriptor)
     threading.Thread(target=_end_with, args=(descriptor,), daemon=True).start()
 
+    def tell(message: bytes) -> None:
+        try:
+            connection.send_bytes(message)
+        except OSError:
+            os._exit(0)  # as `_end_with`, which may be later: nobody waits for this
+
     def send(one: Any) -> None:
-        connection.send_bytes(cloudpickle.dumps(("one", one)))
+        tell(cloudpickle.dumps(("one", one)))
 
     def ask(seconds: float) -> None:
-        connection.send_bytes(cloudpickle.dumps(("more", seconds)))
+        tell(cloudpickle.dumps(("more", seconds)))
 
     _ask = ask
     while True:
         try:
+            if not connection.poll(_IDLE_S):
+                return
             allowance = cloudpickle.loads(connection.recv_bytes())
             call = connection.recv_bytes()
         except (EOFError, OSError):
             return
         function, item = cloudpickle.loads(call)
-        connection.send_bytes(b"started")
+        tell(b"started")
         found = attempt(function, item, allowance, send)
-        connection.send_bytes(
-            cloudpickle.dumps(("all", None) if isinstance(found, list) and not found else ("result", found))
-        )
+        tell(cloudpickle.dumps(("all", None) if isinstance(found, list) and not found else ("result", found)))
 
 
 def _end_with(descriptor: int) -> None:

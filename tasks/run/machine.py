@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+SHARING = "PRDIT_SHARING"  # variable of processes that work for runner `local`
 _ROOT = Path("/")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -71,6 +72,11 @@ def memory_available(root: Path | None = None) -> Share:
             if most - usage < available:
                 available, limit = max(0, most - usage), f"cgroup {folder / name}"
     return Share(available, total, limit)
+
+
+def sharing() -> int:
+    """How many processes share this job's cores and memory: those of runner `local`, which tells each of them."""
+    return int(os.environ.get(SHARING, "1"))
 
 
 def limit_threads(environment: MutableMapping[str, str]) -> None:

@@ -51,7 +51,7 @@ def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
             yield draw
         return
 
-    began = time.monotonic()
+    pace = Pace()
     last = {"tenth": -1, "time": 0.0}
 
     def log(done: int, total: int) -> None:
@@ -59,9 +59,10 @@ def show_progress(name: str, also: Advance | None = None) -> Iterator[Advance]:
             also(done, total)
         tenth = 10 * done // max(total, 1)
         now = time.monotonic()
+        text = pace.text(done, total, now)
         if tenth > last["tenth"] and (now - last["time"] >= _QUIET_S or tenth == 10 or last["time"] == 0.0):
             last.update(tenth=tenth, time=now)
-            logger.info("%s: %d of %d%s", name, done, total, _pace(done, total, now - began))
+            logger.info("%s: %d of %d%s", name, done, total, text)
 
     yield log
 
@@ -73,13 +74,27 @@ class _Rate(ProgressColumn):
         return Text(_rate(task.speed) if task.speed else "")
 
 
+class Pace:
+    """Rate since the first report and the time that is left at that rate; what had been done before it does not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def text(self, done: int, total: int, now: float) -> str:
+        """`, 1.7/s, 0:00:24 left`, or nothing where it is not known or not needed.
+
+        Args:
+            done, total: as reported.
+            now: of `time.monotonic`.
+        """
+        self._first = self._first or (done, now)
+        before, began = self._first
+        done, total, seconds = done - before, total - before, now - began
+        if not 0 < done < total or seconds <= 0:
+            return ""
+        left = timedelta(seconds=round((total - done) * seconds / done))
+        return f", {_rate(done / seconds)}, {left} left"
+
+
 def _rate(per_s: float) -> str:
     return f"{per_s:.1f}/s" if per_s >= 1 else f"{60 * per_s:.1f}/min"
-
-
-def _pace(done: int, total: int, seconds: float) -> str:
-    """Rate since the start and the time that is left at that rate, for a log line."""
-    if not 0 < done < total or seconds <= 0:
-        return ""
-    left = timedelta(seconds=round((total - done) * seconds / done))
-    return f", {_rate(done / seconds)}, {left} left"

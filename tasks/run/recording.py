@@ -5,6 +5,7 @@ No path is sent: those of sources, stores and working directories may reveal who
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,16 @@ from storage.documents.checkpoint import Checkpoint
 from storage.documents.provenance import Provenance
 from storage.errors import StorageError
 from storage.snapshots import load_snapshot
+from storage.tracking import Tracker
 
 if TYPE_CHECKING:
-    from storage.tracking import Tracker  # mlflow takes two seconds to import: only stages that are tracked pay for it
     from tasks.run.stage import RunContext, Stage
 
 logger = logging.getLogger("prdit.tracking")
 
 
 class StageRecording:
-    """The MLflow run of one stage; without a tracking server, only its figures.
+    """The MLflow run of one stage; without tracking, only its figures.
 
     Args:
         stage: which.
@@ -31,7 +32,7 @@ class StageRecording:
         context: where the run reports.
         directory: the stage's directory.
 
-    Raises: TrackingUnavailableError: the tracking server does not answer (nothing has started yet).
+    Raises: TrackingUnavailableError: the tracking address can never work (nothing has started yet).
     """
 
     def __init__(self, stage: "Stage", inputs: dict[str, Ref], context: "RunContext", directory: Path) -> None:
@@ -40,7 +41,7 @@ class StageRecording:
         self._run_id = ""
 
     def start(self, *, cached: bool, cached_from: str | None) -> str:
-        """Begin the run; its id is empty without a tracking server.
+        """Begin the run and return our id of it, empty without tracking.
 
         Args:
             cached: whether the stage's artifact was found.
@@ -59,25 +60,38 @@ class StageRecording:
         )
         return self._run_id
 
+    def mlflow_id(self) -> str:
+        """The run's id on the server; empty without tracking, or where the server does not answer."""
+        return self.tracker.mlflow_id(self._run_id) if self.tracker else ""
+
     def fail(self, error: BaseException) -> None:
         """Close the run of a stage that failed; the message may name files, so only the error's class is sent."""
         if self.tracker:
             self.tracker.set_tags(self._run_id, {"prdit.error": type(error).__name__})
             self.tracker.end_run(self._run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
-    def finish(self, ref: Ref, *, cached: bool, seconds: float) -> dict[str, float]:
-        """Close the run of an artifact that is made or found, and return its figures by MLflow's names."""
+    def finish(
+        self, ref: Ref, *, cached: bool, seconds: float, made: Callable[[Path], Ref | None] | None = None
+    ) -> dict[str, float]:
+        """Close the run of an artifact that is made or found, and return its figures by MLflow's names.
+
+        Args:
+            ref: the artifact.
+            cached: whether it was found.
+            seconds: the stage took.
+            made: finds the snapshot that the stage made, which is then the run's dataset.
+        """
         stage, prefix = self._stage, self._stage.name + "/"
         points = stage.points(self._directory)
-        last = {name: float(value) for point in points for name, value in point.items()}
+        last = {n: float(v) for point in points for n, v in point.items() if isinstance(v, int | float)}  # not its note
         figures = {prefix + n: v for n, v in last.items() if n in (stage.figures or last.keys() - {"step", "time_ms"})}
         if self.tracker is None:
             return figures
-        self._log_data(self.tracker)
+        self._log_data(self.tracker, made)
         used = self._used_model(self.tracker)
         if cached or not stage.streams:
             self.tracker.log_points(
-                self._run_id, points, prefix=prefix, model_id=used if stage.kind == "report" and not cached else None
+                self._run_id, points, prefix=prefix, model=used if stage.kind == "report" and not cached else None
             )
         self.tracker.log_points(self._run_id, [{"step": 0, f"seconds/{stage.name}": seconds}])
         if ref.kind == "checkpoint":
@@ -91,33 +105,24 @@ class StageRecording:
         self.tracker.end_run(self._run_id, "FINISHED")
         return figures
 
-    def _log_data(self, tracker: "Tracker") -> None:
-        if "snapshot" in self._inputs:
-            purpose = {"split": "split", "evaluate": "evaluation"}.get(self._stage.name, "training")
-            log_snapshot(tracker, self._run_id, self._inputs["snapshot"], purpose)
+    def _log_data(self, tracker: Tracker, made: Callable[[Path], Ref | None] | None) -> None:
+        snapshot = made(self._directory) if made else self._inputs.get("snapshot")
+        if snapshot:
+            purpose = {"ingest": "ingest", "split": "split", "evaluate": "evaluation"}.get(self._stage.name, "training")
+            log_snapshot(tracker, self._run_id, snapshot, purpose)
 
-    def _used_model(self, tracker: "Tracker") -> str | None:
-        """The model of the checkpoint that the stage read, or that its samples were drawn from, as input of the run."""
+    def _used_model(self, tracker: Tracker) -> str | None:
+        """The digest of the checkpoint that the stage read, or that its samples were drawn from, named as input of the run."""
         checkpoints = [ref for ref in self._inputs.values() if ref.kind == "checkpoint"]
         checkpoint = checkpoints[-1] if checkpoints else None
         if "samples" in self._inputs:
             checkpoint = input_ref(self._inputs["samples"], "checkpoint")
-        found = tracker.find_model(checkpoint.digest) if checkpoint else None
-        if found:
-            tracker.log_model_input(self._run_id, found)
-        return found
+        if checkpoint:
+            tracker.use_model(self._run_id, checkpoint.digest)
+        return checkpoint.digest if checkpoint else None
 
 
-def record_snapshot(context: "RunContext", run_id: str | None, snapshot: Ref, purpose: str) -> None:
-    """`log_snapshot` for a run without an open tracker; a server that does not answer is logged, not raised."""
-    try:
-        if run_id and (tracker := context.tracker()):
-            log_snapshot(tracker, run_id, snapshot, purpose)
-    except StorageError as error:
-        logger.warning("the snapshot is not named as dataset in MLflow: %s", error)
-
-
-def log_snapshot(tracker: "Tracker", run_id: str, snapshot: Ref, purpose: str) -> None:
+def log_snapshot(tracker: Tracker, run_id: str, snapshot: Ref, purpose: str) -> None:
     """Name a snapshot of a volume store as dataset of a run.
 
     Args:
@@ -135,7 +140,7 @@ def log_snapshot(tracker: "Tracker", run_id: str, snapshot: Ref, purpose: str) -
     tracker.log_dataset(run_id, f"CT at {listed.grid.spacing_mm:g} mm", snapshot.digest, context=purpose, facts=facts)
 
 
-def log_checkpoint(tracker: "Tracker", run_id: str, checkpoint: Ref) -> None:
+def log_checkpoint(tracker: Tracker, run_id: str, checkpoint: Ref) -> None:
     """Name a checkpoint as model that a run made; its averaged weights are uploaded once per experiment.
 
     The averaged weights are what sampling takes by default. The others stay in the working directory: a B/12/4 has 373 MB of

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,11 +32,10 @@ from storage.documents.pending import Pending
 from storage.errors import StorageError
 from storage.files import fsync_directory, naming_path, remove_leftovers
 from storage.locks import locked
+from storage.tracking import Tracker, flush
 from tasks.run.recording import StageRecording
 
-if TYPE_CHECKING:  # mlflow takes two seconds to import: only stages that are tracked pay for it
-    from storage.tracking import Tracker
-
+TRACKING = "tracking"  # in the working folder: what MLflow does not have yet
 LOCK = "stage.lock"  # in the scratch folder: held while a run works on the stage
 logger = logging.getLogger("prdit.stage")
 
@@ -48,7 +47,7 @@ class RunContext(BaseModel):
         workdir: folder of all stage directories.
         tracking_uri: MLflow server, or None to leave stages untracked.
         experiment: MLflow experiment.
-        parent_run_id: MLflow run that the stages' runs are children of.
+        parent_run_id: our id of the run that the stages' runs are children of.
         tags: tags of every run.
         parameters: the settings that runs are compared by, by dotted key; a stage's run shows those of its stage.
         columns: metrics that the table of runs shows.
@@ -66,13 +65,17 @@ class RunContext(BaseModel):
     columns: tuple[str, ...] = ()
     repeat_command: str | None = None
 
-    def tracker(self) -> "Tracker | None":
-        """The tracker of this run."""
+    def tracker(self) -> Tracker | None:
+        """The tracker of this run; None where it is not tracked."""
         if self.tracking_uri is None:
             return None
-        from storage.tracking import Tracker
+        outbox = self.workdir / TRACKING
+        return Tracker(self.tracking_uri, self.experiment, outbox, commit=git_commit(), columns=self.columns)
 
-        return Tracker(self.tracking_uri, self.experiment, commit=git_commit(), columns=self.columns)
+    def flush(self, *, stopped: bool = False) -> None:
+        """Wait while MLflow takes what was recorded, see `storage.tracking.flush`."""
+        if self.tracking_uri is not None:
+            flush(self.workdir / TRACKING, stopped=stopped)
 
 
 Point = dict[str, Any]
@@ -92,7 +95,6 @@ class Stage:
         figures: names of the metrics whose last values stand for the stage; all where empty.
         streams: whether the body sends its points itself while it runs.
         section: dotted key of its settings in a configuration; its name where empty.
-        resumable: folders of `work/` from which a killed body resumes; removed once the artifact is committed.
     """
 
     name: str
@@ -103,7 +105,6 @@ class Stage:
     figures: tuple[str, ...] = ()
     streams: bool = False
     section: str = ""
-    resumable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,12 @@ class StageRun:
     Attributes:
         directory: where the artifact's files go.
         tracker: for metrics while the stage runs, or None.
-        run_id: MLflow run of the stage, empty where there is none.
+        run_id: our id of the stage's run, empty where there is none.
         provenance: what `commit_artifact` is called with, for a body that commits in a subprocess.
     """
 
     directory: Path
-    tracker: "Tracker | None"
+    tracker: Tracker | None
     run_id: str
     provenance: dict[str, Any]
 
@@ -130,7 +131,7 @@ class StageOutcome(BaseModel):
         ref: the artifact.
         cached: True when a verified earlier artifact was used and nothing ran.
         seconds: wall time of the stage, verification included.
-        mlflow_run_id: the stage's run, empty where untracked.
+        mlflow_run_id: the stage's run, empty where untracked or while the server does not answer.
         figures: the stage's results as numbers, by their names in MLflow (`evaluate/hu_std_ratio`).
         directory: where the stage worked; `prdit prune` keeps those of the newest runs.
     """
@@ -156,6 +157,7 @@ def run_stage(
     context: RunContext,
     body: Body,
     still_valid: Callable[[Path], bool] | None = None,
+    made: Callable[[Path], Ref | None] | None = None,
 ) -> StageOutcome:
     """Run one stage, or take its artifact from the cache.
 
@@ -166,6 +168,7 @@ def run_stage(
         context: where the run works and reports.
         body: writes the artifact's files; may commit itself (a subprocess does) and return the reference.
         still_valid: extra condition on a hit beyond its hashes (a store that has not grown, say).
+        made: finds the snapshot that the stage made, where its directory is known.
     """
     began = time.monotonic()
     directory = context.workdir.resolve() / stage.name / stage_key(stage.name, stage.recipe, inputs, config)
@@ -177,19 +180,27 @@ def run_stage(
         run_id = recording.start(cached_from=load_provenance(ref).mlflow_run_id if ref else None, cached=cached)
         try:
             if ref is None:
-                run = StageRun(directory, recording.tracker, run_id, {})
+                extra = {"code_version": code_version(), "mlflow_run_id": recording.mlflow_id()}
+                run = StageRun(directory, recording.tracker, run_id, {"extra": extra})
                 ref = _compute(stage, inputs, config, run, body, began)
             else:
                 logger.info("%s: cached, verified by hash (%s)", stage.name, directory)
         except BaseException as error:
             recording.fail(error)
             raise
-        for name in stage.resumable:  # on a hit too: a run may have been killed after its commit
-            shutil.rmtree(directory / SCRATCH / name, ignore_errors=True)
     seconds = time.monotonic() - began
-    figures = recording.finish(ref, cached=cached, seconds=seconds)
+    try:
+        figures = recording.finish(ref, cached=cached, seconds=seconds, made=made)
+    except BaseException as error:  # a stop signal that comes now
+        recording.fail(error)
+        raise
     return StageOutcome(
-        ref=ref, cached=cached, seconds=seconds, mlflow_run_id=run_id, figures=figures, directory=str(directory)
+        ref=ref,
+        cached=cached,
+        seconds=seconds,
+        mlflow_run_id=recording.mlflow_id(),
+        figures=figures,
+        directory=str(directory),
     )
 
 
@@ -206,7 +217,7 @@ def _compute(
         "recipe": stage.recipe,
         "inputs": inputs,
         "config": config,
-        "extra": {"code_version": code_version(), "mlflow_run_id": run.run_id},
+        **run.provenance,
     }
     Pending(stage=stage.name, inputs=inputs).save(run.directory / SCRATCH)
     ref = body(StageRun(run.directory, run.tracker, run.run_id, provenance))

@@ -1,5 +1,6 @@
 """A stage as a Prefect task: its progress artifact, and a state that says when the stage was cached."""
 
+import base64
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -7,13 +8,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
 from tasks.run.private import without_paths
-from tasks.run.progress import Advance, show_progress
+from tasks.run.progress import Advance, Pace, show_progress
 from tasks.run.stage import StageOutcome
 
 _UPDATE_S = 2.0  # each update is a request to the server of about 10 ms
@@ -28,15 +34,16 @@ def task_progress(name: str) -> Iterator[Advance]:
     """
     tracked = TaskRunContext.get() is not None
     artifact: Any = None
-    last = 0.0
+    last, pace = 0.0, Pace()
 
     def report(done: int, total: int) -> None:
         nonlocal artifact, last
         now = time.monotonic()
+        left = pace.text(done, total, now)
         if not tracked or (now - last < _UPDATE_S and done != total):
             return
         last = now
-        percent, text = min(100.0, 100.0 * done / max(total, 1)), f"{done} of {total}"
+        percent, text = min(100.0, 100.0 * done / max(total, 1)), f"{done} of {total}{left}"
         try:
             if artifact is None:
                 artifact = create_progress_artifact(progress=percent, key=f"prdit-{name}", description=text)
@@ -51,12 +58,30 @@ def task_progress(name: str) -> Iterator[Advance]:
 
 def publish_table(name: str, rows: list[dict[str, Any]]) -> None:
     """Show rows as a Prefect table artifact `prdit-<name>-table` of the task run; outside a task run nothing happens."""
+    _publish(name, "table", create_table_artifact, table=rows)
+
+
+def publish_picture(name: str, jpeg: bytes, caption: str) -> None:
+    """Show a picture as Prefect artifact `prdit-<name>-picture` of the task run; outside a task run nothing happens.
+
+    Args:
+        name: of the stage.
+        jpeg: the picture, small: it is stored in Prefect's database.
+        caption: a line below it.
+    """
+    data = base64.b64encode(jpeg).decode()
+    markdown = f"![{caption}](data:image/jpeg;base64,{data})\n\n{caption}"
+    _publish(name, "picture", create_markdown_artifact, markdown=markdown)
+
+
+def _publish(name: str, what: str, create: Callable[..., Any], **content: Any) -> None:
+    """Make an artifact of the task run; outside a task run nothing happens."""
     if TaskRunContext.get() is None:
         return
     try:
-        create_table_artifact(table=rows, key=f"prdit-{name}-table")
-    except Exception as error:  # noqa: BLE001  # a table must never end a stage
-        logger.warning("the table artifact of %s was not made: %s", name, error)
+        create(key=f"prdit-{name}-{what}", **content)
+    except Exception as error:  # noqa: BLE001  # an artifact must never end a stage
+        logger.warning("the %s artifact of %s was not made: %s", what, name, error)
 
 
 def as_state(outcome: StageOutcome) -> Any:

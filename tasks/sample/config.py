@@ -6,12 +6,29 @@ from pydantic import Field, field_validator, model_validator
 
 from prdit_models.diffusion.sampler import Sampler
 from tasks.model.compute import Attention, ComputeConfig
+from tasks.run.config import StageConfig
+
+
+class RedrawConfig(StageConfig):
+    """Which volumes are drawn again, from a seed derived from seed, index and try."""
+
+    most: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="so often a volume that is not finite, or could be no chest, is drawn again; 0: never",
+    )
+    anatomy: bool | None = Field(
+        None,
+        description="judge volumes by their anatomy (docs/anatomy.md); default: where the view can show a whole chest, a box of "
+        "240 mm or more in voxels of at most 8 mm. The first plausible volume is kept, or the last finite one",
+    )
 
 
 class SampleConfig(ComputeConfig):
     """How many volumes are drawn from a checkpoint, and how."""
 
-    RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {"batch_size"}
+    RUNTIME: ClassVar[frozenset[str]] = ComputeConfig.RUNTIME | {"batch_size", "preview_every"}
 
     num_volumes: int = Field(8, ge=1, description="volumes to draw")
     sampler: str = Field(
@@ -46,7 +63,18 @@ class SampleConfig(ComputeConfig):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast of the network; about twice as fast where the processor has it"
     )
-    batch_size: int = Field(4, ge=1, description="volumes drawn together; does not change the volumes")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="volumes drawn at once by a worker: on a GPU in one batch, on a CPU each by a thread of its own (so that the "
+        "bits do not depend on it), at most num_threads; default: as many as fit into memory, by measurement",
+    )
+    redraw: RedrawConfig = RedrawConfig()
+    preview_every: int = Field(
+        64,
+        ge=1,
+        description="volumes after which a picture of the newest is shown (MLflow, Prefect); the last is always shown",
+    )
     seed: int = Field(42, ge=0, description="volume i is drawn from a seed derived from this and i")
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")

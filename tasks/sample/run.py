@@ -1,37 +1,38 @@
 """Sampling: a checkpoint -> volumes in Hounsfield units, each from its own seed."""
 
-import hashlib
 import logging
-import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from prdit_models.families.family import Callback, Request
-from prdit_models.plan import Work
 from storage.artifacts import SCRATCH, Ref
 from storage.documents.checkpoint import Intensity, View
-from storage.documents.samples import SamplerSettings, Samples
+from storage.documents.samples import Excluded, Redraw, SamplerSettings, Samples, Verdict
+from storage.documents.synthetic import Synthetic
 from storage.errors import ComputationError, InputError, as_input_error
-from storage.files import write_json_atomic
-from storage.geometry import Volume
-from storage.nifti import write_nifti
+from storage.files import read_json, write_json_atomic
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
-from tasks.model.compute import autocast, pick_device
-from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
+from tasks.model.checkpoint import CheckpointInfo, load_info
+from tasks.run.fanout import Pool
 from tasks.run.progress import Advance
+from tasks.run.runners import Local, Runner
+from tasks.sample.batch import AtOnce, at_once, threads_that_fit
+from tasks.sample.chunk import Batch, Drawn, draw_chunk
 from tasks.sample.config import SampleConfig
+from tasks.sample.draw import Drawing, model_of, request, volume_id
+from tasks.sample.settle import judged
+from tasks.sample.watch import Show, Watch
 
-__all__ = ["RECIPE", "check", "load_model", "sample", "volume_id", "volume_seed"]
+__all__ = ["RECIPE", "check", "sample"]
 
-RECIPE = 5
+RECIPE = 6
 STORE_NAME = "samples.zarr"
-_INT16 = np.iinfo(np.int16)
+_BATCH = "batch.json"  # in the scratch folder: the batch that was measured, for a run that goes on
+_LONGEST = 16  # batches of a chunk: after each chunk its worker waits until all is written
+_CHUNKS = 4  # per worker at least, so that all end at about the same time
 logger = logging.getLogger("prdit.sample")
 
 
@@ -50,151 +51,116 @@ def check(checkpoint: Ref, config: SampleConfig) -> None:
         info.of_family.check(info.model, info.process, wanted)
 
 
-def request(info: CheckpointInfo, config: SampleConfig) -> Request:
-    """What a configuration asks of a checkpoint's model.
-
-    Raises: InputError: the model does not know the label.
-    """
-    label = None
-    if config.label is not None:
-        label = (
-            info.label_index(config.label) if info.label_values else 0
-        )  # of a model without labels, its family says why not
-    return Request(config.as_sampler(), config.output, label, config.guidance_scale)
-
-
-def volume_seed(seed: int, index: int) -> int:
-    """Seed of one volume: the first 63 bits of SHA-256 of `<seed>/<index>`, so that volumes share no noise."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") >> 1
-
-
-def volume_id(index: int) -> str:
-    """Id of a generated volume in its store."""
-    return f"generated-{index:05d}"
-
-
-def sample(checkpoint: Ref, config: SampleConfig, directory: Path, progress: Advance) -> None:
+def sample(
+    checkpoint: Ref,
+    config: SampleConfig,
+    directory: Path,
+    progress: Advance,
+    *,
+    runner: Runner | None = None,
+    show: Show | None = None,
+) -> None:
     """Draw volumes into `samples.zarr`, `nifti/` and the list of samples; volumes a killed run has committed are kept.
 
-    One state per batch is in memory, for any number of steps. Noise of a volume comes from its own generator on the
-    CPU, so a seed means the same volume in any batch and on any device, up to rounding of the arithmetic.
+    On a CPU the bits of a volume depend on its seed alone. On a GPU they depend on its batch, too: batch k has the volumes from
+    k · batch_size on, and one of which a volume is missing is drawn as a whole, so that what is made does not depend on where an
+    earlier run was killed; nor on the number of workers, where `batch_size` is set (a batch that is measured is no larger than a
+    worker's share).
 
     Args:
         checkpoint: verified by the stage.
         config: what to draw.
         directory: of the artifact.
         progress: called with (model evaluations done, total).
+        runner: where batches are drawn; default: in this process.
+        show: given pictures of the newest volumes while it runs.
     Raises:
         InputError: the checkpoint cannot be sampled from.
-        ComputationError: the model gave values that are not finite.
+        ComputationError: no volume is finite.
+        OutOfMemoryError: not even one volume fits.
+        RunnerError: a worker is missing, or was lost.
     """
     check(checkpoint, config)
-    device = pick_device(config)
-    with out_of_memory_explained(device, partial(_advice, load_info(checkpoint), config, config.batch_size)):
-        model, info = load_model(checkpoint, config.weights, device, attention=config.attention)
-    store = VolumeStore.create(directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none")
-    committed = set(store.volume_ids())
-    missing = [index for index in range(config.num_volumes) if volume_id(index) not in committed]
-    if len(missing) < config.num_volumes:
-        logger.info("sample: %d of %d volumes are committed already", len(committed), config.num_volumes)
-    each = info.of_family.evaluations(info.process, request(info, config))
-    total, finished, seconds = each * config.num_volumes, config.num_volumes - len(missing), 0.0
-    progress(finished * each, total)
-    for start in range(0, len(missing), config.batch_size):
-        indices = missing[start : start + config.batch_size]
-        done_before = finished * each
-
-        def advance(done: int, _: int, __: object, before: int = done_before, batch: int = len(indices)) -> None:
-            progress(before + done * batch, total)
-
-        began = time.monotonic()
-        with out_of_memory_explained(device, partial(_advice, info, config, len(indices))):
-            volumes = _draw_batch(model, info, config, indices, device, advance, checkpoint)
-        seconds += time.monotonic() - began
-        for index, x in zip(indices, volumes, strict=True):
-            _commit(store, index, x, info, config)
-        finished += len(indices)
-    _write_outputs(store, info, config, directory)
-    if missing:  # scratch, not artifact: equal runs must give equal bytes
-        batches = -(-len(missing) // config.batch_size)
-        batch = min(config.batch_size, len(missing))
-        timing = {"seconds_per_step": seconds / (batches * each), "batch_size": batch}
-        write_json_atomic(directory / SCRATCH / "timing.json", {**timing, "num_volumes": len(missing)})
-        logger.info("sample: %.3f s per step for a batch of %d", timing["seconds_per_step"], batch)
-
-
-def _advice(info: CheckpointInfo, config: SampleConfig, batch_size: int, room: Room) -> str:
-    """What would fit where a batch did not."""
-    work = Work(info.family, "sample", config.precision)
-    return sampling_advice(planned_of(info), work, room, batch_size=batch_size)
-
-
-def _draw_batch(
-    model: torch.nn.Module,
-    info: CheckpointInfo,
-    config: SampleConfig,
-    indices: list[int],
-    device: torch.device,
-    advance: Callback,
-    checkpoint: Ref,
-) -> NDArray[np.float32]:
-    """Volumes of some indices in model range, shape (B, S, S, S), not clipped."""
-    seeds = [volume_seed(config.seed, index) for index in indices]
-    with autocast(device, config.precision):
-        drawn = info.of_family.generate(
-            model,
-            info.process,
-            request(info, config),
-            [torch.Generator().manual_seed(seed) for seed in seeds],
-            callback=advance,
-        )
-    size = info.view.size
-    if drawn.dim() != 5 or (len(drawn), *drawn.shape[2:]) != (len(seeds), size, size, size):
-        raise ComputationError(
-            f"family {info.family!r} drew {tuple(drawn.shape)} for {len(seeds)} seeds; expected ({len(seeds)}, 1, {size}, {size}, "
-            f"{size}). Its generate() is wrong, or its checkpoint is of another size."
-        )
-    volumes: NDArray[np.float32] = drawn[:, 0].float().cpu().numpy()
-    for index, seed, x in zip(indices, seeds, volumes, strict=True):
-        if not np.isfinite(x).all():
-            raise ComputationError(
-                f"Volume {index} (seed {seed}) from {checkpoint.uri} ({config.weights} weights) has "
-                f"{int((~np.isfinite(x)).sum())} of {x.size} voxels that are not finite; expected finite values. Look at "
-                "the training's losses (metrics.jsonl), or sample with the other weights (sample.weights)."
-            )
-    return volumes
-
-
-def _commit(store: VolumeStore, index: int, x: NDArray[np.float32], info: CheckpointInfo, config: SampleConfig) -> None:
-    """Turn one volume (S, S, S) from model range to int16 HU and commit it; its record has what was clipped."""
-    if info.axes == "xyz":
-        x = x.transpose(2, 1, 0)
-    hu = info.window.to_hu(x)
-    rounded = np.rint(hu)
-    outside = (hu < info.window.lower_hu) | (hu > info.window.upper_hu)
-    half = info.voxel_mm * (x.shape[0] - 1) / 2  # the box's middle is the origin of the world
-    volume = Volume(
-        np.clip(rounded, _INT16.min, _INT16.max).astype(np.int16), (info.voxel_mm,) * 3, (-half, -half, -half)
+    info = load_info(checkpoint)
+    mark = Synthetic(checkpoint=checkpoint.digest, family=info.family, step=info.step, sampler=_sampler(info, config))
+    store = VolumeStore.create(
+        directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none", synthetic=mark
     )
-    facts = {
-        "index": index,
-        "seed": volume_seed(config.seed, index),
-        "clipped_fraction": float(((rounded < _INT16.min) | (rounded > _INT16.max)).mean()),
-        "outside_window_fraction": float(outside.mean()),
-    }
-    store.write(volume, volume_id=volume_id(index), attributes=facts)
+    each = mark.sampler.evaluations
+    watch = Watch(store, directory, (config.num_volumes, each), config.preview_every, progress, show)
+    absolute = checkpoint.model_copy(update={"uri": str(checkpoint.path.resolve())})
+    drawing = Drawing(absolute, config, store.path.resolve())
+    with Pool(_where(runner, config), one_thread=False) as pool:
+        drawn = _draw(pool, drawing, store, directory / SCRATCH, watch)
+    _samples(store, info, config, mark.sampler, drawn.excluded).save(directory)
+    watch.finish()
+    if drawn.volumes:  # scratch, not artifact: equal runs must give equal bytes
+        timing = {"seconds_per_step": drawn.seconds / (drawn.volumes * each), "num_volumes": drawn.volumes}
+        write_json_atomic(directory / SCRATCH / "timing.json", timing)
+        logger.info("sample: %.3f s per step and volume", timing["seconds_per_step"])
 
 
-def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfig, directory: Path) -> None:
-    """NIfTI files and the list of samples from the committed volumes."""
-    ids = [volume_id(index) for index in range(config.num_volumes)]
-    facts = [store.commit_record(name).attributes for name in ids]
-    if config.nifti:
-        for index, name in enumerate(ids):
-            path = directory / "nifti" / f"{index}.nii.gz"
-            if not path.exists():  # written atomically: a file that exists is complete
-                write_nifti(path, store.read_level(name))
-    sampler = SamplerSettings(
+def _where(runner: Runner | None, config: SampleConfig) -> Runner | None:
+    """The runner, or none where several processes of this machine would share its GPU."""
+    if isinstance(runner, Local) and config.device != "cpu" and torch.cuda.is_available():
+        if (runner.num_workers or 1) > 1:
+            logger.info("sample: in this process, which has the GPU; runner cuda uses several")
+        return None
+    return runner
+
+
+def _draw(pool: Pool, drawing: Drawing, store: VolumeStore, scratch: Path, watch: Watch) -> Drawn:
+    """Draw what is missing."""
+    indices = range(drawing.config.num_volumes)
+    committed = set(store.volume_ids())
+    missing = [index for index in indices if volume_id(index) not in committed]
+    if not missing:
+        return Drawn()
+    if len(missing) < len(indices):
+        logger.info("sample: %d of %d volumes are committed already", len(indices) - len(missing), len(indices))
+    try:
+        shape = _at_once(pool, drawing, scratch, -(-len(missing) // pool.num_workers))
+        batches = [tuple(indices[start : start + shape.batch]) for start in range(0, len(indices), shape.batch)]
+        batches = [batch for batch in batches if not {*map(volume_id, batch)} <= committed]
+        if pool.here:
+            return draw_chunk(drawing, batches, watch.drawn)
+        drawn, chunks = Drawn(), _chunks(batches, pool.num_workers, shape.batches)
+        for _, found in pool.each(partial(draw_chunk, drawing), chunks, _named, watch.tick):
+            drawn += found
+        return drawn
+    finally:
+        model_of.cache_clear()
+        threads_that_fit.cache_clear()
+
+
+def _at_once(pool: Pool, drawing: Drawing, scratch: Path, most: int) -> AtOnce:
+    """What a process draws at once, asked of one of them; a batch that was measured before is kept, and with it the bits."""
+    record = scratch / _BATCH
+    if drawing.config.batch_size is None and record.exists():
+        return AtOnce(**read_json(record))
+    if pool.here:
+        found = at_once(drawing, most)
+    else:
+        ((_, found),) = pool.each(partial(at_once, drawing), [most], lambda most: "the size of a batch")
+    if drawing.config.batch_size is None:
+        write_json_atomic(record, asdict(found))
+    logger.info("sample: %d at once, in batches of %d", found.batch * found.batches, found.batch)
+    return found
+
+
+def _chunks(batches: Sequence[Batch], workers: int, at_the_same_time: int) -> list[tuple[Batch, ...]]:
+    """Batches that a worker draws in one go: enough to overlap drawing and writing, few enough to share them evenly."""
+    rounds = max(1, min(_LONGEST, len(batches) // (_CHUNKS * workers * at_the_same_time)))
+    size = max(1, min(rounds * at_the_same_time, -(-len(batches) // workers)))
+    return [tuple(batches[start : start + size]) for start in range(0, len(batches), size)]
+
+
+def _named(chunk: Sequence[Batch]) -> str:
+    return f"volumes {chunk[0][0]} to {chunk[-1][-1]} of the samples"
+
+
+def _sampler(info: CheckpointInfo, config: SampleConfig) -> SamplerSettings:
+    return SamplerSettings(
         name=config.sampler,
         schedule=config.schedule,
         num_steps=config.num_steps,
@@ -209,14 +175,46 @@ def _write_outputs(store: VolumeStore, info: CheckpointInfo, config: SampleConfi
         weights=config.weights,
         precision=config.precision,
     )
-    Samples(
+
+
+def _samples(
+    store: VolumeStore,
+    info: CheckpointInfo,
+    config: SampleConfig,
+    sampler: SamplerSettings,
+    excluded: Sequence[Excluded],
+) -> Samples:
+    """The list of samples, from what is committed. Raises: ComputationError: nothing is."""
+    if len(excluded) == config.num_volumes:
+        first = excluded[0]
+        raise ComputationError(
+            f"None of {len(excluded)} volumes is finite. Of volume {first.index} (seed {first.seed}, {config.weights} weights) "
+            f"{first.sentence}. Look at the training's losses (metrics.jsonl), or sample with the other weights (sample.weights)."
+        )
+    for one in excluded:
+        logger.warning("sample: volume %d (seed %d) is left out: %s", one.index, one.seed, one.sentence)
+    missing = {one.index for one in excluded}
+    ids = [volume_id(index) for index in range(config.num_volumes) if index not in missing]
+    facts = [store.commit_record(name).attributes for name in ids]
+    tries = [fact["tries"] for fact in facts]
+    redraw = Redraw(
+        most=config.redraw.most,
+        judged=judged(info, config.redraw),
+        num_redrawn=sum(count > 1 for count in [*tries, *(one.tries for one in excluded)]),
+        tries=tries,
+    )
+    return Samples(
         store=STORE_NAME,
+        num_asked=config.num_volumes,
         volume_ids=ids,
         seeds=[fact["seed"] for fact in facts],
         sampler=sampler,
         clipped_fraction=[fact["clipped_fraction"] for fact in facts],
         outside_window_fraction=[fact["outside_window_fraction"] for fact in facts],
+        verdicts=[Verdict(**fact["verdict"]) for fact in facts],
+        redraw=redraw,
+        excluded=list(excluded),
         view=View(**info.view.model_dump()),
         intensity=Intensity(**asdict(info.window)),
         spacing_mm=info.voxel_mm,
-    ).save(directory)
+    )

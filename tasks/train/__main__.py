@@ -1,10 +1,10 @@
-"""The training subprocess: `python -m tasks.train SPEC.json` ends its output with the checkpoint's reference, or with a refusal.
+"""One rank of a training: `python -m tasks.train SPEC.json TOKEN`, started by torchrun on every node.
 
-It ends with its parent: standard input is a pipe that the parent holds open. End of file (the parent ended, for whatever
-reason) asks the training to save and stop, and ends the process if that takes too long.
+How it ended is written into the folder that all ranks share. Then, and also when it was refused, the rank ends with 0; another exit
+code is a failure, after which torchrun starts the group again and it resumes.
 """
 
-import json
+import errno
 import logging
 import os
 import signal
@@ -14,60 +14,101 @@ import time
 from functools import partial
 from pathlib import Path
 
+from storage import lease
 from storage.artifacts import SCRATCH, Ref, commit_artifact
-from storage.errors import UserError
+from storage.errors import LeaseHeldError, LeaseLostError, UserError
 from storage.files import remove_leftovers
-from storage.locks import locked
+from tasks.run.launchers.rank import STOP_SIGNALS, parent_pid
 from tasks.run.printable import log_printable
-from tasks.train.spec import EXIT_FAILED, EXIT_REFUSED, EXIT_STOPPED, TRAINER_LOCK, Refusal, TrainSpec
+from tasks.train.spec import Outcome, Refusal, TrainSpec
 
 _GRACE_S = 60.0  # for the step under way and the state's write; then the process ends regardless
-_LOCK_WAIT_S = 90.0
+_LOOK_S = 1.0
+_FILE_SERVER = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a file server in trouble gives, and may not give again
 logger = logging.getLogger("prdit.train")
 
 
-def main(spec_path: Path) -> int:
-    """Run one training; returns the exit code."""
-    log_printable("%(asctime)s %(levelname)s %(name)s: %(message)s", short=False)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    threading.Thread(target=_watch_parent, args=(stop,), daemon=True).start()
+class _Stop:
+    """Whether this rank was asked to stop; called by signals. A second one would find an Event locked."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
+
+
+def main(spec_path: Path, token: int) -> int:
+    """Run one rank; returns the exit code."""
+    rank = os.environ.get("RANK", "0")
+    log_printable(f"%(asctime)s %(levelname)s [rank {rank}] %(name)s: %(message)s", short=False)
+    stop = _Stop()
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+    threading.Thread(target=_watch_parent, args=(parent_pid(), stop), daemon=True).start()
     spec = TrainSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
-    # Heavy imports after the watch has started: a parent killed while torch loads must not leave an orphaned trainer.
+    scratch = spec.directory / SCRATCH
+    ended = Outcome.find(scratch, token)
+    if ended is not None and ended.stopped_at is None:
+        return 0  # another rank has ended this launch, and the group was started again
+    # After the watch has started: these imports take seconds, or minutes from a file server.
     from tasks.train.loop import Stopped
 
-    scratch = spec.directory / SCRATCH
     try:
-        # An orphaned trainer may still be saving its state.
-        with locked(scratch / TRAINER_LOCK, timeout_s=_LOCK_WAIT_S):
-            remove_leftovers(scratch, below=True)
-            answer, code = _train(spec, stop).model_dump_json(), 0
+        outcome = _train(spec, token, partial(lease.guard, scratch, token), stop)
     except Stopped as stopped:
         logger.warning("%s", stopped)
-        return EXIT_STOPPED
+        outcome = Outcome(stopped_at=stopped.step) if rank == "0" else None  # who has written the state
+    except LeaseLostError as error:
+        logger.error("%s", error)
+        return 0
     except UserError as error:
         logger.error("%s", error, exc_info=True)
-        answer, code = Refusal.of(error).model_dump_json(), EXIT_REFUSED
-    except Exception:
+        if isinstance(error, LeaseHeldError) or getattr(error, "errno", None) in _FILE_SERVER:
+            return 1
+        outcome = Outcome(refusal=Refusal.of(error))
+    except (RuntimeError, OSError):  # another rank was lost, or a device: the group may start again
         logger.exception("the training failed")
-        return EXIT_FAILED
-    sys.stdout.write(answer + "\n")
-    sys.stdout.flush()
-    return code
+        return 1
+    except Exception as error:
+        logger.exception("the training failed")
+        outcome = Outcome(fault=type(error).__name__)
+    if outcome is not None:
+        try:
+            with lease.guard(scratch, token):
+                outcome.save(scratch, token)
+        except LeaseLostError as error:
+            logger.error("%s", error)
+    return 0
 
 
-def _train(spec: TrainSpec, stop: threading.Event) -> Ref:
-    """Run the training to its end and commit what it made."""
+def _train(spec: TrainSpec, token: int, guard: lease.Guard, stop: _Stop) -> Outcome | None:
+    """Run the training to its end; the first rank commits what it made, the others return None."""
     from tasks.model.compute import pick_device
     from tasks.model.memory import out_of_memory_explained
+    from tasks.train.check import check_training
     from tasks.train.loop import Training
-    from tasks.train.setup import advice, assemble
+    from tasks.train.ranks import Ranks
+    from tasks.train.setup import advice, assemble, check_memory
 
-    with out_of_memory_explained(pick_device(spec.config), partial(advice, spec)):
-        training = Training(assemble(spec), spec)
-        training.run(stop.is_set)
-    return _commit(spec)
+    ranks = Ranks.of_environment()
+    device = pick_device(spec.config, ranks.local_rank, ranks.local_world)
+    beginning = check_training(spec.snapshot, spec.split, spec.start, spec.config)
+    info = beginning.info
+    name = spec.stage.removeprefix("train-")
+    check_memory(name, info, spec.config, ranks, device)
+    with out_of_memory_explained(device, partial(advice, name, info, spec.config, ranks)):
+        ranks.join(device)
+        if ranks.first:
+            with guard():
+                remove_leftovers(spec.directory / SCRATCH, below=True)
+                Outcome.forget_stop(spec.directory / SCRATCH, token)
+        training = Training(assemble(spec, ranks, beginning), spec, ranks, guard)
+        training.run(lambda: stop.asked)
+        if not ranks.first:
+            return None
+        with guard():
+            return Outcome(ref=_commit(spec))
 
 
 def _commit(spec: TrainSpec) -> Ref:
@@ -76,17 +117,20 @@ def _commit(spec: TrainSpec) -> Ref:
     return commit_artifact(spec.directory, "checkpoint", inputs=inputs, **provenance)
 
 
-def _watch_parent(stop: threading.Event) -> None:
-    """Block until standard input ends, then ask the training to stop; end the process after the grace period."""
-    while os.read(0, 4096):
-        continue
-    stop.set()
+def _watch_parent(parent: int, stop: _Stop) -> None:
+    """Wait until torchrun on this node has ended, then ask the training to stop; end the process after the grace period."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    stop()
     time.sleep(_GRACE_S)
-    os._exit(EXIT_STOPPED)
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.stderr.write(json.dumps({"error": "usage: python -m tasks.train SPEC.json"}) + "\n")
+    if len(sys.argv) != 3:
+        sys.stderr.write("usage: python -m tasks.train SPEC.json TOKEN\n")
         sys.exit(2)
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]))
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # without destructors of native libraries, see `Ranks.join`

@@ -8,6 +8,7 @@ import torch
 from prdit_models.posthoc_ema import TRACKED_SIGMAS, gamma_of, power_update
 from storage.checkpoints import Tensors, save_tensors
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
+from tasks.train.state import arrays
 
 FOLDER = "snapshots"
 
@@ -33,13 +34,12 @@ class PowerAverages:
         self.taken: list[int] = []
         self._gammas = {sigma: gamma_of(sigma) for sigma in TRACKED_SIGMAS}
 
-    def update(self, updates: int, parameters: Iterable[torch.Tensor]) -> None:
-        """Average in the weights after an optimiser step, and write a snapshot where one is due."""
+    def update(self, updates: int, parameters: Iterable[torch.Tensor]) -> bool:
+        """Average in the weights after an optimiser step; returns whether a snapshot is due (`keep`)."""
         current = list(parameters)
         for sigma, average in self.averages.items():
             power_update(average.values(), current, updates, self._gammas[sigma])
-        if updates % self.every == 0:
-            self.keep(updates)
+        return updates % self.every == 0
 
     def keep(self, updates: int) -> None:
         """Write both averages at an update."""
@@ -50,14 +50,11 @@ class PowerAverages:
         self.taken.append(updates)
 
     def arrays(self) -> dict[float, Tensors]:
-        """The averages as arrays, by relative width."""
-        return {
-            sigma: {name: tensor.float().cpu().numpy() for name, tensor in average.items()}
-            for sigma, average in self.averages.items()
-        }
+        """Copies of the averages, by relative width."""
+        return {sigma: arrays(average) for sigma, average in self.averages.items()}
 
     def groups(self) -> dict[str, Tensors]:
-        """The averages as groups of a resume state."""
+        """The same as groups of a resume state."""
         return {f"power-{sigma:g}": tensors for sigma, tensors in self.arrays().items()}
 
     @torch.no_grad()

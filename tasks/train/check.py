@@ -62,3 +62,16 @@ def check_training(snapshot: Ref, split: Ref, start: Ref | None, config: Trainin
         )
     values = label_values(listed, config.label_column, roles["train"]) if config.label_column else ()
     return Beginning(roles, describe(config, below, store.spacing_mm, values))
+
+
+def check_batch(config: TrainingConfig, world: int) -> None:
+    """Refuse a batch that a number of ranks cannot share.
+
+    Raises: InputError.
+    """
+    if config.batch_size % world:
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be shared by {world} ranks: it counts the volumes of all of them. Choose a "
+            f"multiple of {world}, or as many ranks as divide {config.batch_size} (launcher.nodes x launcher.ranks_per_node; "
+            "with launcher.min_nodes, of every number of nodes from there on)."
+        )

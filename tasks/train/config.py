@@ -9,7 +9,8 @@ from prdit_models.diffusion.process import PROCESSES, Process
 from prdit_models.families.family import FAMILIES
 from tasks.model.compute import Attention, ComputeConfig
 from tasks.model.view import IntensityConfig, ViewConfig
-from tasks.train.settings import settings_of
+from tasks.run.settings import settings_of
+from tasks.train.augmentation import AugmentationConfig
 
 
 class TrainingConfig(ComputeConfig):
@@ -22,7 +23,10 @@ class TrainingConfig(ComputeConfig):
         "enabled",
         "log_every",
         "checkpoint_every",
+        "sample_every",
         "cache_mb",
+        "cache_dir",
+        "loader_workers",
         "checkpointing",
     }
 
@@ -52,7 +56,7 @@ class TrainingConfig(ComputeConfig):
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
     )
     steps: int = Field(..., ge=1, description="optimiser steps")
-    batch_size: int = Field(64, ge=1, description="volumes computed together")
+    batch_size: int = Field(64, ge=1, description="volumes computed together, over all ranks")
     accumulation: int = Field(1, ge=1, description="batches whose gradients make one optimiser step")
     lr: float = Field(..., gt=0, description="AdamW learning rate")
     lr_decay: float = Field(
@@ -61,8 +65,15 @@ class TrainingConfig(ComputeConfig):
         le=1,
         description="share of the steps, at the end, over which lr falls linearly to 0; 0: constant (published)",
     )
+    lr_shape: Literal["linear", "cosine"] = Field("linear", description="how lr falls over that share")
+    lr_warmup: int = Field(0, ge=0, description="steps over which lr rises linearly from 0; 0: none (published)")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="global gradient norm")
+    spike_factor: float = Field(
+        20.0,
+        ge=0,
+        description="a step whose loss is this many times the mean of the last 50 is skipped; 0: none is (published)",
+    )
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     ema_warmup: bool = Field(
         True, description="decay at step n is min(ema_decay, (1+n)/(10+n)); false: constant (published)"
@@ -87,12 +98,31 @@ class TrainingConfig(ComputeConfig):
         multiple_of=4,
         description="training boxes are shifted by up to this many level-0 voxels on every axis, in steps of 4 (published: 0)",
     )
+    augmentation: AugmentationConfig = Field(
+        default_factory=AugmentationConfig,
+        description="random changes of training volumes besides shifts (published: none)",
+    )
     seed: int = Field(42, ge=0)
     val_every: int = Field(500, ge=1, description="steps between validations; the last step is always validated")
     val_volumes: int = Field(16, ge=1, description="validation volumes used at most (by volume id)")
+    sample_every: int = Field(
+        0,
+        ge=0,
+        description="steps between pictures of four volumes drawn by the EMA, in the stage's MLflow run; 0: none",
+    )
     log_every: int = Field(10, ge=1, description="steps between logged training losses")
-    checkpoint_every: int = Field(500, ge=1, description="steps between resumable checkpoints")
-    cache_mb: int = Field(2048, ge=0, description="memory for training views kept in RAM")
+    checkpoint_every: int = Field(500, ge=1, description="steps between resumable states")
+    cache_mb: int = Field(
+        2048,
+        ge=0,
+        description="MiB for stored training volumes kept in memory, or in cache_dir; all ranks of a machine share them",
+    )
+    cache_dir: str | None = Field(None, description="folder on a local disk for that cache; default: memory")
+    loader_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that prepare batches, per rank; default: on CUDA its share of the cores, 4 at most; on the CPU none",
+    )
 
     @model_validator(mode="before")
     @classmethod

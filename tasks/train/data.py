@@ -1,28 +1,43 @@
-"""Training batches from a volume store: views in model range, in an order that is a pure function of seed and step."""
+"""Training volumes from a volume store: what is cached of them, and how they become what a model sees."""
 
-from collections import OrderedDict
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from prdit_models.intensity import HounsfieldWindow
-from storage.geometry import VIEW_ALIGNMENT
+from storage.geometry import ViewCut
 from storage.volume_store import VolumeStore
-from tasks.model.view import Shift, ViewConfig, read_as_seen
+from tasks.model.view import ViewConfig
+from tasks.run.machine import memory_available
+from tasks.train.augmentation import Augmentation, Change
+from tasks.train.cache import SharedCache
+
+_RAM_SHARE = 0.5  # of the free memory that a cache may take; the rest is the training's
+logger = logging.getLogger("prdit.train")
 
 
 class ViewDataset:
     """Volumes of a store as a model sees them.
+
+    Of each volume the whole level that the view is cut from is cached as stored (int16 HU), so that every shifted box comes from
+    it; with a published mapping, which reads the full resolution to scale a scan by itself, the mapped view of the unchanged box.
+    The files of a volume are checked against its commit record before their first use.
 
     Args:
         store: opened volume store.
         volume_ids: which volumes, in this order.
         view: box and size.
         window: how HU become the model's range.
-        cache_mb: memory for cached views; the least recently used is dropped first.
+        cache_mb: MiB for the cache; where not all volumes fit, the first are kept.
         axes: order of the model's axes; `xyz` for models trained on published LIDC arrays.
+        augmentation: changes that `Loader` draws.
+        cache_dir: folder on a local disk for the cache; None: memory.
+        cache_address: `cache_address` of a data set of the same arguments in another process, whose cache is then shared.
+    Raises: UnwritableError: the cache folder has no room, or cannot be written to.
     """
 
     def __init__(
@@ -33,69 +48,116 @@ class ViewDataset:
         window: HounsfieldWindow,
         cache_mb: int,
         axes: str = "zyx",
+        augmentation: Augmentation | None = None,
+        cache_dir: Path | None = None,
+        cache_address: str | None = None,
     ) -> None:
+        self.augmentation = augmentation or Augmentation()
         self._store = store
         self._ids = list(volume_ids)
         self._view = view
         self._window = window
         self._axes = axes
-        self._shapes = [self._store.commit_record(volume_id).shape for volume_id in self._ids]
-        self._cache: OrderedDict[tuple[int, Shift], torch.Tensor] = OrderedDict()
-        self._cached_views = cache_mb * 2**20 // (4 * view.size**3)
+        self._read_size = view.edge if window.follows_scan else view.size
+        self._cuts = [store.cut(volume_id, self._read_size, view.edge, view.centre) for volume_id in self._ids]
+        if window.follows_scan:
+            shapes: list[tuple[int, ...]] = [(view.size,) * 3] * len(self._ids)
+        else:
+            arrays = [store.commit_record(volume_id).arrays for volume_id in self._ids]
+            shapes = [of[str(cut.level)].shape for of, cut in zip(arrays, self._cuts, strict=True)]
+        dtype = np.float32 if window.follows_scan else np.int16
+        wanted = min(cache_mb * 2**20, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize + 4096 for shape in shapes))
+        if cache_dir is None and not cache_address:
+            wanted = _within_memory(wanted)
+        self._cache = SharedCache(shapes, dtype, wanted, cache_dir, cache_address)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def get(self, index: int, shift: Shift = (0, 0, 0)) -> torch.Tensor:
-        """One volume in model range, shape (1, D, H, W), its box shifted by level-0 voxels (z, y, x)."""
-        key = (index, shift)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        middle = self._view.centre or tuple(n // 2 for n in self._shapes[index])
-        moved = (middle[0] + shift[0], middle[1] + shift[1], middle[2] + shift[2])
-        centre = moved if any(shift) else self._view.centre
-        seen = read_as_seen(self._store, self._ids[index], self._view, self._window, centre)
+    @property
+    def size(self) -> int:
+        """Edge of the volumes in voxels."""
+        return self._view.size
+
+    @property
+    def cache_address(self) -> str:
+        """For another process of this machine that is to share the cache."""
+        return self._cache.address
+
+    def get(self, index: int, change: Change | None = None) -> torch.Tensor:
+        """One volume in model range, float32, shape (1, D, H, W).
+
+        Args:
+            index: which volume.
+            change: augmentation; none by default.
+        Raises: MissingArtifactError, DamagedArtifactError: its files are not those that were committed.
+        """
+        change = change or Change()
+        seen = self._of_scan(index, change) if self._window.follows_scan else self._of_window(index, change)
         if self._axes == "xyz":
-            seen = seen.permute(2, 1, 0).contiguous()
-        volume = seen.unsqueeze(0)
-        if self._cached_views:
-            self._cache[key] = volume
-            while len(self._cache) > self._cached_views:
-                self._cache.popitem(last=False)
-        return volume
+            seen = seen.permute(2, 1, 0)
+        return change.flipped(seen).contiguous().unsqueeze(0)
 
-    def batch(self, indices: Sequence[int], shifts: Sequence[Shift] | None = None) -> torch.Tensor:
-        """Stacked volumes, shape (B, 1, D, H, W)."""
-        return torch.stack(
-            [self.get(index, shift) for index, shift in zip(indices, shifts or [(0, 0, 0)] * len(indices), strict=True)]
+    def batch(self, indices: Sequence[int]) -> torch.Tensor:
+        """Stacked volumes, unchanged, shape (B, 1, D, H, W)."""
+        return torch.stack([self.get(index) for index in indices])
+
+    def _of_window(self, index: int, change: Change) -> torch.Tensor:
+        cut = self._cut(index, change)
+        level = self._level(index, cut.level)
+        hu = (
+            cut.take(level.shape, level.__getitem__)
+            if level is not None
+            else self._store.read_cut(self._ids[index], cut)
         )
+        return self._window.to_model(change.apply(torch.from_numpy(hu), self._view.size))
+
+    def _level(self, index: int, level: int) -> npt.NDArray[np.int16] | None:
+        """The whole level out of the cache, which is filled at first; None where it has no place there."""
+        with self._cache.locked(index):
+            self._check(index, level)
+            if index in self._cache and self._cache.get(index) is None:
+                self._cache.put(index, self._store.read_level(self._ids[index], level).hu)
+            return self._cache.get(index)
+
+    def _of_scan(self, index: int, change: Change) -> torch.Tensor:
+        cut = self._cut(index, change)
+        with self._cache.locked(index):
+            self._check(index, cut.level)
+            kept = None if change.changes_hu else self._cache.get(index)
+            if kept is not None:
+                return torch.from_numpy(kept.copy())
+            hu = torch.from_numpy(self._store.read_cut(self._ids[index], cut))
+            seen = self._window.of_scan(change.apply(hu, self._read_size), self._view.size)
+            if not change.changes_hu:
+                self._cache.put(index, seen.numpy())
+            return seen
+
+    def _cut(self, index: int, change: Change) -> ViewCut:
+        margin = change.margin(self._read_size)
+        if not any(change.shift) and not margin:
+            return self._cuts[index]
+        centre = self._view.centre
+        if any(change.shift):
+            middle = centre or [n // 2 for n in self._store.commit_record(self._ids[index]).shape]
+            z, y, x = (n + by for n, by in zip(middle, change.shift, strict=True))
+            centre = (z, y, x)
+        return self._store.cut(self._ids[index], self._read_size, self._view.edge, centre, margin)
+
+    def _check(self, index: int, level: int) -> None:
+        """Compare the files of a level with the commit record, the first time they are used."""
+        if not self._cache.touched(index):
+            self._store.check_level(self._ids[index], level)
+            self._cache.touch(index)
 
 
-def batch_shifts(batch_size: int, max_shift: int, seed: int, place: int) -> list[Shift]:
-    """Random shifts of a batch's boxes: multiples of 4 level-0 voxels up to `max_shift` on every axis, by (seed, place)."""
-    reach = max_shift // VIEW_ALIGNMENT
-    draws = np.random.default_rng([seed, place, 1]).integers(-reach, reach, size=(batch_size, 3), endpoint=True)
-    return [(int(z), int(y), int(x)) for z, y, x in draws * VIEW_ALIGNMENT]
-
-
-def batch_indices(num_volumes: int, batch_size: int, seed: int, place: int) -> list[int]:
-    """Which volumes make a batch: consecutive positions in an endless sequence of shuffled epochs.
-
-    No volume is used a second time before all were used once, a store smaller than the batch is no special case, and a
-    resumed training needs no data position beyond its step.
-
-    Args:
-        num_volumes: volumes in the training role.
-        batch_size: B.
-        seed: of the training.
-        place: position of the batch in the sequence of batches, from 0.
-    """
-    orders: dict[int, npt.NDArray[np.int64]] = {}
-    indices = []
-    for number in range(place * batch_size, (place + 1) * batch_size):
-        epoch, position = divmod(number, num_volumes)
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng([seed, epoch]).permutation(num_volumes)
-        indices.append(int(orders[epoch][position]))
-    return indices
+def _within_memory(nbytes: int) -> int:
+    """A size for a cache in memory, so that it does not fill up hours later what the training needs."""
+    most = int(memory_available().amount * _RAM_SHARE)
+    if nbytes > most:
+        logger.warning(
+            "cache of training volumes: %d MiB of memory instead of %d, half of what is free; cache_dir puts it on a local disk",
+            most // 2**20,
+            nbytes // 2**20,
+        )
+    return min(nbytes, most)

@@ -9,8 +9,8 @@ from prdit_models.intensity import HounsfieldWindow
 from storage.errors import InputError, as_input_error
 from tasks.model.checkpoint import CheckpointInfo
 from tasks.model.view import IntensityConfig, ViewConfig
+from tasks.run.settings import settings_of
 from tasks.train.config import TrainingConfig
-from tasks.train.settings import settings_of
 
 
 def describe(

@@ -1,103 +1,121 @@
-"""Starts the training subprocess, follows its metrics, and stops it when the run is cancelled."""
+"""Runs a training on the ranks of a launcher, follows its points, and stops it when the run is cancelled."""
 
 import logging
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
-from storage.artifacts import Ref
+from storage import lease
+from storage.artifacts import SCRATCH, Ref
+from storage.checkpoints import ResumeStates
 from storage.errors import UserError
-from storage.files import naming_path, write_text_atomic
+from storage.files import write_text_atomic
 from storage.metric_stream import MetricStream
-from tasks.run.machine import limit_threads
+from tasks.run.launchers.config import LauncherConfig
+from tasks.run.launchers.launcher import LAUNCHERS, Job, run_job
 from tasks.run.progress import Advance
 from tasks.run.stage import StageRun
-from tasks.train.spec import EXIT_REFUSED, METRICS, Refusal, TrainSpec
+from tasks.train.rank_log import RankLog
+from tasks.train.spec import METRICS, PREVIEWS, RESUME_STATES, Outcome, TrainSpec
 
-_POLL_S = 0.5
-_STOP_S = 75.0  # a little longer than the child's own grace period
+_TRIES = 2  # launches in a row that end without a newer state
+_PAUSE_S = 5.0
 logger = logging.getLogger("prdit.train")
 
 
 class TrainingFailedError(UserError, RuntimeError):
-    """The training subprocess ended without a checkpoint."""
+    """The training ended without a checkpoint."""
 
 
-def launch(spec: TrainSpec, run: StageRun, progress: Advance) -> Ref:
+def launch(spec: TrainSpec, run: StageRun, progress: Advance, launcher: LauncherConfig | None = None) -> Ref:
     """Run a training to its end and return the checkpoint's reference.
+
+    A launch that ends without an outcome (a node was lost, say) is followed by another one, as long as there is progress.
 
     Args:
         spec: the job.
         run: the stage's directory and tracker; metrics are sent to its run as they appear.
         progress: called with (step, steps).
+        launcher: where it runs; default: one process on this machine.
 
     Raises:
-        UserError: the subprocess refused (input, a full disk, memory); class and message are its own.
-        TrainingFailedError: it ended without a checkpoint; names the log and quotes its last lines.
+        UserError: the training refused (input, a full disk, memory); class and message are its own.
+        LauncherError: the launcher cannot run it.
+        LeaseHeldError: another launch works on it.
+        TrainingFailedError: it ended without a checkpoint; names the logs and quotes the last lines.
     """
-    scratch = spec.directory / "work"
-    spec_path, log_path = scratch / "spec.json", scratch / "train.log"
-    write_text_atomic(spec_path, spec.model_dump_json(indent=2))
+    launcher = launcher or LauncherConfig()
+    LAUNCHERS[launcher.name].check(launcher)
+    scratch = spec.directory / SCRATCH
     steps = spec.config.steps
-    stream = MetricStream(scratch / METRICS, run.tracker, run.run_id, prefix=f"{spec.stage}/")
-    with naming_path(log_path):
-        log = log_path.open("ab")
-    with log, _subprocess(spec_path, log) as child:
-        while child.poll() is None:
-            _advance(stream, progress, steps)
-            time.sleep(_POLL_S)
-        _advance(stream, progress, steps, final=True)
-        output = child.stdout.read().decode() if child.stdout else ""
-    if child.returncode == 0:
-        return Ref.model_validate_json(output.strip().splitlines()[-1])
-    if child.returncode == EXIT_REFUSED and (refusal := Refusal.find(output)):
-        raise refusal.as_error()
-    last = _last_lines(log_path)
-    raise TrainingFailedError(
-        f"{spec.stage} ended with exit code {child.returncode}. The next run resumes from its newest resumable state. "
-        f"Log: {log_path}. It ends with:\n" + "\n".join(last)
+    stream = MetricStream(
+        scratch / METRICS, run.tracker, run.run_id, prefix=f"{spec.stage}/", pictures=scratch / PREVIEWS
     )
 
+    log, newest = RankLog(scratch), _newest_step(scratch)
+    if newest >= 0:
+        logger.info("%s goes on; its newest state is of step %d", spec.stage, newest)
 
-@contextmanager
-def _subprocess(spec_path: Path, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The child; whatever ends the block early (cancellation, an error) stops the child first and waits for its save."""
-    environment = dict(os.environ)
-    limit_threads(environment)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tasks.train", str(spec_path)],
-        stdin=subprocess.PIPE,  # never written: end of file tells the child that this process ended
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environment,
-    )
+    def watch() -> None:
+        log.poll()
+        points = stream.poll()
+        if points:
+            progress(int(points[-1]["step"]), steps)
+
+    failures, reached = 0, newest
     try:
-        yield child
-    except BaseException:
-        logger.warning("stopping the training (pid %d); it saves its state first", child.pid)
-        child.terminate()
-        try:
-            child.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("the training did not stop within %.0f s and is killed", _STOP_S)
-            child.kill()
-            child.wait()
-        raise
+        while True:
+            outcome = _launch_once(spec, launcher, watch)
+            if outcome is not None:
+                break
+            step = _newest_step(scratch)
+            failures, reached = (failures + 1, reached) if step <= reached else (1, step)
+            if failures >= _TRIES:
+                raise _failed(spec, f"without a checkpoint, {failures} times since step {max(reached, 0)}")
+            logger.warning(
+                "%s ended without an outcome and is launched again (newest state: step %d)", spec.stage, step
+            )
+            time.sleep(_PAUSE_S)
     finally:
-        if child.stdin:
-            child.stdin.close()
+        watch()
+    if outcome.refusal is not None:
+        raise outcome.refusal.as_error()
+    if outcome.fault is not None:
+        raise _failed(spec, f"with {outcome.fault}")
+    if outcome.ref is None:
+        raise TrainingFailedError(
+            f"{spec.stage} was stopped from outside at step {outcome.stopped_at} of {steps} (a signal to its processes); its state "
+            "is saved and the next run resumes from there."
+        )
+    return outcome.ref
 
 
-def _advance(stream: MetricStream, progress: Advance, steps: int, *, final: bool = False) -> None:
-    points = stream.poll(final=final)
-    if points:
-        progress(int(points[-1]["step"]), steps)
+def _launch_once(spec: TrainSpec, launcher: LauncherConfig, watch: Callable[[], None]) -> Outcome | None:
+    scratch = spec.directory / SCRATCH
+    token = lease.take(scratch)
+    try:
+        Outcome.forget(scratch, token)
+        write_text_atomic(scratch / "spec.json", spec.model_dump_json(indent=2))
+        arguments = (str(scratch / "spec.json"), str(token))
+        run_job(Job(spec.stage, "tasks.train", arguments, scratch, token), launcher, watch)
+        return Outcome.find(scratch, token)
+    finally:
+        lease.release(scratch, token)
 
 
-def _last_lines(path: Path, count: int = 15) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-count:]
+def _failed(spec: TrainSpec, how: str) -> TrainingFailedError:
+    scratch = spec.directory / SCRATCH
+    return TrainingFailedError(
+        f"{spec.stage} ended {how}. The next run resumes from its newest resumable state. Logs: {scratch}/node-*.log. The last "
+        "ends with:\n" + "\n".join(_last_lines(scratch))
+    )
+
+
+def _newest_step(scratch: Path) -> int:
+    """Step of the newest resumable state; -1 where there is none."""
+    return max(ResumeStates(scratch / RESUME_STATES).steps(), default=-1)
+
+
+def _last_lines(scratch: Path, count: int = 15) -> list[str]:
+    logs = sorted(scratch.glob("node-*.log"), key=lambda path: path.stat().st_mtime)
+    return logs[-1].read_text(encoding="utf-8", errors="replace").strip().splitlines()[-count:] if logs else []

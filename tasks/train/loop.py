@@ -1,369 +1,335 @@
-"""The training loop of all families: one visible loop over one resumable state.
+"""The training loop of all families: one visible loop over one resumable state, the same on every rank.
 
-Every random choice (batch, times, noise) is a pure function of the seed and the batch's position, so a training that is stopped
-after step n and resumed computes what an uninterrupted one computes: on one CPU with the same threads, bit-identical weights.
+Every random choice is a pure function of the seed and a volume's position in the sequence of volumes, so a training that is stopped
+after step n and resumed computes what an uninterrupted one computes: on one CPU with the same threads and ranks, bit-identical
+weights; on another number of ranks the same batches, added up in another order.
 """
 
-import json
 import logging
 import math
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 from prdit_models.ema import ema_decay, ema_update
-from prdit_models.families.family import Batch, Losses
-from prdit_models.learning_rate import decay_factor
-from prdit_models.networks.compilation import CompiledNetwork
-from storage.checkpoints import WEIGHTS_FILES, ResumeStates, Tensors, save_tensors
-from storage.documents.checkpoint import Gates
+from prdit_models.learning_rate import decay_start
+from storage.artifacts import SCRATCH
+from storage.checkpoints import ResumeStates, StateWriter
 from storage.documents.training_state import TrainingPosition
 from storage.errors import ComputationError, InputError
-from storage.files import naming_path, write_text_atomic
-from tasks.model.compute import autocast
+from storage.lease import Guard
+from tasks.train.artifact import write_artifact
 from tasks.train.averages import PowerAverages
-from tasks.train.best import BestWeights, finite
-from tasks.train.data import batch_indices, batch_shifts
+from tasks.train.best import BestWeights
+from tasks.train.extension import settings_digest
+from tasks.train.loader import Loaded, Loader, Order, default_workers
+from tasks.train.point_log import PointLog
+from tasks.train.previews import Previews
+from tasks.train.ranks import Ranks
 from tasks.train.setup import Assembly
-from tasks.train.spec import BEST_WEIGHTS, METRICS, RESUME_STATES, TrainSpec
+from tasks.train.spec import BEST_WEIGHTS, METRICS, PREVIEWS, RESUME_STATES, TrainSpec
+from tasks.train.speed import Speed
+from tasks.train.state import RECENT, Progress, TrainedArrays
+from tasks.train.stepper import Stepper, Values
+from tasks.train.validation import Losses, Validation
 
-_MAX_LOSS = 1e5  # SPEC §4: above it a step is skipped
-_MAX_SKIPPED_IN_A_ROW = 50
-_TIMES = ("time_ms", "train/steps_per_s")
-_RECENT = 50  # steps whose mean is "the last loss"
-_NO_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-_TURN_SEEDS = 2**40  # distance between the seeds of the optimisers of one step
+_SKIPPED_UNTIL_REWIND = 20  # steps in a row
+_MAX_REWINDS = 3
+_REWOUND_SEEDS = 2**40  # distance between the seeds of the data before and after going back
 logger = logging.getLogger("prdit.train")
 
 
 class Stopped(Exception):
     """The training was asked to stop; its state is saved and the next run resumes from it."""
 
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(f"stopped at step {step} of {steps}; the next run resumes from there")
+        self.step = step
+
 
 class Training:
-    """One training: module, EMA, optimisers and position.
+    """One training on one rank: weights, their averages, optimisers and position.
 
     Args:
         assembly: what is trained on what.
         spec: the job.
+        ranks: which of the processes this is.
+        guard: entered around everything that is written; raises once another launch has taken over.
     """
 
-    def __init__(self, assembly: Assembly, spec: TrainSpec) -> None:
+    def __init__(
+        self, assembly: Assembly, spec: TrainSpec, ranks: Ranks | None = None, guard: Guard = nullcontext
+    ) -> None:
         self.assembly = assembly
         self.spec = spec
-        self.config = spec.config
-        self.step = 0
-        self.updates = 0  # optimiser steps taken: skipped ones do not count (SPEC §4)
-        self.first_loss: float | None = None
-        self.recent: deque[float] = deque(maxlen=_RECENT)
-        module = assembly.module
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.network: Any = CompiledNetwork(module) if self.config.compile else module
-        made, turns = assembly.family.optimizers(module, assembly.training), assembly.family.turns
-        if set(made) != set(turns):
-            raise InputError(
-                f"Family {assembly.info.family!r} gave optimisers {sorted(made)} for its turns {sorted(turns)}; each needs one."
-            )
-        self.optimizers = {turn: made[turn] for turn in turns}
-        stepped = [id(p) for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
-        if len(stepped) != len(set(stepped)) or not set(stepped) <= {id(p) for p in self.parameters.values()}:
-            raise InputError(
-                f"The optimisers of family {assembly.info.family!r} share a parameter, or have one that is not trained (frozen or "
-                "of another module); each trained parameter belongs to one of them at most."
-            )
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"]
-        scratch = spec.directory / "work"
-        self.resume_states = ResumeStates(scratch / RESUME_STATES)
-        self.metrics_path = scratch / METRICS
-        self.best = BestWeights(scratch / BEST_WEIGHTS) if self.config.select == "best" else None
-        every = self.config.ema_snapshots
-        self.power = PowerAverages(spec.directory, self.parameters, every) if every else None
-        self._skipped_in_a_row = dict.fromkeys(turns, 0)
-        self._generator = torch.Generator(device=assembly.device)
+        self.config = config = spec.config
+        self.ranks = ranks or Ranks()
+        self.progress = Progress(skipped_in_a_row=dict.fromkeys(assembly.family.turns, 0))
+        self.stepper = Stepper(assembly, config, self.ranks)
+        self.arrays = TrainedArrays(assembly.module, self.stepper.optimizers)
+        scratch = spec.directory / SCRATCH
+        self.resume_states = ResumeStates(
+            scratch / RESUME_STATES,
+            guard,
+            keep_at=decay_start(config.steps, config.lr_decay) if config.lr_decay else None,
+        )
+        self.points = PointLog(scratch / METRICS)
+        self.best = BestWeights(scratch / BEST_WEIGHTS) if config.select == "best" else None
+        every = config.ema_snapshots
+        self.power: PowerAverages | None = None
+        if every and self.ranks.first:
+            self.power = PowerAverages(spec.directory, self.arrays.parameters, every)
+        self.validation = Validation(assembly, self.arrays, config.batch_size // self.ranks.world or 1, self.ranks)
+        self.previews = Previews(assembly, self.arrays, scratch / PREVIEWS, self.ranks, guard)
+        self._guard = guard
+        workers = config.loader_workers
+        self._num_workers = default_workers(assembly.device, self.ranks.local_world) if workers is None else workers
+        self._writer = StateWriter(self.resume_states)
+        self._last_validation: tuple[Losses, Losses] | None = None
+        self._loader: Loader | None = None
+        self._batches: Iterator[Loaded] = iter(())
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def run(self, should_stop: Any) -> None:
-        """Train from the newest undamaged state to the configured step and write the checkpoint's files."""
-        self.restore()
-        config = self.config
-        self.assembly.module.train()
-        if self.step == 0:
-            self._log_validation()
-        window: list[dict[str, float]] = []
-        clock = time.monotonic()
-        while self.step < config.steps:
-            if should_stop():
-                self.save()
-                raise Stopped(f"stopped at step {self.step} of {config.steps}; the next run resumes from there")
-            window.append(self._train_step())
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                now = time.monotonic()
-                self._log(_means(window) | {"train/steps_per_s": len(window) / (now - clock)})
-                window, clock = [], now
-            if self.step % config.val_every == 0 or self.step == config.steps:
-                self._log_validation()
-                clock = time.monotonic()
-            if self.step % config.checkpoint_every == 0 and self.step < config.steps:
-                self.save()
-                clock = time.monotonic()
-        self._write_artifact()
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Train from the newest undamaged state to the configured step; the first rank writes the checkpoint's files.
 
-    def _train_step(self) -> dict[str, float]:
+        Args:
+            should_stop: whether this rank was asked to stop; all ranks agree on it between steps.
+        Raises: Stopped: they were; the state is on disk.
+        """
+        config, progress = self.config, self.progress
+        if self.ranks.first:
+            with self._guard():
+                self.points.open()
+        self.restore()
+        self.assembly.module.train()
+        speed = Speed(self.assembly, config, self.ranks, progress.step)
+        if progress.step == 0:
+            with speed.paused():
+                self._validate()
+        due = False
+        while progress.step < config.steps:
+            if self.ranks.any(should_stop()):
+                self.save()
+                self._writer.wait()
+                raise Stopped(progress.step, config.steps)
+            rewinds = progress.rewinds
+            self.train_step()
+            if progress.rewinds != rewinds:
+                continue
+            if progress.step % config.log_every == 0:
+                self._log_window(speed)
+            with speed.paused():
+                if progress.step % config.val_every == 0:
+                    self._validate()
+                if config.sample_every and progress.step % config.sample_every == 0:
+                    self.previews.draw(progress.step)
+                due = due or progress.step % config.checkpoint_every == 0
+                # Not while steps fail: states of such steps would take the place of those to go back to.
+                if (due and not any(progress.skipped_in_a_row.values())) or progress.step == config.steps:
+                    self.save()
+                    due = False
+        if progress.window:
+            self._log_window(speed, final=True)
+        if config.steps % config.val_every or self._last_validation is None:
+            self._validate(final=bool(config.steps % config.val_every))
+        self._writer.wait()
+        if self.ranks.first and self._last_validation:
+            with self._guard():
+                write_artifact(self, *self._last_validation)
+                if self.best:
+                    self.best.keep_only(position.best for position in self.resume_states.positions())
+
+    def train_step(self) -> Values:
         """One step of every optimiser in turn, then the averages (SPEC §4); where any of them stepped, it was a step."""
-        self.step += 1
-        values: dict[str, float] = {}
+        progress, config = self.progress, self.config
+        batches = self.next_batches()
+        progress.step += 1
+        values: Values = {}
         stepped = False
-        for number, (turn, optimizer) in enumerate(self.optimizers.items()):
-            found = self._turn(number, turn, optimizer)
-            if found is None:  # skipped: not a finite loss or gradient
-                found = {"loss": math.nan, "grad_norm": math.nan}
-            else:
-                stepped = stepped or bool(found)
-            values |= found if number == 0 else {f"{turn}_{name}": value for name, value in found.items()}
-        if not stepped:
-            return values
-        self.updates += 1
-        decay = ema_decay(self.updates, self.config.ema_decay, warmup=self.config.ema_warmup)
-        ema_update(list(self.ema.values()), list(self.parameters.values()), decay)
-        if self.power:
-            self.power.update(self.updates, self.parameters.values())
-        if math.isfinite(values.get("loss", math.nan)):
-            self.first_loss = values["loss"] if self.first_loss is None else self.first_loss
-            self.recent.append(values["loss"])
+        mean = progress.last_loss
+        spike = math.inf
+        # Of a mean that is not positive, as that of an adversarial loss can be, nothing is a multiple.
+        if config.spike_factor and mean is not None and mean > 0 and len(progress.recent) == RECENT:
+            spike = config.spike_factor * mean
+        for turn in self.stepper.optimizers:
+            first = turn == self.assembly.family.turns[0]
+            found = self.stepper.step(progress.step, turn, batches, spike if first else math.inf)
+            if found is None:
+                self._skip(turn)
+                values |= {"skipped" if first else f"{turn}_skipped": 1.0}
+                continue
+            stepped = stepped or bool(found)
+            if found:
+                progress.skipped_in_a_row[turn] = 0
+            values |= found if first else {f"{turn}_{name}": value for name, value in found.items()}
+        if stepped:
+            self._average()
+            progress.note(values.get("loss", math.nan))
+        if max(progress.skipped_in_a_row.values()) >= _SKIPPED_UNTIL_REWIND:
+            self._rewind()  # what the window was then is that of the state
+        else:
+            progress.window.append(values)
         return values
 
-    def _turn(self, number: int, turn: str, optimizer: torch.optim.Optimizer) -> dict[str, float] | None:
-        """One step of one optimiser: losses of its batches, backward, clip, step.
+    def _average(self) -> None:
+        self.progress.updates += 1
+        decay = ema_decay(self.progress.updates, self.config.ema_decay, warmup=self.config.ema_warmup)
+        ema_update(list(self.arrays.ema.values()), list(self.arrays.parameters.values()), decay)
+        if self.power and self.power.update(self.progress.updates, self.arrays.parameters.values()):
+            with self._guard():
+                self.power.keep(self.progress.updates)
 
-        Returns: means of the losses and the gradient's norm; empty where the family makes no step; None where it was skipped.
-        """
-        config = self.config
-        self.assembly.module.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        for part in range(config.accumulation):
-            losses = self._losses(number, turn, (self.step - 1) * config.accumulation + part)
-            if losses is None:
-                return {}
-            if "loss" not in losses:
-                raise InputError(
-                    f"Family {self.assembly.info.family!r} gave {sorted(losses)} for its turn {turn!r}; what it minimises must be "
-                    "there as 'loss'."
-                )
-            values = {name: float(value.detach()) for name, value in losses.items()}
-            if not math.isfinite(values["loss"]) or values["loss"] > _MAX_LOSS:
-                self._skip(turn, values["loss"])
-                return None
-            (losses["loss"] / config.accumulation).backward()
-            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
-        if not torch.isfinite(norm):  # clipping by a non-finite norm would write NaN into every weight
-            self._skip(turn, float(norm))
-            return None
-        factor = decay_factor(self.step - 1, config.steps, config.lr_decay)
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["initial_lr"]
-        optimizer.step()
-        self._skipped_in_a_row[turn] = 0
-        return {name: total / config.accumulation for name, total in sums.items()} | {"grad_norm": float(norm)}
+    def next_batches(self) -> list[Loaded]:
+        """This rank's batches of the next step."""
+        config, progress = self.config, self.progress
+        if self._loader is None:
+            seed = config.seed + progress.rewinds * _REWOUND_SEEDS
+            world, rank = self.ranks.world, self.ranks.rank
+            order = Order(len(self.assembly.data), config.batch_size, seed, rank, world)
+            self._loader = Loader(
+                self.assembly.data,
+                order,
+                self.assembly.draw,
+                turns=len(self.stepper.optimizers),
+                num_workers=self._num_workers,
+                pin=self.assembly.device.type == "cuda",
+            )
+            self._batches = self._loader.batches(progress.step * config.accumulation)
+        return [next(self._batches) for _ in range(config.accumulation)]
 
-    def _losses(self, number: int, turn: str, place: int) -> Losses | None:
-        """Losses of one optimiser on the batch at a position in the sequence of batches."""
-        assembly, config = self.assembly, self.config
-        indices = batch_indices(len(assembly.data), config.batch_size, config.seed, place)
-        shifts = batch_shifts(config.batch_size, config.max_shift, config.seed, place)
-        batch = Batch(
-            assembly.data.batch(indices, shifts).to(assembly.device),
-            None if assembly.labels is None else assembly.labels[indices].to(assembly.device),
-            no_label=len(assembly.info.label_values),
-            label_dropout=config.label_dropout,
+    # -- steps that cannot be taken -------------------------------------------------------------------------------------
+
+    def _skip(self, turn: str) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row[turn] += 1
+        logger.warning("step %d skipped: loss or gradient not finite, or too large (optimiser %s)", progress.step, turn)
+
+    def _rewind(self) -> None:
+        """Go back to the newest state before the steps that failed, and on with other data: the same data would fail again."""
+        failed, rewinds = self.progress.step, self.progress.rewinds
+        self._writer.wait()
+        self.ranks.meet()  # the others read states, of which the first rank's writer must remove none meanwhile
+        why = (
+            f"{_SKIPPED_UNTIL_REWIND} steps in a row had a loss or gradient not finite or too large (at step {failed})"
         )
-        seed = config.seed * 1_000_003 + place + number * _TURN_SEEDS
-        self._generator.manual_seed(seed)
-        torch.manual_seed(seed)  # for a family with dropout
-        with autocast(assembly.device, config.precision):
-            return assembly.family.losses(turn, self.network, batch, assembly.training, self._generator)
-
-    def _skip(self, turn: str, value: float) -> None:
-        self._skipped_in_a_row[turn] += 1
-        logger.warning("step %d skipped: loss or gradient norm is %s (optimiser %s)", self.step, value, turn)
-        if self._skipped_in_a_row[turn] >= _MAX_SKIPPED_IN_A_ROW:
+        found = None
+        if rewinds < _MAX_REWINDS:
+            found = self._load(
+                lambda position: position.rewinds == rewinds and not any(position.skipped_in_a_row.values())
+            )
+        if found is None:
+            again = f", after going back to an earlier state {rewinds} time(s)" if rewinds else ""
             raise ComputationError(
-                f"{_MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradient that is not finite (last at step {self.step}). "
-                f"Lower lr (now {self.config.lr}) or use precision fp32; then start again."
+                f"{why}{again}. Lower lr (now {self.config.lr}), raise lr_warmup, or use precision fp32; then start again."
             )
+        self.progress.rewinds = rewinds + 1
+        logger.warning("%s: back to step %d, on with other data", why, self.progress.step)
+        self._loader = None
+        self._batches = iter(())  # ends its worker processes
+        if self.ranks.first:
+            self.resume_states.remove_after(self.progress.step)
+        self.save()
 
-    # -- validation and metrics ---------------------------------------------------------------------------------------
+    # -- validation and points ------------------------------------------------------------------------------------------
 
-    def _log_validation(self) -> None:
-        raw, ema = self._validate(), self._validate_ema()
+    def _validate(self, *, final: bool = False) -> None:
+        raw, ema = self._last_validation = self.validation()
         parts = {f"val/loss_{name}": value for name, value in ema.items() if name != "loss"}
-        self._log({"val/loss": raw["loss"], "val/loss_ema": ema["loss"]} | parts)
-        self._last_validation = (raw, ema)
-        if self.best:
-            buffers = _arrays(self._buffers())
-            self.best.offer(self.step, raw, ema, _arrays(self.parameters) | buffers, _arrays(self.ema) | buffers)
+        self._log({"val/loss": raw["loss"], "val/loss_ema": ema["loss"]} | parts, final=final)
+        if self.best and self.ranks.first:
+            with self._guard():
+                self.best.offer(self.progress.step, raw, ema, self.arrays)
 
-    def _validate(self) -> dict[str, float]:
-        assembly = self.assembly
-        module, held_out = assembly.module, assembly.validation
-        module.eval()
-        with torch.no_grad():
-            found = assembly.family.validate(
-                module, held_out.volumes, held_out.labels, assembly.training, self.config.batch_size
-            )
-        module.train()
-        if "loss" not in found:
-            raise InputError(
-                f"Family {assembly.info.family!r} validates to {sorted(found)}; expected 'loss' among them."
-            )
-        return found
+    def _log_window(self, speed: Speed, *, final: bool = False) -> None:
+        window, self.progress.window = self.progress.window, []
+        waited = self._loader.waited_s if self._loader else 0.0
+        self._log(_means(window) | speed.values(self.progress.step, waited), final=final)
 
-    def _validate_ema(self) -> dict[str, float]:
-        with self._ema_weights():
-            return self._validate()
-
-    @contextmanager
-    def _ema_weights(self) -> Iterator[None]:
-        """The model with EMA weights inside the block (storages are swapped, nothing is copied)."""
-
-        def swap() -> None:
-            for name, parameter in self.parameters.items():
-                parameter.data, self.ema[name] = self.ema[name], parameter.data
-
-        swap()
-        try:
-            yield
-        finally:
-            swap()
-
-    def _log(self, values: dict[str, float]) -> None:
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        line = json.dumps({"step": self.step, "time_ms": int(time.time() * 1000), **finite})
-        with naming_path(self.metrics_path):
-            self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
-            with self.metrics_path.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+    def _log(self, values: Values, *, final: bool) -> None:
+        if self.ranks.first:
+            with self._guard():
+                self.points.add(self.progress.step, values, rewinds=self.progress.rewinds, final=final)
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a resumable state: trained weights, EMA, optimiser moments, position."""
-        names: dict[Any, str] = {parameter: name for name, parameter in self.parameters.items()}
-        moments: Tensors = {}
-        for turn, optimizer in self.optimizers.items():
-            for parameter, slots in optimizer.state.items():
-                values = {slot: torch.as_tensor(value) for slot, value in slots.items() if value is not None}
-                moments |= {f"{turn}:{slot}:{names[parameter]}": v.detach().cpu().numpy() for slot, v in values.items()}
+        """Hand a resumable state to the writer, after checking that all ranks have the same."""
+        progress = self.progress
+        self.ranks.share(list(self.arrays.buffers.values()))
+        self.ranks.check_equal(self.arrays.replicated(), f"at step {progress.step}")
+        if not self.ranks.first:
+            return
         position = TrainingPosition(
-            step=self.step,
-            updates=self.updates,
-            first_loss=self.first_loss,
-            recent=tuple(self.recent),
+            step=progress.step,
+            steps=self.config.steps,
+            updates=progress.updates,
+            first_loss=progress.first_loss,
+            recent=tuple(progress.recent),
+            window=tuple({k: v if math.isfinite(v) else None for k, v in values.items()} for values in progress.window),
+            rewinds=progress.rewinds,
+            skipped=progress.skipped,
+            skipped_in_a_row=dict(progress.skipped_in_a_row),
             best=self.best.record if self.best else None,
             snapshots=tuple(self.power.taken) if self.power else (),
+            settings=settings_digest(self.spec),
+            snapshot=self.spec.snapshot.digest,
+            world=self.ranks.world,
         )
-        groups = {"model": _arrays(self.parameters), "ema": _arrays(self.ema), "optimizer": moments}
-        groups |= {"buffers": _arrays(self._buffers())} | (self.power.groups() if self.power else {})
-        self.resume_states.save(position, groups)
+        self._writer.submit(position, self.arrays.groups() | (self.power.groups() if self.power else {}))
 
     def restore(self) -> None:
-        """Resume from the newest undamaged state, or start; metrics after that step are removed (they are logged again)."""
-        found = self.resume_states.newest_good()
+        """Resume from the newest undamaged state, or start."""
+        if self._load(lambda position: True) is not None:
+            logger.info("resuming from step %d", self.progress.step)
+            if self.ranks.first and not self.points.has_any:
+                logger.warning("the points before step %d are gone: %s is new", self.progress.step, self.points.path)
+        elif self.ranks.first and self.resume_states.steps():
+            logger.warning("no state in %s can be used: the training begins at step 0", self.resume_states.directory)
+        self.ranks.check_equal(self.arrays.replicated(), "at the start")
+
+    def _load(self, accept: Callable[[TrainingPosition], bool]) -> TrainingPosition | None:
+        """Load the newest acceptable state, the same on every rank; None where there is none."""
+        # All ranks read at the same time: one that waited for another's hashes would take it for lost after `timeout_s`.
+        found = self.resume_states.newest_good(accept)
+        step = self.ranks.from_first(found[0].step if found else -1)
+        if step < 0:
+            return None
+        if found is None or found[0].step != step:  # a network file system may show this rank an older listing
+            found = self.resume_states.newest_good(lambda position: position.step == step)
         if found is None:
-            self._cut_metrics(-1)
-            return
+            raise RuntimeError(
+                f"Rank {self.ranks.rank} does not see the state of step {step} in {self.resume_states.directory}, which the first "
+                "rank resumes from. The folder must be on a file system that all nodes share."
+            )
         position, groups = found
-        for name, parameter in self.parameters.items():
-            with torch.no_grad():
-                parameter.copy_(torch.from_numpy(groups["model"][name]))
-                self.ema[name].copy_(torch.from_numpy(groups["ema"][name]))
-        for name, buffer in self._buffers().items():
-            buffer.copy_(torch.from_numpy(groups["buffers"][name]))
-        for key, value in groups["optimizer"].items():
-            turn, slot, name = key.split(":", 2)
-            tensor = torch.from_numpy(value).clone()
-            self.optimizers[turn].state[self.parameters[name]][slot] = tensor.to(self.assembly.device)
-        self.step, self.updates = position.step, position.updates
-        self.first_loss, self.recent = position.first_loss, deque(position.recent, maxlen=_RECENT)
+        if (position.settings, position.snapshot) != (settings_digest(self.spec), self.spec.snapshot.digest):
+            raise InputError(
+                f"The resumable state of step {step} in {self.resume_states.directory} belongs to another training, of another "
+                f"{'snapshot' if position.snapshot != self.spec.snapshot.digest else 'configuration'}. Remove the folder to start "
+                "again."
+            )
+        self.arrays.restore(groups, self.assembly.device)
+        progress = self.progress
+        progress.step, progress.updates, progress.first_loss = position.step, position.updates, position.first_loss
+        progress.recent.clear()
+        progress.recent.extend(position.recent)
+        progress.window = [{k: math.nan if v is None else v for k, v in values.items()} for values in position.window]
+        progress.rewinds, progress.skipped = position.rewinds, position.skipped
+        progress.skipped_in_a_row = dict(position.skipped_in_a_row)
         if self.best:
-            self.best.record = position.best
+            self.best.resume(position.best)
         if self.power:
             self.power.restore(groups, position.snapshots)
-        self._cut_metrics(self.step)
-        logger.info("resuming from step %d", self.step)
-
-    def _by_every_name(self, tensors: Tensors) -> Tensors:
-        """Tensors of parameters, under every name that a shared parameter has in the state dict."""
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        every = self.assembly.module.named_parameters(remove_duplicate=False)
-        shared = {name: names[id(parameter)] for name, parameter in every if id(parameter) in names}
-        return tensors | {name: tensors[first] for name, first in shared.items()}
-
-    def _buffers(self) -> dict[str, Tensor]:
-        """Entries of the state dict that are not parameters, such as running statistics."""
-        module = self.assembly.module
-        parameters = dict(module.named_parameters())
-        return {name: value for name, value in module.state_dict().items() if name not in parameters}
-
-    def _cut_metrics(self, step: int) -> None:
-        if not self.metrics_path.is_file():
-            return
-        kept = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # an incomplete line left by a killed process
-        write_text_atomic(self.metrics_path, "".join(kept))
-
-    def _write_artifact(self) -> None:
-        directory: Path = self.spec.directory
-        weights = _arrays(self.assembly.module.state_dict())
-        model, averaged, step = weights, weights | self._by_every_name(_arrays(self.ema)), self.step
-        raw, ema = self._last_validation
-        if self.best:
-            step, raw, ema, chosen, chosen_ema = self.best.take()
-            model, averaged = weights | self._by_every_name(chosen), weights | self._by_every_name(chosen_ema)
-        save_tensors(directory / WEIGHTS_FILES["raw"], model)
-        save_tensors(directory / WEIGHTS_FILES["ema"], averaged)
-        if self.power:
-            self.power.keep(self.updates)
-            self.power.write_index()
-        raw, ema = finite(raw), finite(ema)
-        gates = Gates(
-            first_loss=self.first_loss,
-            last_loss=sum(self.recent) / len(self.recent) if self.recent else None,
-            val_loss=raw.get("loss"),
-            val_loss_ema=ema.get("loss"),
-            val_loss_ema_parts={name: value for name, value in ema.items() if name != "loss"},
-        )
-        self.assembly.info.to_document(step=step, seed=self.config.seed, gates=gates).save(directory)
-        # Times stay in scratch: a repeated training must give the same artifact, or every later stage runs again.
-        points = [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
-        lines = [json.dumps({key: value for key, value in point.items() if key not in _TIMES}) for point in points]
-        write_text_atomic(directory / METRICS, "".join(line + "\n" for line in lines))
+        return position
 
 
-def _means(window: list[dict[str, float]]) -> dict[str, float]:
-    """Means over an interval by name, each over the steps that have it; the loss of a skipped step is NaN."""
+def _means(window: list[Values]) -> Values:
+    """Means over an interval by name, each over the steps that have it; how many were skipped is counted."""
     names = dict.fromkeys(name for point in window for name in point)
-    values = {name: [point[name] for point in window if name in point] for name in names}
-    return {f"train/{name}": sum(column) / len(column) for name, column in values.items()}
-
-
-def _arrays(tensors: dict[str, Any]) -> Tensors:
-    """As NumPy arrays, in their own type where NumPy has it."""
-    parts = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    return {name: (part.float() if part.dtype in _NO_NUMPY else part).numpy() for name, part in parts.items()}
+    columns = {name: [point[name] for point in window if name in point] for name in names}
+    counted = {f"train/{name}": sum(column) for name, column in columns.items() if name.endswith("skipped")}
+    return counted | {
+        f"train/{name}": sum(column) / len(column) for name, column in columns.items() if not name.endswith("skipped")
+    }

@@ -1,34 +1,32 @@
 """Everything a training needs before its first step: checked inputs, module, process, data."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from prdit_models.families.family import Family, Training
-from prdit_models.plan import Planned, Work
-from storage.errors import as_input_error
+from prdit_models.families.family import Family, HeldOut, Training
+from prdit_models.plan import Work, memory_of
+from storage.errors import OutOfMemoryError, as_input_error
 from storage.snapshots import open_snapshot
+from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_state
 from tasks.model.compute import pick_device
-from tasks.model.memory import Room, training_advice
-from tasks.train.check import check_training
+from tasks.model.memory import Room, Tried, planned_of, room_of, training_advice
+from tasks.train.augmentation import Augmentation
+from tasks.train.check import Beginning, check_batch, check_training
+from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
 from tasks.train.labels import labels_of
+from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Held-out volumes (V, 1, D, H, W) in model range, on the CPU, and their labels (V,)."""
-
-    volumes: Tensor
-    labels: Tensor | None
-
-
-@dataclass(frozen=True)
 class Assembly:
-    """The parts of a training.
+    """The parts of a training on one rank.
 
     Attributes:
         family: what is trained.
@@ -36,7 +34,7 @@ class Assembly:
         training: settings and process, as the family's methods take them.
         info: description of the checkpoint it makes.
         data: training volumes.
-        validation: held-out ones.
+        held_out: this rank's share of the validation volumes.
         device: where it runs.
         labels: of the training volumes, by index; None without labels.
     """
@@ -46,34 +44,63 @@ class Assembly:
     training: Training
     info: CheckpointInfo
     data: ViewDataset
-    validation: Validation
+    held_out: HeldOut
     device: torch.device
     labels: Tensor | None = None
 
+    def draw(self, turn: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The random numbers of one volume for the optimiser of this number, see `Family.draw`."""
+        shape = (1, *(self.info.view.size,) * 3)
+        return self.family.draw(self.family.turns[turn], self.info.model, self.training, shape, generator)
 
-def advice(spec: TrainSpec, room: Room) -> str:
-    """What would fit where this training ran out of memory."""
-    config = spec.config
-    name = spec.stage.removeprefix("train-")
-    info = check_training(spec.snapshot, spec.split, spec.start, config).info
-    planned = Planned(
-        info.of_family,
-        info.model,
-        Training(config.settings, info.process, config.lr, config.weight_decay),
-        info.view.size,
-    )
-    work = Work(name, "train", config.precision, config.checkpointing)
+
+def given(config: TrainingConfig, info: CheckpointInfo) -> Training:
+    """Settings and process as the family's methods take them."""
+    return Training(config.settings, info.process, config.lr, config.weight_decay)
+
+
+def check_memory(name: str, info: CheckpointInfo, config: TrainingConfig, ranks: Ranks, device: torch.device) -> None:
+    """Refuse, by the arithmetic of `prdit plan`, a training of this name that does not fit this rank's device.
+
+    Raises: OutOfMemoryError: with what would fit.
+    """
+    room = room_of(device, ranks.local_world)
+    planned, work = planned_of(info, given(config, info)), Work("", "train", config.precision, config.checkpointing)
+    try:
+        needed = memory_of(work, planned, config.batch_size // ranks.world, room.device).total
+    except Exception:  # noqa: BLE001  # a family that cannot be planned shows what it needs when it runs
+        return
+    if needed > room.for_tensors:
+        raise OutOfMemoryError(advice(name, info, config, ranks, room, planned_only=True))
+
+
+def advice(
+    name: str, info: CheckpointInfo, config: TrainingConfig, ranks: Ranks, room: Room, *, planned_only: bool = False
+) -> str:
+    """What would fit where the training of this name does not."""
     return training_advice(
-        planned, f"recipe.{name}", work, room, batch_size=config.batch_size, accumulation=config.accumulation
+        planned_of(info, given(config, info)),
+        f"recipe.{name}",
+        Work(name, "train", config.precision, config.checkpointing),
+        room,
+        Tried(config.batch_size, config.accumulation, ranks.world, planned_only),
     )
 
 
-def assemble(spec: TrainSpec) -> Assembly:
-    """Build module, process and data of a training; sets the seed of the initialisation."""
-    config = spec.config
-    beginning = check_training(spec.snapshot, spec.split, spec.start, config)
+def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning | None = None) -> Assembly:
+    """Build module, process and data of a training on one rank; sets the seed of the initialisation.
+
+    Args:
+        spec: the job.
+        ranks: which of the processes this is.
+        beginning: what `check_training` found, where it was called already.
+    Raises: InputError: it cannot be trained with these inputs, or on so many ranks.
+    """
+    config, ranks = spec.config, ranks or Ranks()
+    beginning = beginning or check_training(spec.snapshot, spec.split, spec.start, config)
+    check_batch(config, ranks.world)
     info, family = beginning.info, beginning.info.of_family
-    device = pick_device(config)
+    device = pick_device(config, ranks.local_rank, ranks.local_world)
     torch.manual_seed(config.seed)
     below = load_state(spec.start, config.start_weights) if spec.start else None
     with as_input_error():
@@ -81,23 +108,46 @@ def assemble(spec: TrainSpec) -> Assembly:
         family.begin(module, config.settings, below)
     family.freeze(module, config.settings)
     store, snapshot = open_snapshot(spec.snapshot)
-    ids = {"train": beginning.roles["train"], "val": sorted(beginning.roles["val"])[: config.val_volumes]}
-    data = {
-        role: ViewDataset(store, names, info.view, info.window, config.cache_mb * (role == "train"), info.axes)
-        for role, names in ids.items()
-    }
+    held_out = sorted(beginning.roles["val"])[: config.val_volumes]
+    ids = {"train": beginning.roles["train"], "val": [held_out[place] for place in mine(len(held_out), ranks)]}
+    data = _training_data(store, ids["train"], info, config, ranks)
     labels = {}
     if info.label_column:
         labels = {
             role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids
         }
+    seen = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
     return Assembly(
         family=family,
         module=module.to(device),
-        training=Training(config.settings, info.process, config.lr, config.weight_decay),
+        training=given(config, info),
         info=info,
-        data=data["train"],
-        validation=Validation(data["val"].batch(range(len(data["val"]))), labels.get("val")),
+        data=data,
+        held_out=HeldOut(
+            seen.batch(range(len(seen))) if ids["val"] else torch.empty(0),
+            mine(len(held_out), ranks),
+            labels.get("val"),
+        ),
         device=device,
         labels=labels.get("train"),
     )
+
+
+def _training_data(
+    store: VolumeStore, volume_ids: list[str], info: CheckpointInfo, config: TrainingConfig, ranks: Ranks
+) -> ViewDataset:
+    """The training volumes, with one cache for all ranks of a machine: that of its first rank."""
+    make = partial(
+        ViewDataset,
+        store,
+        volume_ids,
+        info.view,
+        info.window,
+        config.cache_mb,
+        info.axes,
+        augmentation=Augmentation(config.augmentation, config.max_shift),
+        cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+    )
+    own = make() if ranks.local_rank == 0 else None
+    addresses = ranks.texts(own.cache_address if own else "")
+    return own or make(cache_address=addresses[ranks.rank - ranks.local_rank])

@@ -1,31 +1,26 @@
-"""What crosses into the training subprocess: one JSON file in, one reference out."""
+"""What crosses between a stage and the ranks of its training: one JSON file in, one out."""
 
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from storage import errors
 from storage.artifacts import SCRATCH, Ref
+from storage.files import naming_path, write_text_atomic
 from tasks.run.stage import Stage
 from tasks.train.config import TrainingConfig
+from tasks.train.point_log import read_points
 
 METRICS = "metrics.jsonl"
-RESUME_STATES, BEST_WEIGHTS = "checkpoints", "best"  # folders of the scratch folder
-TRAINER_LOCK = "trainer.lock"
-RECIPE = 2
-EXIT_FAILED = 1  # a fault; the log has its traceback
-EXIT_REFUSED = 3  # with a `Refusal` as the last line
-EXIT_STOPPED = 143  # 128 + SIGTERM: stopped as asked, state saved
+RESUME_STATES, BEST_WEIGHTS, PREVIEWS = "checkpoints", "best", "samples"  # folders of the scratch folder
+RECIPE = 3
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
     """Every validation and the last training loss of a finished training: what a cached stage shows of its curves."""
     spool = directory / SCRATCH / METRICS  # with the times, where it still exists
-    lines = (spool if spool.is_file() else directory / METRICS).read_text(encoding="utf-8").splitlines()
-    points: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    points = read_points(spool if spool.is_file() else directory / METRICS)
     last = max((index for index, point in enumerate(points) if "train/loss" in point), default=-1)
     return [point for index, point in enumerate(points) if "val/loss" in point or index == last]
 
@@ -41,7 +36,6 @@ def training_stage(name: str) -> Stage:
         figures=("train/loss", "val/loss", "val/loss_ema"),
         streams=True,
         section=f"recipe.{name}",
-        resumable=(RESUME_STATES, BEST_WEIGHTS),
     )
 
 
@@ -63,14 +57,6 @@ class Refusal(BaseModel):
         """What crosses back of an error."""
         return cls(error=type(error).__name__, message=str(error))
 
-    @classmethod
-    def find(cls, output: str) -> "Refusal | None":
-        """The last one in the subprocess's output, below which a library may have printed; None where there is none."""
-        for line in reversed(output.splitlines()):
-            with suppress(ValidationError):
-                return cls.model_validate_json(line)
-        return None
-
     def as_error(self) -> errors.UserError:
         """As the parent raises it: our own class, or InputError for one that has its home elsewhere."""
         found = getattr(errors, self.error, None)
@@ -78,8 +64,54 @@ class Refusal(BaseModel):
         return kind(self.message)
 
 
+class Outcome(BaseModel):
+    """How a launch of a training ended, written by one of its ranks; without one it was killed, or failed.
+
+    Attributes:
+        ref: the checkpoint, where it came to its end.
+        refusal: why it cannot be done.
+        fault: what went wrong that would go wrong again; the log has its traceback.
+        stopped_at: step whose state was saved when it was asked to stop.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ref: Ref | None = None
+    refusal: Refusal | None = None
+    fault: str | None = None
+    stopped_at: int | None = None
+
+    def save(self, scratch: Path, token: int) -> None:
+        """Write it for the launch of this number. Raises: UnwritableError."""
+        write_text_atomic(_outcome_file(scratch, token), self.model_dump_json())
+
+    @classmethod
+    def forget_stop(cls, scratch: Path, token: int) -> None:
+        """Remove that of a launch that was stopped and goes on: should it be lost later, it was not stopped then."""
+        found = cls.find(scratch, token)
+        if found is not None and found.stopped_at is not None:
+            _outcome_file(scratch, token).unlink(missing_ok=True)
+
+    @classmethod
+    def forget(cls, scratch: Path, token: int) -> None:
+        """Remove that of an earlier launch of this number: they begin anew where `lease/` was removed. Raises: UnwritableError."""
+        path = _outcome_file(scratch, token)
+        with naming_path(path):
+            path.unlink(missing_ok=True)
+
+    @classmethod
+    def find(cls, scratch: Path, token: int) -> "Outcome | None":
+        """That of a launch; None where it has none."""
+        path = _outcome_file(scratch, token)
+        return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+
+def _outcome_file(scratch: Path, token: int) -> Path:
+    return scratch / f"outcome-{token}.json"
+
+
 class TrainSpec(BaseModel):
-    """Everything the subprocess needs for one training.
+    """Everything the ranks need for one training.
 
     Attributes:
         stage: name of its stage.

@@ -3,16 +3,23 @@
 from prdit_models.diffusion.process import PROCESSES
 from prdit_models.families.family import FAMILIES
 from storage.artifacts import Ref
+from tasks.run.launchers.config import LauncherConfig
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, StageOutcome, StageRun, run_stage, with_owners
-from tasks.train.check import check_training
+from tasks.train.check import check_batch, check_training
 from tasks.train.config import TrainingConfig
+from tasks.train.extension import continue_shorter
 from tasks.train.launch import launch
 from tasks.train.spec import TrainSpec, training_stage
 
 
 def train(
-    name: str, inputs: dict[str, Ref], config: TrainingConfig, context: RunContext, progress: Advance
+    name: str,
+    inputs: dict[str, Ref],
+    config: TrainingConfig,
+    context: RunContext,
+    progress: Advance,
+    launcher: LauncherConfig | None = None,
 ) -> StageOutcome:
     """Train one training of a recipe.
 
@@ -22,12 +29,17 @@ def train(
         config: of the training.
         context: where the run works and reports.
         progress: called with (step, steps).
+        launcher: where it runs; default: one process on this machine.
 
-    Raises: InputError: input that cannot be trained on, before any work starts.
+    Raises:
+        InputError: input that cannot be trained on, or not on so many ranks, before any work starts.
+        LauncherError: the launcher cannot run it.
     """
     snapshot, split = inputs["snapshot"], inputs["split"]
     start = inputs.get("start")
     check_training(snapshot, split, start, config)
+    launcher = launcher or LauncherConfig()
+    check_shares(config, launcher)
     stage = training_stage(name)
 
     def body(run: StageRun) -> Ref:
@@ -41,10 +53,20 @@ def train(
             directory=run.directory,
             provenance=provenance,
         )
-        return launch(spec, run, progress)
+        continue_shorter(spec)
+        return launch(spec, run, progress, launcher)
 
     settings = with_owners(config.key_fields(), made_by(config))
     return run_stage(stage, inputs=inputs, config=settings, context=context, body=body)
+
+
+def check_shares(config: TrainingConfig, launcher: LauncherConfig) -> None:
+    """Refuse a batch that the ranks of some number of nodes, with which the launcher may go on, cannot share.
+
+    Raises: InputError, LauncherError.
+    """
+    for nodes in range(launcher.fewest_nodes, launcher.nodes + 1):
+        check_batch(config, nodes * launcher.ranks)
 
 
 def made_by(config: TrainingConfig) -> dict[str, str]:

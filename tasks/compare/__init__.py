@@ -1,0 +1,1 @@
+"""Comparison of runs: their reports side by side, differences of figures, what differs in configuration."""
