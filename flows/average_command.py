@@ -34,5 +34,6 @@ def ema(
         verify_artifact(ref)
         with pydantic_explained("prdit ema"):
             config = AverageConfig(sigma_rel=sigma_rel, updates=updates)
-        with show_progress("ema") as progress:
-            show_outcome(average_stage(ref, config, run_context(loaded), progress), as_json)
+        with run_context(loaded) as context, show_progress("ema") as progress:
+            outcome = average_stage(ref, config, context, progress)
+        show_outcome(outcome, as_json)

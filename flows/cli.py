@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows.average_command import ema
+from flows.compare_command import compare
 from flows.console import (
     Config,
     Json,
@@ -27,11 +27,14 @@ from flows.console import (
     run_stages,
     show_outcome,
     show_result,
+    stop_as_ctrl_c,
 )
 from flows.convert_commands import register as register_convert_commands
-from flows.faults import called, say_error, without_debug
+from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.plan_command import plan
 from flows.prune_command import prune
+from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
+from flows.reproduce_command import reproduce
 from flows.store_commands import register as register_store_commands
 from storage.errors import InputError
 from tasks.run.machine import limit_threads
@@ -121,25 +124,34 @@ def ingest(
         from tasks.ingest.stage import ingest_stage
         from tasks.run.progress import show_progress
 
-        refused = None
+        refused = ""
         try:
             if repair:
-                with show_progress("ingest") as progress:
-                    context = run_context(loaded)
-                    outcome = ingest_stage(source, Path(loaded.store), loaded.ingest, context, progress, repair=True)
+                with show_progress("ingest") as progress, run_context(loaded) as context:
+                    outcome = ingest_stage(
+                        source,
+                        Path(loaded.store),
+                        loaded.ingest,
+                        context,
+                        progress,
+                        repair=True,
+                        runner=loaded.runner,
+                    )
             else:
                 outcome = run_stages(loaded, "ingest", {})
         except NothingUsableError as error:
-            refused = error
-        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=refused is None and outcome.cached)
+            refused = str(error)
+        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=not refused and outcome.cached)
+        if not refused and not (report.committed or report.unchanged):
+            refused = f"nothing usable in {one_line(source)}; every item has its reason in the verdicts"
         page = page_path(Path(loaded.store))
         value = without_pictures(report.model_dump(mode="json")) | {"counts": report.counts, "qc": str(page)}
+        if refused:
+            value |= {"error": refused, "exit_code": EXIT_USER_ERROR}
         show_result(value, as_json, lambda: verdict_text(report, page))
-        if refused is not None:
-            raise refused
-        if not (report.committed or report.unchanged):
-            say_error(f"nothing usable in {one_line(source)}; every item has its reason above")
-            raise typer.Exit(1)
+        if refused:
+            say_error(refused)
+            raise typer.Exit(EXIT_USER_ERROR)
 
 
 @app.command(epilog=example("prdit train global --config small --store .prdit/store"))
@@ -192,7 +204,10 @@ def sample(
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
-    """Draw CT volumes in Hounsfield units (and NIfTI) from a trained model."""
+    """Draw CT volumes in Hounsfield units (and NIfTI) from a trained model.
+
+    What was drawn when a run was stopped is kept: the same command goes on. docs/sampling.md: several workers or GPUs, verdicts.
+    """
     with clear_errors():
         loaded = load_settings(config, settings, workdir=workdir)
         last = f"train-{list(loaded.trainings)[-1]}"
@@ -202,6 +217,8 @@ def sample(
 app.command(
     epilog=example("prdit plan --config published/lidc-128 --set recipe.global.settings.preset=B/12/12 --batch 8")
 )(plan)
+app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(compare)
+app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
@@ -217,7 +234,10 @@ def evaluate(
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
-    """Compare samples with the store their model was trained on, or another one; writes metrics.json and report.html."""
+    """Compare samples with the store their model was trained on, or another one; writes metrics.json and report.html.
+
+    `--set evaluate.extractor=…` sets the feature network, `--set evaluate.metrics.NAME=null` leaves a metric out. docs/report.md.
+    """
     with clear_errors():
         loaded = load_settings(config, settings, store=store, workdir=workdir)
         from storage.artifacts import input_ref
@@ -230,18 +250,21 @@ def evaluate(
 
 
 def _real_side(checkpoint: Any, loaded: Any, *, given: bool) -> dict[str, Any]:
-    """Snapshot and split that samples of a checkpoint are compared with, by stage name; empty: the configuration's.
+    """Snapshot and split that samples of a checkpoint are compared with, by stage name; without a split: the configuration's.
 
     Args:
         checkpoint: reference of the checkpoint the samples were drawn from.
         loaded: configuration, with the store of `--store`.
         given: whether `--store` was given; else it is the store of the training.
-    Raises: InputError: an imported checkpoint, which names no store, and no store given.
+    Raises:
+        InputError: an imported checkpoint, which names no store, and no store given.
+        StorageError: there is no such store, or nothing in it.
     """
+    from flows.stages import real_volumes
     from storage.artifacts import input_ref, load_provenance
 
-    if given:
-        return {}
+    if given:  # of the checkpoint's voxels, which the stage checks; the configuration's grid is for ingest
+        return {"ingest": real_volumes(loaded, any_grid=True)}
     if "snapshot" not in load_provenance(checkpoint).inputs:
         raise InputError(
             f"The checkpoint at {checkpoint.uri} was imported, so it names no store of its training. Say which real volumes the "
@@ -272,25 +295,42 @@ def run(
         from flows.pipeline import check_sampling, pipeline
 
         check_sampling(loaded)  # before the server starts
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # as Ctrl-C: the training saves its state, and the server ends
+        stop_as_ctrl_c()
         what = loaded.source or "no new scans"
         typer.secho(
             printable(f"configuration {config}: {what} -> store {loaded.store}, work in {loaded.workdir}"), err=True
         )
 
         record = pipeline(config, **paths, overrides=overrides(settings))
-        show_result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {record['mlflow_run_id']}")
+        run_id = record["mlflow_run_id"] or "not on the server yet; prdit's next start sends it"
+        show_result(record, as_json, lambda: f"report: {record['report']}\nMLflow run: {run_id}")
 
 
-@app.command(epilog=example("prdit doctor"))
-def doctor(as_json: Json = False) -> None:
+@app.command(epilog=example("prdit doctor --config published/lidc-128 --set launcher.ranks_per_node=8"))
+def doctor(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="Named configuration or YAML file whose launcher, runner and work folder are checked, too.",
+        ),
+    ] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
     """Check versions, devices, servers and disk; each problem comes with its remedy. Exit 1 when something fails."""
     with clear_errors():
         from flows.doctor import doctor as run_checks
 
-        checks = run_checks()
+        if settings and config is None:
+            raise InputError("--set changes settings of a configuration: name one with --config.")
+        loaded = None if config is None else load_settings(config, settings)
+        checks = run_checks(directory=Path(loaded.workdir) if loaded else None)
+        if loaded:
+            from flows.doctor_cluster import check_cluster
+
+            checks += check_cluster(loaded)
         value = {"checks": [check.model_dump(mode="json") for check in checks]}
         show_result(value, as_json, lambda: "\n".join(_check_line(check) for check in value["checks"]))
         if any(check["status"] == "fail" for check in value["checks"]):

@@ -16,15 +16,17 @@ from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
 from tasks.model.checkpoint import CheckpointInfo
+from tasks.run.launchers.config import LauncherConfig
+from tasks.run.runners import Local, RunnerSetting
+from tasks.run.settings import SettingsError
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
 from tasks.train.config import TrainingConfig
 from tasks.train.describe import describe
 from tasks.train.gates import GatesConfig
-from tasks.train.settings import SettingsError
 
 # Settings that decide where a run works and how it is judged, never what a stage makes: outside every cache key.
-RUNTIME = frozenset({"base", "source", "store", "snapshot", "workdir", "experiment", "gates"})
+RUNTIME = frozenset({"base", "source", "store", "snapshot", "workdir", "experiment", "gates", "launcher", "runner"})
 _NAME = r"^[a-z0-9][a-z0-9-]*$"
 _GROUP = "prdit.configurations"
 
@@ -52,6 +54,10 @@ class PipelineConfig(BaseModel):
     )
     workdir: str = Field(".prdit/work", min_length=1, description="folder of all stage directories")
     experiment: str = Field("prdit", min_length=1, description="MLflow experiment")
+    runner: RunnerSetting = Field(
+        default_factory=Local,
+        description="where ingest, sample and evaluate do their work: name (local, cuda, slurm, address) and its settings",
+    )
     ingest: IngestConfig = Field(default_factory=lambda: IngestConfig())
     split: SplitConfig = Field(default_factory=lambda: SplitConfig())
     recipe: dict[Annotated[str, Field(pattern=_NAME)], TrainingConfig] = Field(
@@ -60,6 +66,10 @@ class PipelineConfig(BaseModel):
     sample: SampleConfig = Field(default_factory=lambda: SampleConfig())
     evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig())
     gates: GatesConfig = Field(default_factory=lambda: GatesConfig())
+    launcher: LauncherConfig = Field(
+        default_factory=lambda: LauncherConfig(),
+        description="where trainings run: nodes, ranks, cluster (docs/clusters.md)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -280,7 +290,7 @@ def explain(error: ValidationError) -> str:
             known = _known_keys(PipelineConfig, place[:-1])
             lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
         elif isinstance(found := problem.get("ctx", {}).get("error"), SettingsError):
-            lines += [f"  {key}.{line}" for line in str(found).splitlines()]
+            lines += [f"  {key}{'' if line.startswith(':') else '.'}{line}" for line in str(found).splitlines()]
         elif problem["type"] == "value_error":
             lines.append(f"  {key + ': ' if key else ''}{found}")
         elif problem["type"] == "missing":
@@ -293,20 +303,20 @@ def explain(error: ValidationError) -> str:
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`, nested keys one by one.
 
-    Where both name a family or a process, and different ones, the settings that `below` has for its own are dropped.
+    Where both name a family, a process, a launcher, a runner or an extractor, and different ones, the settings that `below` has for
+    its own are dropped.
     """
     result = dict(below)
-    if _differ("family", below, above):
+    if _differ("family", below, above) or _differ("name", below, above):
         result.pop("settings", None)
     for key, value in above.items():
         known = result.get(key)
-        if key == "process":
+        named = key in ("process", "runner", "extractor")
+        if named:
             known, value = _by_name(known), _by_name(value)
-        if (
-            isinstance(value, dict)
-            and isinstance(known, dict)
-            and not (key == "process" and _differ("name", known, value))
-        ):
+        if key == "runner" and isinstance(known, dict):
+            known = {"name": "local"} | known
+        if isinstance(value, dict) and isinstance(known, dict) and not (named and _differ("name", known, value)):
             result[key] = merge(known, value)
         else:
             result[key] = value
@@ -318,9 +328,9 @@ def _differ(key: str, below: dict[str, Any], above: dict[str, Any]) -> bool:
     return key in below and key in above and below[key] != above[key]
 
 
-def _by_name(process: Any) -> Any:
-    """A process given by name alone, as a mapping."""
-    return {"name": process} if isinstance(process, str) else process
+def _by_name(value: Any) -> Any:
+    """A process, runner or extractor given by name alone, as a mapping."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

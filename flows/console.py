@@ -1,15 +1,17 @@
 """What every command of `prdit` shares: options, errors, results. Imports of heavy libraries wait until a command needs them."""
 
-import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.faults import clear_errors as clear_errors
+from flows.faults import json_line as json_line
 from tasks.run.printable import printable
 
 
@@ -20,7 +22,9 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout, of an error, too.")
+]
 Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
 Set = Annotated[
     list[str] | None,
@@ -40,11 +44,6 @@ def example(text: str) -> str:
 def show_result(value: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
     """A command's result on stdout: one JSON object in ASCII, or text for people, printable."""
     sys.stdout.write((json_line(value) if as_json else printable(text())) + "\n")
-
-
-def json_line(value: Any) -> str:
-    """JSON on one line, in printable ASCII."""
-    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def overrides(settings: list[str] | None) -> dict[str, Any]:
@@ -94,14 +93,20 @@ def find_ref(text: str) -> Any:
     return found
 
 
-def run_context(config: Any) -> Any:
-    """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so."""
+def stop_as_ctrl_c() -> None:
+    """Make SIGTERM what Ctrl-C is: the training saves its state, runs are closed as stopped, servers end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def run_context(config: Any) -> Iterator[Any]:
+    """Where a single stage works: tracked only where MLFLOW_TRACKING_URI says so. Ends when what it recorded is sent."""
     from flows.parameters import columns, run_parameters
     from tasks.run.stage import RunContext, code_version
 
     tags = {"prdit.code_version": code_version(), **config.tags()}
     uri = os.environ.get("MLFLOW_TRACKING_URI") or None
-    return RunContext(
+    context = RunContext(
         workdir=Path(config.workdir),
         tracking_uri=uri,
         experiment=config.experiment,
@@ -109,6 +114,13 @@ def run_context(config: Any) -> Any:
         parameters=run_parameters(config),
         columns=columns(config),
     )
+    stop_as_ctrl_c()
+    try:
+        yield context
+    except BaseException as error:
+        context.flush(stopped=not isinstance(error, Exception))
+        raise
+    context.flush()
 
 
 def found_artifact(text: str) -> Any:
@@ -128,20 +140,21 @@ def run_stages(config: Any, last: str, given: dict[str, Any]) -> Any:
         last: name of the stage.
         given: references that exist already, by stage name; a snapshot of the store, where ingest is not asked for.
     """
-    from flows.stages import Inputs, Row, needed, real_volumes, rows, walk
+    from flows.stages import Inputs, Row, check_trainings, needed, real_volumes, rows, walk
     from tasks.run.progress import show_progress
     from tasks.run.stage import StageOutcome
 
     table, refs = rows(config), dict(given)
     if last != "ingest" and "ingest" not in refs and "ingest" in needed(table, last, refs):
         refs["ingest"] = real_volumes(config)
-    context = run_context(config)
+    check_trainings(config, needed(table, last, refs))
+    with run_context(config) as context:
 
-    def run(row: Row, inputs: Inputs) -> StageOutcome:
-        with show_progress(row.name) as progress:
-            return row.run(inputs, context, progress)
+        def run(row: Row, inputs: Inputs) -> StageOutcome:
+            with show_progress(row.name) as progress:
+                return row.run(inputs, context, progress)
 
-    return list(walk(table, last, refs, run))[-1][1]
+        return list(walk(table, last, refs, run))[-1][1]
 
 
 def show_outcome(outcome: Any, as_json: bool) -> None:

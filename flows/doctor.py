@@ -4,6 +4,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,7 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         check_versions,
         check_machine,
         check_torch,
+        check_features,
         check_decoders,
         lambda: [check_disk(directory or Path.cwd())],
         lambda: [check_server("Prefect server", prefect_url, "/health", "PREFECT_API_URL")],
@@ -129,6 +131,22 @@ def check_torch() -> list[Check]:
     return [*findings, Check(name="xformers", status="ok" if status == "ok" else "warn", detail=detail, remedy=remedy)]
 
 
+def check_features() -> list[Check]:
+    """Which features `evaluate.extractor: auto` measures distances in."""
+    from prdit_models.metrics.extractors.astra import INSTALL, PARTS, missing_parts
+
+    missing = missing_parts()
+    if not missing:
+        detail = "distances are measured in features of a network trained on chest CT (evaluate.extractor: astra)"
+        return [Check(name="features", status="ok", detail=detail)]
+    which = "are not installed" if len(missing) == len(PARTS) else f"lack {', '.join(missing)}"
+    detail = (
+        f"the weights of a network trained on chest CT {which}: distances are measured in random features, which compare runs with "
+        "each other only"
+    )
+    return [Check(name="features", status="warn", detail=detail, remedy=INSTALL)]
+
+
 def check_decoders() -> list[Check]:
     """No GPL decoder is installed beside prdit unless intended."""
     try:
@@ -163,6 +181,6 @@ def check_server(name: str, url: str | None, path: str, variable: str) -> Check:
     try:
         with urllib.request.urlopen(url.rstrip("/") + path, timeout=5) as answer:
             return Check(name=name, status="ok", detail=f"{url} answers ({answer.status})")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         remedy = f"prdit up, or correct {variable}"
         return Check(name=name, status="fail", detail=f"{url} does not answer: {error}", remedy=remedy)

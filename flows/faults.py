@@ -1,8 +1,10 @@
 """What the command line does with errors: one message for what a user can correct, a file with the traceback for faults."""
 
+import json
 import os
 import platform
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -49,23 +52,40 @@ def clear_errors() -> Iterator[None]:
     """End a command with what its error deserves.
 
     A `UserError` becomes one message on stderr and exit 1, 2 for a `ConfigError`; Ctrl-C one line and exit 130. Anything else is a
-    fault of prdit: its traceback is kept in a file, and the command ends with exit 70.
+    fault of prdit: its traceback is kept in a file, and the command ends with exit 70. With `--json`, message and exit code are one
+    JSON object on stdout, too.
     """
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # exit codes and usage errors are typer's, and so is a reader that has closed our output
     except KeyboardInterrupt as error:
-        say_error("interrupted; what is finished is kept", "yellow", prefix="")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        message = "interrupted; what is finished is kept"
+        say_error(message, "yellow", prefix="")
+        raise _ended(message, EXIT_INTERRUPTED) from error
     except UserError as error:
         _show_traceback(error)
         say_error(str(error))
-        raise typer.Exit(EXIT_BAD_USAGE if isinstance(error, ConfigError) else EXIT_USER_ERROR) from error
+        raise _ended(str(error), EXIT_BAD_USAGE if isinstance(error, ConfigError) else EXIT_USER_ERROR) from error
     except Exception as error:
         _show_traceback(error)
-        say_error(_fault_message(error))
-        raise typer.Exit(EXIT_FAULT) from error
+        message = _fault_message(error)
+        say_error(message)
+        raise _ended(message, EXIT_FAULT) from error
+
+
+def _ended(message: str, code: int) -> typer.Exit:
+    """The end of a command that has no result; with `--json` its JSON object is on stdout."""
+    arguments = _called_as.get(CalledAs()).arguments
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in own:
+        sys.stdout.write(json_line({"error": printable(message), "exit_code": code}) + "\n")
+    return typer.Exit(code)
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, in printable ASCII."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def say_error(message: str, colour: str = "red", prefix: str = "error: ") -> None:
@@ -84,7 +104,7 @@ def _fault_message(error: Exception) -> str:
     if isinstance(error, MemoryError):
         what = (
             f"the machine's memory is used up ({what}). Use smaller batches (batch_size) or fewer workers "
-            "(ingest.num_workers), or a machine with more; `prdit plan` shows what trainings need."
+            "(runner.num_workers), or a machine with more; `prdit plan` shows what trainings need."
         )
     place = _write_report(error)
     if place is None:

@@ -3,6 +3,7 @@
 The complete configuration is an artifact of the run, without paths: they may reveal who was scanned.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,14 @@ from flows.stages import training_row
 # What a run is compared by, in the order of the pipeline; of every training and of a run.
 _OF_A_TRAINING = ("settings.preset", "view.size", "steps", "batch_size", "lr", "lr_decay", "seed")
 _OF_SAMPLING = ("num_volumes", "sampler", "num_steps", "parametrization", "output", "seed")
-# Paths, and the address of a scheduler: they differ between machines and stay on this one.
+# Paths, addresses, accounts: they differ between machines and stay on this one.
 PLACES = frozenset(
-    {"source", "store", "workdir", "ingest.patient_key_file", "ingest.scheduler", "evaluate.feature_weights"}
+    {
+        *("source", "store", "workdir", "ingest.patient_key_file", "evaluate.extractor.path"),
+        *("launcher.settings", "runner", "recipe.cache_dir"),  # the last of every training
+    }
 )
+_TRAINING = re.compile(r"^recipe\.[^.]+\.")
 _NAMED_ELSEWHERE = frozenset({"base", "experiment"})  # the parameter `configuration`, and the page itself
 
 
@@ -39,9 +44,9 @@ def run_parameters(config: PipelineConfig) -> dict[str, Any]:
     A configuration without a base shows what is not a default, of its trainings what they are compared by.
     """
     settings = config.model_dump(mode="json")
-    values = dict(leaves(settings))
+    values = dict(leaves(_without(settings, "")))
     named = load_config(config.base) if config.base else PipelineConfig(recipe=config.recipe)
-    shown = {*compared(config), *differing(settings, named.model_dump(mode="json"))} - PLACES - _NAMED_ELSEWHERE
+    shown = {*compared(config), *differing(settings, named.model_dump(mode="json"))} - _NAMED_ELSEWHERE
     return {"configuration": config.base or "custom"} | {key: values[key] for key in values if key in shown}
 
 
@@ -55,5 +60,5 @@ def _without(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {
         key: _without(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in values.items()
-        if prefix + key not in PLACES
+        if _TRAINING.sub("recipe.", prefix + key) not in PLACES
     }

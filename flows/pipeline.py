@@ -15,20 +15,32 @@ from pydantic import Field
 from flows.config import PipelineConfig, config_names, from_parameters, merge
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
-from flows.stages import Inputs, Row, needed, real_volumes, rows, stage_names, training_row, walk
+from flows.stages import (
+    Inputs,
+    Row,
+    check_trainings,
+    needed,
+    real_volumes,
+    rows,
+    stage_names,
+    training_row,
+    walk,
+)
 from prdit_models.families.family import Request
+from prdit_models.metrics.distances import MIN_VOLUMES
 from storage.artifacts import Ref
 from storage.errors import ConfigError, InputError, UserError, as_input_error
+from storage.tracking import Tracker
 from tasks.run.private import without_paths
-from tasks.run.recording import record_snapshot
-from tasks.run.stage import RunContext, StageOutcome, code_version, git_commit
-from tasks.run.task import publish_table, run_as_task
+from tasks.run.recording import log_snapshot
+from tasks.run.stage import TRACKING, RunContext, StageOutcome, code_version, git_commit
+from tasks.run.task import publish_picture, publish_table, run_as_task
 from tasks.train.gates import check_gates
 
 NOTE = (
     "One run of the pipeline. **Metrics**: final figures of every stage (`<stage>/<figure>`), gates, seconds. "
-    "**Child runs**: the stages, with their curves. **Artifacts**: `report.html`, `metrics.json`, `config.yaml`. "
-    "**Logged models**: the last checkpoint."
+    "**Child runs**: the stages, with their curves. **Artifacts**: `report.html`, `metrics.json`, the cards of "
+    "model and data, `config.yaml`. **Logged models**: the last checkpoint."
 )
 
 logger = logging.getLogger("prdit.pipeline")
@@ -44,11 +56,13 @@ class PipelineRun:
     Args:
         config: the run's settings.
         context: where stages work and report.
+        tracker: of the parent run; None where there is none.
     """
 
-    def __init__(self, config: PipelineConfig, context: RunContext) -> None:
+    def __init__(self, config: PipelineConfig, context: RunContext, tracker: Tracker | None = None) -> None:
         self.config = config
         self.context = context
+        self._tracker = tracker
         self.outcomes: dict[str, StageOutcome] = {}
 
     def through(self, last: str) -> None:
@@ -59,8 +73,9 @@ class PipelineRun:
 
         def run(row: Row, inputs: Inputs) -> StageOutcome:
             work = partial(row.run, inputs, self.context)
-            if row.tables:
-                work = partial(work, publish=partial(publish_table, row.name))
+            if row.shows:
+                publish = publish_table if row.shows == "table" else publish_picture
+                work = partial(work, publish=partial(publish, row.name))
             return run_as_task(row.name, work, source=self.config.source)
 
         for name, outcome in walk(rows(self.config), last, given, run):
@@ -72,11 +87,12 @@ class PipelineRun:
         """The snapshot as tag of every run and dataset of this one."""
         tags = {**self.context.tags, "prdit.snapshot": snapshot.digest}
         self.context = self.context.model_copy(update={"tags": tags})
-        record_snapshot(self.context, self.context.parent_run_id, snapshot, "training")
+        if self._tracker and self.context.parent_run_id:
+            log_snapshot(self._tracker, self.context.parent_run_id, snapshot, "training")
 
 
-def check_sampling(config: PipelineConfig) -> None:
-    """Refuse what could not be sampled, before anything is trained for it.
+def check_sampling(config: PipelineConfig, *, evaluated: bool = True) -> None:
+    """Refuse what could not be sampled, or not be evaluated then, before anything is trained for it.
 
     Raises: InputError: see the message.
     """
@@ -84,6 +100,11 @@ def check_sampling(config: PipelineConfig) -> None:
     info, sample = config.checkpoints()[name], config.sample
     label = None if sample.label is None else 0
     wanted = Request(sample.as_sampler(), sample.output, label, sample.guidance_scale)
+    if evaluated and sample.num_volumes < MIN_VOLUMES:
+        raise InputError(
+            f"sample.num_volumes is {sample.num_volumes}; a distance between sets needs at least {MIN_VOLUMES}. Sample more, or "
+            "run up to stage sample."
+        )
     with as_input_error(f"The samples would be of training {name!r}. "):
         info.of_family.check(info.model, info.process, wanted)
     if label is not None and sample.guidance_scale != 1.0 and training.label_dropout == 0.0:
@@ -98,18 +119,22 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is nothing to do.
+        RunnerError, LauncherError: what the runner or the launcher needs is missing.
+        InputError: the batch of a training cannot be shared by the launcher's ranks.
         GateError: the trainings do not meet the configuration's gates (everything else is done and recorded).
     """
-    from storage.tracking import Tracker
-
     if last == "ingest" and config.source is None:
         raise ConfigError("source is not given: name the folder with the DICOM series that ingest is to read")
-    needed(rows(config), last, {})
+    stages = needed(rows(config), last, {})
+    if {"sample", "evaluate"} & {*stages} or config.source:
+        config.runner.check()
+    check_trainings(config, stages)
     if last in ("sample", "evaluate"):
-        check_sampling(config)
+        check_sampling(config, evaluated=last == "evaluate")
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
-    tracker = Tracker(tracking_uri(workdir), config.experiment, commit=git_commit(), columns=columns(config))
+    outbox, shown = workdir / TRACKING, columns(config)
+    tracker = Tracker(tracking_uri(workdir), config.experiment, outbox, commit=git_commit(), columns=shown)
     tags = {"prdit.code_version": code_version(), **config.tags()}
     if flow_run.get_id():
         tags["prefect.flow_run_id"] = str(flow_run.get_id())
@@ -122,13 +147,13 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
         workdir=workdir,
         tracking_uri=tracker.uri,
         experiment=config.experiment,
-        parent_run_id=parent or None,
+        parent_run_id=parent,
         tags=tags,
         parameters=parameters,
-        columns=columns(config),
+        columns=shown,
         repeat_command=f"prdit run --config runs/{directory.name}/config.yaml",
     )
-    run = PipelineRun(config, context)
+    run = PipelineRun(config, context, tracker)
     record = RunRecord(directory, tracker, parent)
     try:
         with without_paths(config.source):

@@ -11,7 +11,7 @@ from flows.config import PipelineConfig
 from storage.documents.run_record import RunDocument, StageRecord
 from storage.files import naming_path, remove_leftovers, write_text_atomic
 from storage.tracking import Tracker
-from tasks.evaluate.stage import METRICS, REPORT
+from tasks.evaluate.stage import FILES, METRICS, REPORT
 from tasks.run.recording import log_checkpoint
 from tasks.run.stage import StageOutcome
 
@@ -39,7 +39,7 @@ class RunRecord:
     Args:
         directory: the run's directory.
         tracker: of the MLflow parent run.
-        parent: its id, empty where MLflow did not answer.
+        parent: our id of it.
     """
 
     def __init__(self, directory: Path, tracker: Tracker, parent: str) -> None:
@@ -52,17 +52,21 @@ class RunRecord:
     def close(
         self, outcomes: dict[str, StageOutcome], tags: dict[str, str], error: BaseException | None
     ) -> dict[str, Any]:
-        """Write the record, close the parent run with the figures that make runs comparable, and return the record."""
+        """Write the record, close the parent run with the figures that make runs comparable, and return the record.
+
+        Waits while MLflow takes what the run recorded; the record has the run's id if MLflow has given one by then.
+        """
         report = outcomes.get("evaluate")
         stopped = error is not None and not isinstance(error, Exception)  # TerminationSignal, KeyboardInterrupt
         what = f"cancelled ({type(error).__name__})" if stopped else f"{type(error).__name__}: {error}"
         message = None if error is None else what.encode(errors="backslashreplace").decode()  # names that are not UTF-8
+        self._close_parent(outcomes, tags, error, killed=stopped)
         record = RunDocument(
             config_digest=tags["prdit.config_digest"],
             prefect_flow_run_id=os.environ.get("PREFECT__FLOW_RUN_ID"),
             mlflow_uri=self._tracker.uri,
-            mlflow_run_id=self._parent,
-            mlflow_experiment_id=self._tracker.experiment_id,
+            mlflow_run_id="",
+            mlflow_experiment_id="",
             stages={name: StageRecord(**outcome.model_dump()) for name, outcome in outcomes.items()},
             seconds=round((datetime.now(UTC) - self._began).total_seconds(), 1),
             gates=self.gates,
@@ -70,9 +74,19 @@ class RunRecord:
             metrics=str(report.ref.path / METRICS) if report else None,
             error=message,
         )
-        record.save_run(self.directory)
-        self._close_parent(outcomes, tags, error, killed=stopped)
-        return record.to_json()
+        known = self._with_ids(record)
+        known.save_run(self.directory)  # before the wait, in which this process may be killed
+        self._tracker.flush(stopped=stopped)
+        if (last := self._with_ids(record)) != known:
+            last.save_run(self.directory)
+        return last.to_json()
+
+    def _with_ids(self, record: RunDocument) -> RunDocument:
+        ids = {
+            "mlflow_run_id": self._tracker.mlflow_id(self._parent),
+            "mlflow_experiment_id": self._tracker.experiment_id,
+        }
+        return record.model_copy(update=ids)
 
     def _close_parent(
         self, outcomes: dict[str, StageOutcome], tags: dict[str, str], error: BaseException | None, *, killed: bool
@@ -89,7 +103,7 @@ class RunRecord:
         if trained:
             log_checkpoint(self._tracker, self._parent, trained[-1])
         if report := outcomes.get("evaluate"):
-            for name in (METRICS, REPORT):
+            for name in FILES:
                 self._tracker.log_file(self._parent, report.ref.path / name)
         self._tracker.log_points(self._parent, [{"step": 0} | points | seconds])
         self._tracker.set_tags(self._parent, tags)

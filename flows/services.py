@@ -23,6 +23,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -211,7 +212,8 @@ def _request(url: str, method: str = "GET", body: Any = None, timeout_s: float =
     try:
         with _OPENER.open(request, timeout=timeout_s) as answer:
             return str(answer.read().decode())
-    except OSError as error:  # an error status, refused and timed-out connections
+    except (OSError, HTTPException) as error:
+        # An error status, no connection, or a stranger on the port that speaks no HTTP.
         raise ServiceError(f"{method} {url} failed: {error}") from error
 
 

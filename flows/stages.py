@@ -1,28 +1,29 @@
 """The table of stages: what runs after what. The flow, the deployments, the command line and the cache read it."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from flows.config import PipelineConfig, config_names, load_named
 from storage.artifacts import Ref
-from storage.errors import ConfigError
+from storage.errors import ConfigError, InputError
 from storage.snapshots import find, newest
 from storage.volume_store import VolumeStore
 from tasks.evaluate.stage import evaluate_stage
 from tasks.ingest.stage import ingest_stage
 from tasks.run.config import StageConfig
+from tasks.run.launchers.launcher import LAUNCHERS
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.sample.stage import sample_stage
 from tasks.split.stage import split_stage
-from tasks.train.stage import train
+from tasks.train.stage import check_shares, train
 
 Inputs = Mapping[str, Ref]
-Publish = Callable[[list[dict[str, Any]]], None]
+Publish = Callable[..., None]
 logger = logging.getLogger("prdit.stages")
 
 
@@ -36,7 +37,7 @@ class Row:
         inputs: name of the stage that makes each input, by the input's role.
         config: its settings.
         run: (inputs by role, context, progress) -> outcome.
-        tables: whether `run` also takes `publish`, which is given rows of a table.
+        shows: what the argument `publish`, which `run` then takes too, is given: rows of a table, or pictures with a caption.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Row:
     inputs: dict[str, str]
     config: StageConfig
     run: Callable[..., StageOutcome]
-    tables: bool = False
+    shows: Literal["", "table", "picture"] = ""
 
 
 def rows(config: PipelineConfig) -> dict[str, Row]:
@@ -58,7 +59,7 @@ def rows(config: PipelineConfig) -> dict[str, Row]:
             {},
             config.ingest,
             partial(_ingest, config),
-            tables=True,
+            shows="table",
         ),
         Row("split", "split: a role for every patient", {"snapshot": "ingest"}, config.split, partial(_split, config)),
     ]
@@ -73,6 +74,7 @@ def rows(config: PipelineConfig) -> dict[str, Row]:
             {"checkpoint": training_row(trainings[-1])},
             config.sample,
             partial(_sample, config),
+            shows="picture",
         ),
         Row(
             "evaluate",
@@ -140,12 +142,33 @@ def walk(
         yield name, outcome
 
 
-def real_volumes(config: PipelineConfig) -> Ref:
+def check_trainings(config: PipelineConfig, stages: Collection[str]) -> None:
+    """Refuse trainings that the launcher cannot run, before scans are read and other trainings run for them.
+
+    Args:
+        config: of the run.
+        stages: of the run; only their trainings count.
+    Raises: InputError, LauncherError: see the message.
+    """
+    names = [name for name in config.trainings if training_row(name) in stages]
+    for name in names:
+        try:
+            check_shares(config.recipe[name], config.launcher)
+        except InputError as error:
+            raise InputError(f"recipe.{name}: {error}") from error
+    if names:
+        LAUNCHERS[config.launcher.name].check(config.launcher)
+
+
+def real_volumes(config: PipelineConfig, *, any_grid: bool = False) -> Ref:
     """The snapshot that a run without a source works on: the configured one, else the newest of its store.
 
+    Args:
+        config: of the run.
+        any_grid: whether the store may have another grid than the configuration; what is done with it depends on a checkpoint's.
     Raises: StorageError: there is no such snapshot, or the store has another grid than the configuration.
     """
-    store = VolumeStore.open(Path(config.store), config.ingest.grid)
+    store = VolumeStore.open(Path(config.store), None if any_grid else config.ingest.grid)
     return newest(store) if config.snapshot is None else find(store, config.snapshot)
 
 
@@ -154,7 +177,15 @@ def _ingest(
 ) -> StageOutcome:
     if config.source is None:
         raise ConfigError("source is not given: name the folder with the DICOM series that ingest is to read")
-    return ingest_stage(Path(config.source), Path(config.store), config.ingest, context, progress, publish=publish)
+    return ingest_stage(
+        Path(config.source),
+        Path(config.store),
+        config.ingest,
+        context,
+        progress,
+        runner=config.runner,
+        publish=publish,
+    )
 
 
 def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
@@ -162,12 +193,15 @@ def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress
 
 
 def _train(config: PipelineConfig, name: str, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
-    return train(name, dict(inputs), config.recipe[name], context, progress)
+    return train(name, dict(inputs), config.recipe[name], context, progress, config.launcher)
 
 
-def _sample(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
-    return sample_stage(inputs["checkpoint"], config.sample, context, progress)
+def _sample(
+    config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance, publish: Publish | None = None
+) -> StageOutcome:
+    return sample_stage(inputs["checkpoint"], config.sample, context, progress, runner=config.runner, publish=publish)
 
 
 def _evaluate(config: PipelineConfig, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
-    return evaluate_stage(inputs["samples"], inputs["snapshot"], inputs["split"], config.evaluate, context, progress)
+    refs = inputs["samples"], inputs["snapshot"], inputs["split"]
+    return evaluate_stage(*refs, config.evaluate, context, progress, runner=config.runner)

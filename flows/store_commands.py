@@ -132,13 +132,17 @@ def remove(
 ) -> None:
     """Withdraw volumes: the next snapshot and all later ones leave them out, whatever is ingested.
 
-    Nothing is deleted: earlier snapshots still have the volumes, and runs on them can be repeated.
+    No volume is deleted: earlier snapshots still have them, and runs on them can be repeated. What evaluations keep of them beside
+    the store (`<store>.features`) is deleted; an evaluation on an earlier snapshot keeps it again: remove them again.
     """
     with clear_errors():
         from storage.snapshots import allow_again, withdraw
         from storage.volume_store import VolumeStore
+        from tasks.evaluate.cache import forget_features
 
         opened = VolumeStore.open(store)
+        if not undo:
+            forget_features(opened, volumes)
         ref = (allow_again if undo else withdraw)(opened, volumes)
         what = "may be listed again, by the next ingest of their source" if undo else "withdrawn"
         show_result(

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from storage.documents.verdicts import Entry, IngestReport
-from tasks.ingest.report import summary_rows
+from storage.documents.verdicts import LISTS, Entry, IngestReport
+from tasks.ingest.report import place_of, summary_rows
 from tasks.run.printable import one_line
 
 SHOWN_PER_REASON = 5
@@ -34,7 +34,7 @@ def verdict_text(report: IngestReport, page: Path) -> str:
 
 def without_pictures(value: dict[str, Any]) -> dict[str, Any]:
     """The report as JSON without the pictures of refused scans, which are in the page."""
-    for verdict in ("skipped", "quarantined"):
+    for verdict in LISTS:
         for entry in value[verdict]:
             entry.pop("thumbnail", None)
     return value
@@ -52,4 +52,5 @@ def _items(entries: list[Entry], reason: str, number: int) -> list[str]:
 def _item(entry: Entry) -> str:
     name, message = one_line(entry.series_uid or entry.path or "unnamed"), one_line(entry.message or "")
     behind = f" [{'; '.join(entry.behind)}]" if entry.behind else ""
-    return (message if name in message else f"{name}: {message}") + behind
+    place = f" ({found})" if (found := place_of(entry)) else ""
+    return (message if name in message else f"{name}: {message}") + behind + place
