@@ -1,10 +1,12 @@
 """Small real artifacts for tests: a store of a few blobs, a split of it, a training specification."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from storage.artifacts import Ref, commit_artifact
 from storage.documents.snapshot import SnapshotVolume
@@ -13,7 +15,10 @@ from storage.geometry import Volume
 from storage.snapshots import list_all
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
+from tasks.train.__main__ import _commit
 from tasks.train.config import TrainingConfig
+from tasks.train.loop import Training
+from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec, training_stage
 
 
@@ -120,6 +125,19 @@ def train_spec(
         directory=directory,
         provenance=provenance,
     )
+
+
+def trained(spec: TrainSpec) -> Ref:
+    """The checkpoint of a training, run to its end in this process."""
+    Training(assemble(spec), spec).run(lambda: False)
+    return _commit(spec)
+
+
+def in_the_ranks(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every rank run some code before anything else; the node process, which has no RANK, does not."""
+    indented = textwrap.indent(textwrap.dedent(code), "    ")
+    (folder / "sitecustomize.py").write_text(f"import os\nif 'RANK' in os.environ:\n{indented}")
+    monkeypatch.syspath_prepend(folder)  # which a launcher passes on
 
 
 def page_submits(schema: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import open_scan
+from tasks.run.runners import Local
 from tests.unit.storage.dicom_files import write_series
 
 PER_FOLDER = 1000
@@ -41,7 +42,7 @@ def link_files(folder: Path, number: int) -> None:
 def measure(source: Path, store: Path) -> dict[str, object]:
     """Scan once, and go through what was found."""
     began = time.monotonic()
-    with open_scan(source, store, IngestConfig(num_workers=2)) as (scan, _):
+    with open_scan(source, store, IngestConfig(), runner=Local(2)) as (scan, _):
         scanned = time.monotonic() - began
         num_files = max((len(one.files) for one in scan.scans()), default=0)
         num_excluded = sum(1 for _ in scan.exclusions())

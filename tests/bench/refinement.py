@@ -22,16 +22,15 @@ from torch import Tensor
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import Sampler
 from prdit_models.diffusion.sampling import sample as draw
+from prdit_models.metrics.extractors.random import random_medicalnet
 from prdit_models.metrics.fid import frechet_distance
 from prdit_models.networks.cascade import CascadeParts, RefinedPRDiT, low_frequency_loss
 from storage.artifacts import committed_ref, input_ref
 from storage.documents.provenance import Provenance
 from storage.documents.split import Split
 from storage.volume_store import VolumeStore
-from tasks.evaluate.config import EvaluateConfig
-from tasks.evaluate.features import load_extractor
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
-from tasks.sample.run import volume_seed
+from tasks.sample.draw import volume_seed
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -81,7 +80,7 @@ def compare(store: VolumeStore, path: Path, num_volumes: int) -> dict[str, objec
             for start in range(0, num_volumes, 2)
         ]
     )
-    network = load_extractor(EvaluateConfig()).network
+    network = random_medicalnet(0)
     return {
         "low_frequency_weight": Provenance.load(path).config["settings"]["low_frequency_weight"],
         "step": info.step,

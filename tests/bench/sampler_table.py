@@ -28,7 +28,7 @@ from prdit_models.metrics.chest import Anatomy
 from storage.artifacts import committed_ref
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_model
-from tasks.sample.run import volume_seed
+from tasks.sample.draw import volume_seed
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

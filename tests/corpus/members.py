@@ -6,6 +6,7 @@ from tests.corpus import (
     members_geometry,
     members_identity,
     members_multiframe,
+    members_parts,
     members_valid,
     members_values,
 )
@@ -19,6 +20,7 @@ _WRITERS = (
     members_geometry,
     members_identity,
     members_multiframe,
+    members_parts,
     members_valid,
     members_values,
 )

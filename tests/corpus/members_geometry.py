@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from tests.corpus.classic import Scan, put, save, scan
+from tests.corpus.classic import Scan, put, save, scan, write
 from tests.corpus.member import Expect, Place, Write, member
 from tests.corpus.members_identity import _refused
 from tests.corpus.members_valid import one
@@ -53,6 +53,15 @@ def positions_with_one_decimal_oblique(place: Place) -> Expect:
 def positions_in_whole_millimetres(place: Place) -> Expect:
     """7.25 mm apart: half a unit is 7 % of the distance. Honoured or averaged, HU differ by up to 0.75."""
     geometry = place.world.whole.turned(spacing_mm=(8.0, 8.0, 7.25), shape=(24, 26, 28), whole=False)
+    made = scan(place, geometry=geometry, decimals=0)
+    made.truth |= {"inside": 1.9, "faces": 6.0}
+    return one(place, made)
+
+
+@member("11", "classic", broken=False)
+def positions_in_whole_millimetres_of_a_fine_step(place: Place) -> Expect:
+    """1.25 mm apart: half a unit is 40 % of the distance. HU are right to what half a millimetre is."""
+    geometry = place.world.whole.turned(spacing_mm=(8.0, 8.0, 1.25), shape=(130, 26, 28), whole=False)
     made = scan(place, geometry=geometry, decimals=0)
     made.truth |= {"inside": 1.9, "faces": 6.0}
     return one(place, made)
@@ -219,6 +228,41 @@ def images_in_acquisition_of_two_series(place: Place) -> Expect:
     return Expect(volumes=(first.right(), second.right()))
 
 
+@member("13", "classic", broken=False)
+def images_in_acquisition_of_thin_and_thick_slices(place: Place) -> Expect:
+    """The thin reconstruction has most images of the acquisition, and all it ever had."""
+    thin = scan(place).put(ImagesInAcquisition=30)
+    x, y, z = place.world.geometry.spacing_mm
+    coarse = place.world.geometry.turned(spacing_mm=(x, y, 4 * z), shape=(6, 26, 28))
+    thick = scan(place, series=2, geometry=coarse).put(ImagesInAcquisition=30)
+    thin.truth["completeness"] = "unknown"
+    save(place, thin.slices, folder="thin")
+    save(place, thick.slices, folder="thick")
+    return Expect(volumes=(thin.right(),), reasons=("too_few_slices",))
+
+
+@member("13", "classic", broken=False)
+def images_in_acquisition_with_its_scouts(place: Place) -> Expect:
+    made = scan(place).put(ImagesInAcquisition=26)
+    made.truth["completeness"] = "unknown"
+    save(place, made.slices)
+    _scouts(place)
+    return Expect(volumes=(made.right(),), reasons=("localizer",))
+
+
+@member("13", "classic")
+def tail_missing_of_more_images_than_there_are_scouts(place: Place) -> Expect:
+    save(place, scan(place).put(ImagesInAcquisition=27).slices)
+    _scouts(place)
+    return Expect(reasons=("incomplete", "localizer"))
+
+
+def _scouts(place: Place) -> None:
+    for k in range(2):
+        scout = put(scan(place, series=7).slices[k], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+        write(place.folder / "scouts" / f"{k}.dcm", scout)
+
+
 def manifest(place: Place, count: int, name: str, text: str) -> None:
     """A manifest in the root of the source, with a number of images of the member's series."""
     series, study = place.uid("series", 1), place.uid("study")
@@ -343,6 +387,21 @@ def pixel_spacing_differs_from_the_middle_on(place: Place) -> Expect:
     made = scan(place)
     made.put_at(range(12, 24), PixelSpacing=[7.0, 7.0])
     return _refused(place, made, "inconsistent_spacing")
+
+
+@member("other", "classic")
+def pixel_spacing_of_the_last_slices_is_no_pair(place: Place) -> Expect:
+    """The others are even without them, and yet not the whole scan."""
+    made = scan(place, geometry=place.world.geometry.turned(shape=(30, 26, 28)))
+    return _refused(place, made.put_at(range(25, 30), PixelSpacing="1.3"), "bad_number|missing_geometry")
+
+
+@member("other", "classic")
+def orientation_of_the_last_slices_differs(place: Place) -> Expect:
+    made = scan(place, geometry=place.world.geometry.turned(shape=(30, 26, 28)))
+    turned = scan(place, geometry=place.world.geometry.turned(**rotated(14.0, 3.0)))
+    other = turned.slices[0].ImageOrientationPatient
+    return _refused(place, made.put_at(range(25, 30), ImageOrientationPatient=other), "inconsistent_orientation")
 
 
 @member("other", "classic")

@@ -17,7 +17,7 @@ def shifted(made: Scan, share: float) -> Scan:
     return Scan(made.slices, geometry.turned(centre_mm=tuple(centre)), made.hu)
 
 
-def _later(place: Place, number: int, *, share: float = 0.0, extra_hu: float = 60.0, **tags: Any) -> Scan:
+def _later(place: Place, number: int, *, share: float = 0.0, extra_hu: float = 60.5, **tags: Any) -> Scan:
     """The scan of another acquisition: HU higher by a constant, slices `share` of their distance higher."""
     geometry = place.world.geometry
     moved = tuple(np.asarray(geometry.centre_mm) + share * geometry.matrix[:3, 2])
@@ -76,8 +76,16 @@ def acquisitions_three(place: Place) -> Expect:
 @member("1", "classic")
 def acquisition_and_part_of_another(place: Place) -> Expect:
     first, second = scan(place), _later(place, 2, share=0.5)
-    save(place, [*first.slices, *second.slices[8:13]])
+    save(place, [*first.slices, *second.slices[8:18]])
     return Expect(reasons=("several_acquisitions",))
+
+
+@member("8", "classic")
+def acquisition_and_few_images_of_another(place: Place) -> Expect:
+    """At most a fifth of the images, told apart by AcquisitionNumber: left out by name."""
+    first, second = scan(place), _later(place, 2, share=0.5)
+    save(place, [*first.slices, *second.slices[8:13]])
+    return Expect(volumes=(first.right(),), reasons=("several_acquisitions*",))
 
 
 @member("1", "classic")
@@ -132,6 +140,49 @@ def phases_by_temporal_position(place: Place) -> Expect:
     )
 
 
+def _alternating(tag: str, one: Any, other: Any) -> Write:
+    """Two acquisitions half a step apart, of one AcquisitionNumber, that only this tag tells apart."""
+
+    def write_it(place: Place) -> Expect:
+        first, second = scan(place).put(**{tag: one}), _later(place, 1, share=0.5, **{tag: other})
+        second.each(lambda k, d: put(d, InstanceNumber=2 * k + 2))
+        first.each(lambda k, d: put(d, InstanceNumber=2 * k + 1))
+        save(place, interleaved(first, second))
+        return Expect(reasons=("several_acquisitions",))
+
+    return write_it
+
+
+for _tag, _one, _other in (
+    ("KVP", 80, 140),
+    ("AcquisitionTime", "100000", "103000"),
+    ("SeriesDescription", "ARTERIAL", "VENOUS"),
+    ("ImageType", ["ORIGINAL", "PRIMARY", "AXIAL", "DET_A"], ["ORIGINAL", "PRIMARY", "AXIAL", "DET_B"]),
+):
+    member("1", "classic", name=f"acquisitions_that_alternate_in_{_tag.lower()}")(_alternating(_tag, _one, _other))
+
+
+@member("1", "classic")
+def acquisitions_with_the_same_instance_numbers(place: Place) -> Expect:
+    """Nothing but InstanceNumber, 1 to 24 twice, says that there are two."""
+    first, second = scan(place), _later(place, 1, share=0.5)
+    second.each(lambda k, d: put(d, SOPInstanceUID=place.uid("second", k)))
+    save(place, interleaved(first, second))
+    return Expect(reasons=("several_acquisitions",))
+
+
+@member("1", "classic")
+def days_one_after_the_other(place: Place) -> Expect:
+    made = scan(place).each(lambda k, d: put(d, AcquisitionDate="20200101" if k < 12 else "20210101"))
+    return _refused(place, made, "several_acquisitions")
+
+
+@member("1", "classic")
+def phases_one_after_the_other(place: Place) -> Expect:
+    made = scan(place).each(lambda k, d: put(d, TemporalPositionIdentifier=1 + k // 12))
+    return _refused(place, made, "several_acquisitions")
+
+
 @member("1", "classic")
 def studies_alternate(place: Place) -> Expect:
     made = scan(place).each(lambda k, d: put(d, StudyInstanceUID=place.uid("study", k % 2)))
@@ -154,6 +205,22 @@ def _refused(place: Place, made: Scan, *reasons: str, **expect: Any) -> Expect:
 @member("2", "classic")
 def patients_alternate(place: Place) -> Expect:
     return _refused(place, scan(place).each(lambda k, d: put(d, PatientID="AB"[k % 2])), "several_patients")
+
+
+def _people(tag: str, one: str, other: str) -> Write:
+    def write_it(place: Place) -> Expect:
+        made = scan(place).each(lambda k, d: put(d, PatientID="", **{tag: other if k % 2 else one}))
+        return _refused(place, made, "several_patients")
+
+    return write_it
+
+
+for _tag, _one, _other in (
+    ("PatientName", "Doe^A", "Doe^B"),
+    ("PatientBirthDate", "19500101", "19800101"),
+    ("IssuerOfPatientID", "H1", "H2"),
+):
+    member("2", "classic", name=f"patients_by_{_tag.lower()}")(_people(_tag, _one, _other))
 
 
 @member("2", "classic")
@@ -229,9 +296,28 @@ for _kind in ("Z_EFF", "MGML", "ED", "EDW", "OD", "PCT", "mg/ml"):
     member("7", "classic", name=f"rescale_type_{_kind.lower().replace('/', '_')}")(_quantity(_kind))
 
 
+def _typed(reason: str, word: str, rescale_type: str | None) -> Write:
+    def write_it(place: Place) -> Expect:
+        made = scan(place).put(ImageType=["DERIVED", "SECONDARY", "AXIAL", word], RescaleType=rescale_type)
+        return _refused(place, made, reason)
+
+    return write_it
+
+
+for _word, _type, _reason in (
+    ("IODINE", "HU", "other_quantity"),
+    ("EFF_Z", None, "other_quantity"),
+    ("MD", None, "other_quantity"),
+    ("SEGMENTATION", "HU", "other_quantity"),
+    ("AVERAGE", "HU", "derived_reformat"),
+    ("MIN IP", None, "derived_reformat"),
+):
+    member("7", "classic", name=f"image_type_{_word.lower().replace(' ', '_')}")(_typed(_reason, _word, _type))
+
+
 @member("7", "plausible")
 def unspecified_values_that_are_no_hu(place: Place) -> Expect:
-    made = scan(place, hu=lambda w: place.world.hu(w) + 1100).put(RescaleType="US")
+    made = scan(place, slope=1, hu=lambda w: place.world.hu(w) + 1100).put(RescaleType="US")
     return _refused(place, made, "not_hu")
 
 
@@ -258,6 +344,19 @@ def _beside(place: Place, odd: Dataset, reason: str) -> Expect:
     save(place, made.slices)
     write(place.folder / "zz_odd", odd)
     return Expect(volumes=(made.right(),), reasons=(reason,))
+
+
+@member("8", "classic")
+def odd_image_of_bolus_tracking(place: Place) -> Expect:
+    """At a place that is taken, with an acquisition number of its own."""
+    odd = _later(place, 7).slices[10]
+    return _beside(place, odd, "single_image")
+
+
+@member("8", "classic")
+def odd_image_of_monitoring(place: Place) -> Expect:
+    odd = put(_later(place, 1).slices[10], ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 MONI"])
+    return _beside(place, odd, "single_image")
 
 
 @member("8", "classic")

@@ -101,7 +101,17 @@ def twelve_bit_with_overlay_in_high_bits(place: Place) -> Expect:
         stored[::7] |= 0x1000
         data.PixelData = stored.tobytes()
 
-    return one(place, made.each(overlay))
+    return one(place, made.each(overlay), notes=("bits above BitsStored, as overlays are, not used in 2. images",))
+
+
+@member("valid", "classic")
+def twelve_bit_at_the_top_of_sixteen(place: Place) -> Expect:
+    made = scan(place, signed=False, bits=12, slope=1).put(HighBit=15)
+
+    def shift(_: int, data) -> None:  # type: ignore[no-untyped-def]
+        data.PixelData = (np.frombuffer(data.PixelData, "<u2") << 4).tobytes()
+
+    return one(place, made.each(shift))
 
 
 def _encoded(syntax: UID, *, signed: bool) -> Write:

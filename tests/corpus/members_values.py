@@ -40,6 +40,9 @@ for _name, _what in {
     "undeclared_65535_in_rows": (65535, top_rows),
     "undeclared_32768_outside_circle": (32768, outside_circle, 0.0 - 1000.0),
     "undeclared_62000_in_corners": (62000, corners),
+    "undeclared_20000_hu_in_corners": (21024, corners),
+    "undeclared_8000_hu_outside_circle": (9024, outside_circle),
+    "undeclared_5096_hu_in_rows": (6120, top_rows),
 }.items():
     member("4", "plausible", name=_name, broken=False)(_undeclared(*_what))
 
@@ -87,6 +90,46 @@ def constant_everywhere(place: Place) -> Expect:
     """One value in every voxel is no scan."""
     made = scan(place, hu=lambda w: np.full(w.shape[:-1], -1024.0))
     return _refused(place, made, "no_content")
+
+
+@member("5", "plausible")
+def intercept_of_30000_in_one_slice(place: Place) -> Expect:
+    return _refused(place, scan(place).put_at([9], RescaleIntercept=30000), "impossible_hu")
+
+
+@member("5", "plausible")
+def intercept_of_5000_in_three_slices(place: Place) -> Expect:
+    return _refused(place, scan(place).put_at([9, 10, 11], RescaleIntercept=5000), "impossible_hu")
+
+
+def _holes(*which: int) -> Write:
+    """A copy of which some blocks were never written: zero bytes in place of pixels."""
+
+    def write_it(place: Place) -> Expect:
+        made = scan(place)
+        for k in which:
+            made.slices[k].PixelData = bytes(len(made.slices[k].PixelData))
+        return _refused(place, made, "no_content")
+
+    return write_it
+
+
+for _name, _slices in {"one_slice": (13,), "four_slices": (8, 9, 10, 11), "two_places": (3, 18)}.items():
+    member("5", "plausible", name=f"zero_bytes_in_{_name}")(_holes(*_slices))
+
+
+def last_slices(geometry: Geometry) -> Array:
+    """The last three slices."""
+    mask = np.zeros(geometry.shape, dtype=bool)
+    mask[-3:] = True
+    return mask
+
+
+@member("5", "plausible", broken=False)
+def nothing_but_air_in_the_last_slices(place: Place) -> Expect:
+    """Above a phantom, or beside what a resampled scan covers. It does not ring either."""
+    made = scan(place, slope=1, signed=False, intercept=-1024.0, fill=last_slices, fill_stored=0)
+    return one(place, made, notes=("nothing but air in 3 of",))
 
 
 # -- kind 6
@@ -153,6 +196,9 @@ for _name, _which in {
     "rows_declared": (top_rows, -2000, True),
     "circle_declared_above": (outside_circle, 3071, True),
     "circle_below_air": (outside_circle, -2000, False),
+    "circle_of_air_undeclared": (outside_circle, -1024 + 1024, False),
+    "rows_of_air_undeclared": (top_rows, -1000 + 1024, False),
+    "corners_above_undeclared": (corners, 8000 + 1024, False),
 }.items():
     member("6", "classic", name=f"body_with_lungs_touches_padding_{_name}", broken=False)(
         _body_in_air(_which[0], _which[1], declared=_which[2])

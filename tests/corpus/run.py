@@ -16,10 +16,11 @@ from storage.errors import SourceError
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.corpus.member import Expect, Member, Place, outcome_label, reasons_problem
 from tests.corpus.world import Compared, Truth, World, compare
 
-SETTINGS: dict[str, Any] = {"spacing_mm": 4.0, "num_levels": 1, "num_workers": 1}  # every limit is the default
+SETTINGS: dict[str, Any] = {"spacing_mm": 4.0, "num_levels": 1}  # every limit is the default
 
 
 @dataclass
@@ -59,7 +60,7 @@ def run_member(member: Member, world: World, root: Path) -> Outcome:
     expect = member.write(Place(source / member.name, world, member.name))
     began = time.monotonic()
     try:
-        report: IngestReport | None = ingest(source, store, config_of(expect))
+        report: IngestReport | None = ingest(source, store, config_of(expect), runner=Local(1))
         codes, messages = left_out(report) if report else (Counter[str](), [])
     except SourceError as error:  # nothing but what is no CT
         report, messages = None, [str(error)]

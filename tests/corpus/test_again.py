@@ -12,6 +12,7 @@ from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.corpus.classic import Scan, put, save, scan
 from tests.corpus.member import Place
 from tests.corpus.run import SETTINGS, left_out
@@ -35,7 +36,7 @@ def _scan(place: Place, num_slices: int = 40) -> Scan:
 
 
 def _run(source: Path, store: Path) -> tuple[IngestReport, dict[str, SnapshotVolume]]:
-    report = ingest(source, store, CONFIG)
+    report = ingest(source, store, CONFIG, runner=Local(1))
     return report, dict(load_snapshot(newest(VolumeStore.open(store))).volumes)
 
 

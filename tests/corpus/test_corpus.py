@@ -17,6 +17,7 @@ from storage.documents.verdicts import Entry, IngestReport
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.corpus.member import Expect, Member, Place, reasons_problem
 from tests.corpus.members import MEMBERS, counts
 from tests.corpus.run import SETTINGS, compared_volumes, left_out, run_member
@@ -74,11 +75,11 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
             shutil.rmtree(place.folder)
             found.alone.append(one)
             continue
-        extra_hu -= 1
+        extra_hu -= bool(expect.volumes)
         for truth in expect.volumes:
             found.truths[truth.scan].append(truth)
         found.reasons += expect.reasons
-    found.report = ingest(found.source, found.store, IngestConfig(**SETTINGS))
+    found.report = ingest(found.source, found.store, IngestConfig(**SETTINGS), runner=Local(1))
     logging.disable(logging.NOTSET)
     yield found
     shutil.rmtree(root)
@@ -100,7 +101,7 @@ def test_codes_in_one_source(together: Together) -> None:
     assert reasons_problem(tuple(together.reasons), codes) == ""
     assert len(together.report.committed) + kept_once == sum(len(truths) for truths in together.truths.values())
     assert len({entry.volume_id for entry in together.report.committed}) == len(together.report.committed) > 100
-    assert kept_once < 20
+    assert kept_once <= 20
 
 
 def test_volumes_in_one_source(together: Together) -> None:
@@ -121,7 +122,7 @@ def test_volumes_in_one_source(together: Together) -> None:
 
 def test_a_second_ingest_changes_nothing(together: Together) -> None:
     assert together.report is not None
-    again = ingest(together.source, together.store, IngestConfig(**SETTINGS))
+    again = ingest(together.source, together.store, IngestConfig(**SETTINGS), runner=Local(1))
     assert again.snapshot == together.report.snapshot
     assert (again.committed, len(again.unchanged)) == ([], len(together.report.committed))
     before, after = (left_out(report)[0] for report in (together.report, again))

@@ -13,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
 from storage.geometry import Volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.corpus.member import Expect, Place
 from tests.corpus.members import MEMBERS
 from tests.corpus.readers import PlainSeries, by_simple_itk, of_image, of_volume
@@ -48,7 +49,7 @@ def ingested(name: str, seed: int, root: Path) -> tuple[Place, Expect, Volume, s
     """(where a member was written, what is right, its only volume, the volume's id)."""
     place = Place(root / "source" / name, WORLDS[seed], name)
     expect = MEMBERS[name].write(place)
-    report = ingest(root / "source", root / "store", config_of(expect))
+    report = ingest(root / "source", root / "store", config_of(expect), runner=Local(1))
     (entry,) = report.committed
     return place, expect, VolumeStore.open(root / "store").read_level(str(entry.volume_id)), str(entry.volume_id)
 

@@ -10,7 +10,24 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.drills import at_once, browser, corpus, kill_ingest, kill_training, store_damage, torch_versions
+from tests import namespaces, slurm
+from tests.drills import (
+    at_once,
+    browser,
+    corpus,
+    damaged_states,
+    kill_ingest,
+    kill_launcher,
+    kill_training,
+    lost_hosts,
+    memorisation,
+    sampling,
+    slurm_losses,
+    slurm_pipeline,
+    store_damage,
+    torch_versions,
+    tracking_away,
+)
 
 if __name__ == "__main__":
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
@@ -18,10 +35,20 @@ if __name__ == "__main__":
     drills = {
         "corpus": corpus.run,
         "kill_ingest": kill_ingest.run,
+        "kill_launcher": kill_launcher.run,
         "kill_training": kill_training.run,
+        "sampling": sampling.run,
+        "damaged_states": damaged_states.run,
         "store_damage": store_damage.run,
         "at_once": at_once.run,
         "browser": partial(browser.run, shots=shots),
+        "lost_hosts": lambda folder, _: {"missing": why} if (why := namespaces.missing()) else lost_hosts.run(folder),
+        "slurm_losses": lambda folder, _: {"missing": why} if (why := slurm.missing()) else slurm_losses.run(folder),
+        "slurm_pipeline": lambda folder, _: (
+            {"missing": why} if (why := slurm.missing()) else slurm_pipeline.run(folder)
+        ),
+        "tracking_away": tracking_away.run,
+        "memorisation": memorisation.run,
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

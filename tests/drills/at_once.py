@@ -13,8 +13,9 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
+from tasks.run.runners import Local
 
-CONFIG = IngestConfig(spacing_mm=4.0, num_workers=1)
+CONFIG = IngestConfig(spacing_mm=4.0)
 
 
 def run(root: Path, rounds: int) -> dict[str, Any]:
@@ -61,4 +62,5 @@ def _create(path: Path, turn: Any) -> str:
 def _ingest(root: Path, store: Path, name: str, turn: Any = None) -> None:
     if turn is not None:
         turn.wait()
-    ingest(root / name, store, CONFIG)  # each store makes its own key: two first ingests race for it, too
+    # Each store makes its own key: two first ingests race for it, too.
+    ingest(root / name, store, CONFIG, runner=Local(1))

@@ -1,7 +1,10 @@
-"""Kill -9 a training at random moments, again and again: the weights end as those of an uninterrupted one, bit by bit."""
+"""Kill -9 trainings at random moments, again and again: what they end with is that of undisturbed ones, bit by bit."""
 
 import random
+import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,58 +12,145 @@ import numpy as np
 import psutil
 
 from storage.artifacts import Ref
-from storage.checkpoints import load_tensors
+from storage.checkpoints import ResumeStates, load_tensors
+from tasks.run.launchers.config import LauncherConfig
 from tasks.run.stage import StageRun
-from tasks.train.launch import TrainingFailedError, launch
-from tests.factories import local_config, make_split, make_store, train_spec
+from tasks.train.launch import launch
+from tasks.train.spec import RESUME_STATES, TrainSpec
+from tests.factories import global_config, local_config, make_data, train_spec, trained
+
+MOMENTS = ("any time", "while a state is written", "just after a rename")
+_LATEST_S = 8.0
+CASES = (("local", 1), ("local", 2), ("global", 1), ("global", 2))
 
 
-def run(root: Path, rounds: int) -> dict[str, Any]:
-    """Train once undisturbed, then with `rounds` kills; figures of what was found.
+class LauncherKilledError(Exception):
+    """Stands for the end of the launching process, whose children were killed."""
 
-    Raises: AssertionError: the weights differ.
+
+def run(root: Path, rounds: int, cases: Sequence[tuple[str, int]] = CASES, steps: int = 400) -> dict[str, Any]:
+    """Train undisturbed, and with `rounds` kills.
+
+    Args:
+        root: where to.
+        rounds: kills of each case at most; a training may be over before.
+        cases: stages, and on how many ranks.
+        steps: of each training.
+    Returns: how many kills at which moments, and what they hit.
+    Raises: AssertionError: weights, average, optimiser, points or digest differ.
     """
-    store = make_store(root / "store")
-    split = make_split(root / "split", store, ["v0", "v1"], ["v2"])
-    config = local_config(preset="XS/4/0", steps=300, val_every=300, checkpoint_every=20)
-    began = time.monotonic()
-    whole = _train(train_spec(config, store, split, root / "whole"), None)
-    seconds = time.monotonic() - began
+    data = make_data(root)
     chance = random.Random(7)
-    killed_at: list[int] = []
-    spec = train_spec(config, store, split, root / "killed")
-    ref: Ref | None = None
-    for _ in range(rounds):
-        try:
-            ref = _train(spec, _Killer(chance.uniform(0.1, 0.9) * seconds, killed_at))
-            break  # it finished before its time came
-        except TrainingFailedError:
-            continue
-    ref = ref or _train(spec, None)
-    for name in ("model", "ema"):
-        a, b = load_tensors(whole.path / f"{name}.safetensors"), load_tensors(ref.path / f"{name}.safetensors")
-        assert a.keys() == b.keys()
-        assert all(np.array_equal(a[key], b[key]) for key in a), name
-    return {"rounds": rounds, "killed_at_step": killed_at, "uninterrupted_s": round(seconds, 2)}
+    settings = {"steps": steps, "batch_size": 2, "val_every": 100, "checkpoint_every": 7, "log_every": 9}
+    local = trained(train_spec(local_config(), *data, root / "start"))
+    found: dict[str, Any] = {}
+    for stage, ranks in cases:
+        config = local_config(**settings) if stage == "local" else global_config(**settings)
+        whole, killed = (
+            train_spec(config, *data, root / f"{stage}-{ranks}-{name}", local if stage == "global" else None)
+            for name in ("whole", "killed")
+        )
+        began = time.monotonic()
+        expected = _train(whole, ranks, None)
+        seconds = time.monotonic() - began
+        hits: Counter[str] = Counter()
+        ref: Ref | None = None
+        while sum(hits.values()) < rounds and ref is None:
+            try:
+                ref = _train(killed, ranks, _Killer(killed, chance, hits, rounds))
+            except LauncherKilledError:
+                continue
+        ref = ref or _train(killed, ranks, None)
+        assert ref.digest == expected.digest, (stage, ranks)
+        _same_states(whole, killed)
+        log = (killed.directory / "work" / "node-0.log").read_text()
+        found[f"{stage}, {ranks} rank(s)"] = {
+            "kills": sum(hits.values()),
+            "moments": dict(hits),
+            "resumed": log.count("resuming from step") // ranks,
+            "undisturbed_s": round(seconds, 1),
+        }
+    return {"rounds": rounds, "identical": sorted(found), **found}
 
 
 class _Killer:
-    """A progress callback that kills the trainer once its time has come."""
+    """Kills one rank, or all processes of the launch, at one moment after the other; called as progress."""
 
-    def __init__(self, after_s: float, killed_at: list[int]) -> None:
-        self.deadline = time.monotonic() + after_s
-        self.killed_at = killed_at
-        self.done = False
+    def __init__(self, spec: TrainSpec, chance: random.Random, hits: Counter[str], most: int) -> None:
+        self._folder = spec.directory / "work" / RESUME_STATES
+        self._chance = chance
+        self._hits = hits
+        self._most = most
+        self._launcher_gone = False
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def __call__(self, done: int, total: int) -> None:
-        if self.done or time.monotonic() < self.deadline:
+        if self._launcher_gone:
+            raise LauncherKilledError
+
+    def end(self) -> None:
+        """The launch is over."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while sum(self._hits.values()) < self._most and not self._launcher_gone:
+            before = self._names()
+            while self._names() <= before:  # it has begun to train, and has come further
+                if self._over.wait(0.05):
+                    return
+            if self._over.wait(self._chance.uniform(0.0, 2.0)):
+                return
+            self._kill_at(self._chance.choice(MOMENTS))
+
+    def _kill_at(self, moment: str) -> None:
+        before, deadline = self._names(), time.monotonic() + _LATEST_S
+        while not self._over.is_set() and time.monotonic() < deadline:
+            now = self._names()
+            writing = any(name.startswith(".step-") for name in now)
+            renamed = any(name.startswith("step-") for name in now - before)
+            if {"any time": True, MOMENTS[1]: writing, MOMENTS[2]: renamed}[moment]:
+                self._kill(moment)
+                return
+            time.sleep(0.0005)
+
+    def _kill(self, moment: str) -> None:
+        tree = psutil.Process().children(recursive=True)
+        ranks = [process for process in tree if "tasks.train" in process.cmdline()]
+        if not ranks:
             return
-        for child in psutil.Process().children():
-            if "tasks.train" in child.cmdline():
-                child.kill()
-                self.killed_at.append(done)
-                self.done = True
+        everything = self._chance.random() < 0.5
+        for process in tree if everything else [self._chance.choice(ranks)]:
+            process.kill()
+        self._launcher_gone = everything
+        self._hits[f"{moment}, {'all processes' if everything else 'one rank'}"] += 1
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
 
 
-def _train(spec: Any, killer: _Killer | None) -> Ref:
-    return launch(spec, StageRun(spec.directory, None, "", {}), killer or (lambda done, total: None))
+def _train(spec: TrainSpec, ranks: int, killer: _Killer | None) -> Ref:
+    launcher = LauncherConfig(ranks_per_node=ranks, timeout_s=20)
+    try:
+        return launch(spec, StageRun(spec.directory, None, "", {}), killer or (lambda done, total: None), launcher)
+    finally:
+        if killer:
+            killer.end()
+
+
+def _same_states(whole: TrainSpec, killed: TrainSpec) -> None:
+    """The last states are the same: position (random choices are functions of it), weights, averages, moments, buffers."""
+    states = []
+    for spec in (whole, killed):
+        found = ResumeStates(spec.directory / "work" / RESUME_STATES).newest_good()
+        assert found is not None
+        states.append(found)
+    (position, groups), (other_position, other_groups) = states
+    assert position == other_position
+    assert groups.keys() == other_groups.keys()
+    for group, tensors in groups.items():
+        assert tensors.keys() == other_groups[group].keys()
+        assert all(np.array_equal(value, other_groups[group][name]) for name, value in tensors.items()), group
+    for name in ("model", "ema"):
+        a, b = (load_tensors(spec.directory / f"{name}.safetensors") for spec in (whole, killed))
+        assert all(np.array_equal(a[key], b[key]) for key in a), name

@@ -11,6 +11,7 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
+from tasks.run.runners import Local
 from tests.store_damage import DAMAGE
 
 
@@ -19,10 +20,10 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
 
     Raises: AssertionError: one is not noticed, or the repaired store is not what it was.
     """
-    config = IngestConfig(spacing_mm=4.0, num_workers=1, patient_key_file=str(root / "key"))
+    config = IngestConfig(spacing_mm=4.0, patient_key_file=str(root / "key"))
     write_demo_data(root / "source", num_patients=2, small=True)
     store = root / "store"
-    digest = ingest(root / "source", store, config).snapshot
+    digest = ingest(root / "source", store, config, runner=Local(1)).snapshot
     whole = {
         volume_id: VolumeStore.open(store).commit_record(volume_id)
         for volume_id in VolumeStore.open(store).volume_ids()
@@ -34,7 +35,7 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
             damage(store)
             found, _ = verify_store(store, num_workers=1)
             assert kind in {finding.kind for finding in found}, (what, found)
-            ingest(root / "source", store, config, repair=True)
+            ingest(root / "source", store, config, repair=True, runner=Local(1))
             assert verify_store(store, num_workers=1) == ([], []), (what, number)
             opened = VolumeStore.open(store)
             assert {volume_id: opened.commit_record(volume_id) for volume_id in opened.volume_ids()} == whole, what

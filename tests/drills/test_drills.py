@@ -6,8 +6,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.drills import at_once, browser, kill_ingest, kill_training, store_damage, torch_versions
+from tests.drills import (
+    at_once,
+    browser,
+    damaged_states,
+    kill_ingest,
+    kill_launcher,
+    kill_training,
+    lost_hosts,
+    memorisation,
+    sampling,
+    slurm_losses,
+    slurm_pipeline,
+    store_damage,
+    torch_versions,
+    tracking_away,
+)
+from tests.namespaces import skip_without_namespaces
 from tests.parity.location import REPOSITORY
+from tests.slurm import skip_without_slurm
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +45,67 @@ def test_at_once(tmp_path: Path) -> None:
 
 
 def test_kill_training(tmp_path: Path) -> None:
-    assert kill_training.run(tmp_path, rounds=1)["rounds"] == 1
+    found = kill_training.run(tmp_path, rounds=1, cases=[("local", 1)], steps=60)
+    assert found["identical"] == ["local, 1 rank(s)"]
+    assert found["local, 1 rank(s)"]["kills"] == 1
+
+
+def test_kill_launcher(tmp_path: Path) -> None:
+    found = kill_launcher.run(tmp_path, rounds=1, steps=40)
+    assert found["launchers_killed"] == 1
+    assert len(found["writes_of_each_launch"]) == 2
+
+
+def test_damaged_states(tmp_path: Path) -> None:
+    found = damaged_states.run(tmp_path, rounds=1)
+    assert {what: found[what]["damages"] for what in ("truncated", "bit flipped", "lost")} == {
+        "truncated": 20,
+        "bit flipped": 200,
+        "lost": 5,
+    }
+
+
+def test_sampling(tmp_path: Path) -> None:
+    found = sampling.run(tmp_path, rounds=1, workers=(), num_volumes=4)
+    assert found["equal"] == ["one process", "after all kills"]
+    assert found["killed"]["everything"] == 1
+
+
+def test_lost_hosts(tmp_path: Path) -> None:
+    skip_without_namespaces()
+    (found,) = lost_hosts.run(tmp_path, rounds=1, both=False)["rounds"]
+    assert max(found["rank_killed_s"], found["host_cut_s"]) < lost_hosts.BACK_S
+
+
+def test_slurm_losses(tmp_path: Path) -> None:
+    skip_without_slurm()
+    assert slurm_losses.run(tmp_path, ["node_down"])["node_down"]["starts"] == 2
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_slurm_pipeline(tmp_path: Path) -> None:
+    skip_without_slurm()
+    found = slurm_pipeline.run(tmp_path, steps=2, one_rank=False)
+    assert set(found["jobs"].values()) == {2}  # every kind of job ran on both nodes
+    assert found["same_ranks"]["figures"] > 20
+    assert found["same_ranks"]["differ"] == {}
+
+
+def test_tracking_away(tmp_path: Path) -> None:
+    figures = tracking_away.run(tmp_path, seconds_away=1.0)
+    assert figures.pop("seconds_away") == 1.0
+    assert {name: found["status"] for name, found in figures.items()} == {
+        "start": "FINISHED",
+        "middle": "FINISHED",
+        "end": "FINISHED",
+        "for_ever": "KILLED",
+    }
+    for found in figures.values():
+        assert found["steps"] > 10
+        assert (found["steps_lost"], found["points_twice"]) == (0, 0)
+        assert found["points_on_server"] == found["steps"]
+        assert found["longest_stall_s"] <= 1.0
 
 
 def test_prdit_models_needs_nothing_but_torch_and_the_few_beside_it(tmp_path: Path) -> None:
@@ -54,3 +131,9 @@ def test_browser(tmp_path: Path) -> None:
     assert {"prefect-form-0.png", "prefect-run.png", "mlflow-runs.png", "mlflow-compare.png", "report.png"} <= set(
         seen["shots"]
     )
+
+
+def test_memorisation(tmp_path: Path) -> None:
+    found = memorisation.run(tmp_path, rounds=1, steps=2, patients=3)
+    assert found["not memorised"]["training_patients"] == 3
+    assert found["not memorised"]["figures"]["copy_rate_held_out"] == 0

@@ -149,27 +149,28 @@ def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
     assert client.get_run(run.data.tags["prdit.cached_from"]).data.tags["prdit.stage"] == "train-local"
 
 
-def begin_training(site: Site, seed: int) -> tuple[str, psutil.Process, Path]:
-    """A training too long to end by itself: the flow run's id, the trainer under way, the folder of its states."""
+def begin_training(site: Site, seed: int) -> tuple[str, list[psutil.Process], Path]:
+    """A training too long to end by itself: the flow run's id, its two ranks, the folder of its states."""
     long = {"seed": seed, "steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
-    site.run("prdit/train-local", recipe={"local": long})
+    site.run("prdit/train-local", recipe={"local": long}, launcher={"ranks_per_node": 2})
 
-    def trainers() -> list[psutil.Process]:
-        return [p for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()]
+    def ranks() -> list[psutil.Process]:
+        found = [p for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()]
+        return found if len(found) == 2 else []
 
-    trainer = wait_for(trainers, 60)[0]
-    scratch = Path(trainer.cmdline()[-1]).parent
+    found = wait_for(ranks, 60)
+    scratch = Path(found[0].cmdline()[-2]).parent
     metrics = scratch / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 60)
-    return site.flow_runs()[0]["id"], trainer, scratch / "checkpoints"
+    return site.flow_runs()[0]["id"], found, scratch / "checkpoints"
 
 
 def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
-    run_id, trainer, checkpoints = begin_training(site, seed=1)
+    run_id, ranks, checkpoints = begin_training(site, seed=1)
     local.call_api(
         site.services, "POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     )
-    wait_for(lambda: not trainer.is_running(), 60)
+    wait_for(lambda: not any(rank.is_running() for rank in ranks), 60)
     assert len(list(checkpoints.glob("step-*"))) == 1
     state = wait_for(
         lambda: (
@@ -189,9 +190,9 @@ def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> Non
 
 
 def test_down_saves_the_training_and_ends_everything(site: Site) -> None:
-    run_id, trainer, checkpoints = begin_training(site, seed=2)
+    run_id, ranks, checkpoints = begin_training(site, seed=2)
     members = {process.pid for process in local._started(site.services.state_dir)}
-    assert trainer.pid in members
+    assert {rank.pid for rank in ranks} <= members
     assert set(local.stop(site.services.state_dir)) == members
     assert [pid for pid in members if psutil.pid_exists(pid)] == []
     assert len(list(checkpoints.glob("step-*"))) == 1

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
+from prdit_models.cards import peak_tflops
 from prdit_models.plan import GIB
-from tests.gpu_check.cards import device_name, matmul_tflops, peak_tflops
+from tests.gpu_check.cards import device_name, matmul_tflops
 from tests.gpu_check.report import Fact, Row, compared, measured
 from tests.gpu_check.setting import Setting, relative_error
 

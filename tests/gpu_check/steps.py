@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import torch
 
+from prdit_models.cards import peak_tflops
 from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.prdit import PRDiT
 from prdit_models.plan import Work, count_flops, of_network
-from tests.gpu_check.cards import device_name, matmul_tflops, peak_tflops
+from tests.gpu_check.cards import device_name, matmul_tflops
 from tests.gpu_check.memory import PLAN_LIMIT, largest_batch, memory_facts, peak, plan_error, planned
 from tests.gpu_check.report import Fact, Row, compared, skipped
 from tests.gpu_check.setting import Setting

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from prdit_models.cards import peak_tflops
 from prdit_models.networks.config import model_config
 from prdit_models.networks.linear import Linear
 from prdit_models.plan import Memory, Work, memory_of, of_network
 from tests.gpu_check import memory, own, steps, training
 from tests.gpu_check.__main__ import run_part
-from tests.gpu_check.cards import peak_tflops
 from tests.gpu_check.parity_limits import device_limit
 from tests.gpu_check.parts import Part
 from tests.gpu_check.report import PartResult, Row, compared, measured, part_lines, row_from_dict, row_to_dict, skipped

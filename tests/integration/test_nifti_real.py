@@ -14,6 +14,7 @@ from storage.sources.nifti import load_nifti
 from storage.sources.source import ScanRequest, SourceVolume
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.unit.storage.sources.nifti_files import RAS, write_image
 
 
@@ -74,10 +75,10 @@ def test_two_kernels_of_one_patient_lie_at_one_place(real_ct: Path) -> None:
 
 
 def test_real_nifti_becomes_volumes(real_ct: Path, tmp_path: Path) -> None:
-    config = IngestConfig(spacing_mm=4.0, num_levels=1, num_workers=1)
-    report = ingest(real_ct / "nifti_2mm", tmp_path / "store", config)
+    config = IngestConfig(spacing_mm=4.0, num_levels=1)
+    report = ingest(real_ct / "nifti_2mm", tmp_path / "store", config, runner=Local(1))
     assert len(report.committed) == 3
     assert report.num_excluded == {}
     assert all(str(entry.series_uid).startswith("nifti-") for entry in report.committed)
-    assert "3 scan(s) carry no PatientID" in report.notes[0]
+    assert "3 scans without PatientID" in report.notes[0]
     assert b"LIDC" not in b"".join(path.read_bytes() for path in (tmp_path / "store" / "commits").iterdir())

@@ -1,4 +1,4 @@
-"""Another package adds two families, a sampler, a metric and a configuration; no line of prdit names them."""
+"""Another package adds two families, a sampler, a metric, a feature extractor and a configuration; no line of prdit names them."""
 
 import json
 import os
@@ -94,6 +94,19 @@ def test_samples_come_from_its_sampler_and_its_metric_is_measured(record: dict[s
     gap = metrics["figures"]["toy_air_share_gap"]["value"]
     assert gap == pytest.approx(shares["generated"] - shares["real"])
     assert 0.0 < shares["real"] < 1.0
+
+
+def test_distances_are_in_features_of_its_extractor(record: dict[str, Any]) -> None:
+    metrics = read_json(Path(record["metrics"]))
+    used = metrics["features"]
+    assert (used["extractor"], used["title"], used["width"], used["random"]) == (
+        "toy-blocks",
+        "toy: means of blocks",
+        8,
+        False,
+    )
+    assert metrics["figures"]["fid"]["features"] == used["digest"]
+    assert "distances see coarse anatomy alone" in Path(record["report"]).read_text(encoding="utf-8")
 
 
 def test_the_report_shows_it(record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 The tests of this file build on each other, in order, on one working directory.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,15 +14,19 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from prefect.testing.utilities import prefect_test_harness
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.config import load_config
 from flows.pipeline import pipeline
 from flows.stages import rows
 from storage.artifacts import Ref, load_provenance
 from storage.files import read_json
+from storage.outbox import Outbox
 from storage.phantom.series import write_demo_data
 from storage.snapshots import newest
 from storage.volume_store import VolumeStore
+from tests.mlflow_process import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +120,29 @@ def test_runs_compare_in_mlflow_by_the_same_names(story: Story, first: dict[str,
     assert [parent.inputs.dataset_inputs[0].dataset.name for parent in parents] == ["CT at 4 mm"] * 3
 
 
+def test_runs_are_put_side_by_side_and_mlflow_has_the_page(story: Story, first: dict[str, Any]) -> None:
+    changed = story.run(sample={"seed": 7})
+    ids = [first["mlflow_run_id"], changed["mlflow_run_id"]]
+    shown = CliRunner().invoke(app, ["compare", ids[0], "latest", "--workdir", str(story.root / "work"), "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    value = json.loads(shown.stdout.splitlines()[-1])
+    assert [(row["stage"], row["key"], row["values"]) for row in value["settings"]] == [
+        ("sample", "seed", {"A": 42, "B": 7})
+    ]
+    figures = {figure["name"]: figure for figure in value["figures"]}
+    for name in ("fid_random_features", "hu_mean_generated"):
+        here, there = (read_json(Path(run["metrics"]))["figures"][name]["value"] for run in (first, changed))
+        assert figures[name]["differences"][0]["value"] == pytest.approx(there - here)
+    assert "share no seed" in " ".join(value["notes"])
+    assert value["in_mlflow"] == ids
+    client = MlflowClient(first["mlflow_uri"])
+    for run_id in ids:
+        [folder] = client.list_artifacts(run_id, "compare")
+        pages = {Path(file.path).name for file in client.list_artifacts(run_id, folder.path)}
+        assert pages == {"compare.html", "comparison.json"}
+        assert client.get_run(run_id).data.tags["prdit.compare"].startswith("prdit compare 2")
+
+
 def without_seconds(run: Run) -> dict[str, float]:
     return {name: value for name, value in run.data.metrics.items() if not name.startswith("seconds/")}
 
@@ -123,7 +151,17 @@ def test_what_mlflow_has_names_no_place(story: Story, first: dict[str, Any]) -> 
     """Neither the database nor an uploaded file: paths may reveal who was scanned."""
     kept = [story.root / "work" / "mlflow.db", *(story.root / "work" / "mlflow-artifacts").rglob("*")]
     names = {path.name for path in kept}
-    assert {"config.yaml", "report.html", "metrics.json", "ingest.json", "provenance.json", "samples.json"} <= names
+    assert {
+        "compare.html",
+        "comparison.json",
+        "config.yaml",
+        "report.html",
+        "metrics.json",
+        "ingest.json",
+        "provenance.json",
+        "samples.json",
+    } <= names
+    assert {"model-card.md", "dataset-card.md"} <= names
     for path in kept:
         content = path.read_bytes() if path.is_file() else b""
         for place in (story.source, story.root / "store"):
@@ -165,7 +203,7 @@ def test_a_flipped_byte_or_a_lost_checkpoint_trains_again(
 
 def test_runtime_settings_do_not_run_anything(story: Story, first: dict[str, Any]) -> None:
     recipe = {"local": {"log_every": 1}, "global": {"cache_mb": 0}}
-    assert story.ran(story.run(ingest={"num_workers": 1}, sample={"batch_size": 1}, recipe=recipe)) == set()
+    assert story.ran(story.run(runner={"num_workers": 1}, sample={"batch_size": 1}, recipe=recipe)) == set()
 
 
 def test_a_run_up_to_a_stage_finds_what_has_run(story: Story, first: dict[str, Any]) -> None:
@@ -177,6 +215,20 @@ def test_a_run_up_to_a_stage_finds_what_has_run(story: Story, first: dict[str, A
     assert set(record["gates"]) == {"local_loss_ratio", "local_val_loss_ema"}
     run = MlflowClient(record["mlflow_uri"]).get_run(record["mlflow_run_id"])
     assert run.data.tags["mlflow.source.name"] == "prdit/train-local"
+
+
+def test_a_run_needs_no_tracking_server(
+    story: Story, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it would have shown waits in the working directory; the record says so by empty ids."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    record = story.run("split", workdir=str(tmp_path))
+    assert list(record["stages"]) == ["ingest", "split"]
+    assert (record["error"], record["mlflow_run_id"], record["mlflow_experiment_id"]) == (None, "", "")
+    assert {stage["mlflow_run_id"] for stage in record["stages"].values()} == {""}
+    waiting = Outbox(tmp_path / "tracking")
+    ops = [[record["op"] for record, _ in waiting.records(run, 0)] for run in waiting.runs()]
+    assert [(run[0], run[-1], "points" in run, "dataset" in run) for run in ops] == [("create", "end", True, True)] * 3
 
 
 def test_the_refiner_is_a_switch_away(story: Story, first: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MARK = "zqplant"  # part of every planted text, in whatever case
 NUMBERS = ("7731946205", "19470311", "8855223311")  # PatientID, birth date, accession number
-_SMALL = {"min_slices": 4, "min_length_mm": 0, "min_width_mm": 0, "num_workers": 1, "spacing_mm": 4.0, "num_levels": 2}
+_SMALL = {"min_slices": 4, "min_length_mm": 0, "min_width_mm": 0, "spacing_mm": 4.0, "num_levels": 2}
 
 
 def plant(data: Dataset) -> None:
@@ -200,7 +200,7 @@ def _around(data: bytes, text: bytes) -> str:
 
 
 def test_the_command(world: Path, tmp_path: Path) -> None:
-    settings = [f"--set=ingest.{name}={value}" for name, value in _SMALL.items()]
+    settings = [f"--set=ingest.{name}={value}" for name, value in _SMALL.items()] + ["--set=runner.num_workers=1"]
     arguments = ["ingest", str(world / "in"), "--store", "store", *settings, "--json"]
     ran = call(
         world, f"import sys; sys.argv = ['prdit', *{arguments!r}]; from flows.cli import main; main()", home=tmp_path
@@ -209,7 +209,7 @@ def test_the_command(world: Path, tmp_path: Path) -> None:
     report = json.loads(ran.stdout.splitlines()[-1])
     assert {entry["series_uid"] for entry in report["committed"]} >= {"1.2.3.1"}, report
     assert len(report["committed"]) >= 3
-    assert {"missing_slices", "unreadable_pixels", "not_ct", "unknown_format"} <= set(report["num_excluded"])
+    assert {"missing_slices", "unreadable_pixels", "unreadable_file", "unknown_format"} <= set(report["num_excluded"])
     assert hits(world, tmp_path) == []
     private = b"".join(data for name, data in contents(tmp_path) if name.startswith("store.ingests"))
     assert b"Zqplant_Pixels" in private  # the sweep can find what is there
@@ -227,7 +227,7 @@ def test_the_command(world: Path, tmp_path: Path) -> None:
 
 def test_the_pipeline_with_prefect_and_mlflow(world: Path, tmp_path: Path) -> None:
     """A run that ends well, and one whose error names the source."""
-    overrides = {"ingest": _SMALL, "workdir": "work"}
+    overrides = {"ingest": _SMALL, "runner": {"num_workers": 1}, "workdir": "work"}
     code = f"""
 from flows.pipeline import pipeline
 pipeline("tiny", {str(world / "in")!r}, "store", {overrides!r}, "ingest")

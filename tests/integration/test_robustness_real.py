@@ -18,6 +18,7 @@ from storage.geometry import AIR_HU, Volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.corpus.readers import PlainSeries, by_simple_itk, of_image, of_volume
 
 
@@ -29,7 +30,7 @@ class Found:
         self.report: IngestReport | None = None
         self.error = ""
         try:
-            self.report = ingest(source, root / "store", config)
+            self.report = ingest(source, root / "store", config, runner=Local(1))
         except SourceError as error:
             self.error = str(error)
         used = [*self.report.committed, *self.report.unchanged] if self.report else []
@@ -59,7 +60,7 @@ def look(real_ct: Path, tmp_path: Path) -> Any:
         folder = real_ct / "robustness" / name
         if not folder.exists():
             pytest.skip(f"{folder} is not there")
-        settings: dict[str, Any] = {"spacing_mm": 2.0, "num_levels": 1, "num_workers": 1} | limits
+        settings: dict[str, Any] = {"spacing_mm": 2.0, "num_levels": 1} | limits
         return Found(folder, tmp_path, IngestConfig(**settings))
 
     return ingest_it
@@ -131,10 +132,14 @@ def test_legacy_converted_is_read(look: Any) -> None:
 
 
 def test_low_resolution_chest(look: Any) -> None:
-    """A series, the same chest as NRRD, another chest as NRRD with values to -1141, and a map of labels."""
+    """A series, the same chest as NRRD (listed once), another chest as NRRD with values to -1141, and a map of labels."""
     found = look("lowres_chest_CIP")
-    assert found.codes == {"not_hu": 1, "unknown_format": 1}  # lm-64.nrrd; License.txt
-    assert len(found.ids) == 3
+    assert found.codes == {
+        "duplicate_volume": 1,
+        "not_hu": 1,
+        "unknown_format": 1,
+    }  # ct-64.nrrd; lm-64.nrrd; License.txt
+    assert len(found.ids) == 2
     assert found.store is not None
     by_format = {found.store.commit_record(volume_id).scan.format: [] for volume_id in found.ids}  # type: ignore[union-attr]
     for volume_id in found.ids:
@@ -150,7 +155,7 @@ def test_low_resolution_chest(look: Any) -> None:
     for name in ("ct-64.nrrd", "TestInput.nrrd"):
         image = sitk.ReadImage(str(found.source / name), sitk.sitkFloat64)
         middle = np.asarray(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
-        nearest = min(nrrds, key=lambda one: np.abs(_middle(one) - middle).max())
+        nearest = min([dicom, *nrrds], key=lambda one: np.abs(_middle(one) - middle).max())
         assert np.abs(_middle(nearest) - middle).max() < 2.0
         world = some_places(nearest, 1, 12)
         assert np.corrcoef(of_volume(nearest, world), of_image(image, world))[0, 1] > 0.98

@@ -34,16 +34,22 @@ def _halve(volume: np.ndarray) -> np.ndarray:
     return volume[: 2 * d, : 2 * h, : 2 * w].reshape(d, 2, h, 2, w, 2).mean(axis=(1, 3, 5))
 
 
-def ms_ssim(first: np.ndarray, second: np.ndarray, data_range: float = 1.0, kernel_size: int = 3) -> float:
+def ms_ssim(
+    first: np.ndarray,
+    second: np.ndarray,
+    data_range: float = 1.0,
+    kernel_size: int = 3,
+    weights: tuple[float, ...] = WEIGHTS,
+) -> float:
     """MS-SSIM of two volumes (D, H, W)."""
     offsets = np.arange(kernel_size) - (kernel_size - 1) / 2
     kernel = np.exp(-(offsets**2) / (2 * SIGMA**2))
     kernel /= kernel.sum()
     first, second = first.astype(np.float64), second.astype(np.float64)
     value = 1.0
-    for scale, weight in enumerate(WEIGHTS):
+    for scale, weight in enumerate(weights):
         ssim, contrast = _terms(first, second, kernel, data_range)
-        term = ssim if scale == len(WEIGHTS) - 1 else contrast
+        term = ssim if scale == len(weights) - 1 else contrast
         value *= max(term, 0.0) ** weight
         first, second = _halve(first), _halve(second)
     return value

@@ -1,12 +1,15 @@
-"""FID, MMD and the feature extractor against the recorded values."""
+"""FID, MMD, MS-SSIM and the feature extractor against the recorded values."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from prdit_models.metrics.extractors.medicalnet import MedicalNet
+from prdit_models.metrics.extractors.resnet import weights_digest
 from prdit_models.metrics.fid import frechet_distance
-from prdit_models.metrics.medicalnet import MedicalNet, weights_digest
 from prdit_models.metrics.mmd import maximum_mean_discrepancy, median_squared_distance
+from prdit_models.metrics.ms_ssim import KERNEL_SIZE, ms_ssim
 from tests.parity.measure import Measure, close, exact, relative
 from tests.parity.placement import placed
 from tests.parity.sets import Entry, arrays, load_manifest, shapes_of, tensor, weights
@@ -57,3 +60,25 @@ def check_medicalnet(folder: Path, entry: Entry) -> list[Measure]:
         exact("width", np.array(features.shape), np.array(stored["features"].shape)),
         close("features", features, stored["features"], tolerance["suggested_atol"], tolerance["suggested_rtol"]),
     ]
+
+
+def check_ms_ssim(folder: Path, entry: Entry) -> list[Measure]:
+    stored, args = arrays(folder, entry), entry["args"]
+    a, b, noise = (stored[name] for name in ("a", "b", "noise"))
+    pairs = {
+        "a_b": (a, b),
+        "a_a": (a, a),
+        "a_noisy": (a, a + noise),
+        "minus1to1_a_b": (2 * a - 1, 2 * b - 1),
+        "noise_noise": (noise, np.flip(noise, axis=2)),
+        "batch2": (np.concatenate([a, b]), np.concatenate([b, a + noise])),
+    }
+    measures = [exact("kernel size", np.array(KERNEL_SIZE), np.array(args["kernel_size"]))]
+    for row in entry["pairs"]:
+        first, second = pairs[row["pair"]]
+        found = [
+            ms_ssim(torch.from_numpy(p[0].copy()), torch.from_numpy(q[0].copy()), args["data_range"])
+            for p, q in zip(first, second, strict=True)
+        ]
+        measures.append(close(row["pair"], found, row["monai_f64"], entry["tolerance"]["atol"]))
+    return measures

@@ -9,7 +9,6 @@ import torch
 
 from prdit_models.intensity import PUBLISHED_QUANTILES, HounsfieldWindow
 from tests.oracles.int_volume import int_volume, sha256_c_order
-from tests.oracles.ms_ssim import ms_ssim
 from tests.oracles.published_preprocessing import (
     CUBE,
     centre_crop,
@@ -154,25 +153,4 @@ def check_splits(folder: Path, entry: Entry) -> list[Measure]:
         size = None if values["val_size"] == "None" else int(values["val_size"])
         found = published_split(recorded["names"], int(values["seed"]), ratio, size)
         measures.append(exact(label, found, (case["train"], case["val"])))
-    return measures
-
-
-def check_ms_ssim(folder: Path, entry: Entry) -> list[Measure]:
-    stored, args = arrays(folder, entry), entry["args"]
-    a, b, noise = (stored[name].astype(np.float64) for name in ("a", "b", "noise"))
-    pairs = {
-        "a_b": (a, b),
-        "a_a": (a, a),
-        "a_noisy": (a, a + noise),
-        "minus1to1_a_b": (2 * a - 1, 2 * b - 1),
-        "noise_noise": (noise, np.flip(noise, axis=2)),
-        "batch2": (np.concatenate([a, b]), np.concatenate([b, a + noise])),
-    }
-    measures = []
-    for row in entry["pairs"]:
-        first, second = pairs[row["pair"]]
-        found = [
-            ms_ssim(p[0], q[0], args["data_range"], args["kernel_size"]) for p, q in zip(first, second, strict=True)
-        ]
-        measures.append(close(row["pair"], found, row["monai_f64"], entry["tolerance"]["atol"]))
     return measures

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.corpus.classic import Scan, save, scan, write
 from tests.corpus.member import Place
 from tests.corpus.readers import of_volume
@@ -21,7 +22,7 @@ from tests.corpus.world import WORLDS, Geometry, Hu, World, compare
 from tests.factories import small_ingest
 
 WORLD = WORLDS[0]
-LIMITS = {"spacing_mm": 6.0, "num_levels": 1, "num_workers": 1, "max_slice_mm": 20.0}
+LIMITS = {"spacing_mm": 6.0, "num_levels": 1, "max_slice_mm": 20.0}
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Every way in which three axes can be named and turned: 24 that a slice can have as rows, columns and their normal, and 24 whose
 # slices run the other way, which is the same stack read backwards.
@@ -55,7 +56,7 @@ def ingested(made: Scan, order: list[int], names: str = "{:03d}.dcm") -> tuple[s
     root = Path(tempfile.mkdtemp(dir=_root))
     for number, k in enumerate(order):
         write(root / "source" / names.format(number), made.slices[k])
-    report = ingest(root / "source", root / "store", config())
+    report = ingest(root / "source", root / "store", config(), runner=Local(1))
     (entry,) = report.committed
     assert (report.skipped, report.quarantined) == ([], [])
     return str(entry.volume_id), VolumeStore.open(root / "store")
@@ -92,7 +93,7 @@ def test_every_signed_permutation_of_the_axes(tmp_path: Path) -> None:
         made = scan(place, geometry=geometry, hu=lambda places, more=number: darker(WORLD)(places) + more)  # type: ignore[misc]
         save(place, made.slices)
         truths[place.uid("series", 1)] = made.right()
-    report = ingest(tmp_path / "source", tmp_path / "store", config())
+    report = ingest(tmp_path / "source", tmp_path / "store", config(), runner=Local(1))
     assert (report.skipped, report.quarantined) == ([], [])
     store = VolumeStore.open(tmp_path / "store")
     found = {

@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -177,3 +179,17 @@ def test_ci_script_is_executable_and_calls_make_test(repository: Path) -> None:
     script = repository / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().rstrip().endswith("make test")
+
+
+@pytest.mark.parametrize("package", ["tests.bench", "tests.drills"])
+def test_what_is_run_by_hand_can_be_imported(package: str) -> None:
+    folder = import_module(package).__path__
+    names = [name for _, name, _ in iter_modules(folder, f"{package}.") if not name.endswith("__main__")]
+    assert len(names) > 10
+    failed = {}
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            failed[name] = str(error)
+    assert failed == {}

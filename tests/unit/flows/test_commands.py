@@ -12,7 +12,7 @@ from flows.console import overrides
 from storage.artifacts import Ref, commit_artifact
 from storage.errors import ConfigError
 from tasks.run.stage import StageOutcome
-from tests.factories import make_data
+from tests.factories import make_data, make_store
 
 Asked = list[tuple[PipelineConfig, str, dict[str, Ref]]]
 
@@ -117,6 +117,7 @@ def samples_of(checkpoint: Ref, folder: Path) -> Ref:
 
 def test_evaluate_compares_with_the_store_of_the_training(asked: Asked, checkpoint: Ref, tmp_path: Path) -> None:
     samples = samples_of(checkpoint, tmp_path / "samples")
+    other = make_store(tmp_path / "other")  # of the training's grid, which is not the configuration's
     assert call("evaluate", samples.uri, "-c", "tiny").exit_code == 0
     assert call("evaluate", samples.uri, "-c", "tiny", "--store", "other").exit_code == 0
     (_, last, given), (config, _, others) = asked
@@ -126,7 +127,7 @@ def test_evaluate_compares_with_the_store_of_the_training(asked: Asked, checkpoi
         "ingest": "store",
         "split": "split",
     }
-    assert (config.store, others) == ("other", {"sample": samples})
+    assert (config.store, others.keys(), others["ingest"].digest) == ("other", {"sample", "ingest"}, other.digest)
 
 
 def test_evaluate_refuses_what_is_no_samples(asked: Asked, checkpoint: Ref) -> None:

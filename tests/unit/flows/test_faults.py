@@ -1,5 +1,6 @@
 """What the command line does with errors: one message, a file with the traceback, or an exit code alone."""
 
+import json
 import os
 import re
 import signal
@@ -51,6 +52,10 @@ def test_a_users_error_is_one_message(monkeypatch: pytest.MonkeyPatch, error: Ex
     broken(monkeypatch, error)
     found = call("demo-data", "out")
     assert (found.exit_code, found.stdout, found.stderr) == (code, "", f"error: {error}\n")
+    found = call("demo-data", "out", "--json")
+    assert (found.exit_code, found.stderr) == (code, f"error: {error}\n")
+    assert json.loads(found.stdout) == {"error": str(error), "exit_code": code}
+    assert call("demo-data", "--", "--json").stdout == ""
     assert reports() == []
 
 
@@ -130,17 +135,21 @@ def test_an_interrupted_command_says_so_in_one_line(monkeypatch: pytest.MonkeyPa
 
 def test_control_c_in_a_real_process(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
-    code = "from flows.cli import main; main()"
+    # A test runner in the background of a shell ignores the signal, and so would what it starts.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from flows.cli import main; main()"
     command = [sys.executable, "-c", code, "demo-data", str(tmp_path / "out"), "--patients", "500"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out").is_dir():
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.3)
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out").is_dir():
+            assert time.monotonic() < deadline
+            assert child.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert child.returncode == 130
     assert said.splitlines()[-1] == "interrupted; what is finished is kept"
     assert "Traceback" not in said

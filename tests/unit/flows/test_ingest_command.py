@@ -23,11 +23,10 @@ SETTINGS = [
         "min_slices": 8,
         "min_length_mm": 0,
         "min_width_mm": 0,
-        "num_workers": 1,
         "spacing_mm": 4,
         "num_levels": 2,
     }.items()
-]
+] + ["--set=runner.num_workers=1"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +76,10 @@ def test_a_source_without_ct_is_refused_and_makes_no_store(here: Path, tmp_path:
     said = ingest(tmp_path / "src")
     assert said.exit_code == 1
     assert message in " ".join(said.stderr.split())
-    assert said.stdout == ingest(tmp_path / "src", "--json").stdout == ""
+    assert said.stdout == ""
+    value = json.loads(ingest(tmp_path / "src", "--json").stdout)
+    assert (value.keys(), value["exit_code"]) == ({"error", "exit_code"}, 1)
+    assert message in value["error"]
     assert left(here) <= {"store.patient-key", "store.files.sqlite", "store.ingests"}
 
 
@@ -115,10 +117,12 @@ def test_nothing_usable_shows_the_reasons_and_takes_no_snapshot(here: Path, tmp_
         said = ingest(tmp_path / "src")
         assert said.exit_code == 1, again
         assert "too_few_slices" in said.stdout
-        assert "[ingest.min_slices = 8]" in said.stdout
+        assert "[ingest.min_slices = 8] (first file: short/000.dcm)" in said.stdout
         assert "No usable CT" in said.stderr
         assert not (here / "store" / "history").exists()
-    assert json.loads(ingest(tmp_path / "src", "--json").stdout)["snapshot"] == ""
+    value = json.loads(ingest(tmp_path / "src", "--json").stdout)
+    assert (value["snapshot"], value["exit_code"]) == ("", 1)
+    assert value["error"].startswith("No usable CT")
     write_series(tmp_path / "src" / "good", uid="1.2.3.1")
     assert ingest(tmp_path / "src").exit_code == 0
 

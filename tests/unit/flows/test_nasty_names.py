@@ -36,7 +36,7 @@ def ingest(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [
             *command,
             "--set",
-            "ingest.num_workers=1",
+            "runner.num_workers=1",
             "--set",
             "ingest.min_slices=4",
             "--set",

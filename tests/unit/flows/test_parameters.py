@@ -12,6 +12,7 @@ from flows.config import PipelineConfig, config_names, load_config
 from flows.parameters import PLACES, columns, compared, public_yaml, run_parameters
 from prdit_models.diffusion.process import PROCESSES
 from prdit_models.families.family import FAMILIES
+from prdit_models.metrics.extractors.extractor import EXTRACTORS
 
 TINY = {
     "configuration": "tiny",
@@ -93,15 +94,20 @@ def secretive() -> PipelineConfig:
             "source": SECRET,
             "store": f"{SECRET}/store",
             "workdir": f"{SECRET}/work",
-            "ingest": {"patient_key_file": f"{SECRET}/key", "scheduler": f"tcp://{SECRET}"},
-            "evaluate": {"feature_weights": f"{SECRET}/weights", "feature_weights_sha256": digest},
+            "ingest": {"patient_key_file": f"{SECRET}/key"},
+            "runner": {"name": "address", "scheduler": "tcp://DOE-1:8786"},
+            "evaluate": {"extractor": {"name": "medicalnet", "path": f"{SECRET}/weights", "sha256": digest}},
+            "recipe": {"global": {"cache_dir": f"{SECRET}/cache"}},
         },
     )
 
 
 def test_no_place_is_a_parameter_or_in_the_configuration_that_is_sent() -> None:
     config = secretive()
-    assert run_parameters(config) == TINY | {"evaluate.feature_weights_sha256": "0" * 64}
+    assert run_parameters(config) == TINY | {
+        "evaluate.extractor.name": "medicalnet",
+        "evaluate.extractor.sha256": "0" * 64,
+    }
     text = public_yaml(config)
     assert "DOE" not in text
     assert "DOE" in yaml.safe_dump(config.model_dump(mode="json"))
@@ -110,9 +116,10 @@ def test_no_place_is_a_parameter_or_in_the_configuration_that_is_sent() -> None:
 def test_the_configuration_that_is_sent_repeats_the_run_where_the_places_are_given_again() -> None:
     config = secretive()
     sent = yaml.safe_load(public_yaml(config))
-    places = config.model_dump(mode="json", include={"source", "store", "workdir"})
-    sent["ingest"] |= config.ingest.model_dump(include={"patient_key_file", "scheduler"})
-    sent["evaluate"] |= config.evaluate.model_dump(include={"feature_weights"})
+    places = config.model_dump(mode="json", include={"source", "store", "workdir", "runner"})
+    sent["ingest"] |= config.ingest.model_dump(include={"patient_key_file"})
+    sent["evaluate"]["extractor"]["path"] = config.evaluate.extractor.path
+    sent["recipe"]["global"] |= {"cache_dir": config.recipe["global"].cache_dir}
     assert PipelineConfig.model_validate(sent | places) == config
 
 
@@ -130,7 +137,7 @@ def texts(model: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> None:
-    """Of a run, of each family and of each process."""
+    """Of a run, of each family, process and extractor."""
     training = {f"recipe.{name}" for name in ("family", "start", "label_column")}
     gates = {"gates.below_start", "gates.max_loss_ratio"}  # names of trainings
     harmless = (
@@ -138,7 +145,14 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
         | gates
         | {"ingest.excluded_body_parts", "base", "snapshot", "experiment", "sample.label", "sample.sampler"}
     )
-    assert set(texts(PipelineConfig)) == PLACES | harmless
+    # What settings a launcher or a runner has is its own; none of them is sent. Of an extractor, the path of its file is not.
+    known = PLACES - {"evaluate.extractor.path"} | harmless | {"launcher.name", "evaluate.metrics"}
+    assert set(texts(PipelineConfig)) | {"launcher.settings", "runner"} == known
+    found = {name: set(texts(EXTRACTORS[name])) for name in EXTRACTORS.names()}
+    assert {name: keys for name, keys in found.items() if keys} == {
+        "medicalnet": {"path", "sha256"},
+        "file": {"path", "sha256", "network", "title", "axes"},
+    }
     assert {name: set(texts(FAMILIES[name].settings)) for name in FAMILIES.names()} == {
         "local": {"preset"},
         "global": {"preset"},

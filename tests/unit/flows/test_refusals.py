@@ -1,7 +1,6 @@
 """Every command with input that cannot work: exit code 1 or 2, one message, no traceback, nothing kept as a fault."""
 
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ from flows.cli import app
 from storage.artifacts import Ref, commit_artifact
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
-from tasks.train.__main__ import _train
-from tests.factories import global_config, local_config, make_data, make_store, train_spec
+from tests.factories import global_config, local_config, make_data, make_store, train_spec, trained
 from tests.unit.tasks.foreign_files import TINY, published, save
 
 
@@ -37,9 +35,9 @@ def draw(checkpoint: Ref, num_volumes: int, folder: Path) -> Ref:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     store, split = make_data(folder)
-    local = _train(train_spec(local_config(), store, split, folder / "local"), threading.Event())
+    local = trained(train_spec(local_config(), store, split, folder / "local"))
     spec = train_spec(global_config(ema_snapshots=3), store, split, folder / "global", start=local)
-    whole = _train(spec, threading.Event())
+    whole = trained(spec)
     samples, two = (draw(whole, number, folder / f"samples-{number}") for number in (1, 2))
     one = make_store(folder / "one", 1)
     save(folder / "published.pt", published(TINY))
@@ -66,6 +64,7 @@ TINY_TRAINING = (
     "--set recipe.local.settings.preset=XS/10/0 --set recipe.global.settings.preset=XS/10/1"
 )
 SHA = "a" * 64
+FILE = f" --set evaluate.extractor.path=x.pth --set evaluate.extractor.sha256={SHA}"
 # words (a name of the world in braces) and part of the message
 CASES = [
     ("demo-data @text.pt", "text.pt"),
@@ -97,7 +96,13 @@ CASES = [
     ("evaluate @global", "evaluate needs samples, got a checkpoint"),
     ("evaluate @samples", "at least 2. Sample more"),
     ("evaluate missing", "missing"),
-    (f"evaluate @two --set evaluate.feature_weights=x.pth --set evaluate.feature_weights_sha256={SHA}", "x.pth"),
+    (f"evaluate @two --set evaluate.extractor.name=medicalnet{FILE}", "x.pth, and there is no such file"),
+    (
+        f"evaluate @two --set evaluate.extractor.name=file{FILE} --set evaluate.extractor.axes=SPS",
+        "evaluate.extractor: axes",
+    ),
+    ("evaluate @two --set evaluate.extractor=medical", "Unknown extractor 'medical'; there are auto, astra"),
+    ("evaluate @two --set evaluate.extractor.seed=1", "evaluate.extractor.seed: unknown key"),
     ("ema @local", "Train with ema_snapshots above 0"),
     ("ema @split", "needs a checkpoint, got a split"),
     ("ema @global --sigma-rel=-1", "sigma_rel"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prdit_models.metrics.threads import one_thread
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import CascadeConfig, ModelConfig
 from prdit_models.networks.initialization import initialize
@@ -17,12 +18,10 @@ from tests.parity.own.cases import CASES
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """The arrays are tiny: threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.mark.parametrize("name", CASES)

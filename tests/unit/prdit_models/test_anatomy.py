@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from prdit_models.metrics.anatomy import LIMITS, anatomy, failures, neighbour_distance, pooled
-from storage.phantom.anatomy import Anatomy
 from tests.perturbations import PERTURBATIONS
+from tests.phantoms import phantom_box
 
 Hu = NDArray[np.float32]
 
@@ -101,10 +101,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 @lru_cache
 def phantom(patient: int) -> Hu:
     """A phantom patient in a box of 256 mm, 128³ voxels, saturated to the window."""
-    place = (np.arange(128) - 63.5).astype(np.float32) * 2
-    z, y, x = np.meshgrid(place, place, place, indexing="ij")
-    hu = Anatomy.draw(5, patient).hu(x, y, z) + np.random.default_rng(patient).normal(0, 14, x.shape)
-    return np.clip(hu, -1000, 1000).astype(np.float32)
+    return phantom_box(patient, 128)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])

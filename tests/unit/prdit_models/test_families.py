@@ -10,7 +10,7 @@ from prdit_models.diffusion.flow import FlowProcess
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.diffusion.sampling import sample
-from prdit_models.families.family import FAMILIES, Batch, Given, Request, Training, family_of
+from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training, family_of
 from prdit_models.networks.config import model_config
 
 OURS = ("local", "global", "refiner")
@@ -42,7 +42,7 @@ def test_descriptions_are_the_published_shapes() -> None:
 
 
 @pytest.mark.parametrize("process", [CosineProcess(), CosineProcess(prediction="image"), FlowProcess()])
-def test_a_loss_is_the_processes_at_the_generators_times_and_noise(process: Process) -> None:
+def test_a_loss_is_the_processes_at_the_drawn_times_and_noise(process: Process) -> None:
     family = FAMILIES["local"]
     description = describe(process)["local"]
     assert description["out_channels"] == process.outputs
@@ -51,10 +51,22 @@ def test_a_loss_is_the_processes_at_the_generators_times_and_noise(process: Proc
     module = family.build(description)
     with torch.no_grad():  # a fresh network outputs zeros
         torch.nn.init.normal_(module.coarse.mlp_denoise.linear_final.weight, std=0.1)  # type: ignore[union-attr]
-    losses = family.losses("main", module, Batch(x0), training, torch.Generator().manual_seed(9))
-    generator = torch.Generator().manual_seed(9)
-    t = process.draw_times(3, generator, distribution="uniform", mean=0.0, std=1.0)
-    eps = process.noise(tuple(x0.shape), generator)
+    drawn = [
+        family.draw("main", description, training, tuple(x0.shape[1:]), torch.Generator().manual_seed(seed))
+        for seed in (7, 8, 9)
+    ]
+    draws = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    losses = family.losses("main", module, Batch(x0, draws), training)
+    each = []
+    for seed in (7, 8, 9):
+        generator = torch.Generator().manual_seed(seed)
+        each.append(
+            (
+                process.draw_times(1, generator, distribution="uniform", mean=0.0, std=1.0)[0],
+                process.noise((1, 16, 16, 16), generator),
+            )
+        )
+    t, eps = (torch.stack(values) for values in zip(*each, strict=True))
     output = module(process.q_sample(x0, t, eps), process.model_time(t))
     assert losses is not None
     assert float(losses["loss"].detach()) == pytest.approx(
@@ -75,7 +87,7 @@ def test_flow_matching_at_patches_that_tile() -> None:
     family = FAMILIES["local"]
     training = Training(family.settings(preset="XS/16/0-s16"), process)
     volumes = torch.randn(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(3))
-    found = family.validate(family.build(description), volumes, None, training, 2)
+    found = family.validate(family.build(description), HeldOut(volumes, (0, 1)), training, 2)
     assert list(found) == ["loss", "t050", "t200", "t400", "t600", "t800", "t950"]
     for name, loss in found.items():
         if name == "loss":

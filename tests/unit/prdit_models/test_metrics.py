@@ -1,4 +1,3 @@
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +6,12 @@ import torch
 from safetensors.torch import save_file
 from scipy import linalg
 
+from prdit_models.metrics.extractors.medicalnet import MedicalNet, load_medicalnet
+from prdit_models.metrics.extractors.random import random_medicalnet
+from prdit_models.metrics.extractors.resnet import weights_digest
 from prdit_models.metrics.fid import frechet_distance
-from prdit_models.metrics.medicalnet import MedicalNet, load_medicalnet, random_medicalnet, weights_digest
 from prdit_models.metrics.mmd import maximum_mean_discrepancy, median_squared_distance
+from tests.extractors import sha256_of
 
 
 def _features(n: int, d: int, seed: int) -> np.ndarray:
@@ -107,10 +109,6 @@ def test_features_do_not_depend_on_the_batch_or_on_train(network: MedicalNet) ->
         network(x[0])
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def test_convolutions_keep_float32_on_a_gpu(network: MedicalNet) -> None:
     """CUDA's default rounds inputs of convolutions to TF32 (10 bits), and features would differ from the CPU's by 1e-3."""
     seen: list[str] = []
@@ -128,7 +126,7 @@ def test_weights_come_back_from_both_formats(network: MedicalNet, tmp_path: Path
     prefixed = {f"module.{key}": value for key, value in network.state_dict().items() if "num_batches" not in key}
     torch.save({"state_dict": prefixed}, published := tmp_path / "resnet_50.pth")
     for path in (plain, published):
-        assert weights_digest(load_medicalnet(path, "sha256:" + _sha256(path))) == weights_digest(network)
+        assert weights_digest(load_medicalnet(path, "sha256:" + sha256_of(path))) == weights_digest(network)
 
 
 def test_wrong_weights_are_refused(network: MedicalNet, tmp_path: Path) -> None:
@@ -137,6 +135,6 @@ def test_wrong_weights_are_refused(network: MedicalNet, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another or damaged file"):
         load_medicalnet(path, "0" * 64)
     with pytest.raises(ValueError, match=r"missing \['conv1.weight'\], extra \['fc.weight'\]"):
-        load_medicalnet(path, _sha256(path))
+        load_medicalnet(path, sha256_of(path))
     with pytest.raises(FileNotFoundError):
         load_medicalnet(tmp_path / "none.pth", "0" * 64)

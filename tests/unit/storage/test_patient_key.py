@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import SourceError, StoreFormatError
-from storage.patient_key import check_patient_key, load_patient_key, patient_key
+from storage.patient_key import alike_key, check_patient_key, keys_of_no_ids, load_patient_key, patient_key
 
 
 def load(path: Path, start: "multiprocessing.synchronize.Barrier", queue: "multiprocessing.Queue[bytes]") -> None:
@@ -50,3 +50,25 @@ def test_patient_keys() -> None:
     assert unknown[1] is False
     assert unknown != patient_key(b"k", "", "1.3")
     assert patient_key(b"l", "P", "")[0] != known[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_none"),
+    [
+        ("Anonymous", True),
+        ("ANON", True),
+        ("unknown", True),
+        ("0", True),
+        ("None", True),
+        ("1", False),
+        ("ANON-0001", False),
+    ],
+)
+def test_texts_that_are_no_ids(text: str, is_none: bool) -> None:
+    assert (patient_key(b"k", text, "")[0] in keys_of_no_ids(b"k")) is is_none
+
+
+def test_ids_that_are_alike() -> None:
+    assert alike_key(b"k", "abc 1") == alike_key(b"k", " ABC1") != alike_key(b"k", "ABC2")
+    assert alike_key(b"l", "ABC1") != alike_key(b"k", "ABC1")
+    assert alike_key(b"k", " ") == ""

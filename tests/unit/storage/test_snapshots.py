@@ -81,8 +81,10 @@ def test_withdrawn_volumes_are_taken_back_only_when_asked(store: VolumeStore) ->
     list_all(store, {"a": listed(), "b": listed()}, "first")
     with pytest.raises(InputError, match="x is not listed"):
         withdraw(store, ["x"])
-    withdraw(store, ["b"])
+    once = withdraw(store, ["b"])
     assert listing(store).withdrawn == {"b"}
+    assert withdraw(store, ["b"]) == once
+    assert history(store.path).numbers() == [1, 2]
     with pytest.raises(InputError, match="a: not withdrawn"):
         allow_again(store, ["a"])
     allow_again(store, ["b"])

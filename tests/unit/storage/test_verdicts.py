@@ -1,11 +1,13 @@
 """Reason codes: their sentences, what they depend on, and their table in docs/ingestion.md."""
 
 import re
+from pathlib import Path
 
 import pytest
 from pydicom.datadict import tag_for_keyword
 
-from storage.verdicts import BEHIND, REASONS, sentence
+from storage.sources import files
+from storage.verdicts import BEHIND, REASONS, counted, sentence
 from tasks.ingest.config import IngestConfig
 from tests.reasons_table import PAGE, page_with_table
 
@@ -49,3 +51,25 @@ def test_a_setting_that_a_sentence_names_is_behind_it() -> None:
     for code, reason in REASONS.items():
         named = set(re.findall(r"ingest\.(?!csv)\w+", reason.sentence))
         assert named <= set(BEHIND.get(code, ())), code
+
+
+_OF_EVERY_FORMAT = (
+    "single_file", "nifti", "nrrd", "metaimage", "npz", "plausible", "plane_checks", "formats", "files", "index"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", _OF_EVERY_FORMAT)
+def test_advice_that_other_formats_get_names_nothing_of_dicom(module: str) -> None:
+    code = (Path(files.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+    reasons = set(re.findall(rf'"({"|".join(REASONS)})"', code))
+    assert reasons, module
+    for reason in reasons:
+        words = re.findall(r"\w+", REASONS[reason].sentence)
+        assert not [word for word in words if word[0].isupper() and tag_for_keyword(word)], reason
+        assert not {"series", "tag"} & set(words), reason
+
+
+def test_plurals() -> None:
+    assert [counted(number, "repeated file") for number in (0, 1, 2)] == [
+        "0 repeated files", "1 repeated file", "2 repeated files"
+    ]  # fmt: skip

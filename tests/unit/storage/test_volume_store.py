@@ -376,6 +376,9 @@ def test_ids_stay_inside_the_store(store: VolumeStore, bad: str) -> None:
 
 
 def test_a_store_travels_to_workers(store: VolumeStore) -> None:
+    before = len(pickle.dumps(VolumeStore.open(store.path)))
     store.read_view("a", 8, 8)
-    copy = pickle.loads(pickle.dumps(store))  # noqa: S301 - what a DataLoader worker does
+    sent = pickle.dumps(store)
+    assert len(sent) <= before + 200  # whatever was read: each of many tasks has the store
+    copy = pickle.loads(sent)  # noqa: S301 - what a DataLoader worker does
     np.testing.assert_array_equal(copy.read_view("a", 8, 8), store.read_view("a", 8, 8))

@@ -1,11 +1,12 @@
-"""A committed stage-1 and stage-2 checkpoint of a tiny untrained network, for tests of sampling and evaluation."""
+"""Committed checkpoints of small untrained networks, for tests of sampling and evaluation."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from prdit_models.networks.config import ModelConfig
-from prdit_models.networks.prdit import PRDiT
+from prdit_models.networks.build import build_network
+from prdit_models.networks.config import ModelConfig, NetworkConfig
 from storage.artifacts import Ref, commit_artifact
 from storage.checkpoints import save_tensors
 from storage.documents.checkpoint import Checkpoint, Intensity, View
@@ -14,10 +15,15 @@ from storage.files import write_text_atomic
 TINY = ModelConfig(volume_size=8, patch_size=4, stride=4, padding=0, hidden_size=48, num_heads=4, depth=1)
 
 
-def tiny_model(seed: int = 0) -> PRDiT:
+def tiny_model(seed: int = 0) -> Any:
+    """A `network` that takes milliseconds."""
+    return network(TINY, seed)
+
+
+def network(config: NetworkConfig, seed: int = 0) -> Any:
     """A network whose output is not zero: the zero-initialised heads get small weights."""
     torch.manual_seed(seed)
-    model = PRDiT(TINY).eval().requires_grad_(False)
+    model = build_network(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if not parameter.abs().sum():
             parameter.normal_(std=0.05)
@@ -29,7 +35,7 @@ def commit_checkpoint(
     family: str,
     inputs: dict[str, Ref],
     *,
-    model: PRDiT | None = None,
+    model: Any = None,
     metrics: str = "",
     process: dict[str, object] | None = None,
 ) -> Ref:
@@ -41,10 +47,10 @@ def commit_checkpoint(
     save_tensors(directory / "model.safetensors", {name: 0.5 * value for name, value in tensors.items()})
     Checkpoint(
         family=family,
-        model=TINY.to_dict(),
+        model=model.config.to_dict(),
         process=process or {"noise_std": 0.5, "num_steps": 1000},
         intensity=Intensity(lower_hu=-1000.0, upper_hu=1000.0, model_lower=-1.0, model_upper=1.0, mapping="window"),
-        view=View(size=8, edge=16, centre=None),
+        view=View(size=model.config.volume_size, edge=2 * model.config.volume_size, centre=None),
         axes="zyx",
         spacing_mm=8.0,
         step=6,

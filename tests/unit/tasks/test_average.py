@@ -40,15 +40,15 @@ def trained(data: tuple[Ref, Ref], tmp_path_factory: pytest.TempPathFactory) -> 
     seen: dict[int, np.ndarray] = {}
 
     def look(training: Training, until: int) -> bool:
-        seen[training.updates] = training.parameters[KEY].detach().numpy().copy()
-        return training.updates >= until
+        seen[training.progress.updates] = training.arrays.parameters[KEY].detach().numpy().copy()
+        return training.progress.updates >= until
 
     training = Training(assemble(spec), spec)
     with pytest.raises(Stopped):
         training.run(lambda: look(training, 10))
     resumed = Training(assemble(spec), spec)
     resumed.run(lambda: look(resumed, STEPS + 1))
-    seen[resumed.updates] = resumed.parameters[KEY].detach().numpy()
+    seen[resumed.progress.updates] = resumed.arrays.parameters[KEY].detach().numpy()
     return _commit(spec), np.stack([seen[update] for update in range(1, STEPS + 1)])
 
 

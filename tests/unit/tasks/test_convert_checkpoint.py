@@ -22,6 +22,7 @@ from tasks.convert.importing import ImportSettings, import_checkpoint
 from tasks.model.checkpoint import load_model
 from tasks.sample import run as sampling
 from tasks.sample.config import SampleConfig
+from tasks.sample.draw import volume_seed
 from tests.parity import sets
 from tests.unit.tasks.checkpoints import commit_checkpoint
 from tests.unit.tasks.foreign_files import FLOW, LOCAL, NETWORKS, REFINED, TF, TINY, published, save, weights
@@ -356,7 +357,7 @@ def test_sampling_a_flow_matching_import_by_hand(tmp_path: Path) -> None:
     ):
         hu_of(ref, tmp_path / "refused")
     found = hu_of(ref, tmp_path / "out", sampler="euler", num_steps=1)
-    generator = torch.Generator().manual_seed(sampling.volume_seed(42, 0))
+    generator = torch.Generator().manual_seed(volume_seed(42, 0))
     z = torch.randn((1, 1, 8, 8, 8), generator=generator)  # std 1, time 0
     network = build_network(FLOW).eval()
     network.load_state_dict(weights(FLOW, 2))  # of `ema`

@@ -52,6 +52,12 @@ def test_every_variant_by_the_stored_name(network: Any, name: str, variant: str)
     assert (result.variant, result.network, result.name) == (variant, network, name)
 
 
+def test_the_published_name_of_a_model_without_overlap() -> None:
+    network = model_config("B/16/12-s16", 256, out_channels=1)
+    result = found(shapes(network), named("PRDiT-B/16/12-s16", size=256, heads=12))
+    assert (result.variant, result.network, result.name) == ("fm", network, "PRDiT-B/16/12-s16")
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [("PRDiT-B/12/4", 32), ("DiT-B/12/12", 16), ("PRDiT-XS/4/0", 8), ("PRDiT-XL/16/1", 16)]
 )

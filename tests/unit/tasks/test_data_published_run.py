@@ -57,7 +57,7 @@ def test_from_training_to_report(mapping: str, lower: float, tmp_path: Path) -> 
         drawn,
         store,
         split,
-        EvaluateConfig(num_threads=1, device="cpu", num_bootstrap=0),
+        EvaluateConfig(extractor="random", num_threads=1, device="cpu", num_subsamples=0),
         tmp_path / "report",
         silent,
     )

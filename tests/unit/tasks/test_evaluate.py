@@ -7,22 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import scipy.linalg
 import scipy.stats
 import torch
 
 from prdit_models.intensity import HounsfieldWindow
-from prdit_models.metrics.distances import bootstrap_interval, distance_figures
-from prdit_models.metrics.fid import frechet_distance
-from prdit_models.metrics.histogram import HistogramSum, histogram_distance, hu_figures
-from prdit_models.metrics.medicalnet import random_medicalnet
+from prdit_models.metrics.extractors import random as random_module
+from prdit_models.metrics.extractors.medicalnet import MedicalNet
+from prdit_models.metrics.extractors.random import random_medicalnet
+from prdit_models.metrics.histogram import (
+    BANDS,
+    bin_edges,
+    bins_of,
+    histogram_distance,
+    hu_figures,
+    mean_hu,
+    row_of,
+    std_hu,
+)
+from prdit_models.metrics.metric import METRICS
 from storage.artifacts import Ref, commit_artifact
-from storage.files import read_json, sha256_file
+from storage.files import read_json
 from storage.volume_store import VolumeStore
-from tasks.evaluate import features as features_module
 from tasks.evaluate.config import EvaluateConfig
-from tasks.evaluate.features import load_extractor
 from tasks.evaluate.run import check, evaluate
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
@@ -38,7 +45,7 @@ def silent(done: int, total: int) -> None:
 def one_network() -> Iterator[None]:
     """Draw the random network's 46 million weights once a seed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features_module, "random_medicalnet", lru_cache(random_medicalnet))
+        patch.setattr(random_module, "random_medicalnet", lru_cache(random_medicalnet))
         yield
 
 
@@ -60,7 +67,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]:
 
 
 def config(**changes: object) -> EvaluateConfig:
-    return EvaluateConfig.model_validate({"num_threads": 1, "device": "cpu", "num_bootstrap": 5} | changes)
+    return EvaluateConfig.model_validate(
+        {
+            "num_threads": 1,
+            "device": "cpu",
+            "num_subsamples": 5,
+            "extractor": "random",
+            "metrics": {"wasserstein": None},
+        }
+        | changes
+    )
 
 
 def test_fewer_than_two_volumes_on_either_side_are_refused(data: dict[str, Ref], tmp_path: Path) -> None:
@@ -88,7 +104,8 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
         tmp_path,
         lambda done, total: seen.append((done, total)),
     )
-    assert seen[-1] == (16, 16)  # features, then Hounsfield units, of 5 + 3 volumes
+    # features, then Hounsfield units, of 5 + 3 volumes and of 2 + 2 degraded ones; 9 metrics of 5 pairs of sets
+    assert seen[-1] == (24 + 45, 24 + 45)
     network = random_medicalnet(0)
     store, generated = VolumeStore.open(data["snapshot"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
 
@@ -129,9 +146,32 @@ def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_p
     assert figures["hu_std_ratio"]["value"] == pytest.approx(fake_hu.std() / real_hu.std(), rel=1e-5)
     assert figures["fid_random_features"]["interval"] is None  # three generated volumes
     assert "too few" in figures["fid_random_features"]["note"]
-    assert metrics["features"]["weights"] == "random"
+    assert metrics["features"] | {"digest": "", "statement": ""} == {
+        **{"extractor": "random", "title": "random features (3D ResNet-50 with seeded random weights)", "random": True},
+        **{"digest": "", "statement": "", "width": 2048, "input_size": None},
+    }
     assert "compare runs with each other only, not with papers" in metrics["features"]["statement"]
     assert figures["fid_random_features"]["features"] == metrics["features"]["digest"]
+
+
+def test_the_floor_is_of_all_real_volumes_and_the_order_test_of_some(data: dict[str, Ref], tmp_path: Path) -> None:
+    names = {"metrics": {name: None for name in METRICS.names() if name != "fid"}}
+    evaluate(data["samples"], data["snapshot"], data["split"], config(num_references=2, **names), tmp_path, silent)
+    references = read_json(tmp_path / "metrics.json")["references"]
+    sizes = {
+        how: (f["fid_random_features"]["n_real"], f["fid_random_features"]["n_generated"])
+        for how, f in references.items()
+    }
+    assert sizes == {"floor": (3, 2), "real": (2, 2), "blurred": (2, 2), "noised": (2, 2)}
+    values = {how: f["fid_random_features"]["value"] for how, f in references.items()}
+    assert values["floor"] != values["real"] < values["blurred"] < values["noised"]
+    without = tmp_path / "without"
+    evaluate(data["samples"], data["snapshot"], data["split"], config(num_references=0, **names), without, silent)
+    found = read_json(without / "metrics.json")
+    assert {how: f["fid_random_features"]["value"] for how, f in found["references"].items()} == {
+        "floor": values["floor"]
+    }
+    assert found["blind"] == {}
 
 
 def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, Ref], tmp_path: Path) -> None:
@@ -146,12 +186,12 @@ def test_a_view_without_chests_leaves_anatomy_out_and_says_why(data: dict[str, R
     assert reason in html.unescape((tmp_path / "report.html").read_text())
     store, generated = VolumeStore.open(data["snapshot"].path), VolumeStore.open(data["samples"].path / "samples.zarr")
     training = {f"v{k}": np.clip(store.read_view(f"v{k}", 8, 16), -1000, 1000) for k in range(3)}
-    for name, found in metrics["details"]["copies"]["nearest_training"].items():
+    for name, found in metrics["details"]["memorisation"]["nearest_training"].items():
         volume = np.clip(generated.read_level(name).hu.astype(np.float32), -1000, 1000)
         unmoved = min(float(np.sqrt(np.square(volume - other).mean())) for other in training.values())
         assert 0 < found["distance_hu"] <= unmoved * (1 + 1e-6)
     figure = metrics["figures"]["nearest_training_distance"]
-    distances = [found["distance_hu"] for found in metrics["details"]["copies"]["nearest_training"].values()]
+    distances = [found["distance_hu"] for found in metrics["details"]["memorisation"]["nearest_training"].values()]
     assert (figure["value"], figure["n_real"], figure["n_generated"]) == (pytest.approx(np.median(distances)), 3, 3)
     assert metrics["figures"]["nearest_training_distance_min"]["value"] == pytest.approx(min(distances))
 
@@ -160,7 +200,7 @@ def test_volumes_the_model_never_saw_are_not_called_its_training_volumes(data: d
     other = make_split(tmp_path / "split", data["snapshot"], ["v2", "v3", "v4"], ["v0", "v1"])
     evaluate(data["samples"], data["snapshot"], other, config(), tmp_path / "out", silent)
     metrics = read_json(tmp_path / "out" / "metrics.json")
-    assert metrics["details"]["copies"]["nearest_training"] == {}
+    assert metrics["details"]["memorisation"]["nearest_training"] == {}
     assert not [name for name in metrics["figures"] if name.startswith("nearest")]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "earest training" not in page
@@ -174,63 +214,56 @@ def test_a_repeated_evaluation_computes_no_features_again(
     arguments = (data["samples"], data["snapshot"], data["split"], config(num_shown=1), tmp_path, silent)
     evaluate(*arguments)
     before = (tmp_path / "metrics.json").read_bytes()
-    monkeypatch.setattr(features_module.MedicalNet, "forward", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(MedicalNet, "forward", lambda *_: pytest.fail("computed again"))
     evaluate(*arguments)
     assert (tmp_path / "metrics.json").read_bytes() == before
-    next((tmp_path / "work" / "features").rglob("v0.safetensors")).write_bytes(b"damaged")
-    with pytest.raises(BaseException, match="computed again"):
-        evaluate(*arguments)
+    evaluate(*arguments[:4], tmp_path / "another stage", silent)  # features belong to the volumes, not to a stage
+    assert read_json(tmp_path / "another stage" / "metrics.json") == read_json(tmp_path / "metrics.json")
 
 
-def test_weights_are_checked_by_hash_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "resnet.safetensors"
-    safetensors.torch.save_file(random_medicalnet(7).state_dict(), path)
-    digest = sha256_file(path)
-    extractor = load_extractor(config(feature_weights=str(path), feature_weights_sha256=digest))
-    assert (extractor.kind, extractor.digest) == ("medicalnet", load_extractor(config(feature_seed=7)).digest)
-    with pytest.raises(ValueError, match="SHA-256"):
-        load_extractor(config(feature_weights=str(path), feature_weights_sha256="0" * 64))
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_extractor(config(feature_weights=str(tmp_path / "gone.pth"), feature_weights_sha256=digest))
-    with pytest.raises(ValueError, match="belong together"):
-        config(feature_weights=str(path))
+EDGES = bin_edges(HounsfieldWindow(-1000, 1000))
 
 
-def test_an_interval_brackets_the_value_and_narrows_with_n() -> None:
-    rng = np.random.default_rng(0)
-    widths = []
-    for n in (20, 320):
-        real, fake = rng.normal(size=(n, 4)), rng.normal(loc=0.7, size=(n, 4))
-        value = frechet_distance(real, fake)
-        found = bootstrap_interval(frechet_distance, real, fake, value, num_draws=100, seed=1)
-        assert found is not None
-        assert found["low"] < value < found["high"]
-        assert found == bootstrap_interval(frechet_distance, real, fake, value, num_draws=100, seed=1)
-        widths.append(found["high"] - found["low"])
-    assert widths[1] < 0.5 * widths[0]
-    assert distance_figures(real, fake, "d", num_bootstrap=0, seed=0)["fid"].interval is None
+def rows_of(volumes: np.ndarray) -> np.ndarray:
+    """What is kept of every volume."""
+    return np.stack([row_of(volume, EDGES) for volume in volumes])
 
 
 def test_hu_statistics_have_their_closed_forms() -> None:
-    window = HounsfieldWindow(-1000, 1000)
     rng = np.random.default_rng(1)
-    sides = []
-    for shift in (0.0, 130.0):
-        side = HistogramSum(window)
-        values = rng.uniform(-600, 400, size=(2, 20, 20, 20)).astype(np.float32) + shift
-        for volume in values:
-            side.add(volume)
-        assert side.mean == pytest.approx(values.mean(), abs=1e-2)
-        assert side.std == pytest.approx(values.std(), rel=1e-5)
-        assert side.density.sum() == pytest.approx(1.0)
-        sides.append((side, values))
-    exact = scipy.stats.wasserstein_distance(sides[0][1].ravel(), sides[1][1].ravel())
-    assert histogram_distance(sides[0][0], sides[1][0]) == pytest.approx(exact, abs=5.0)  # half a bin
-    assert histogram_distance(sides[0][0], sides[0][0]) == 0
-    outside = HistogramSum(window)
-    outside.add(np.array([[[-5000.0, 9000.0]]], dtype=np.float32))
-    assert (outside.mean, outside.std, outside.counts[0], outside.counts[-1]) == (0.0, 1000.0, 1, 1)
-    assert hu_figures(sides[0][0], sides[1][0])["hu_std_ratio"].value == pytest.approx(1.0, abs=0.02)
+    real = rng.uniform(-600, 400, size=(6, 20, 20, 20)).astype(np.float32)
+    generated = rng.uniform(-600, 400, size=(5, 20, 20, 20)).astype(np.float32) + 130
+    figures = hu_figures(rows_of(real), rows_of(generated), EDGES, intervals=True)
+    assert figures["hu_mean_real"].value == pytest.approx(real.mean(), abs=1e-2)
+    assert figures["hu_std_generated"].value == pytest.approx(generated.std(), rel=1e-5)
+    assert figures["hu_std_ratio"].value == pytest.approx(generated.std() / real.std(), rel=1e-5)
+    exact = scipy.stats.wasserstein_distance(real.ravel(), generated.ravel())
+    assert figures["hu_histogram_distance"].value == pytest.approx(exact, abs=5.0)  # half a bin
+    for figure in figures.values():
+        if figure.value is not None:
+            assert figure.interval is not None
+            assert figure.interval["low"] <= figure.value <= figure.interval["high"]
+    assert histogram_distance(rows_of(real), rows_of(real), 10.0) == 0
+    outside = rows_of(np.array([[[[-5000.0, 9000.0]]]], dtype=np.float32))
+    assert (mean_hu(outside), std_hu(outside), outside[0, 2], outside[0, -1]) == (0.0, 1000.0, 1 / 2, 1 / 2)
+
+
+def test_bands_of_tissue_have_their_own_distances_and_shares() -> None:
+    """Real: a quarter of each of four tissues; generated: lung 40 HU denser, and half of the bone is soft tissue."""
+    values = np.array([-995.0, -845.0, -95.0, 405.0])
+    real = np.repeat(values, 16).reshape(1, 4, 4, 4).astype(np.float32)
+    generated = real.copy()
+    generated[real == -845] = -805
+    generated[0, 3, :2] = 45
+    figures = hu_figures(rows_of(real), rows_of(generated), EDGES)
+    assert figures["hu_lung_distance"].value == pytest.approx(40)
+    assert figures["hu_air_distance"].value == figures["hu_bone_distance"].value == 0
+    assert figures["hu_bone_share_difference"].value == pytest.approx(-1 / 8)
+    assert figures["hu_soft_share_difference"].value == pytest.approx(1 / 8)
+    assert figures["hu_soft_distance"].value is None  # no real voxel is there
+    assert "no voxels" in figures["hu_soft_distance"].note
+    covered = [place for band in BANDS.values() for place in range(*bins_of(band, EDGES).indices(200))]
+    assert covered == list(range(200))
 
 
 def test_a_store_of_another_grid_is_refused(data: dict[str, Ref], tmp_path: Path) -> None:
@@ -245,4 +278,5 @@ def test_a_store_of_another_grid_is_refused(data: dict[str, Ref], tmp_path: Path
 
 def test_only_settings_that_change_results_enter_the_key() -> None:
     assert config(batch_size=1).key_fields() == config(batch_size=2).key_fields()
-    assert config(feature_seed=1).key_fields() != config(feature_seed=2).key_fields()
+    seeds = [config(extractor={"name": "random", "seed": seed}).key_fields() for seed in (1, 2)]
+    assert seeds[0] != seeds[1]

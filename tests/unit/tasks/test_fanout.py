@@ -8,14 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
 from distributed import LocalCluster
 
 from storage.errors import UnusableSeriesError, UnwritableError
+from tasks.run.child import Child
 from tasks.run.fanout import Allowance, Lost, Pool, need_more
+from tasks.run.runners import Address, Local
 
 
 def square_or_die(number: int) -> int:
@@ -47,7 +52,7 @@ def slow(seconds: float) -> float:
 
 
 def test_a_killed_worker_costs_its_own_item_only() -> None:
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         results = dict(pool.map(square_or_die, range(8)))
     assert isinstance(results[3], Lost)
     assert results[3].reason == "worker_died"
@@ -57,7 +62,7 @@ def test_a_killed_worker_costs_its_own_item_only() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_errors_of_ours_come_back_whole(workers: int) -> None:
-    with Pool(num_workers=workers) as pool:
+    with Pool(Local(workers)) as pool:
         results = dict(pool.map(full_disk, range(4)))
     assert isinstance(results[2].error, UnwritableError)
     assert "no space is left" in str(results[2].error)
@@ -76,7 +81,7 @@ def test_items_are_taken_as_they_are_needed() -> None:
             taken += 1
             yield number
 
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         for item, result in pool.map(abs, items()):
             assert item == result
             done += 1
@@ -86,7 +91,7 @@ def test_items_are_taken_as_they_are_needed() -> None:
 
 
 def test_one_pool_starts_once_and_only_when_needed() -> None:
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         few = dict(pool.map(process, range(5), few=5))
         assert len(set(few.values()) - {os.getpid()}) == 1  # one process beside this
         assert not _workers()
@@ -103,14 +108,14 @@ def _workers() -> list[psutil.Process]:
 
 
 def test_a_pool_grows() -> None:
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         assert len(set(dict(pool.map(process, range(1), few=0)).values())) == 1
         assert len(set(dict(pool.map(process, range(20))).values())) == 2
 
 
 def test_an_error_ends_the_workers_at_once() -> None:
     began = time.monotonic()
-    with pytest.raises(ZeroDivisionError), Pool(num_workers=2) as pool:
+    with pytest.raises(ZeroDivisionError), Pool(Local(2)) as pool:
         _ = [1 / result for _, result in pool.map(slow, [0.0, *([60.0] * 5)])]
     assert time.monotonic() - began < 20
     assert not _workers()
@@ -120,10 +125,11 @@ def test_an_error_ends_the_workers_at_once() -> None:
 def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float, repository: Path) -> None:
     """SIGINT to the whole process group, as a terminal sends it: while the workers start, and while they work."""
     code = (
-        "import sys\nfrom tasks.run.fanout import Pool\nfrom tests.unit.tasks.test_fanout import slow\n"
+        "import sys\nfrom tasks.run.fanout import Pool\nfrom tasks.run.runners import Local\n"
+        "from tests.unit.tasks.test_fanout import slow\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
-        "        with Pool(num_workers=2) as pool:\n"
+        "        with Pool(Local(2)) as pool:\n"
         "            print('ready', flush=True)\n"
         "            list(pool.map(slow, [60.0] * 9))\n"
         "    except KeyboardInterrupt:\n"
@@ -172,6 +178,19 @@ def asks(number: int) -> int:
     return number
 
 
+def asks_again(number: int) -> int:
+    for _ in range(100):
+        need_more(1000.0)
+    spin(60)
+    return number
+
+
+def yields_slowly(number: int) -> Iterator[int]:
+    for k in range(20):
+        spin(0.5)
+        yield k
+
+
 def costly(number: int) -> int:
     if number == 1:
         return len(bytearray(600 << 20))
@@ -214,7 +233,7 @@ LIMITS = Allowance(memory_mb=300, seconds=2.0)
 def test_an_item_that_costs_too_much_is_stopped(few: int) -> None:
     """In one process beside this, and in those of Dask."""
     began = time.monotonic()
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         results = dict(pool.map(costly, range(5), few=few, allowance=lambda _: LIMITS))
     assert results == {
         0: 0,
@@ -227,24 +246,43 @@ def test_an_item_that_costs_too_much_is_stopped(few: int) -> None:
 
 
 def test_what_never_ends_is_stopped_and_what_is_large_may_take_longer() -> None:
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         hung = dict(pool.map(waits, range(2), few=2, allowance=lambda _: Allowance(300, 2.0, waiting_s=1.5)))
-        asked = dict(pool.map(asks, [0, 8], few=2, allowance=lambda _: LIMITS))
+        asked = dict(pool.map(asks, [0, 8], few=2, allowance=lambda _: replace(LIMITS, more_s=8.0)))
+        capped = dict(pool.map(asks_again, [0], allowance=lambda _: replace(LIMITS, more_s=1.0)))
     assert hung == {0: 0, 1: Lost("too_slow", "it did not end within 2 s")}
     assert asked == {0: Lost("too_slow", "it took more than 2 s of processor time"), 8: 8}
+    assert capped == {0: Lost("too_slow", "it took more than 3 s of processor time")}
+
+
+def test_results_of_one_item_may_share_its_time() -> None:
+    with Pool(Local(2)) as pool:
+        (_, each), (_, shared) = (
+            next(pool.map(yields_slowly, [0], allowance=lambda _, how=how: replace(LIMITS, together=how)))
+            for how in (False, True)
+        )
+    assert each == list(range(20))
+    assert (shared.reason, shared.detail) == ("too_slow", "it took more than 2 s of processor time")
+    assert 2 <= len(shared.done) <= 6
+
+
+def in_one_process(_: None) -> tuple[dict[int, Any], int]:
+    with Pool(Local(1)) as pool:
+        found = dict(pool.map(costly, [0, 1], allowance=lambda _: LIMITS))
+    return found, len(bytearray(600 << 20))
 
 
 def test_in_this_process_memory_is_limited_too() -> None:
-    with Pool(num_workers=1) as pool:
-        assert dict(pool.map(costly, [0, 1], allowance=lambda _: LIMITS)) == {
-            0: 0,
-            1: Lost("too_costly", "it needs more than 300 MB"),
-        }
-    assert len(bytearray(600 << 20)) == 600 << 20  # the limit is gone
+    # A new process: what other tests left in this one may be freed meanwhile, and the limit counts from what a process has.
+    child = Child()
+    found, afterwards = child.run(cloudpickle.dumps((in_one_process, None)), None)
+    child.close()
+    assert found == {0: 0, 1: Lost("too_costly", "it needs more than 300 MB")}
+    assert afterwards == 600 << 20  # the limit is gone
 
 
 def test_what_was_yielded_before_the_loss_is_kept() -> None:
-    with Pool(num_workers=2) as pool:
+    with Pool(Local(2)) as pool:
         results = dict(pool.map(yields_then, range(4), few=4, allowance=lambda _: LIMITS))
     assert results[0] == [10, 20, 30]
     assert (results[1].reason, results[1].detail, results[1].done) == ("worker_died", "signal SIGKILL", [10, 20])
@@ -258,12 +296,12 @@ def test_an_item_is_tried_twice_and_never_again(tmp_path: Path, where: str) -> N
     (tmp_path / "b").mkdir()
     items = [str(tmp_path / "a")]
     with ExitStack() as stack:
-        address = None
+        runner: Any = Local(2)
         if where == "a scheduler":
             cluster = LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
-            address = stack.enter_context(cluster).scheduler_address
+            runner = Address(stack.enter_context(cluster).scheduler_address)
         few = 1 if where == "one process" else 0
-        pool = stack.enter_context(Pool(num_workers=2, scheduler=address))
+        pool = stack.enter_context(Pool(runner))
         assert dict(pool.map(dies, items, few=few)) == {items[0]: Lost("worker_died", "signal SIGKILL")}
         assert len(list((tmp_path / "a").iterdir())) == 2
         assert list(pool.map(dies_once, [str(tmp_path / "b")], few=few)) == [(str(tmp_path / "b"), 7)]

@@ -12,7 +12,7 @@ from flows.config import load_config
 from flows.record import new_run_directory
 from storage.artifacts import Ref
 from storage.checkpoints import ResumeStates, load_tensors, save_tensors
-from storage.documents.training_state import GROUPS, TrainingPosition
+from storage.documents.training_state import GROUPS
 from storage.errors import UnwritableError
 from storage.files import put_if_absent, write_bytes_atomic
 from storage.phantom.series import write_demo_data
@@ -21,6 +21,7 @@ from tasks.run.stage import RunContext, Stage, StageRun, run_stage
 from tasks.train.launch import launch
 from tests.factories import local_config, make_data, train_spec
 from tests.unit.disks import fill, make_read_only, resize, small_disk, without_privileges
+from tests.unit.storage.documents.examples import POSITION
 
 FULL = r"cannot be written: no space is left\. Free some \(`prdit prune`"
 READ_ONLY = r"cannot be written: its file system is read-only\. Choose another folder"
@@ -59,8 +60,10 @@ def test_a_state_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None
 
 
 def save_state(states: ResumeStates, step: int) -> None:
-    position = TrainingPosition(step=step, updates=step, first_loss=None, recent=(), best=None, snapshots=())
-    states.save(position, {"model": WEIGHTS} | {name: {} for name in sorted(GROUPS - {"model"})})
+    states.save(
+        POSITION.model_copy(update={"step": step}),
+        {"model": WEIGHTS} | {name: {} for name in sorted(GROUPS - {"model"})},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_a_read_only_work_folder(tmp_path: Path, there: bool) -> None:
         for write in (
             stage,
             lambda: new_run_directory(disk, load_config("tiny", {})),
-            lambda: Tracker(f"sqlite:///{disk}/mlflow.db", "prdit"),
+            lambda: Tracker(f"sqlite:///{disk}/mlflow.db", "prdit", tmp_path / "tracking"),
             lambda: write_demo_data(disk / "demo", num_patients=1, small=True),
         ):
             with pytest.raises(UnwritableError, match=rf"^{disk}/\S+ {READ_ONLY}"):
@@ -113,13 +116,13 @@ def test_no_room_for_the_tracking_database(tmp_path: Path, kib: int) -> None:
     with small_disk(tmp_path / "disk", 4096) as disk:
         fill(disk, leave_kib=kib)
         with pytest.raises(UnwritableError, match=rf"^{disk}/mlflow.db {FULL}"):
-            Tracker(f"sqlite:///{disk}/mlflow.db", "prdit")
+            Tracker(f"sqlite:///{disk}/mlflow.db", "prdit", tmp_path / "tracking")
         assert names(disk) == []
 
 
 def test_room_for_the_tracking_database_is_enough(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2200) as disk:
-        assert Tracker(f"sqlite:///{disk}/mlflow.db", "prdit").experiment_id
+        assert Tracker(f"sqlite:///{disk}/mlflow.db", "prdit", tmp_path / "tracking").experiment_id
 
 
 DENIED = """

@@ -3,14 +3,15 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
 from storage.artifacts import Ref
 from storage.documents.checkpoint import Checkpoint, Gates
 from storage.errors import DamagedArtifactError
 from tasks.train.best import BestWeights
 from tasks.train.gates import GatesConfig, check_gates
+from tasks.train.state import TrainedArrays
 from tests.unit.storage.documents.examples import EXAMPLES
 
 CONFIG = GatesConfig(max_loss_ratio={"local": 0.5}, below_start=("global",))
@@ -50,11 +51,12 @@ def test_what_fails(
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
-    best, weights = BestWeights(tmp_path), {"w": np.zeros(1, np.float32)}
-    best.offer(0, {"loss": 1.0}, {"loss": math.nan}, weights, weights)
+    module = torch.nn.Linear(1, 1)
+    best, held = BestWeights(tmp_path), TrainedArrays(module, {})
+    best.offer(0, {"loss": 1.0}, {"loss": math.nan}, held)
     assert best.record is None
     with pytest.raises(DamagedArtifactError, match="no validation had a finite loss"):
         best.take()
-    best.offer(1, {"loss": math.inf}, {"loss": 2.0, "part": math.nan}, weights, weights)
-    best.offer(2, {"loss": 1.0}, {"loss": 3.0}, weights, weights)
+    best.offer(1, {"loss": math.inf}, {"loss": 2.0, "part": math.nan}, held)
+    best.offer(2, {"loss": 1.0}, {"loss": 3.0}, held)
     assert best.take()[:3] == (1, {}, {"loss": 2.0})

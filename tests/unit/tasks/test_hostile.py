@@ -23,6 +23,7 @@ from pydicom.dataset import Dataset
 
 from storage.sources.files import open_file
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import write_series
 from tests.unit.storage.sources.archive_files import overlapping_zip
@@ -31,9 +32,10 @@ CODE = """
 import json, resource, sys
 from pathlib import Path
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 config = small_ingest(spacing_mm=4.0, num_levels=1, **json.loads(sys.argv[3]))
-report = ingest(Path(sys.argv[1]), Path(sys.argv[2]), config)
+report = ingest(Path(sys.argv[1]), Path(sys.argv[2]), config, runner=Local(1))
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 # Not ru_maxrss of this process: before it started another program it was a copy of the one that ran it.
 own = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -159,7 +161,7 @@ def test_only_regular_files_inside_the_source_are_opened(tmp_path: Path) -> None
     (source / "file.dcm").symlink_to(outside / "other" / "000.dcm")
     (source / "folder").symlink_to(outside)
     (source / "again").symlink_to("good")
-    report = ingest(source, tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1, num_workers=1))
+    report = ingest(source, tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1), runner=Local(1))
     assert len(report.committed) == 1
     assert {
         entry.path: (entry.reason, str(entry.message).partition("(")[2].partition(")")[0]) for entry in report.skipped
@@ -186,7 +188,9 @@ def test_a_scan_below_1100_folders(tmp_path: Path, name: str, number: int) -> No
         os.rename(path, path.name, dst_dir_fd=here)
     os.close(here)
     try:
-        report = ingest(tmp_path / "src", tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1, num_workers=1))
+        report = ingest(
+            tmp_path / "src", tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1), runner=Local(1)
+        )
     finally:
         subprocess.run(["rm", "-rf", str(tmp_path / "src")], check=True)  # deeper than shutil.rmtree goes
     assert sorted(str(entry.series_uid) for entry in report.committed) == ["1.2.3.4.5", "1.2.8"]
@@ -220,7 +224,7 @@ def test_odd_names_are_only_names(tmp_path: Path, packed: bool) -> None:
         source.mkdir()
         (tmp_path / "x.tar").rename(source / "x.tar")
     (source / "other\n$(x)").write_text("no image, and a name that is none")
-    report = ingest(source, tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1, num_workers=1))
+    report = ingest(source, tmp_path / "store", small_ingest(spacing_mm=4.0, num_levels=1), runner=Local(1))
     assert len(report.committed) == 1
     assert report.committed[0].num_slices == len(ODD_NAMES)
     assert [(entry.reason, entry.path) for entry in report.skipped] == [("unknown_format", "other\n$(x)")]

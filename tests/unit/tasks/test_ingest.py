@@ -19,6 +19,7 @@ from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest, open_scan
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import linear_hu, write_series
 
@@ -34,7 +35,7 @@ ORIENTATIONS = {
 
 
 def run(source: Path, store: Path, config: IngestConfig = CONFIG) -> IngestReport:
-    return ingest(source, store, config.model_copy(update={"num_workers": 1}))
+    return ingest(source, store, config, runner=Local(1))
 
 
 def listed(store: Path) -> dict[str, SnapshotVolume]:
@@ -198,7 +199,7 @@ def test_odd_files_survive(tmp_path: Path) -> None:
     reasons = {e.path: e.reason for e in (*report.skipped, *report.quarantined)}
     assert reasons["notes.txt"] == "unknown_format"
     assert reasons["empty"] == "unknown_format"
-    assert reasons["scan.zip"] == "archive"
+    assert reasons["scan.zip"] == "unreadable_file"
     assert reasons["pipe"] == "not_regular_file"
     assert reasons["dangling"] == "not_regular_file"
     assert reasons["cut.dcm"] == "unreadable_file"
@@ -264,7 +265,7 @@ def test_volume_id_is_the_same_anywhere(tmp_path: Path) -> None:
     assert one.snapshot == two.snapshot
     digests = []
     for source in (tmp_path / "a", tmp_path / "elsewhere" / "b"):
-        with open_scan(source, tmp_path / "s1", CONFIG) as (scan, _):
+        with open_scan(source, tmp_path / "s1", CONFIG, runner=Local(1)) as (scan, _):
             digests.append(scan.digest)
     assert digests[0] == digests[1]
     three = run(tmp_path / "a", tmp_path / "s3", small_ingest(interpolation="linear"))
@@ -286,6 +287,18 @@ def test_a_completed_series_replaces_its_old_volume(tmp_path: Path) -> None:
     new = run(tmp_path / "src", tmp_path / "store").committed[0].volume_id
     assert list(listed(tmp_path / "store")) == [new] != [old]
     assert VolumeStore.open(tmp_path / "store").volume_ids() == sorted([old, new])  # earlier snapshots keep the old one
+
+
+@pytest.mark.parametrize(("count", "noted"), [(20, False), (24, True)])
+def test_a_list_that_comes_later_says_what_is_missing(tmp_path: Path, count: int, noted: bool) -> None:
+    source = tmp_path / "src"
+    write_series(source / "a", uid="1.2.3.1", shape=(20, 26, 28))
+    (old,) = run(source, tmp_path / "store").committed
+    (source / "metadata.csv").write_text(f"Series UID,Number of Images\n1.2.3.1,{count}\n")
+    report = run(source, tmp_path / "store")
+    assert [one.volume_id for one in report.unchanged] == [old.volume_id]
+    found = [note for note in report.notes if "20 of the 24 images" in note]
+    assert [f"prdit remove <store> {old.volume_id}." in note for note in found] == [True] * noted
 
 
 def test_no_patient_attribute_leaves_the_source(tmp_path: Path) -> None:
@@ -326,7 +339,7 @@ def test_patients_csv_names_those_without_id(tmp_path: Path) -> None:
     for k in (1, 2, 3):
         write_series(tmp_path / "src" / f"s{k}", uid=f"1.2.3.{k}", patient_id="", shape=(15 + k, 26, 28))
     loud = run(tmp_path / "src", tmp_path / "s1")
-    assert "3 scan(s) carry no PatientID" in loud.notes[0]
+    assert "3 scans without PatientID" in loud.notes[0]
     (tmp_path / "src" / "patients.csv").write_text("path,patient_id\ns1,P\ns2,P\ns3,Q\n")
     quiet = run(tmp_path / "src", tmp_path / "s2")
     assert quiet.notes == []

@@ -11,6 +11,7 @@ from storage.documents.verdicts import IngestReport
 from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import linear_hu, write_series
 from tests.unit.storage.sources.nifti_files import RAS, write_image
@@ -20,7 +21,7 @@ STEPS = np.diag(SPACING)
 
 
 def run(source: Path, **config: Any) -> IngestReport:
-    return ingest(source, source.parent / "store", small_ingest(num_workers=1, **config))
+    return ingest(source, source.parent / "store", small_ingest(**config), runner=Local(1))
 
 
 def write_itk(path: Path, hu: np.ndarray) -> None:
@@ -69,6 +70,9 @@ def test_every_format_becomes_a_volume(tmp_path: Path) -> None:
     everything = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
     assert b"SMITH" not in everything
     assert b"trn00001" not in everything
+    paths = {entry.path for entry in report.committed}
+    assert paths == {"SMITH.nrrd", "SMITH.mha", "luna/SMITH.mhd", "SMITH.nii.gz", "trn00001.npz"}
+    assert all(str(entry.path).startswith("file-") for entry in report.without_paths(bytes(32)).committed)
     again = run(tmp_path / "src")
     assert {e.volume_id for e in again.unchanged} == {e.volume_id for e in report.committed}
 
@@ -117,6 +121,33 @@ def air_and_tissue(world: np.ndarray) -> np.ndarray:
     return np.where(world[..., 0] < 0, -1000.0, 40.0)
 
 
+def test_refused_scans_of_every_format_have_a_picture_and_name_their_file(tmp_path: Path) -> None:
+    write_formats(tmp_path / "src")
+    write_image(tmp_path / "src" / "SCALE.nii", np.zeros((20, 24, 22), np.int16), change=without_intercept)
+    report = run(tmp_path / "src", min_slices=99)
+    found = {entry.path: entry for entry in report.quarantined}
+    assert found.keys() == {
+        "SMITH.nrrd", "SMITH.mha", "luna/SMITH.mhd", "SMITH.nii.gz", "trn00001.npz", "SCALE.nii"
+    }  # fmt: skip
+    assert all(entry.thumbnail for entry in found.values())
+    scale = found.pop("SCALE.nii")
+    assert (scale.reason, scale.behind) == ("missing_rescale", None)  # DICOM's tags are none of NIfTI's
+    assert "Rescale" not in str(scale.message)
+    assert {(entry.reason, entry.behind) for entry in found.values()} == {
+        ("too_few_slices", ("ingest.min_slices = 99",))
+    }
+    page = (tmp_path / "store.ingests" / "qc.html").read_text()
+    assert page.count("data:image/png;base64,") == len(found) + 1
+    assert '<p class="soft">file: luna/SMITH.mhd</p>' in page
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert b"SMITH" not in everything
+    assert b"SCALE" not in everything
+
+
+def without_intercept(header: Any) -> None:
+    header["scl_inter"] = np.inf
+
+
 SLABS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "short": ({"spacing": (4.0, 4.0, 2.0)}, {"min_length_mm": 60.0}, "too_short"),
     "narrow": ({"spacing": (1.5, 4.0, 3.0)}, {"min_width_mm": 60.0}, "too_narrow"),
@@ -139,3 +170,39 @@ def test_volumes_that_are_no_chest_are_refused_beside_good_ones(tmp_path: Path, 
     (entry,) = [*report.skipped, *report.quarantined]
     assert (entry.series_uid, entry.reason in reason.split("|")) == ("1.2.2", True)
     assert all(f"ingest.{limit} = {value:g}" in (entry.message or "") for limit, value in config.items())
+    assert all(entry.behind == (f"ingest.{limit} = {value:g}",) for limit, value in config.items())
+
+
+@pytest.mark.parametrize("flips", [(1, -1, 1), (-1, -1, 1), (1, 1, -1)])
+def test_a_converted_copy_with_flipped_axes_is_listed_once_with_the_patient_of_the_dicom(
+    tmp_path: Path, flips: tuple[int, int, int]
+) -> None:
+    """What dcm2niix writes beside a series; at 0.7 mm, where float32 positions make stored voxels differ by rounding."""
+    noise = np.random.default_rng(0).integers(-1000, 400, (24, 26, 28))
+    source, spacing = tmp_path / "src", (0.7, 0.7, 1.3)
+    write_series(
+        source / "dicom",
+        lambda world: np.zeros(world.shape[:2]),
+        spacing=spacing,
+        change=lambda k, data: setattr(data, "PixelData", (noise[k] + 1024).astype("<i2").tobytes()),
+    )
+    stored = noise.astype(np.int16).transpose(2, 1, 0)[:: flips[0], :: flips[1], :: flips[2]]
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(np.multiply(spacing, flips))
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(stored.shape) - 1) / 2)
+    write_image(source / "a.nii.gz", stored, RAS @ affine)
+    report = run(source)
+    (volume,) = report.committed
+    assert volume.series_uid == "1.2.3.4.5"
+    assert [note for note in report.notes if "PatientID" in note] == []
+    ((skipped),) = report.skipped
+    assert (skipped.reason, volume.volume_id in (skipped.message or "")) == ("duplicate_volume", True)
+    store = VolumeStore.open(tmp_path / "store")
+    assert [(name, one.patient_known) for name, one in load_snapshot(newest(store)).volumes.items()] == [
+        (volume.volume_id, True)
+    ]
+    assert run(source).snapshot == report.snapshot
+    (source / "a.nii.gz").rename(tmp_path / "a.nii.gz")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "a.nii.gz").rename(tmp_path / "other" / "a.nii.gz")
+    assert run(tmp_path / "other").snapshot == report.snapshot

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from storage.documents.snapshot import SnapshotVolume
 from storage.documents.verdicts import IngestReport
@@ -14,15 +16,16 @@ from storage.snapshots import allow_again, history, load_snapshot, newest, open_
 from storage.volume_store import VolumeStore
 from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.store_damage import DAMAGE, flip
 from tests.unit.storage.dicom_files import write_series
 
-CONFIG = small_ingest(num_levels=2, num_workers=1)
+CONFIG = small_ingest(num_levels=2)
 
 
 def run(source: Path, store: Path, *, repair: bool = False) -> IngestReport:
-    return ingest(source, store, CONFIG, repair=repair)
+    return ingest(source, store, CONFIG, repair=repair, runner=Local(1))
 
 
 def listed(store: Path) -> dict[str, SnapshotVolume]:
@@ -61,7 +64,7 @@ def test_corrected_tables_take_effect_without_reading_pixels(tmp_path: Path, pix
     assert volumes["1.2.3.1"].patient_key == volumes["1.2.3.2"].patient_key != volumes["1.2.3.3"].patient_key
     assert [volumes[f"1.2.3.{k}"].labels for k in (1, 2, 3)] == [{"nodule": "yes"}, {"nodule": "no"}, {}]
     assert all(volume.patient_known for volume in volumes.values())
-    assert [note for note in third.notes if "labels.csv: 1 row(s) match no scan, the first in line 4" in note]
+    assert [note for note in third.notes if "labels.csv: 1 row without a scan, the first in line 4" in note]
     steps = history(store)
     assert [steps.read(n).change for n in steps.numbers()] == [
         "ingest: 3 new",
@@ -84,7 +87,7 @@ def test_a_table_that_contradicts_the_files_is_said_and_not_believed(tmp_path: P
     report = run(source, store)
     assert report.snapshot == plain
     (note,) = [note for note in report.notes if "patients.csv" in note]
-    assert "1 scan(s) carry another PatientID" in note
+    assert "1 scan with another PatientID than the table gives" in note
     assert "line 2" in note
     assert "Schulze" not in note
 
@@ -100,7 +103,7 @@ def test_a_patient_id_that_is_corrected_in_the_files_is_listed(tmp_path: Path) -
     assert [entry.volume_id for entry in second.unchanged] == [entry.volume_id for entry in first.committed]
     assert len({volume.patient_key for volume in listed(store).values()}) == 2
     (note,) = [note for note in second.notes if "PatientID" in note]
-    assert "1 scan(s) have another PatientID than at an earlier ingest of this source, the first is 1.2.3.2" in note
+    assert "1 scan with another PatientID than at an earlier ingest of this source, the first is 1.2.3.2" in note
     assert "Meyer" not in note
 
 
@@ -134,6 +137,73 @@ def test_the_long_copy_replaces_the_short_one_for_good(tmp_path: Path) -> None:
     write_series(tmp_path / "A", shape=(20, 20, 20))  # slices lost in its own folder
     assert [entry.reason for entry in run(tmp_path / "A", store).skipped] == ["shorter_copy"]
     assert slices(store) == [24]
+
+
+def places(*, first: int, num: int) -> dict[str, Any]:
+    """Some slices of the 24 of one scan."""
+    return {"shape": (24, 20, 20), "skip": tuple(k for k in range(24) if not first <= k < first + num)}
+
+
+@pytest.mark.parametrize(("num_a", "num_b"), [(24, 18), (18, 24), (20, 20)])
+def test_the_scan_of_another_patient_under_the_same_id_takes_nothing_away(
+    tmp_path: Path, num_a: int, num_b: int
+) -> None:
+    """De-identifiers give two scans one SeriesInstanceUID."""
+    store = tmp_path / "store"
+    write_series(tmp_path / "A", patient_id="P1", **places(first=0, num=num_a))
+    write_series(tmp_path / "B", lambda world: half_air(world, 90.0), patient_id="P2", **places(first=0, num=num_b))
+    (first,) = run(tmp_path / "A", store).committed
+    for source in ("B", "A", "B"):
+        report = run(tmp_path / source, store)
+        assert list(listed(store)) == [first.volume_id]
+        if source == "B":
+            (entry,) = report.quarantined
+            assert entry.reason == "other_scan"
+            assert f"volume {first.volume_id}, of another patient" in (entry.message or "")
+
+
+@pytest.mark.parametrize(("num_a", "num_b"), [(16, 8), (8, 16), (12, 12)])
+def test_parts_of_one_scan_in_two_sources_are_no_copies(tmp_path: Path, num_a: int, num_b: int) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "A", **places(first=0, num=num_a))
+    write_series(tmp_path / "B", **places(first=num_a, num=num_b))
+    (first,) = run(tmp_path / "A", store).committed
+    for _ in range(2):
+        (entry,) = run(tmp_path / "B", store).quarantined
+        assert entry.reason == "other_scan"
+        assert f"volume {first.volume_id}, which has other slices" in (entry.message or "")
+        assert run(tmp_path / "A", store).unchanged[0].volume_id == first.volume_id
+    shutil.copytree(tmp_path / "B", tmp_path / "A", dirs_exist_ok=True)
+    run(tmp_path / "A", store)
+    assert slices(store) == [24]
+
+
+def test_a_scan_that_is_broken_now_names_the_volume_that_stays(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "A")
+    (first,) = run(tmp_path / "A", store).committed
+    write_series(tmp_path / "A", change=lambda k, data: setattr(data, "PatientID", "PQ"[k % 2]))
+    report = run(tmp_path / "A", store)
+    assert [entry.reason for entry in report.quarantined] == ["several_patients"]
+    assert list(listed(store)) == [first.volume_id]
+    (note,) = [note for note in report.notes if "stays listed" in note]
+    assert f"prdit remove <store> {first.volume_id}." in note
+
+
+def test_a_row_for_another_source_s_volume_counts_where_it_agrees_with_the_files(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_series(tmp_path / "A", patient_id="P1")
+    write_series(tmp_path / "B", patient_id="P2")
+    run(tmp_path / "A", store)
+    (note,) = [note for note in run(tmp_path / "B", store).notes if "patients.csv of this source" in note]
+    (before,) = listed(store).values()
+    (tmp_path / "B" / "patients.csv").write_text("path,patient_id\n.,P2\n")
+    assert note not in run(tmp_path / "B", store).notes
+    (after,) = listed(store).values()
+    assert after.patient_key != before.patient_key
+    (tmp_path / "A" / "read.me").touch()
+    assert note in run(tmp_path / "A", store).notes
+    assert list(listed(store).values()) == [after]
 
 
 def half_air(world: np.ndarray, hu: float) -> np.ndarray:
@@ -278,7 +348,7 @@ def test_damage_that_the_source_no_longer_has_stays_named(whole: tuple[Path, Ing
     gone = next(entry.volume_id for entry in report.committed if entry.series_uid == "1.2.3.2")
     flip(VolumeStore.open(store).folder(gone or "") / "0" / "c" / "0" / "0" / "0")
     repaired = run(source, store, repair=True)
-    assert [note for note in repaired.notes if f"1 damaged volume(s) were not repaired: {gone}" in note]
+    assert [note for note in repaired.notes if f"1 damaged volume not repaired: {gone}" in note]
     assert [finding.name for finding in verify_store(store, num_workers=1)[0]] == [gone]
 
 
@@ -338,7 +408,7 @@ def test_repair_writes_no_root_that_contradicts_the_snapshots(copied: tuple[Path
     text = (store / "zarr.json").read_text()
     (store / "zarr.json").unlink()
     with pytest.raises(StoreFormatError, match="settings that the store was made with"):
-        ingest(source, store, CONFIG.model_copy(update={"interpolation": "linear"}), repair=True)
+        ingest(source, store, CONFIG.model_copy(update={"interpolation": "linear"}), repair=True, runner=Local(1))
     assert not (store / "zarr.json").exists()
     (store / "zarr.json").write_text(text.replace('"cubic"', '"linear"'))
     assert {finding.kind for finding in verify_store(store, num_workers=1)[0]} == {"snapshot"}
@@ -363,3 +433,37 @@ def test_a_store_may_be_the_current_folder(copied: tuple[Path, Path], monkeypatc
     before = sorted(store.iterdir())
     assert len(run(source, Path()).unchanged) == 2
     assert sorted(store.iterdir()) == before  # no second key, and nothing else, in the store
+
+
+def test_left_out_images_are_named_after_the_source_was_moved(tmp_path: Path, pixels_read: list[str]) -> None:
+    def turn_the_last(k: int, data: Dataset) -> None:
+        if k == 23:
+            data.ImageOrientationPatient, data.ImagePositionPatient = [0, 1, 0, 0, 0, -1], [7.0, -99.0, 1.0]
+
+    write_series(tmp_path / "a" / "s", change=turn_the_last)
+    first = run(tmp_path / "a", tmp_path / "store")
+    assert [(e.path, e.reason, e.image_of_volume) for e in first.skipped] == [
+        ("s/023.dcm", "inconsistent_orientation", True)
+    ]
+    assert [note for note in first.notes if "1 image of the series left out (inconsistent_orientation)" in note]
+    pixels_read.clear()
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = run(tmp_path / "b", tmp_path / "store")
+    again = run(tmp_path / "b", tmp_path / "store")
+    assert pixels_read == []
+    assert moved.skipped == again.skipped == first.skipped
+    assert moved.counts == {"committed": 0, "unchanged": 1, "skipped": 1, "quarantined": 0}
+    (tmp_path / "b" / "s" / "023.dcm").rename(tmp_path / "b" / "s" / "z.dcm")
+    (tmp_path / "b").rename(tmp_path / "c")
+    renamed = run(tmp_path / "c", tmp_path / "store")  # no earlier verdict names a file of it
+    assert renamed.skipped == []
+
+
+def test_the_tables_of_the_source_that_is_ingested_last_count(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for name in ("A", "B"):
+        write_series(tmp_path / name)
+        (tmp_path / name / "labels.csv").write_text(f"series_uid,stage\n1.2.3.4.5,{name}\n")
+    for name in ("A", "B", "A", "A"):
+        run(tmp_path / name, store)
+        assert [volume.labels for volume in listed(store).values()] == [{"stage": name}]

@@ -13,38 +13,37 @@ import psutil
 import pytest
 
 from storage.artifacts import SCRATCH, Ref, committed_ref
+from storage.checkpoints import ResumeStates
 from storage.files import temporary_path
 from tasks.run.stage import RunContext, StageOutcome
-from tasks.train.launch import TrainingFailedError
 from tasks.train.stage import train
-from tests.factories import local_config, make_data
+from tests.factories import in_the_ranks, local_config, make_data
 
-# A trainer that announces one moment and waits there to be killed.
-TRAINER = """
+# A rank that announces one moment and waits there to be killed.
+RANK = """
     import sys, time
     from pathlib import Path
-    import storage.checkpoints as checkpoints
-    import tasks.train.__main__ as trainer
     moment, mark = {moment!r}, Path({mark!r})
     def stop_here():
         if not mark.exists():
             mark.touch()
             time.sleep(600)
     if moment == "saving":
+        import storage.checkpoints as checkpoints
         write = checkpoints.save_tensors
         def save_tensors(path, tensors):
-            write(path, tensors)
+            digest = write(path, tensors)
             if path.name == "ema.safetensors" and ".step-" in str(path):
                 stop_here()
+            return digest
         checkpoints.save_tensors = save_tensors
     else:
-        commit = trainer._commit
-        def committed(spec):
-            ref = commit(spec)
-            stop_here()
-            return ref
-        trainer._commit = committed
-    sys.exit(trainer.main(Path(sys.argv[1])))
+        import tasks.train.spec as spec
+        save = spec.Outcome.save
+        def saved(*arguments):
+            stop_here()  # the artifact is committed, and nobody knows
+            save(*arguments)
+        spec.Outcome.save = saved
 """
 
 
@@ -60,27 +59,20 @@ def run(workdir: Path, data: tuple[Ref, Ref], progress: Any = lambda done, total
 
 
 def kill_at(moment: str, tmp_path: Path, data: tuple[Ref, Ref], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run the training, kill -9 its subprocess at a moment; returns the stage's directory."""
+    """Run the training, kill -9 its processes at a moment; returns the stage's directory."""
     mark = tmp_path / "reached"
-    script = tmp_path / "trainer.py"
-    script.write_text(textwrap.dedent(TRAINER.format(moment=moment, mark=str(mark))))
-    popen = subprocess.Popen
 
-    def start(command: list[str], **rest: Any) -> Any:
-        if "tasks.train" not in command:
-            return popen(command, **rest)
-        environment = rest.pop("env") | {"PYTHONPATH": str(Path.cwd())}
-        return popen([sys.executable, str(script), command[-1]], env=environment, **rest)
-
-    def kill(*_: Any) -> None:
-        for child in psutil.Process().children():
-            if str(script) in child.cmdline():
+    def kill(self: Any, *, final: bool = False) -> list[Any]:
+        if mark.exists() and not final:
+            for child in psutil.Process().children(recursive=True):
                 child.kill()
+            raise KeyboardInterrupt
+        return []
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.train.launch.subprocess.Popen", start)
-        patch.setattr("tasks.train.launch._advance", lambda *_, **__: kill() if mark.exists() else None)
-        with pytest.raises(TrainingFailedError, match="exit code -9"):
+        in_the_ranks(RANK.format(moment=moment, mark=str(mark)), tmp_path, patch)
+        patch.setattr("storage.metric_stream.MetricStream.poll", kill)
+        with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "work", data)
     (directory,) = (tmp_path / "work" / "train-local").iterdir()
     return directory
@@ -97,40 +89,28 @@ def test_a_state_that_was_being_saved(data: tuple[Ref, Ref], tmp_path: Path, mon
     assert (left / "model.safetensors").stat().st_size > 100_000
     alive = temporary_path(directory / SCRATCH / "checkpoints" / "step-00000009")
     alive.mkdir()  # of this process, which lives: another one's cleaning must leave it
-    seen: list[bool] = []
-
-    def look(done: int, total: int) -> None:
-        seen.append(left.exists() or not alive.exists())
-
-    ref = run(tmp_path / "work", data, look).ref
-    assert seen
-    assert not any(seen)
-    assert ref.path == directory
-    assert scratch_names(directory) == {
-        "metrics.jsonl",
-        "pending.json",
-        "spec.json",
-        "stage.lock",
-        "train.log",
-        "trainer.lock",
-    }
+    assert run(tmp_path / "work", data).ref.path == directory
+    assert (left.exists(), alive.exists()) == (False, True)
+    assert not [path for path in (directory / SCRATCH).rglob(".*.tmp") if path != alive]
+    assert {"metrics.jsonl", "pending.json", "spec.json", "stage.lock", "node-0.log"} <= scratch_names(directory)
 
 
-def test_a_training_killed_after_its_commit_is_a_hit_that_cleans(
+def test_a_training_killed_after_its_commit_is_a_hit(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = kill_at("committed", tmp_path, data, monkeypatch)
-    assert {"checkpoints", "best"} <= scratch_names(directory)
     ref = committed_ref(directory)
     outcome = run(tmp_path / "work", data)
     assert (outcome.cached, outcome.ref) == (True, ref)
-    assert not {"checkpoints", "best"} & scratch_names(directory)
 
 
-def test_a_finished_training_keeps_no_states(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    outcome = run(tmp_path / "work", data)
-    assert not {"checkpoints", "best"} & scratch_names(Path(outcome.directory))
-    assert outcome.ref.path == Path(outcome.directory)
+def test_a_finished_training_keeps_its_last_states_and_what_they_name(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    directory = Path(run(tmp_path / "work", data).directory)
+    states = ResumeStates(directory / SCRATCH / "checkpoints")
+    assert [position.step for position in states.positions()] == [6, 4]
+    named = {position.best.step for position in states.positions() if position.best}
+    kept = {int(path.name.split("-")[1]) for path in (directory / SCRATCH / "best").iterdir()}
+    assert kept == named
 
 
 LEAVE = """

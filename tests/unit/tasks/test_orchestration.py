@@ -1,4 +1,4 @@
-"""The progress artifact of a task: when it appears, how often it is written, and that its failure stops nothing."""
+"""The artifacts of a task: when its progress appears and how often it is written, pictures, and that a failure stops nothing."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_it_appears_with_the_first_report_and_is_written_every_two_seconds(monke
             server.seconds += 0.5
     assert server.written == [
         ("prdit-sample", 0.0, "0 of 8"),
-        ("id", 50.0, "4 of 8"),
+        ("id", 50.0, "4 of 8, 2.0/s, 0:00:02 left"),
         ("id", 100.0, "8 of 8"),
     ]
 
@@ -60,3 +60,23 @@ def test_a_server_that_is_away_ends_no_stage(monkeypatch: pytest.MonkeyPatch, ca
         progress(2, 2)
     assert "progress artifact of sample was not updated: refused" in caplog.text
     assert server.written == [("prdit-sample", 100.0, "2 of 2")]
+
+
+def test_a_picture_is_shown_with_its_caption(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    made: list[dict[str, str]] = []
+    server = Server(monkeypatch, in_task=False)
+    monkeypatch.setattr(orchestration, "create_markdown_artifact", lambda **fields: made.append(fields))
+    orchestration.publish_picture("sample", b"jpeg", "4 of 8 volumes")
+    assert made == []
+    server = Server(monkeypatch)
+    orchestration.publish_picture("sample", b"jpeg", "4 of 8 volumes")
+    shown = "![4 of 8 volumes](data:image/jpeg;base64,anBlZw==)\n\n4 of 8 volumes"
+    assert made == [{"markdown": shown, "key": "prdit-sample-picture"}]
+
+    def refuse(**_: str) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(orchestration, "create_markdown_artifact", refuse)
+    orchestration.publish_picture("sample", b"jpeg", "all")
+    assert server.written == []
+    assert "picture artifact of sample was not made: refused" in caplog.text

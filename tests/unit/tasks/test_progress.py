@@ -8,7 +8,7 @@ from tasks.run.progress import show_progress
 
 
 def test_lines_say_rate_and_time_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 130.0, 160.0, 700.0])
+    clock = iter([130.0, 160.0, 700.0])
     monkeypatch.setattr("tasks.run.progress.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     caplog.set_level(logging.INFO, "prdit.progress")
@@ -17,7 +17,7 @@ def test_lines_say_rate_and_time_left(caplog: pytest.LogCaptureFixture, monkeypa
         advance(60, 100)
         advance(100, 100)
     assert [record.getMessage() for record in caplog.records] == [
-        "ingest: 10 of 100, 20.0/min, 0:04:30 left",
-        "ingest: 60 of 100, 1.0/s, 0:00:40 left",
+        "ingest: 10 of 100",  # perhaps done before
+        "ingest: 60 of 100, 1.7/s, 0:00:24 left",
         "ingest: 100 of 100",
     ]

@@ -26,10 +26,11 @@ from tasks.ingest import qc
 from tasks.ingest.pictures import BINS, histogram, mosaic, thumbnail
 from tasks.ingest.qc import page_path, write_page
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import write_series
 
-CONFIG = small_ingest(num_workers=1, spacing_mm=2.0, num_levels=2)
+CONFIG = small_ingest(spacing_mm=2.0, num_levels=2)
 NASTY = "zz<img src=x onerror=alert(1)>\"'&\n\x1b[31m.txt"
 
 
@@ -51,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_series(root / "src" / "gap", uid="1.2.3.2", skip=(9,))
     write_series(root / "src" / "nopixels", uid="1.2.3.3", change=lambda k, data: delattr(data, "PixelData"))
     (root / "src" / NASTY).write_text("no image")
-    ingest(root / "src", root / "store", CONFIG)
+    ingest(root / "src", root / "store", CONFIG, runner=Local(1))
     return page_path(root / "store")
 
 
@@ -69,6 +70,9 @@ def test_every_item_has_a_row(page: Path) -> None:
     assert "1.7 × 1.3 × 2.5 mm, 24 slices" in good["html"]
     assert "ImagePositionPatient" in rows["1.2.3.2"]["html"]
     assert "gap" in rows["1.2.3.2"]["html"]
+    assert "first file: good/000.dcm" in good["html"]
+    assert "first file: gap/000.dcm" in rows["1.2.3.2"]["html"]
+    assert "first file" not in rows["1.2.3.3"]["html"]  # its sentence names the file
 
 
 def test_pictures_are_of_the_volume_and_of_the_refused_scan(page: Path) -> None:
@@ -137,6 +141,14 @@ def test_a_histogram_leaves_fill_out_and_is_relative_to_its_highest_bin() -> Non
     assert (bars[32], bars[63], sum(bars)) == (1000, 250, 1250)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_finite_number_is_dark_in_a_thumbnail() -> None:
+    image = np.full((8, 8), 3e38, dtype=np.float32)
+    image[:4], image[7] = -3e38, np.nan
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(str(thumbnail(image))))))
+    assert shown[:, 0].tolist() == [0, 0, 0, 0, 255, 255, 255, 0]
+
+
 @pytest.mark.parametrize("image", [np.zeros((3, 4, 3)), np.zeros((0, 4)), np.full((4, 4), np.nan)])
 def test_what_is_no_image_has_no_thumbnail(image: np.ndarray) -> None:
     assert thumbnail(image) is None
@@ -195,6 +207,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config={},
         quarantined=gone,
         num_excluded={"too_short": 150, "missing_slices": 150},
+        notes=[f"Scan 1.2.{'3' * 60}: a note."],
     ).write(root / "store.ingests" / "source-0.json")
     return write_page(store)
 
@@ -223,6 +236,21 @@ def shown(browser: webdriver.Chrome) -> list[dict[str, str]]:
     """Data of the rows that are seen, in order."""
     script = "return [...document.querySelectorAll('article.row')].filter(r => !r.hidden).map(r => ({...r.dataset}))"
     return list(browser.execute_script(script))
+
+
+def test_the_bar_is_seen_while_the_page_is_scrolled(browser: webdriver.Chrome) -> None:
+    script = "window.scrollTo(0, arguments[0]); return document.getElementById('bar').getBoundingClientRect().top"
+    assert browser.execute_script(script, 5000) == 0
+    assert browser.execute_script(script, 0) > 0
+
+
+def test_nothing_is_wider_than_a_narrow_window(browser: webdriver.Chrome) -> None:
+    size = browser.get_window_size()
+    browser.set_window_size(500, 800)
+    script = "document.querySelector('details').open = true; const page = document.documentElement;"
+    wide, window = browser.execute_script(f"{script} return [page.scrollWidth, page.clientWidth]")
+    browser.set_window_size(size["width"], size["height"])
+    assert wide == window
 
 
 def test_sorting_and_filtering(browser: webdriver.Chrome) -> None:

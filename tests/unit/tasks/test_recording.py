@@ -1,6 +1,9 @@
 """What MLflow is shown of a stage that ran and of one that was found, by value, in a real (file) MLflow."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from storage.artifacts import Ref, load_provenance
 from storage.checkpoints import load_tensors
 from storage.files import write_text_atomic
+from storage.metric_stream import MetricStream
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 from tasks.train.spec import METRICS, training_stage
 from tests.factories import make_data
@@ -21,7 +25,7 @@ POINTS = [
     {"step": 0, "val/loss": 0.9, "val/loss_ema": 0.95, "val/loss_t050": 0.7},
     {"step": 5, "train/loss": 0.8},
     {"step": 10, "train/loss": 0.6},
-    {"step": 10, "val/loss": 0.5, "val/loss_ema": 0.55, "val/loss_t050": 0.4},
+    {"step": 10, "note": "final", "val/loss": 0.5, "val/loss_ema": 0.55, "val/loss_t050": 0.4},
 ]
 LAST = {
     "train-local/val/loss": 0.5,
@@ -56,6 +60,8 @@ class Site:
 
     @property
     def client(self) -> MlflowClient:
+        """Of an MLflow that has all that was recorded."""
+        self.context.flush()
         return MlflowClient(self.uri)
 
     def train(self, stage: Stage = LOCAL) -> StageOutcome:
@@ -65,7 +71,7 @@ class Site:
             lines = "".join(json.dumps(point) + "\n" for point in POINTS)
             write_text_atomic(run.directory / "work" / METRICS, lines)
             if run.tracker:
-                run.tracker.log_points(run.run_id, POINTS, prefix=f"{stage.name}/")
+                MetricStream(run.directory / "work" / METRICS, run.tracker, run.run_id, prefix=f"{stage.name}/").poll()
             inputs = {"snapshot": self.store, "split": self.split}
             return commit_checkpoint(run.directory, "local", inputs, metrics=lines)
 
@@ -156,6 +162,7 @@ def test_a_refused_upload_ends_no_training(
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_model_artifact", refuse)
         outcome = site.train()
+        site.context.flush()
     assert "no space left" in caplog.text
     run = site.run(outcome)
     assert (run.info.status, without_seconds(run.data.metrics)) == ("FINISHED", LAST)
@@ -176,10 +183,39 @@ def test_a_failure_is_named_without_its_message(site: Site) -> None:
     assert (run.info.status, run.data.tags["prdit.error"]) == ("FAILED", "ValueError")
 
 
+STOPPED = """
+import sys, time
+from flows.config import load_config
+from flows.console import run_context
+from tasks.run.stage import Stage, run_stage
+
+def body(run):
+    print("works", flush=True)
+    time.sleep(60)
+
+with run_context(load_config("tiny", {"workdir": sys.argv[1], "experiment": sys.argv[2]})) as context:
+    run_stage(Stage("split", "split", 1), inputs={}, config={}, context=context, body=body)
+"""
+
+
+def test_a_command_that_gets_sigterm_closes_its_run_as_killed(site: Site) -> None:
+    command = [sys.executable, "-c", STOPPED, str(site.context.workdir), site.context.experiment]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": site.uri}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "works\n"
+        child.terminate()
+        _, errors = child.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors  # which the command line turns into exit code 130
+    (run,) = site.client.search_runs([site.client.get_experiment_by_name(site.context.experiment).experiment_id])
+    assert (run.info.status, run.data.tags["prdit.error"]) == ("KILLED", "KeyboardInterrupt")
+
+
 def test_no_place_is_sent(site: Site) -> None:
     ran = site.train()
     assert "DOE^JOHN" in load_provenance(ran.ref).to_bytes().decode()
     site.train()
+    site.context.flush()
     kept = [path for path in site.tracking.rglob("*") if path.is_file()]
     assert {"mlflow.db", "provenance.json", "ema.safetensors"} <= {path.name for path in kept}
     for place in (b"DOE^JOHN", str(site.root).encode()):

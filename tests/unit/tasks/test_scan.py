@@ -1,5 +1,6 @@
 """Scanning a source: each file read once, unchanged ones never again, nothing that names a patient kept, everything in order."""
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 import tasks.ingest.archive_scan
 from storage.errors import SourceError, UnwritableError
@@ -21,13 +23,14 @@ from tasks.ingest.report import LISTED_FILES
 from tasks.ingest.run import ingest, last_report
 from tasks.ingest.scan import Scan, file_cache, scan_source
 from tasks.run.fanout import Pool
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import write_series
 from tests.unit.storage.sources.archive_files import pack_folder
 from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
 
 KEY = b"k" * 32
-CONFIG = small_ingest(num_workers=1, spacing_mm=4.0, num_levels=1)
+CONFIG = small_ingest(spacing_mm=4.0, num_levels=1)
 
 
 @pytest.fixture
@@ -47,11 +50,30 @@ def scanned(
     source: Path, store: Path, key: bytes = KEY, workers: int = 1
 ) -> tuple[str, list[Scan], list[str], list[str]]:
     """(digest, scans, what is excluded as `reason path or scan`, notes)."""
-    with Pool(num_workers=workers) as pool, scan_source(source, store, key, pool) as scan:
+    with Pool(Local(workers)) as pool, scan_source(source, store, key, pool) as scan:
         excluded = [f"{one.reason} {one.path or one.scan_id}" for one in scan.exclusions()]
         found = list(scan.scans())
         assert scan.num_scans == len(found)
         return scan.digest, found, excluded, scan.notes()
+
+
+def test_scans_know_of_unreadable_files_beside_theirs(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_series(source / "a", uid="1.2.1", shape=(4, 4, 4))
+    write_series(source / "b", uid="1.2.2", shape=(4, 4, 4))
+    write_image(source / "a" / "one.nii.gz", np.zeros((3, 3, 3), np.int16))
+    whole = (source / "a" / "003.dcm").read_bytes()
+    for name, size in {"003.dcm": 0, "IM7": 50, "1.2.9": 300, "x.dcm": 450}.items():
+        (source / "a" / name).write_bytes(whole[:size])
+    (source / "a" / "DONE").touch()
+    (source / "a" / ".part1").touch()
+    (source / "a" / "zeros.dcm").write_bytes(bytes(len(whole)))
+    _, scans, excluded, _ = scanned(source, tmp_path / "store")
+    assert [(one.format, one.num_unreadable) for one in scans] == [("dicom", 5), ("dicom", 0), ("nifti", 0)]
+    assert sorted(excluded) == [
+        "unknown_format a/.part1", "unknown_format a/DONE", "unreadable_file a/003.dcm", "unreadable_file a/1.2.9",
+        "unreadable_file a/IM7", "unreadable_file a/x.dcm", "unreadable_file a/zeros.dcm",
+    ]  # fmt: skip
 
 
 def test_scans_files_and_exclusions(tmp_path: Path) -> None:
@@ -75,7 +97,7 @@ def test_scans_files_and_exclusions(tmp_path: Path) -> None:
     assert [one.format for one in scans] == ["dicom", "dicom", "dicom", "nifti"]
     assert (scans[0].patient_key, scans[0].patient_known) == (patient_key(KEY, "", "1.2.1")[0], False)
     assert (scans[1].patient_key, scans[1].patient_known) == (patient_key(KEY, "P", "")[0], True)
-    assert excluded == ["unknown_format notes.txt", "localizer c/001.dcm", "not_ct 1.2.4"]
+    assert excluded == ["unknown_format notes.txt", "localizer c/001.dcm", "not_ct mr/000.dcm"]
     assert notes == []
 
 
@@ -149,7 +171,7 @@ def test_a_file_that_kills_its_reader_costs_no_other(tmp_path: Path) -> None:
     source = tmp_path / "src"
     write_series(source, shape=(20, 2, 2))
     (source / "poison").write_text("x" * 200)
-    with PoisonedPool(num_workers=2) as pool, scan_source(source, tmp_path / "store", KEY, pool) as scan:
+    with PoisonedPool(Local(2)) as pool, scan_source(source, tmp_path / "store", KEY, pool) as scan:
         (one,) = scan.scans()
         (excluded,) = scan.exclusions()
     assert len(one.files) == 20
@@ -282,11 +304,57 @@ def test_tables_reach_the_scans(tmp_path: Path) -> None:
     assert all(one.patient_known for one in scans)
     assert excluded == []
     assert len(notes) == 3
-    assert "1 scan(s)" in notes[0]
+    assert "1 scan with another PatientID" in notes[0]
     assert "line 2 (scan 1.2.1)" in notes[0]
-    assert "1 row(s) match no scan, the first in line 5" in notes[1]
-    assert "labels.csv: 1 row(s) match no scan, the first in line 4" in notes[2]
+    assert "1 row without a scan, the first in line 5" in notes[1]
+    assert "labels.csv: 1 row without a scan, the first in line 4" in notes[2]
     assert not any(name in "".join(notes) for name in ("Doe", "Roe", "Moe", "Poe"))
+
+
+def write_ids(source: Path, *named: tuple[str, str, str]) -> None:
+    """Series with (PatientID, study, IssuerOfPatientID), called 1.2.1, 1.2.2, …"""
+    for number, (patient_id, study, issuer) in enumerate(named, 1):
+
+        def change(k: int, data: Dataset, study: str = study, issuer: str = issuer) -> None:
+            data.StudyInstanceUID, data.IssuerOfPatientID = study, issuer
+
+        folder = source / str(number)
+        write_series(folder, uid=f"1.2.{number}", shape=(1, 4, 4), patient_id=patient_id, change=change)
+
+
+def test_patient_ids_that_may_not_tell_patients_apart_are_noted(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    write_ids(
+        source,
+        *(("Anonymous", "1.3.1", ""), ("ANONYMOUS", "1.3.2", ""), ("0", "1.3.3", ""), ("7", "1.3.4", "H1")),
+        *(("7", "1.3.5", "H2"), ("abc1", "1.3.6", ""), ("ABC 1", "1.3.7", ""), ("8", "1.3", "H1")),
+    )
+    notes = scanned(source, tmp_path / "store")[3]
+    assert len(notes) == 3
+    assert notes[0].startswith("2 scans of several studies with a PatientID that is no id")
+    assert "the first is 1.2.1: " in notes[0]
+    assert "1 PatientID of several issuers (IssuerOfPatientID), as in scans 1.2.4 and 1.2.5," in notes[1]
+    assert (
+        "1 PatientID written in several ways, which differ in case or blanks alone, as in scans 1.2.6 and 1.2.7"
+        in notes[2]
+    )
+    (source / "patients.csv").write_text("series_uid,patient_id\n1.2.1,Doe\n1.2.2,Roe\n")
+    _, scans, _, notes = scanned(source, tmp_path / "store")
+    assert [one.patient_key for one in scans[:2]] == [patient_key(KEY, name, "")[0] for name in ("Doe", "Roe")]
+    assert len(notes) == 2
+
+
+def test_ordinary_patient_ids_are_not_noted(tmp_path: Path) -> None:
+    several = (("A1", "1.3.1", "H1"), ("A1", "1.3.2", "H1"), ("A1", "1.3.3", ""), ("A2", "1.3.4", "H2"))
+    write_ids(tmp_path / "src", *several, ("0", "1.3.5", ""), ("0", "1.3.5", ""))
+    assert scanned(tmp_path / "src", tmp_path / "store")[3] == []
+
+
+def test_a_folder_of_single_compressed_files_says_what_to_unpack(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "001.dcm.gz").write_bytes(gzip.compress(b"a slice"))
+    with pytest.raises(SourceError, match=r"Unpack them: .*only zip and tar are read, not single files in gzip"):
+        ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(1))
 
 
 def test_lists_give_the_number_of_images(tmp_path: Path) -> None:
@@ -299,6 +367,28 @@ def test_lists_give_the_number_of_images(tmp_path: Path) -> None:
     assert excluded == []
     (note,) = notes
     assert note.startswith("metadata.csv: 1 of 2 series that it lists are not CT of this source, the first 1.2.7.")
+
+
+def test_images_of_a_study_are_counted_but_those_of_other_kinds(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    for uid, study, num, modality, words in (
+        ("1.2.1", "1.3.1", 3, "CT", "AXIAL"), ("1.2.2", "1.3.1", 2, "CT", "AXIAL"), ("1.2.3", "1.3.1", 1, "CT", "LOCALIZER"),
+        ("1.2.4", "1.3.1", 9, "MR", "AXIAL"), ("1.2.5", "1.3.2", 4, "CT", "AXIAL"), ("1.2.6", "", 2, "CT", "AXIAL"),
+        ("1.2.7", "", 2, "CT", "AXIAL"),
+    ):  # fmt: skip
+
+        def change(k: int, data: Dataset, study: str = study, modality: str = modality, words: str = words) -> None:
+            data.StudyInstanceUID, data.Modality, data.ImageType = study, modality, ["ORIGINAL", "PRIMARY", words]
+
+        write_series(source / uid, uid=uid, shape=(num, 4, 4), change=change)
+    _, scans, _, _ = scanned(source, tmp_path / "store")
+    assert {one.scan_id: one.num_beside for one in scans} == {
+        "1.2.1": 3,
+        "1.2.2": 4,
+        "1.2.5": 0,
+        "1.2.6": 0,
+        "1.2.7": 0,
+    }
 
 
 def test_archives_are_read_once_and_gone_files_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,11 +430,75 @@ def test_an_archive_gives_the_volume_of_its_folder(tmp_path: Path, name: str) ->
     write_series(tmp_path / "a" / "s", shape=(9, 8, 8))
     (tmp_path / "src").mkdir()
     pack_folder(tmp_path / "a", tmp_path / "src" / name)
-    packed = ingest(tmp_path / "src", tmp_path / "s1", CONFIG)
-    plain = ingest(tmp_path / "a", tmp_path / "s2", CONFIG)
+    packed = ingest(tmp_path / "src", tmp_path / "s1", CONFIG, runner=Local(1))
+    plain = ingest(tmp_path / "a", tmp_path / "s2", CONFIG, runner=Local(1))
     assert [entry.volume_id for entry in packed.committed] == [entry.volume_id for entry in plain.committed] != []
     with pytest.raises(SourceError, match=r"1 archive\. ingest\.archives is off: set it to true"):
-        ingest(tmp_path / "src", tmp_path / "s3", CONFIG.model_copy(update={"archives": False}))
+        ingest(tmp_path / "src", tmp_path / "s3", CONFIG.model_copy(update={"archives": False}), runner=Local(1))
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) * 8 // 10]
+
+
+def wrong_sum(data: bytes) -> bytes:
+    return data[:-6] + bytes([data[-6] ^ 1]) + data[-5:]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "detail"),
+    [
+        ("x.zip", cut, "its directory is missing or damaged"),
+        ("x.tar", cut, "it ends early, after 16 files in it"),
+        ("x.tgz", lambda data: data[:-4], "it ends early, after 17 files in it"),
+        ("x.tar.bz2", cut, "it is not what its name says"),
+        ("x.tgz", wrong_sum, "its check sum is wrong, after 17 files in it"),
+        ("x.zip", lambda data: b"<html>not found</html>", "it is not what its name says"),
+        ("x.tar.gz", lambda data: b"", "it is empty"),
+    ],
+)
+def test_no_scan_of_an_archive_that_is_not_whole_goes_in(tmp_path: Path, name: str, damage: Any, detail: str) -> None:
+    """Enough slices for a volume are there, and the copy of another scan beside the archive is read."""
+    write_series(tmp_path / "a" / "s", shape=(16, 8, 8))
+    write_series(tmp_path / "a" / "t", shape=(1, 8, 8), uid="1.2.9")
+    write_series(tmp_path / "src" / "good", shape=(9, 8, 8), uid="1.2.8")
+    path = pack_folder(tmp_path / "a", tmp_path / "src" / name)
+    path.write_bytes(damage(path.read_bytes()))
+    report = ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(1))
+    assert [one.series_uid for one in report.committed] == ["1.2.8"]
+    assert not report.skipped
+    assert {one.reason for one in report.quarantined} == {"unreadable_file"}
+    messages = {one.series_uid or one.path: str(one.message) for one in report.quarantined}
+    assert f"{name} cannot be read ({detail}" in messages.pop(name)
+    for scan, message in messages.items():
+        assert message.startswith(f"Scan {scan} cannot be read (its archive is not whole: {detail}")
+    assert ("1.2.3.4.5" in messages) == ("after" in detail)
+    pack_folder(tmp_path / "a", path)
+    os.utime(path, ns=(1, 1))
+    again = ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(1))
+    assert [(one.series_uid, one.num_slices) for one in again.committed] == [("1.2.3.4.5", 16)]
+
+
+def test_a_scan_beside_a_damaged_archive_of_it_is_read(tmp_path: Path) -> None:
+    write_series(tmp_path / "src" / "s", shape=(9, 8, 8))
+    path = pack_folder(tmp_path / "src" / "s", tmp_path / "src" / "x.tgz")
+    path.write_bytes(cut(path.read_bytes()))
+    report = ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(1))
+    assert [one.num_slices for one in report.committed] == [9]
+    assert {one.reason for one in report.quarantined} == {"unreadable_file"}
+
+
+def test_a_damaged_member_is_noted_on_the_scan_beside_it(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", shape=(9, 8, 8))
+    (tmp_path / "src").mkdir()
+    path = pack_folder(tmp_path / "s", tmp_path / "src" / "x.zip")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\1\2") + 8] |= 1  # the last slice is said to be encrypted
+    path.write_bytes(data)
+    report = ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(1))
+    assert [one.num_slices for one in report.committed] == [8]
+    assert [one.reason for one in report.quarantined] == ["archive_member"]
+    assert any("1 file beside those of the scan cannot be read" in note for note in report.notes)
 
 
 # ---- ingest --------------------------------------------------------------------------------------------------------------
@@ -355,7 +509,7 @@ def test_many_exclusions_are_counted_and_kept_beside_the_store(tmp_path: Path) -
     write_series(source / "good", shape=(8, 8, 8))
     for k in range(LISTED_FILES + 5):
         (source / f"doe{k:04d}.txt").write_text("no image")
-    report = ingest(source, tmp_path / "store", CONFIG)
+    report = ingest(source, tmp_path / "store", CONFIG, runner=Local(1))
     assert len(report.skipped) == LISTED_FILES
     assert report.num_excluded == {"unknown_format": LISTED_FILES + 5}
     (lines,) = (tmp_path / "store.ingests").glob("*.jsonl")
@@ -378,12 +532,12 @@ def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
     stored = world_linear(affine, (24, 22, 20)).astype(np.float32)
     write_image(source / "doe.nii.gz", stored, affine, change=lambda h: h.__setitem__("xyzt_units", 0))
     write_image(source / "mask.nii.gz", (stored > -480).astype(np.uint8), affine)
-    config = small_ingest(num_workers=1)
-    report = ingest(source, tmp_path / "store", config)
+    config = small_ingest()
+    report = ingest(source, tmp_path / "store", config, runner=Local(1))
     assert len(report.committed) == 2
     volume = next(entry for entry in report.committed if str(entry.series_uid).startswith("nifti-"))
     assert [entry.reason for entry in report.skipped] == ["not_hu"]
-    assert [note for note in report.notes if "millimetres" in note and str(volume.series_uid) in note]
+    assert [note for note in report.notes if "millimetres" in note] == []
     store = VolumeStore.open(tmp_path / "store")
     level = store.read_level(volume.volume_id)
     z, y, x = (np.asarray(level.hu.shape) // 2).tolist()
@@ -394,7 +548,7 @@ def test_nifti_becomes_a_volume_beside_dicom(tmp_path: Path) -> None:
     record = store.commit_record(volume.volume_id)
     assert record.scan.format == "nifti"
     assert not load_snapshot(newest(store)).volumes[volume.volume_id].patient_known
-    again = ingest(source, tmp_path / "store", config)
+    again = ingest(source, tmp_path / "store", config, runner=Local(1))
     assert {e.volume_id for e in again.unchanged} == {e.volume_id for e in report.committed}
     assert again.notes == report.notes
     everything = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
@@ -406,9 +560,9 @@ def test_nan_becomes_air_where_the_configuration_says_so(tmp_path: Path) -> None
     stored = world_linear(affine, (24, 22, 20)).astype(np.float32)
     stored[:3] = np.nan
     write_image(tmp_path / "src" / "a.nii", stored, affine)
-    refused = ingest(tmp_path / "src", tmp_path / "s1", CONFIG)
+    refused = ingest(tmp_path / "src", tmp_path / "s1", CONFIG, runner=Local(1))
     assert [entry.reason for entry in refused.quarantined] == ["not_finite"]
-    report = ingest(tmp_path / "src", tmp_path / "s2", CONFIG.model_copy(update={"nan": "air"}))
+    report = ingest(tmp_path / "src", tmp_path / "s2", CONFIG.model_copy(update={"nan": "air"}), runner=Local(1))
     assert len(report.committed) == 1
     assert any("1320 of 10560 voxels are not finite" in note for note in report.notes)
 
@@ -420,10 +574,10 @@ def test_a_full_disk_ends_the_ingest(tmp_path: Path, workers: int, monkeypatch: 
         write_series(tmp_path / "src" / str(k), uid=f"1.2.{k}", shape=(8 + k, 8, 8))
     monkeypatch.setattr("tasks.ingest.scans.ingest_series", on_a_full_disk)
     with pytest.raises(UnwritableError, match="no space is left"):
-        ingest(tmp_path / "src", tmp_path / "store", CONFIG.model_copy(update={"num_workers": workers}))
+        ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(workers))
     assert not list((tmp_path / "store.ingests").glob("*")) if (tmp_path / "store.ingests").exists() else True
     monkeypatch.undo()
-    report = ingest(tmp_path / "src", tmp_path / "store", CONFIG)
+    report = ingest(tmp_path / "src", tmp_path / "store", CONFIG, runner=Local(1))
     assert len(report.committed) + len(report.unchanged) == 3
 
 

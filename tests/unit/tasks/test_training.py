@@ -2,35 +2,34 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from prdit_models.intensity import HounsfieldWindow
 from storage.artifacts import Ref
 from storage.checkpoints import load_tensors
-from storage.volume_store import VolumeStore
-from tasks.model.view import ViewConfig
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
 from tasks.train.__main__ import _commit
 from tasks.train.check import check_training
-from tasks.train.data import ViewDataset, batch_indices, batch_shifts
 from tasks.train.loop import Stopped, Training
+from tasks.train.ranks import Ranks
 from tasks.train.setup import Assembly, assemble
 from tasks.train.spec import TrainSpec
+from tasks.train.speed import Speed
 from tests.factories import global_config, local_config, make_data, make_split, make_store, train_spec
 
 
 def run(spec: TrainSpec, stop_after: int | None = None) -> Training:
     training = Training(assemble(spec), spec)
-    training.run(lambda: stop_after is not None and training.step >= stop_after)
+    training.run(lambda: stop_after is not None and training.progress.step >= stop_after)
     return training
 
 
 def validated(assembly: Assembly) -> dict[str, float]:
-    return assembly.family.validate(assembly.module, assembly.validation.volumes, None, assembly.training, 2)
+    return assembly.family.validate(assembly.module, assembly.held_out, assembly.training, 2)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +62,8 @@ def test_a_decaying_rate_reaches_the_optimiser_and_survives_a_resume(data: tuple
     whole = train_spec(config, *data, tmp_path / "whole")
     training = Training(assemble(whole), whole)
     rates = []
-    training.run(lambda: rates.append(training.optimizers["main"].param_groups[0]["lr"]))  # of the step before
-    rates.append(training.optimizers["main"].param_groups[0]["lr"])
+    training.run(lambda: rates.append(training.stepper.optimizers["main"].param_groups[0]["lr"]))  # of the step before
+    rates.append(training.stepper.optimizers["main"].param_groups[0]["lr"])
     assert rates[1:] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
     resumed = train_spec(config, *data, tmp_path / "resumed")
     with pytest.raises(Stopped):
@@ -72,6 +71,19 @@ def test_a_decaying_rate_reaches_the_optimiser_and_survives_a_resume(data: tuple
     run(resumed)
     ours, theirs = (load_tensors(spec.directory / "model.safetensors") for spec in (whole, resumed))
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_every_rank_loads_the_state_that_the_first_one_found(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(local_config(), *data, tmp_path / "behind")
+    with pytest.raises(Stopped):
+        run(spec, stop_after=5)
+    asked = []
+    monkeypatch.setattr(Ranks, "from_first", lambda self, step: asked.append(step) or 4)
+    training = Training(assemble(spec), spec)
+    training.restore()
+    assert (asked, training.progress.step) == ([5], 4)
 
 
 def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
@@ -84,7 +96,7 @@ def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref
     newest.write_bytes(content)
     training = Training(assemble(spec), spec)
     training.restore()
-    assert training.step == 4
+    assert training.progress.step == 4
     training.run(lambda: False)
     whole, resumed = load_tensors(local.path / "model.safetensors"), load_tensors(spec.directory / "model.safetensors")
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
@@ -114,7 +126,7 @@ def test_loss_at_initialisation_is_the_closed_form(data: tuple[Ref, Ref], tmp_pa
     spec = train_spec(local_config(), *data, tmp_path / "closed")
     assembly = assemble(spec)
     losses = validated(assembly)
-    x0 = assembly.validation.volumes[0]
+    x0 = assembly.held_out.volumes[0]
     assert losses.pop("loss") == pytest.approx(sum(losses.values()) / 6)
     for t, loss in ((int(name[1:]), loss) for name, loss in losses.items()):
         eps = 0.5 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(20_260 + t))
@@ -145,12 +157,11 @@ def test_a_step_without_finite_loss_changes_nothing(
     assembly = assemble(spec)
     training = Training(assembly, spec)
     before = {key: value.clone() for key, value in assembly.module.state_dict().items()}
-    poison = torch.full((2, 1, 16, 16, 16), float("nan"))
-    monkeypatch.setattr(assembly.data, "batch", lambda *_: poison)
-    training._train_step()
-    assert training.updates == 0
+    monkeypatch.setattr(assembly.data, "get", lambda *_: torch.full((1, 16, 16, 16), float("nan")))
+    training.train_step()
+    assert training.progress.updates == 0
     assert all(torch.equal(before[key], value) for key, value in assembly.module.state_dict().items())
-    assert not training.optimizers["main"].state
+    assert not training.stepper.optimizers["main"].state
 
 
 def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
@@ -158,17 +169,9 @@ def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
 ) -> None:
     spec = train_spec(local_config(steps=200, val_every=1000), *data, tmp_path / "diverged")
     training = Training(assemble(spec), spec)
-    monkeypatch.setattr(training.assembly.data, "batch", lambda *_: torch.full((2, 1, 16, 16, 16), float("inf")))
+    monkeypatch.setattr(training.assembly.data, "get", lambda *_: torch.full((1, 16, 16, 16), float("inf")))
     with pytest.raises(RuntimeError, match="Lower lr"):
         training.run(lambda: False)
-
-
-def test_batches_visit_every_volume_once_before_any_twice() -> None:
-    places = [index for step in range(7) for index in batch_indices(5, 3, seed=1, place=step)]
-    for epoch in range(4):
-        assert sorted(places[5 * epoch : 5 * epoch + 5]) == [0, 1, 2, 3, 4]
-    assert len({tuple(places[5 * epoch : 5 * epoch + 5]) for epoch in range(4)}) > 1  # shuffled anew
-    assert batch_indices(2, 8, seed=1, place=0).count(0) == 4  # a store smaller than the batch
 
 
 def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
@@ -196,18 +199,22 @@ def test_the_best_validation_becomes_the_checkpoint(data: tuple[Ref, Ref], local
         assert validated(assembly)["loss"] == pytest.approx(validations[step], rel=1e-5), select
 
 
-def test_shifted_views_are_the_same_scan_moved(data: tuple[Ref, Ref]) -> None:
-    """A box shifted by (z, y, x) = (0, 4, 4) voxels contains what the unshifted one has at that offset."""
-    view = ViewConfig(size=8, edge=8)
-    dataset = ViewDataset(VolumeStore.open(data[0].path), ["v0"], view, HounsfieldWindow(), cache_mb=1)
-    still, moved = dataset.get(0), dataset.get(0, (0, 4, 4))
-    assert torch.equal(moved[:, :, :4, :4], still[:, :, 4:, 4:])
-    assert not torch.equal(moved, still)
-    assert torch.equal(dataset.get(0), still)  # the cache keeps them apart
-    shifts = [shift for step in range(200) for shift in batch_shifts(2, 9, seed=3, place=step)]
-    assert {part for shift in shifts for part in shift} == {-8, -4, 0, 4, 8}
-    assert len(set(shifts)) > 100
-    assert set(batch_shifts(5, 0, seed=3, place=1)) == {(0, 0, 0)}
+def test_failing_steps_leave_the_state_to_go_back_to(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States are due twice while twenty steps fail, and two are kept."""
+    spec = train_spec(local_config(steps=30, val_every=30, checkpoint_every=8), *data, tmp_path / "fails")
+    training = Training(assemble(spec), spec)
+    get = training.assembly.data.get
+    monkeypatch.setattr(
+        training.assembly.data,
+        "get",
+        lambda *given: (
+            get(*given) * (float("nan") if training.progress.step >= 9 and not training.progress.rewinds else 1)
+        ),
+    )
+    training.run(lambda: False)
+    assert (training.progress.step, training.progress.rewinds, training.progress.updates) == (30, 1, 30)
 
 
 @pytest.mark.parametrize("role", ["train", "val"])
@@ -240,30 +247,100 @@ def test_a_store_of_another_spacing_is_refused(data: tuple[Ref, Ref], local: Ref
         check_training(finer, split, local, global_config())
 
 
-def test_accumulated_batches_make_the_mean_of_their_gradients(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    """One step of two batches of 1 against the two gradients taken one by one, and bit-equal resume in the middle."""
-    config = local_config(batch_size=1, accumulation=2, clip_norm=1e9)
-    spec = train_spec(config, *data, tmp_path / "together")
-    training = Training(assemble(spec), spec)
-    gradients: list[dict[str, torch.Tensor]] = []
-    for place in (0, 1):
-        losses = training._losses(0, "main", place)
-        assert losses is not None
-        training.assembly.module.zero_grad()
-        losses["loss"].backward()
-        gradients.append({name: p.grad.clone() for name, p in training.parameters.items() if p.grad is not None})
-    training._train_step()
-    for name, parameter in training.parameters.items():
-        if name in gradients[0]:
-            expected = (gradients[0][name] + gradients[1][name]) / 2
-            torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-9)
+def test_accumulating_k_batches_is_one_batch_k_times_as_large(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    gradients, losses = [], []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        config = local_config(batch_size=batch_size, accumulation=accumulation, clip_norm=1e9, max_shift=8)
+        spec = train_spec(config, *data, tmp_path / str(batch_size))
+        training = Training(assemble(spec), spec)
+        losses.append(training.train_step()["loss"])
+        gradients.append({name: p.grad for name, p in training.arrays.parameters.items() if p.grad is not None})
+    largest = max(float(value.abs().max()) for value in gradients[0].values())
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys()
+        assert all(float((other[name] - value).abs().max()) < 1e-6 * largest for name, value in gradients[0].items())
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+
+
+def test_a_resume_in_the_middle_of_accumulation_and_of_a_logged_window(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    config = local_config(batch_size=1, accumulation=2, log_every=4, steps=7)
     whole, parts = (train_spec(config, *data, tmp_path / name) for name in ("whole", "parts"))
     run(whole)
-    with pytest.raises(Stopped):
-        run(parts, stop_after=3)
+    for stop_after in (3, 5):
+        with pytest.raises(Stopped):
+            run(parts, stop_after)
     run(parts)
-    ours, theirs = (load_tensors(made.directory / "model.safetensors") for made in (whole, parts))
-    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    assert _commit(parts).digest == _commit(whole).digest  # metrics too
+    steps = [json.loads(line)["step"] for line in (whole.directory / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 3, 4, 6, 7, 7]
+
+
+def test_rates_are_of_the_steps_since_a_resume(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(local_config(), *data, tmp_path / "run")
+    now = 100.0
+    monkeypatch.setattr("tasks.train.speed.time.monotonic", lambda: now)
+    speed = Speed(assemble(spec), spec.config, Ranks(), 5)
+    now += 2.0
+    assert speed.values(9, 0.5)["speed/steps_per_s"] == 2.0
+    now += 2.0
+    found = speed.values(10, 1.5)
+    assert (found["speed/steps_per_s"], found["speed/data_stall_share"]) == (0.5, 0.5)
+
+
+def test_warm_up_and_cosine_decay_reach_the_optimiser(data: tuple[Ref, Ref], tmp_path: Path) -> None:
+    spec = train_spec(local_config(lr_warmup=2, lr_decay=0.5, lr_shape="cosine"), *data, tmp_path / "run")
+    training = Training(assemble(spec), spec)
+    rates = []
+    for _ in range(6):
+        training.train_step()
+        rates.append(training.stepper.optimizers["main"].param_groups[0]["lr"])
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 7.5e-4, 2.5e-4])
+
+
+def test_a_step_with_a_loss_far_above_the_last_ones_is_skipped(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(local_config(spike_factor=5.0), *data, tmp_path / "run")
+    training = Training(assemble(spec), spec)
+    training.progress.recent.extend([0.01] * 50)  # the loss is about 0.7
+    assert training.train_step() == {"skipped": 1.0}
+    training.progress.recent.extend([0.5] * 50)
+    assert training.train_step()["loss"] < 2.0
+    assert (training.progress.step, training.progress.updates, training.progress.skipped) == (2, 1, 1)
+    training.progress.recent.extend([-0.01] * 50)
+    assert "loss" in training.train_step()
+
+
+@pytest.mark.parametrize("patience", [3, 7], ids=["within an interval of states", "over several"])
+def test_a_training_that_diverges_goes_back_and_on_with_other_data(
+    data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    """Every loss from step 6 on is not finite, until the training has gone back to its state of step 4."""
+    spec = train_spec(local_config(steps=12, val_every=100), *data, tmp_path / "run")
+    training = Training(assemble(spec), spec)
+    evaluate = training.stepper.evaluate
+    monkeypatch.setattr("tasks.train.loop._SKIPPED_UNTIL_REWIND", patience)
+    seen: list[tuple[int, int]] = []
+
+    def poisoned(number: int, part: int, turn: str, loaded: Any) -> Any:
+        seen.append((training.progress.rewinds, number))
+        losses = evaluate(number, part, turn, loaded)
+        assert losses is not None
+        finite = training.progress.rewinds or number < 6
+        return losses if finite else {name: value * float("nan") for name, value in losses.items()}
+
+    monkeypatch.setattr(training.stepper, "evaluate", poisoned)
+    training.run(lambda: False)
+    assert seen == [(0, number) for number in range(1, 6 + patience)] + [(1, number) for number in range(5, 13)]
+    assert (training.progress.rewinds, training.progress.skipped, training.progress.updates) == (1, 0, 12)
+    logged = [json.loads(line) for line in (spec.directory / "work" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(point.get("train/skipped", 0) for point in logged) == patience - 1  # the last made it go back
+    assert [point["step"] for point in logged if point.get("rewinds")] == [*range(5, 13), 12]
+    kept = [json.loads(line) for line in (spec.directory / "metrics.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in kept] == [0, *range(1, 13), 12]
+    assert all("rewinds" not in point for point in kept)
 
 
 def test_flow_matching_trains_in_both_stages(data: tuple[Ref, Ref], tmp_path: Path) -> None:

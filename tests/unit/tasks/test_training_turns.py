@@ -60,7 +60,7 @@ def test_a_resume_has_the_same_bits_in_parameters_and_buffers(data: Any, codec: 
     Training(assemble(whole), whole).run(lambda: False)
     training = Training(assemble(parts), parts)
     with pytest.raises(Stopped):
-        training.run(lambda: training.step >= 5)
+        training.run(lambda: training.progress.step >= 5)
     Training(assemble(parts), parts).run(lambda: False)
     assert _commit(parts).digest == _commit(whole).digest
     weights = load_tensors(whole.directory / "model.safetensors")
@@ -73,14 +73,14 @@ def test_every_optimiser_moves_its_own_part(data: Any, codec: Ref, tmp_path: Pat
     config = latent_config(settings={"critic_every": 3, "critic_lr": 0.1})
     spec = train_spec(config, *data, tmp_path / "run", codec)
     training = Training(assemble(spec), spec)
-    before = {name: value.detach().clone() for name, value in training.parameters.items()}
+    before = {name: value.detach().clone() for name, value in training.arrays.parameters.items()}
     moved = []
     for _ in range(3):
-        training._train_step()
+        training.train_step()
         moved.append(
-            {name.split(".")[0] for name, p in training.parameters.items() if not torch.equal(p, before[name])}
+            {name.split(".")[0] for name, p in training.arrays.parameters.items() if not torch.equal(p, before[name])}
         )
-        before = {name: value.detach().clone() for name, value in training.parameters.items()}
+        before = {name: value.detach().clone() for name, value in training.arrays.parameters.items()}
     assert moved == [{"denoiser"}, {"denoiser"}, {"denoiser", "critic"}]
     assert not any(name.startswith("codec.") for name in before)
 
@@ -98,14 +98,43 @@ def test_a_turn_without_finite_loss_does_not_undo_the_others(
     monkeypatch.setattr(toy.LatentFamily, "losses", broken)
     spec = train_spec(latent_config(ema_decay=0.0), *data, tmp_path / "run", codec)
     training = Training(assemble(spec), spec)
-    values = [training._train_step() for _ in range(3)]
-    assert (training.step, training.updates) == (3, 3)
-    assert all(np.isfinite(point["loss"]) and np.isnan(point["critic_loss"]) for point in values)
-    torch.testing.assert_close(training.ema["denoiser.weight"], training.parameters["denoiser.weight"].detach())
+    values = [training.train_step() for _ in range(3)]
+    assert (training.progress.step, training.progress.updates) == (3, 3)
+    assert all(np.isfinite(point["loss"]) and point["critic_skipped"] == 1.0 for point in values)
+    assert all("critic_loss" not in point for point in values)
+    torch.testing.assert_close(
+        training.arrays.ema["denoiser.weight"], training.arrays.parameters["denoiser.weight"].detach()
+    )
     spec = train_spec(latent_config(steps=200), *data, tmp_path / "long", codec)
     training = Training(assemble(spec), spec)
-    with pytest.raises(RuntimeError, match="50 steps in a row"):
+    with pytest.raises(RuntimeError, match="20 steps in a row"):
         training.run(lambda: False)
+
+
+def test_a_first_turn_without_a_step_lends_its_name_to_no_other(
+    data: tuple[Ref, Ref], codec: Ref, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = toy.LatentFamily.losses
+    monkeypatch.setattr(
+        toy.LatentFamily, "losses", lambda self, turn, *rest: None if turn == "denoiser" else losses(self, turn, *rest)
+    )
+    spec = train_spec(latent_config(), *data, tmp_path / "run", codec)
+    training = Training(assemble(spec), spec)
+    assert set(training.train_step()) == {"critic_loss", "critic_grad_norm"}
+    assert (training.progress.updates, training.progress.last_loss) == (
+        1,
+        None,
+    )  # the spike guard's mean is the first turn's
+
+
+def test_a_turn_that_steps_with_a_part_of_its_batches_is_refused(
+    data: tuple[Ref, Ref], codec: Ref, tmp_path: Path
+) -> None:
+    spec = train_spec(latent_config(accumulation=2, settings={"critic_every": 2}), *data, tmp_path / "run", codec)
+    training = Training(assemble(spec), spec)
+    training.train_step()
+    with pytest.raises(ValueError, match=r"no step of its turn 'critic' with part 2 .*Set accumulation: 1"):
+        training.train_step()  # the toy counts calls
 
 
 def test_the_best_weights_come_with_their_buffers(data: Any, codec: Ref, tmp_path: Path) -> None:

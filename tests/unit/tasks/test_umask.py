@@ -36,6 +36,7 @@ PIECE = """
     above = train("global", inputs | {"start": local}, global_config(steps=1), context, quiet).ref
     sampling = {"num_volumes": 1, "num_steps": 2, "device": "cpu", "num_threads": 1}
     sample_stage(above, SampleConfig.model_validate(sampling), context, quiet)
+    context.flush()
 """
 
 

@@ -60,10 +60,14 @@ class CodecFamily:
     def optimizers(self, module, training):
         return {"codec": adamw([({"lr": training.lr}, trainable_parameters(module))], training.weight_decay)}
 
-    def losses(self, turn, network, batch, training, generator):
+    def draw(self, turn, description, training, shape, generator):
+        return {}
+
+    def losses(self, turn, network, batch, training):
         return {"loss": (network(batch.volumes) - batch.volumes).square().mean()}
 
-    def validate(self, module, volumes, labels, training, batch_size):
+    def validate(self, module, held_out, training, batch_size):
+        volumes = held_out.volumes
         with torch.no_grad():
             return {"loss": float((module(volumes) - volumes).square().mean())}
 

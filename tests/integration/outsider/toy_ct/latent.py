@@ -67,7 +67,12 @@ class LatentFamily:
         parts = {"denoiser": module.denoiser, "critic": module.critic}
         return {turn: adamw([({"lr": rates[turn]}, list(part.parameters()))], 0.0) for turn, part in parts.items()}
 
-    def losses(self, turn, network, batch, training, generator):
+    def draw(self, turn, description, training, shape, generator):
+        latents = (description["codec"]["channels"], *(n // 2 for n in shape[1:]))
+        t, eps = training.process.draw_times(1, generator)[0], training.process.noise(latents, generator)
+        return {"t": t, "eps": eps}
+
+    def losses(self, turn, network, batch, training):
         process = training.process
         if turn == "critic":
             network.turns += 1
@@ -75,8 +80,7 @@ class LatentFamily:
                 return None
         with torch.no_grad():
             latents = network.codec.encoder(batch.volumes)
-        t = process.draw_times(len(latents), generator)
-        eps = process.noise(tuple(latents.shape), generator)
+        t, eps = batch.draws["t"], batch.draws["eps"]
         image = network.denoise(process.q_sample(latents, t, eps), t)
         if turn == "critic":
             return {"loss": network.critic(image.detach()).mean() - network.critic(latents).mean().clamp(max=1.0)}
@@ -84,12 +88,13 @@ class LatentFamily:
         losses = process.losses(image, latents, eps, t)
         return {"loss": losses["loss"] + 1e-3 * fooled, "loss_image": losses["loss_image"]}
 
-    def validate(self, module, volumes, labels, training, batch_size):
+    def validate(self, module, held_out, training, batch_size):
         with torch.no_grad():
-            latents, process = module.codec.encoder(volumes), training.process
+            latents, process = module.codec.encoder(held_out.volumes), training.process
             found = {}
             for name, t in process.validation_times().items():
-                eps = process.noise(tuple(latents.shape), torch.Generator().manual_seed(0))
+                noise = [torch.Generator().manual_seed(place) for place in held_out.places]
+                eps = torch.stack([process.noise(tuple(latents.shape[1:]), generator) for generator in noise])
                 times = t.expand(len(latents))
                 image = module.denoise(process.q_sample(latents, times, eps), times)
                 found[name] = float(process.losses(image, latents, eps, times)["loss"])

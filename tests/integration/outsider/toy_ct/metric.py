@@ -1,17 +1,24 @@
 """A metric: how much air there is."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from prdit_models.metrics.metric import Comparison, Figure
+from prdit_models.metrics.metric import About, Comparison, Figure
+
+
+@dataclass(frozen=True)
+class AirSettings:
+    below_hu: float = -900.0
 
 
 class Air:
-    titles: Mapping[str, str] = {"toy_air_share_gap": "Toy: share of air, generated minus real"}
+    settings = AirSettings
+    figures: Mapping[str, About] = {"toy_air_share_gap": About("Toy: share of air, generated minus real")}
 
     def of_volume(self, hu, setting):
-        return float((hu < -900).mean())
+        return float((hu < setting.settings["toy-air"].below_hu).mean())
 
     def compare(self, real, generated, setting):
         shares = [float(np.mean(side.seen["toy-air"])) for side in (generated, real)]

@@ -6,16 +6,19 @@ from typing import Any
 
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
+from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
+from storage.documents.lease import Lease
 from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.pending import Pending
 from storage.documents.provenance import Provenance
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.run_record import RunDocument, StageRecord
-from storage.documents.samples import SamplerSettings, Samples
+from storage.documents.samples import Excluded, Redraw, SamplerSettings, Samples, Verdict
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.documents.split import Split
-from storage.documents.training_state import BestValidation, TrainingPosition, TrainingState
+from storage.documents.synthetic import Synthetic
+from storage.documents.training_state import GROUPS, BestValidation, TrainingPosition, TrainingState
 from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredArray, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, VersionError
@@ -40,6 +43,23 @@ _SAMPLER = SamplerSettings(
     precision="fp32",
 )
 _SKIPPED = [Entry(path="notes.txt", reason="not_dicom", message="notes.txt is not a DICOM file; nothing to do.")]
+
+POSITION = TrainingPosition(
+    step=100,
+    steps=400,
+    updates=99,
+    first_loss=1.0,
+    recent=(0.5, 0.25),
+    best=BestValidation(step=50, loss=0.1, raw={"loss": 0.2}, ema={"loss": 0.1}, files={"ema": "4" * 64}),
+    snapshots=(50,),
+    window=({"loss": 0.5, "grad_norm": None}, {"loss": 0.25}),
+    rewinds=1,
+    skipped=1,
+    skipped_in_a_row={"all": 0},
+    settings="8" * 64,
+    snapshot="sha256:7",
+    world=2,
+)
 
 EXAMPLES: dict[str, Document] = {
     "provenance": Provenance(
@@ -78,40 +98,49 @@ EXAMPLES: dict[str, Document] = {
             per_scan_intensity=True,
         ),
     ),
-    "training state": TrainingState(
-        position=TrainingPosition(
-            step=100,
-            updates=99,
-            first_loss=1.0,
-            recent=(0.5, 0.25),
-            best=BestValidation(step=50, loss=0.1, raw={"loss": 0.2}, ema={"loss": 0.1}, files={"ema": "4" * 64}),
-            snapshots=(50,),
-        ),
-        files={"model": "5" * 64, "ema": "5" * 64, "optimizer": "5" * 64, "buffers": "5" * 64},
+    "training state": TrainingState.of(POSITION, dict.fromkeys(sorted(GROUPS), "5" * 64)),
+    "lease": Lease(
+        host="gpu-7", machine="0" * 8, pid=11, started=1_700_000_000, since="2026-01-01T00:00:00+00:00", released=False
     ),
     "averages": AverageSnapshots(snapshots=(AverageSnapshot(file="a.safetensors", updates=50, sigma_rel=0.05),)),
     "split": Split(roles={"train": ["b", "a"], "val": ["c"]}, patients={"train": ["p"], "val": ["q"]}, notes=["small"]),
     "samples": Samples(
         store="samples.zarr",
+        num_asked=2,
         volume_ids=["generated-00000"],
         seeds=[7],
         sampler=_SAMPLER,
         clipped_fraction=[0.0],
         outside_window_fraction=[0.01],
+        verdicts=[Verdict(plausible=False, failed=["lung_hu"], figures={"lung_hu": -700.0, "outside_hu": None})],
+        redraw=Redraw(most=1, judged=True, num_redrawn=1, tries=[2]),
+        excluded=[Excluded(index=1, seed=8, tries=2, reason="not_finite", sentence="9 of 9 voxels are not finite")],
         view=_VIEW,
         intensity=_INTENSITY,
         spacing_mm=4.0,
     ),
+    "synthetic": Synthetic(checkpoint="sha256:8", family="global", step=100, sampler=_SAMPLER),
     "report": Report(
         figures={
             "fid": FigureRecord(
                 value=1.5, n_real=9, n_generated=8, unit="", features="sha256:6", interval={"low": 1.0}, note=""
             )
         },
+        references={},
+        blind={},
         warnings=["few volumes"],
         details={"hu": {}},
-        features=Features(network="ResNet", weights="random", seed=1, digest="sha256:6", statement="for runs only"),
+        features=Features(
+            extractor="random",
+            title="ResNet",
+            digest="sha256:6",
+            random=True,
+            width=2048,
+            input_size=None,
+            statement="for runs only",
+        ),
         protocol="all volumes",
+        intensity=_INTENSITY,
         volume_size=64,
         voxel_mm=4.0,
         sampler=_SAMPLER,
@@ -121,6 +150,40 @@ EXAMPLES: dict[str, Document] = {
         n_real=9,
         n_held_out=2,
         n_generated=8,
+    ),
+    "comparison": Comparison(
+        runs=[
+            ComparedRun(
+                label="A",
+                name="20260101T000000.000000Z",
+                created="2026-01-01T00:00:00+00:00",
+                report="sha256:1",
+                samples="sha256:2",
+                checkpoint=None,
+                mlflow_run_id="",
+                n_generated=8,
+                n_real=9,
+                warnings=["few volumes"],
+            )
+        ],
+        notes=["few volumes"],
+        figures=[
+            ComparedFigure(
+                name="fid",
+                title="FID",
+                better="lower",
+                values={
+                    "A": FigureRecord(
+                        value=1.5, n_real=9, n_generated=8, unit="", features=None, interval=None, note=""
+                    )
+                },
+                floor=None,
+                blind={"A": "blind"},
+                differences=[Difference(label="B", value=-0.5, interval={"low": -1.0}, better=True, note="")],
+            )
+        ],
+        settings=[Setting(stage="sample", key="seed", values={"A": 1, "B": None})],
+        pairs=[Pairs(label="B", generated=[("g0", "g0")], by="seed", real=["v0"], held_out=[])],
     ),
     "ingest report": IngestReport(
         snapshot="sha256:7",
@@ -186,6 +249,7 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
 
 
 REQUIRED = {
+    "pid",
     "key_id",
     "volumes",
     "spacing_mm",

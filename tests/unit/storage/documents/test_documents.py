@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from storage.documents.document import Document
 from storage.documents.run_record import RunDocument
-from storage.documents.samples import Samples
+from storage.documents.samples import Redraw, Samples, Verdict
 from storage.documents.split import Split
 from storage.documents.training_state import TrainingState
 from storage.errors import DamagedArtifactError, StorageError
@@ -97,11 +97,24 @@ def test_samples_without_volumes_or_of_different_lengths_are_refused(tmp_path: P
     path, content = tmp_path / "samples.json", EXAMPLES["samples"].to_json()
     path.write_text(json.dumps(content | {"seeds": [1, 2]}))
     assert "differ in length" in refused(path, Samples)
-    nothing: dict[str, Any] = {
-        name: [] for name in ("volume_ids", "seeds", "clipped_fraction", "outside_window_fraction")
+    path.write_text(json.dumps(content | {"num_asked": 3}))
+    assert "num_asked is 3, and it has 1 volumes and 1 exclusions" in refused(path, Samples)
+    of_each = ("volume_ids", "seeds", "clipped_fraction", "outside_window_fraction", "verdicts")
+    nothing: dict[str, Any] = {name: [] for name in of_each} | {
+        "redraw": content["redraw"] | {"tries": []},
+        "num_asked": 1,
     }
     path.write_text(json.dumps(content | nothing))
     assert "no volume" in refused(path, Samples)
+
+
+def test_samples_of_format_1_were_drawn_once_and_not_judged(tmp_path: Path) -> None:
+    path, content = tmp_path / "samples.json", EXAMPLES["samples"].to_json()
+    new = ("num_asked", "verdicts", "redraw", "excluded")
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in new} | {"format_version": 1}))
+    samples = Samples.read(path)
+    assert (samples.num_asked, samples.excluded, samples.verdicts) == (1, [], [Verdict()])
+    assert samples.redraw == Redraw(most=0, judged=False, num_redrawn=0, tries=[1])
 
 
 def test_a_training_state_has_all_its_arrays(tmp_path: Path) -> None:

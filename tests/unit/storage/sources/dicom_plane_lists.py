@@ -51,6 +51,6 @@ def changed(series: list[Plane], *places: int, **changes: Any) -> list[Plane]:
     return [replace(plane, **changes) if k in places else plane for k, plane in enumerate(series)]
 
 
-def request(limits: Limits = LIMITS, num_expected: int | None = None) -> ScanRequest:
+def request(limits: Limits = LIMITS, num_expected: int | None = None, num_beside: int = 0) -> ScanRequest:
     """A request for planes that are given."""
-    return ScanRequest(Path("nowhere"), (), "1.2.3", limits, num_expected)
+    return ScanRequest(Path("nowhere"), (), "1.2.3", limits, num_expected, num_beside=num_beside)

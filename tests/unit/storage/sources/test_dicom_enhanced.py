@@ -59,7 +59,9 @@ def worst_hu(volume: SourceVolume, hu: Callable[[np.ndarray], np.ndarray] = line
 @pytest.mark.parametrize("order", [None, MIXED, tuple(range(23, -1, -1))])
 def test_frames_in_any_order_are_one_volume(tmp_path: Path, sop_class: str, order: tuple[int, ...] | None) -> None:
     write_enhanced(tmp_path / "one.dcm", sop_class=sop_class, order=order, axes=OBLIQUE)
-    assert facts_of(tmp_path / "one.dcm") == FileFacts("dicom", "1.2.3.4.5", patient_id="SECRET-ID-77")
+    assert facts_of(tmp_path / "one.dcm") == FileFacts(
+        "dicom", "1.2.3.4.5", patient_id="SECRET-ID-77", study="1.2.3.4.5.1"
+    )
     (volume,) = load(tmp_path)
     assert volume.hu.shape == (24, 26, 28)
     assert volume.hu.dtype == np.int16
@@ -286,3 +288,45 @@ def test_three_hundred_frames_need_less_than_a_gigabyte(tmp_path: Path) -> None:
     *shape, peak = out.stdout.replace("(", "").replace(")", "").replace(",", "").split()
     assert shape == ["300", "512", "512"]
     assert int(peak) < 900  # MiB: 150 of pixels in the file, 150 of HU, the libraries
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"), [("EFF_ATOMIC_NUM", "other_quantity"), ("MIP", "derived_reformat"), ("LOCALIZER", "localizer")]
+)
+def test_frame_type_says_what_a_frame_is(tmp_path: Path, word: str, reason: str) -> None:
+    """Of all frames, and of the last one alone; RescaleType is HU."""
+
+    def typed(first: int) -> Callable[[int, Dataset], None]:
+        def change(k: int, data: Dataset) -> None:
+            if k >= first:
+                data.ImageType = ["DERIVED", "SECONDARY", "VOLUME", word]
+
+        return change
+
+    write_enhanced(tmp_path / "one.dcm", change=typed(0))
+    assert reason_of(tmp_path)[0] == reason
+    write_enhanced(tmp_path / "one.dcm", change=typed(23))
+    (found,) = load(tmp_path)
+    assert found.hu.shape[0] == 23
+    assert [one.reason for one in found.left_out] == [reason]
+
+
+@pytest.mark.parametrize("num_files", [3, 2])
+def test_files_of_a_concatenation_are_counted(tmp_path: Path, num_files: int) -> None:
+    """12 slices in three files, PS3.3 C.7.6.16.2.2.4."""
+    for part in range(num_files):
+
+        def number(data: Dataset, part: int = part) -> None:
+            data.ConcatenationUID, data.SOPInstanceUIDOfConcatenationSource = "1.2.9", "1.2.8"
+            data.InConcatenationNumber, data.InConcatenationTotalNumber = part + 1, 3
+            data.ConcatenationFrameOffsetNumber = 4 * part
+
+        order = range(4 * part, 4 * part + 4)
+        write_enhanced(tmp_path / f"{part}.dcm", order=order, change_file=number, shape=(12, 20, 24))
+    if num_files == 3:
+        (found,) = load(tmp_path)
+        assert (found.hu.shape[0], found.completeness) == (12, "complete")
+    else:
+        reason, message = reason_of(tmp_path)
+        assert reason == "incomplete"
+        assert "2 of 3 files of a concatenation (InConcatenationNumber)" in message

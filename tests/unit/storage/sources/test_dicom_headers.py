@@ -27,6 +27,7 @@ from storage.sources.dicom_errors import DicomFault
 from storage.sources.dicom_file import read_data_set
 from storage.sources.source import FileFacts, Limits, ScanRequest, SourceVolume
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import linear_hu, write_series
 
@@ -106,7 +107,7 @@ def test_data_sets_alone(tmp_path: Path, implicit: bool, little: bool, preamble:
     rewrite(tmp_path / "without", lambda data: preamble + data_set_alone(data, implicit=implicit, little=little))
     content = (tmp_path / "without" / "003.dcm").read_bytes()
     assert b"1.2.840.10008.1.2.1\0" not in content
-    assert facts_of(content) == FileFacts("dicom", "1.2.3.4.5", patient_id="SECRET-ID-77")
+    assert facts_of(content) == FileFacts("dicom", "1.2.3.4.5", patient_id="SECRET-ID-77", study="1.2.3.4.5.1")
     (expected,), (found,) = load(tmp_path / "with"), load(tmp_path / "without")
     assert found.pixel_digest == expected.pixel_digest
     assert found.geometry() == expected.geometry()
@@ -184,7 +185,7 @@ def test_what_only_begins_like_a_data_set_is_no_dicom(content: bytes) -> None:
 def test_numbers_that_matter(tmp_path: Path, name: str, vr: str, value: bytes, reason: str, words: str) -> None:
     write_with_value(tmp_path / "src", name, vr, value)
     facts = facts_of((tmp_path / "src" / "000.dcm").read_bytes())
-    assert facts == FileFacts("dicom", "1.2.3.4.5", patient_id="SECRET-ID-77")
+    assert facts == FileFacts("dicom", "1.2.3.4.5", patient_id="SECRET-ID-77", study="1.2.3.4.5.1")
     error = refusal(tmp_path / "src")
     assert error.reason == reason
     assert words in str(error)
@@ -257,14 +258,9 @@ def test_one_bad_series_leaves_its_neighbours_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [0, 11, 23])
 def test_one_bad_image_in_a_good_series_is_named(tmp_path: Path, place: int) -> None:
     write_with_value(tmp_path / "src", "ImagePositionPatient", "DS", b"1\\2", only=place)
-    if place == 11:
-        error = refusal(tmp_path / "src")  # without it there is a gap
-        assert error.reason == "bad_number"
-        assert error.file == "011.dcm"
-        return
-    (volume,) = load(tmp_path / "src")
-    assert volume.hu.shape[0] == 23
-    assert [(left.file, left.reason) for left in volume.left_out] == [(f"{place:03d}.dcm", "bad_number")]
+    error = refusal(tmp_path / "src")  # it is a slice, and where it belongs is not known
+    assert error.reason == "bad_number"
+    assert error.file == f"{place:03d}.dcm"
 
 
 # -- ids
@@ -298,7 +294,7 @@ def test_free_text_in_the_tags_of_a_verdict_is_not_repeated(tmp_path: Path, name
     write_with_value(tmp_path, name, "LO", b"SMITH JOHN", shape=(1, 4, 4))
     facts = facts_of((tmp_path / "000.dcm").read_bytes())
     assert facts is not None
-    assert facts.reason == "not_ct"
+    assert facts.reason == "unreadable_file"
     assert "SMITH" not in facts.detail
 
 
@@ -492,3 +488,78 @@ def test_random_damage_is_a_verdict(tmp_path: Path) -> None:
     assert (8, 8, 8) in reasons
     assert len(reasons) > 3
     assert "failed" not in reasons
+
+
+# ---- damaged files are never taken for images of another kind ------------------------------------------------------------
+
+
+def slice_bytes(
+    tmp_path: Path, change: Callable[[Dataset], Any] = lambda data: None, syntax: str | None = None
+) -> bytes:
+    write_series(tmp_path / "slice", shape=(1, 8, 8), change=lambda k, data: change(data))
+    (path,) = (tmp_path / "slice").iterdir()
+    data = pydicom.dcmread(path)
+    if syntax is not None:
+        data.file_meta.TransferSyntaxUID = syntax
+    stream = io.BytesIO()
+    data.save_as(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("tail", ["nothing", "noise", "zeros"])
+def test_a_header_that_breaks_off_anywhere_is_unreadable(tmp_path: Path, tail: str) -> None:
+    content = slice_bytes(tmp_path)
+    behind = {"nothing": b"", "noise": random.Random(4).randbytes(800), "zeros": bytes(800)}[tail]
+    rows = content.index(b"\x28\x00\x10\x00US")
+    for place in range(132, rows, 3):
+        facts = facts_of(content[:place] + behind)
+        assert facts is not None
+        assert (place, facts.reason) == (place, "unreadable_file")
+        assert facts.detail.startswith("it"), facts.detail
+
+
+def test_a_deflated_data_set_that_breaks_off_or_is_damaged_is_unreadable(tmp_path: Path) -> None:
+    content = slice_bytes(tmp_path, syntax=uid.DeflatedExplicitVRLittleEndian)
+    begin = 132 + 12 + struct.unpack("<I", content[140:144])[0]
+    for place in (begin, begin + 9, (begin + len(content)) // 2, len(content) - 3):
+        facts = facts_of(content[:place])
+        assert facts is not None
+        assert (facts.reason, facts.detail) == ("unreadable_file", "its deflated data set ends early")
+    facts = facts_of(content[:begin] + b"\xff" * 50 + content[begin + 50 :])
+    assert facts is not None
+    assert (facts.reason, facts.detail) == ("unreadable_file", "its header is damaged")
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.9999"}, "unreadable_file"),  # CT by modality and meta information
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1"}, "unreadable_file"),
+        ({"SOPClassUID": "noise"}, "unreadable_file"),
+        ({"Modality": "C\xd4"}, "unreadable_file"),
+        ({"Modality": "MR"}, "not_ct"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", "Modality": "XX"}, "not_ct"),
+        ({"SOPClassUID": "1.3.12.2.1107.5.9.1", "Modality": "OT"}, "not_ct"),  # Siemens' own
+        ({"SOPClassUID": "1.3.12.2.1107.5.9.1"}, "not_ct"),
+    ],
+)
+def test_what_says_the_kind_of_an_image_is_damaged_or_of_another(
+    tmp_path: Path, tags: dict[str, str], reason: str
+) -> None:
+    content = slice_bytes(tmp_path)
+    for name, value in tags.items():
+        content = with_value(content, name, "UI" if name == "SOPClassUID" else "CS", value.encode("latin-1"))
+    if "1107" in tags.get("SOPClassUID", ""):
+        content = content.replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"1.3.12.2.1107.5.9.1\0\0\0\0\0\0\0", 1)
+    facts = facts_of(content)
+    assert facts is not None
+    assert facts.reason == reason
+
+
+def test_a_slice_that_is_noise_is_noted_on_its_neighbours(tmp_path: Path) -> None:
+    write_series(tmp_path / "src", shape=(9, 8, 8))
+    (tmp_path / "src" / "008.dcm").write_bytes(bytes(128) + b"DICM" + random.Random(4).randbytes(800))
+    report = ingest(tmp_path / "src", tmp_path / "s", small_ingest(spacing_mm=4.0, num_levels=1), runner=Local(1))
+    assert [entry.num_slices for entry in report.committed] == [8]
+    assert [entry.reason for entry in report.quarantined] == ["unreadable_file"]
+    assert any("1 file beside those of the scan cannot be read" in note for note in report.notes)

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -14,9 +15,14 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels import compress
 
+from storage.errors import UnusableSeriesError
+from storage.geometry import FILL_HU
 from storage.sources.dicom_codecs import FrameReader, check_claim, codestream
 from storage.sources.dicom_errors import DicomFault
 from storage.sources.dicom_file import read_data_set
+from storage.sources.dicom_pixels import plane_hu, read_stack, without_overlays
+from storage.sources.dicom_planes import Plane
+from storage.sources.source import Limits
 
 SYNTAXES = Path("/work/shared/ct/robustness/transfer_syntaxes")
 # 12 rows × 16 columns, value 100 x + 7 y² (− 1024 where signed), written by OpenJPH 0.26.3, in RPCL order.
@@ -199,7 +205,7 @@ def test_pixels_that_are_missing_or_too_few() -> None:
     data.FloatPixelData = bytes(480)
     assert fault_of(data) == ("unsupported_pixels", "floating-point pixels")
     data = image(noise((2, 10, 12)))
-    assert fault_of(data, 2) == ("unreadable_pixels", "2 frame(s), number 3 was expected")
+    assert fault_of(data, 2) == ("unreadable_pixels", "2 frames, number 3 was expected")
 
 
 @pytest.mark.parametrize(
@@ -293,3 +299,158 @@ def test_few_bytes_that_claim_very_many_pixels() -> None:
     check_claim(1 << 30, (1 << 30) // 100 + 1)
     with pytest.raises(DicomFault, match="too_costly"):
         check_claim((256 << 20) + 1, 1 << 20)
+
+
+SHIFTED = {  # dtype, BitsStored, HighBit
+    "12 of 16 bits at the top, unsigned": ("uint16", 12, 15),
+    "12 of 16 bits at the top, signed": ("int16", 12, 15),
+    "12 of 16 bits in the middle, unsigned": ("uint16", 12, 13),
+    "12 of 16 bits in the middle, signed": ("int16", 12, 13),
+}
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless])
+@pytest.mark.parametrize("name", SHIFTED)
+def test_values_that_do_not_begin_at_the_lowest_bit(name: str, syntax: str) -> None:
+    dtype, bits, high = SHIFTED[name]
+    lowest = -(1 << (bits - 1)) if dtype.startswith("i") else 0
+    expected = np.random.default_rng(4).integers(lowest, lowest + (1 << bits), (40, 48)).astype(dtype)
+    stored = expected << (high + 1 - bits)
+    if high < 8 * stored.dtype.itemsize - 1:  # an overlay above
+        stored[3, 4:9] ^= stored.dtype.type(1 << (high + 1))
+    data = image(stored)
+    if syntax != uid.ExplicitVRLittleEndian:
+        compress(data, syntax, generate_instance_uid=False)
+    data.BitsStored, data.HighBit = bits, high
+    found = stored_values(written(data))
+    assert found.dtype == np.dtype(dtype)
+    assert np.array_equal(found, expected)
+
+
+def test_a_high_bit_that_values_contradict_is_refused() -> None:
+    data = image(noise((40, 48), "uint16") % 4096)
+    data.BitsStored, data.HighBit = 12, 15
+    assert fault_of(data) == ("unsupported_pixels", "HighBit of 15 with BitsStored of 12")
+    compress(data, uid.JPEG2000Lossless, generate_instance_uid=False)
+    data.HighBit = 13
+    assert fault_of(written(data)) == ("unsupported_pixels", "HighBit of 13 with BitsStored of 12")
+
+
+@pytest.mark.parametrize(("bits", "high"), [(16, 11), (16, 16), (12, 11), (None, 11), (16, None), (12, None)])
+def test_a_high_bit_that_can_mean_one_thing(bits: int | None, high: int | None) -> None:
+    expected = noise((40, 48), "uint16") % 4096
+    data = image(expected)
+    for name, value in {"BitsStored": bits, "HighBit": high}.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    assert np.array_equal(stored_values(written(data)), expected)
+
+
+@pytest.mark.parametrize(("stored_water", "padding"), [(0, (0, 0)), (1024, (1024, 1024)), (0, (-3000, 0))])
+def test_padding_that_is_water_too_is_padding_only_at_the_border(stored_water: int, padding: tuple[int, int]) -> None:
+    """A body of water in a field of view of soft tissue, with the outermost rows as padding."""
+    stored = np.full((20, 20), stored_water + 40, dtype=np.int16)
+    stored[:2] = stored_water
+    stored[8:12, 8:12] = stored_water
+    stored[15, 19] = stored_water  # one voxel of water at the border
+    plane = Plane("a.dcm", shape=(20, 20), slope=1.0, intercept=-float(stored_water), padding=padding)
+    hu = plane_hu(stored, plane)
+    right = np.full((20, 20), 40.0)
+    right[:2] = FILL_HU
+    right[8:12, 8:12] = right[15, 19] = 0.0
+    np.testing.assert_array_equal(hu, right)
+
+
+def test_padding_that_is_air_is_padding_everywhere() -> None:
+    stored = np.full((20, 20), 1064, dtype=np.int16)
+    stored[9, 9] = 0
+    hu = plane_hu(stored, Plane("a.dcm", shape=(20, 20), slope=1.0, intercept=-1024.0, padding=(0, 0)))
+    assert hu[9, 9] == FILL_HU
+    assert (hu == 40).sum() == 399
+
+
+@pytest.mark.parametrize("damage", ["noise", "runs beyond the image", "segments of one place"])
+def test_an_rle_decoder_that_panics_is_a_fault_of_its_image(damage: str) -> None:
+    """Its plug-in is in Rust: a panic there is no Exception, and would end the process."""
+    (path,) = SYNTAXES.glob("*1.2.5.dcm")
+    data = dcmread(path)
+    frame = FrameReader(data)._frames[0]
+    runs = b"\x81\x00" * 300_000
+    broken = {
+        "noise": frame[:64] + np.random.default_rng(1).bytes(len(frame) - 64),
+        "runs beyond the image": struct.pack("<16I", 2, 64, 64 + len(runs) // 2, *[0] * 13) + runs,
+        "segments of one place": struct.pack("<16I", 15, *[64] * 15) + runs,
+    }[damage]
+    data.PixelData = encapsulate([broken])
+    assert fault_of(data) == ("unreadable_pixels", "a damaged compressed image")
+
+
+def test_a_jpeg_ls_image_that_is_cut_off_costs_no_seconds() -> None:
+    (path,) = SYNTAXES.glob("*1.2.4.80.dcm")
+    data = dcmread(path)
+    frame = FrameReader(data)._frames[0]
+    data.PixelData = encapsulate([frame[: len(frame) // 4]])
+    began = time.process_time()
+    assert fault_of(data) == ("unreadable_pixels", "a compressed image that is cut off")
+    assert time.process_time() - began < 1  # the decoder takes 3.4 s
+
+
+@pytest.mark.parametrize("number", [2, 100, 16384])
+def test_a_jpeg_2000_image_of_many_components(number: int) -> None:
+    (path,) = SYNTAXES.glob("*1.2.4.90.dcm")
+    data = dcmread(path)
+    frame = FrameReader(data)._frames[0]
+    size = struct.pack(">H", 38 + 3 * number) + frame[6:40] + struct.pack(">H", number)
+    data.PixelData = encapsulate([frame[:4] + size + number * frame[42:45] + frame[45:]])
+    assert fault_of(data)[0] == "unreadable_pixels"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "right"),
+    [
+        ([5, 4095, 0x1005, 65530], "<u2", [5, 4095, 5, 65530]),  # 65530 is -6 in a type that says otherwise
+        ([5, 2047, 0x1005, -6], "<i2", [5, 2047, 5, -6]),
+        ([5, 2047, -2048, -6], "<i2", [5, 2047, -2048, -6]),
+    ],
+)
+def test_what_lies_above_bits_stored(values: list[int], dtype: str, right: list[int]) -> None:
+    stored = np.array([values], dtype=dtype)
+    data = image(stored)
+    data.BitsStored, data.HighBit = 12, 11
+    found = without_overlays(FrameReader(data).read(0), data, None)
+    assert found.tolist() == [right]
+
+
+def stack_of(changes: dict[int, tuple[float, float]], *, pixels_of: dict[int, int] | None = None) -> tuple[str, ...]:
+    """Notes of twelve planes of noisy lung and tissue, HU = stored - 1024; some with another rescale, or another's pixels."""
+    noise = np.random.default_rng(0).integers(-60, 60, (12, 32, 32))
+    stored = (np.where(np.arange(32) < 16, 174, 1064) + noise).astype(np.int16)
+    planes = [
+        Plane(
+            f"{k}.dcm",
+            shape=(32, 32),
+            slope=changes.get(k, (1.0, -1024.0))[0],
+            intercept=changes.get(k, (1.0, -1024.0))[1],
+        )
+        for k in range(12)
+    ]
+    places = {f"{k}.dcm": (pixels_of or {}).get(k, k) for k in range(12)}
+    _, notes = read_stack(planes, lambda plane: stored[places[plane.file]], Limits(), "Series x")
+    return notes
+
+
+@pytest.mark.parametrize(
+    "changes", [{5: (2.0, -1024.0)}, dict.fromkeys(range(6, 12), (1.0, -1524.0)), {0: (1.0, -1324.0)}]
+)
+def test_a_rescale_that_changes_though_the_pixels_do_not(changes: dict[int, tuple[float, float]]) -> None:
+    with pytest.raises(UnusableSeriesError, match="in the slice before") as error:
+        stack_of(changes)
+    assert error.value.reason == "impossible_hu"
+
+
+def test_slices_with_the_pixels_of_the_one_before_are_noted() -> None:
+    assert stack_of({}) == ()
+    (note,) = stack_of({}, pixels_of={4: 3, 5: 3})
+    assert note.startswith("2 slices with the pixels of the one before")

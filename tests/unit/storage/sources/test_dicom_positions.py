@@ -5,6 +5,7 @@ import pytest
 
 from storage.errors import UnusableSeriesError
 from storage.sources.dicom_positions import Line, fit_line
+from storage.verdicts import counted
 
 JITTER = 0.1  # of the slice distance
 Z = np.array([0.0, 0.0, 1.0])
@@ -35,7 +36,16 @@ def test_even_slices_keep_their_exact_step() -> None:
 
 @pytest.mark.parametrize(
     ("step", "digits", "num"),
-    [(0.75, 1, 24), (0.625, 1, 300), (1.25, 1, 64), (2.5, 0, 40), (7.25, 0, 24), (0.3333, 3, 50)],
+    [
+        (0.75, 1, 24),
+        (0.625, 1, 300),
+        (1.25, 1, 64),
+        (2.5, 0, 40),
+        (7.25, 0, 24),
+        (0.3333, 3, 50),
+        (1.25, 0, 160),
+        (1.5, 0, 40),
+    ],
 )
 def test_rounded_positions_give_the_mean_step(step: float, digits: int, num: int) -> None:
     """Half a unit of the last digit from a line: the step is right to that half unit over the length, each slice to a unit."""
@@ -47,6 +57,12 @@ def test_rounded_positions_give_the_mean_step(step: float, digits: int, num: int
     assert np.abs(found.origin_mm[2] + found.step_mm[2] * np.arange(num) - true).max() <= unit
 
 
+def test_whole_millimetres_may_be_written_with_a_zero() -> None:
+    found = line(np.round(-81.1 + 1.25 * np.arange(130)), unit=0.1)  # "-81.0"
+    assert found.slice_mm is None
+    assert found.step_mm[2] == pytest.approx(1.25, abs=0.02)
+
+
 def test_rounding_of_a_tilted_series_is_of_each_coordinate() -> None:
     true = 1.25 * np.arange(60)
     found = line(np.round(true, 1), unit=0.1, tilt=0.3, aside=np.round(0.3 * true, 1) - 0.3 * np.round(true, 1))
@@ -54,8 +70,28 @@ def test_rounding_of_a_tilted_series_is_of_each_coordinate() -> None:
     assert "0.1 mm" in found.note
 
 
-def test_a_unit_as_large_as_the_step_excuses_nothing() -> None:
-    assert refused(np.array([0.0, 1.0, 1.5, 3.0, 4.0, 5.0, 6.0, 7.0]), unit=1.0)[0] == "inconsistent_spacing"
+@pytest.mark.parametrize("missing", [(9,), (9, 30), (13, 14)])
+def test_a_unit_as_large_as_the_step_excuses_no_missing_slice(missing: tuple[int, ...]) -> None:
+    assert refused(np.delete(1.0 * np.arange(40), missing), unit=1.0)[0] == "missing_slices"
+
+
+def test_a_unit_as_large_as_the_step_excuses_no_other_distance() -> None:
+    assert refused(np.cumsum([0.0] + [1.0] * 30 + [2.0] * 30), unit=1.0)[0] == "inconsistent_spacing"
+
+
+@pytest.mark.parametrize("off", [1.0, -1.0])
+def test_one_slice_that_is_off_by_a_unit_is_not_rounded(off: float) -> None:
+    """Half a unit from an even line, but all others are on one."""
+    z = 2.0 * np.arange(40)
+    z[17] += off
+    assert refused(z, unit=1.0)[0] in ("inconsistent_spacing", "missing_slices")
+
+
+def test_a_line_of_halves_is_rounded_up_and_down() -> None:
+    true = 0.5 + 3.0 * np.arange(30)
+    found = line(np.round(true), unit=1.0)  # to even digits
+    assert found.slice_mm is None
+    assert np.abs(found.origin_mm[2] + found.step_mm[2] * np.arange(30) - true).max() < 0.1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.09])
@@ -100,7 +136,7 @@ def test_more_jitter_than_the_limit_is_refused(share: float) -> None:
 def test_gaps_are_missing_slices(missing: tuple[int, ...]) -> None:
     reason, message = refused(np.delete(2.5 * np.arange(24), missing))
     assert reason == "missing_slices"
-    assert f"about {len(missing)} slice(s)" in message
+    assert f"about {counted(len(missing), 'slice')} missing" in message
 
 
 @pytest.mark.parametrize(
@@ -124,4 +160,6 @@ def test_slices_beside_the_line_are_refused() -> None:
     aside[[4, 11]] = 0.6  # the limit is 0.1 × 2.5 mm
     assert refused(2.5 * np.arange(20), aside=aside)[0] == "inconsistent_position"
     aside[[4, 11]] = 0.2
-    assert line(2.5 * np.arange(20), aside=aside).slice_mm is None
+    found = line(2.5 * np.arange(20), aside=aside)
+    assert found.slice_mm is None
+    assert "beside a straight line" in found.note

@@ -1,6 +1,7 @@
 """DICOM series as files: HU at their places, repeats, odd images, fill, numbers that are none; files are read once."""
 
 import copy
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydicom.uid import RLELossless
 import storage.sources.dicom_series as dicom_series
 from storage.errors import UnusableSeriesError
 from storage.geometry import FILL_HU
+from storage.sources.dicom import DICOM
 from storage.sources.dicom_series import SeriesImages, load_series
 from storage.sources.source import Limits, ScanRequest, SourceVolume
 from tests.unit.storage.dicom_files import linear_hu, write_series
@@ -127,7 +129,7 @@ def test_two_acquisitions_in_one_series_are_two_volumes(tmp_path: Path) -> None:
     assert [one.spacing_mm[2] for one in found] == pytest.approx([2.5, 2.5])
 
 
-@pytest.mark.parametrize("how", ["copy", "new instance", "other header", "compressed"])
+@pytest.mark.parametrize("how", ["copy", "new instance", "other header", "compressed", "other rescale"])
 def test_repeats_count_once(tmp_path: Path, how: str) -> None:
     matrix = write_series(tmp_path, shape=SHAPE)
     for k in (3, 7):
@@ -138,6 +140,10 @@ def test_repeats_count_once(tmp_path: Path, how: str) -> None:
             rewrite(source, target, SOPInstanceUID=f"1.9.{k}")
         elif how == "other header":
             rewrite(source, target, InstanceCreationDate="20200202")
+        elif how == "other rescale":  # the same HU
+            data = pydicom.dcmread(source)
+            pixels = data.pixel_array.astype("<i2") + int(data.RescaleIntercept)
+            rewrite(source, target, RescaleIntercept=0, PixelRepresentation=1, PixelData=pixels.tobytes())
         else:
             data = pydicom.dcmread(source)
             data.compress(RLELossless)
@@ -145,6 +151,63 @@ def test_repeats_count_once(tmp_path: Path, how: str) -> None:
     (found,) = load(tmp_path)
     assert found.num_duplicates == 2
     assert (found.hu == expected(matrix)).all()
+
+
+def test_the_same_pixels_of_another_rescale_are_other_hu(tmp_path: Path) -> None:
+    write_series(tmp_path, shape=SHAPE)
+    rewrite(tmp_path / "003.dcm", tmp_path / "again.dcm", SOPInstanceUID="1.9.3", RescaleIntercept=-1000)
+    assert reason_of(tmp_path)[0] == "duplicate_slices"
+
+
+@pytest.mark.parametrize(
+    "broken", [["a/003.dcm"], ["b/003.dcm"], ["a/003.dcm", "b/007.dcm", *(f"a/{k:03d}.dcm" for k in range(8, 12))]]
+)
+def test_a_file_that_cannot_be_decoded_beside_a_whole_copy_is_left_out(tmp_path: Path, broken: list[str]) -> None:
+    matrix = write_series(tmp_path / "a", shape=SHAPE)
+    write_series(tmp_path / "b", shape=SHAPE)
+    for name in broken:
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-300])
+    (found,) = load(tmp_path)
+    assert (found.hu == expected(matrix)).all()
+    assert sorted((one.file, one.reason) for one in found.left_out) == [
+        (name, "unreadable_pixels") for name in sorted(broken)
+    ]
+    assert any(re.match(rf"{len(broken)} files? cannot be decoded", note) for note in found.notes)
+
+
+def test_a_whole_copy_is_found_where_the_series_has_several_volumes(tmp_path: Path) -> None:
+    for number in (1, 2):
+
+        def change(k: int, data: Dataset, number: int = number) -> None:
+            x, y, z = data.ImagePositionPatient
+            data.AcquisitionNumber, data.ImagePositionPatient = number, [x, y, float(z) + 1.25 * (number - 1)]
+            data.SOPInstanceUID = f"1.2.3.{number}.{k}"
+
+        for copy_ in ("a", "b"):
+            write_series(tmp_path / copy_ / str(number), shape=SHAPE, change=change)
+    broken = tmp_path / "a/2/005.dcm"
+    broken.write_bytes(broken.read_bytes()[:-300])
+    found = load(tmp_path)
+    assert [(one.part, one.num_duplicates, one.hu.shape[0]) for one in found] == [
+        ("acquisition 1", 12, 12),
+        ("acquisition 2", 11, 12),
+    ]
+    assert [(one.file, one.reason) for one in found[0].left_out] == [("a/2/005.dcm", "unreadable_pixels")]
+
+
+@pytest.mark.parametrize("how", ["both copies", "other image", "other place"])
+def test_a_file_that_cannot_be_decoded_without_a_whole_copy_refuses_the_series(tmp_path: Path, how: str) -> None:
+    write_series(tmp_path / "a", shape=SHAPE)
+    write_series(tmp_path / "b", shape=SHAPE)
+    one, other = tmp_path / "a/011.dcm", tmp_path / "b/011.dcm"
+    if how == "other image":
+        rewrite(other, SOPInstanceUID="1.9.3")
+    elif how == "other place":
+        rewrite(other, ImagePositionPatient=list(pydicom.dcmread(tmp_path / "b/010.dcm").ImagePositionPatient))
+    one.write_bytes(one.read_bytes()[:-300])
+    if how == "both copies":
+        other.write_bytes(other.read_bytes()[:-200])
+    assert reason_of(tmp_path)[0] in ("unreadable_pixels", "duplicate_slices")
 
 
 def test_other_pixels_at_one_position_are_refused(tmp_path: Path) -> None:
@@ -157,7 +220,7 @@ def test_other_pixels_at_one_position_are_refused(tmp_path: Path) -> None:
     assert "-6.2" in message  # where: the fourth of 12 slices, 2.5 mm apart around 0
 
 
-@pytest.mark.parametrize("kind", ["turned", "no orientation", "bad position", "other matrix", "no pixels at all"])
+@pytest.mark.parametrize("kind", ["turned", "no orientation", "other matrix", "no pixels at all"])
 def test_an_odd_image_is_left_out(tmp_path: Path, kind: str) -> None:
     matrix = write_series(tmp_path, shape=SHAPE)
     odd = tmp_path / "000odd.dcm"  # the first file
@@ -171,9 +234,6 @@ def test_an_odd_image_is_left_out(tmp_path: Path, kind: str) -> None:
     elif kind == "other matrix":
         data.Rows, data.PixelData, reason = 10, data.PixelData[: 10 * 24 * 2], "inconsistent_shape"
     data.save_as(odd)
-    if kind == "bad position":
-        set_raw(odd, "ImagePositionPatient", b"1\\2\\here")
-        reason = "bad_number"
     if kind == "no pixels at all":
         odd.write_bytes(odd.read_bytes()[:700])
         reason = "missing_geometry"
@@ -181,6 +241,16 @@ def test_an_odd_image_is_left_out(tmp_path: Path, kind: str) -> None:
     assert [(one.file, one.reason) for one in found.left_out] == [("000odd.dcm", reason)]
     assert (found.hu == expected(matrix)).all()
     assert found.origin_mm == pytest.approx(tuple(matrix[:3, 3]))
+
+
+@pytest.mark.parametrize("value", [b"1\\2\\here", b""])
+def test_a_slice_without_a_place_is_a_part_that_is_missing(tmp_path: Path, value: bytes) -> None:
+    write_series(tmp_path, shape=SHAPE)
+    set_raw(tmp_path / "011.dcm", "ImagePositionPatient", value)  # the last one: the others are an even stack
+    with pytest.raises(UnusableSeriesError) as error:
+        load(tmp_path)
+    assert error.value.reason == ("bad_number" if value else "missing_geometry")
+    assert error.value.file == "011.dcm"
 
 
 BAD = {
@@ -241,15 +311,54 @@ def test_hu_and_unspecified_values_are_read(tmp_path: Path, given: str | None, n
     assert len(found.notes) == noted
 
 
-def test_a_map_without_rescale_type_is_known_by_its_image_type(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescale_type", ["", "US", "HU"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "EFF_ATOMIC_NUM", "EFF_Z", "IODINE", "IOMAP", "MD", "GSI MD", "WATER", "WATER(IODINE)", "SEGMENTATION", "PERFUSION",
+        "CBF", "ELECTRON_DENSITY", "ED",
+    ],
+)  # fmt: skip
+def test_a_map_is_known_by_its_image_type(word: str, rescale_type: str, tmp_path: Path) -> None:
     def typed(_: int, data: Dataset) -> None:
-        data.RescaleType, data.ImageType = "US", ["DERIVED", "SECONDARY", "AXIAL", "EFF_ATOMIC_NUM"]
+        data.RescaleType, data.ImageType = rescale_type, ["DERIVED", "SECONDARY", "AXIAL", word]
 
     write_series(tmp_path, shape=SHAPE, change=typed)
     assert reason_of(tmp_path)[0] == "other_quantity"
-    for path in tmp_path.iterdir():
-        rewrite(path, RescaleType="HU")  # as monoenergetic images have it
+
+
+@pytest.mark.parametrize(
+    "word", ["MONOENERGETIC", "GSI MONO", "CT_SOM5 SPI", "VUE", "RESAMPLED", "HEAD", "CT_SOM5 SPI DUAL"]
+)
+def test_derived_images_in_hu(word: str, tmp_path: Path) -> None:
+    def typed(_: int, data: Dataset) -> None:
+        data.ImageType = ["DERIVED", "SECONDARY", "AXIAL", word]
+
+    write_series(tmp_path, shape=SHAPE, change=typed)
     assert len(load(tmp_path)) == 1
+
+
+def test_an_original_image_in_hu_is_no_map_by_two_letters(tmp_path: Path) -> None:
+    def typed(_: int, data: Dataset) -> None:
+        data.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "ED"]
+
+    write_series(tmp_path, shape=SHAPE, change=typed)
+    assert len(load(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "word", ["MIN IP", "MIN_IP", "MinIP", "CT_SOM5 MIP", "AVERAGE", "SUBTRACTION", "MEAN", "CSA MPR"]
+)
+def test_derived_of_another_series(word: str, tmp_path: Path) -> None:
+    def typed(_: int, data: Dataset) -> None:
+        data.ImageType = ["DERIVED", "SECONDARY", word]
+
+    write_series(tmp_path, shape=SHAPE, change=typed)
+    assert reason_of(tmp_path)[0] == "derived_reformat"
+    with (tmp_path / "000.dcm").open("rb") as stream:
+        facts = DICOM.read_header(stream, Path("000.dcm"))
+    assert facts is not None
+    assert facts.reason == "derived_reformat"
 
 
 def corners(k: int, data: Dataset, stored: int, dtype: str) -> None:
@@ -361,3 +470,44 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnusableSeriesError, match="<path>") as error:
         list(load_series(ScanRequest(tmp_path, files[:-1], "1", LIMITS)))
     assert (error.value.reason, error.value.file) == ("unreadable_file", "005.dcm")
+
+
+def test_one_slice_of_another_rescale_is_named(tmp_path: Path) -> None:
+    def shifted(k: int, data: Dataset) -> None:
+        if k == 5:
+            data.RescaleIntercept = 30000
+
+    write_series(tmp_path, lambda w: np.where(w[..., 0] < 0, -900.0, 40.0), shape=SHAPE, change=shifted)
+    with pytest.raises(UnusableSeriesError) as error:
+        load(tmp_path)
+    assert error.value.reason == "impossible_hu"
+    assert error.value.file is not None
+    assert pydicom.dcmread(tmp_path / error.value.file).RescaleIntercept == 30000
+
+
+def test_slices_of_zero_bytes_are_named(tmp_path: Path) -> None:
+    def hole(k: int, data: Dataset) -> None:
+        if k in (5, 6):
+            data.PixelData = bytes(len(data.PixelData))
+
+    write_series(tmp_path, shape=SHAPE, change=hole)
+    with pytest.raises(UnusableSeriesError, match="2 of 12 slices: number 6, 7") as error:
+        load(tmp_path)
+    assert error.value.reason == "no_content"
+    assert error.value.file is not None
+    assert not any(pydicom.dcmread(tmp_path / error.value.file).PixelData)
+
+
+@pytest.mark.parametrize(("which", "reason"), [((0, 1, 11), ""), ((5,), "no_content")])
+def test_slices_of_declared_padding_alone_may_end_a_series(tmp_path: Path, which: tuple[int, ...], reason: str) -> None:
+    def padded(k: int, data: Dataset) -> None:
+        data.add_new("PixelPaddingValue", "SS", -2000)
+        if k in which:
+            data.PixelData = np.full((data.Rows, data.Columns), -2000, "<i2").tobytes()
+
+    write_series(tmp_path, shape=SHAPE, change=padded)
+    if reason:
+        assert reason_of(tmp_path)[0] == reason
+        return
+    (found,) = load(tmp_path)
+    assert [k for k in range(12) if (found.hu[k] == FILL_HU).all()] == list(which)

@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from storage.sources.manifests import Expected, is_manifest, read_manifest
+from storage.sources.manifests import Expected, Manifest, is_manifest, read_manifest
 
 
 def write_dicomdir(path: Path, series: dict[str, list[str]]) -> None:
@@ -73,11 +73,11 @@ def test_lists_without_counts(tmp_path: Path) -> None:
     assert read_manifest(tmp_path, "x.s5cmd").series == frozenset()
     expected = Expected([read_manifest(tmp_path, "x.tcia")])
     assert expected.count("1.2.1") is None
-    assert expected.notes(["1.2.2"]) == [
+    assert expected.notes({"1.2.2": 1}) == [
         "tcia list: 1 of 2 series that it lists are not CT of this source, the first 1.2.1. Where they are CT, fetch them; else "
         "nothing is to do."
     ]
-    assert expected.notes(["1.2.2", "1.2.1"]) == []
+    assert expected.notes({"1.2.2": 1, "1.2.1": 1}) == []
 
 
 def test_dicomdir_counts_images_by_its_offsets(tmp_path: Path) -> None:
@@ -96,15 +96,21 @@ def test_counts_that_disagree_are_not_used(tmp_path: Path) -> None:
     found = read_manifest(tmp_path, "metadata.csv")
     assert found.counts == {"1.2.2": 3}
     assert found.notes == (
-        "metadata.csv: 1 row(s) have no number of images; correct them.",
+        "metadata.csv: 1 row without a number of images, to be corrected.",
         "metadata.csv: it gives several numbers of images for 1 series, the first 1.2.1; none is used.",
     )
     (tmp_path / "manifest.csv").write_text("SeriesInstanceUID,instanceCount\n1.2.2,4\n")
     both = Expected([found, read_manifest(tmp_path, "manifest.csv")])
     assert both.count("1.2.2") is None
     assert "manifests: it gives several numbers of images for 1 series, the first 1.2.2; none is used." in both.notes(
-        ["1.2.2"]
+        {"1.2.2": 3}
     )
+
+
+def test_a_list_that_names_fewer_images_than_there_are_is_noted() -> None:
+    expected = Expected([Manifest("metadata.csv", frozenset({"1.2.1", "1.2.2", "1.2.3"}), {"1.2.1": 40, "1.2.2": 48})])
+    (note,) = expected.notes({"1.2.1": 48, "1.2.2": 48, "1.2.3": 9})
+    assert note.startswith("manifests: 1 series have more images than listed, the first 1.2.1 (48 of 40): ")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00", b'a,"b', b"name,age\nx,y\n", b"\0" * 100])

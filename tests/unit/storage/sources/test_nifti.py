@@ -60,9 +60,9 @@ def test_scan_id_is_of_the_path_and_does_not_show_it(tmp_path: Path) -> None:
 
 
 def test_other_gzip_is_an_archive(tmp_path: Path) -> None:
-    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"no image at all" * 100))
-    (tmp_path / "b.nii.gz").write_bytes(b"\x1f\x8b\x08damaged at once")
-    for name in ("a.nii.gz", "b.nii.gz"):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"no image at all" * 100))
+    (tmp_path / "b.gz").write_bytes(b"\x1f\x8b\x08damaged at once")
+    for name in ("a.gz", "b.gz"):
         facts = read_source_file(tmp_path, name)[1]
         assert (facts.format, facts.reason, facts.detail) == ("", "archive", "gzip")
 
@@ -153,12 +153,15 @@ def test_units_of_length(tmp_path: Path, unit: int, factor: float) -> None:
     assert scan.notes == ()
 
 
-def test_unknown_unit_is_millimetres_with_a_note(tmp_path: Path) -> None:
-    path = write_image(tmp_path / "a.nii", VALUES, change=lambda h: h.__setitem__("xyzt_units", 0))
+@pytest.mark.parametrize(("code", "num_notes"), [(0, 0), (5, 1)])
+def test_a_unit_that_is_not_given_is_millimetres_and_one_of_an_unknown_code_is_noted(
+    tmp_path: Path, code: int, num_notes: int
+) -> None:
+    path = write_image(tmp_path / "a.nii", VALUES, change=lambda h: h.__setitem__("xyzt_units", code))
     scan = load(path)
     assert scan.spacing_mm == pytest.approx((1.5, 1.3, 2.0))
-    assert len(scan.notes) == 1
-    assert "millimetres" in scan.notes[0]
+    assert [note for note in scan.notes if "millimetres" in note] == list(scan.notes)
+    assert len(scan.notes) == num_notes
 
 
 def moved(header: Any, voxels: float) -> None:
@@ -220,7 +223,7 @@ def test_without_a_place_quarantined(tmp_path: Path, change: Any) -> None:
         (0.0, 7.0, VALUES, np.int16),
         (np.nan, 7.0, VALUES, np.int16),
         (1.0, -10.0, VALUES - 10, np.int16),
-        (2.0, 1.0, VALUES * 2 + 1, np.int16),
+        (2.0, 801.0, VALUES * 2 + 801, np.int16),
         (0.5, -100.25, VALUES * 0.5 - 100.25, np.float32),
     ],
 )
@@ -378,10 +381,11 @@ def test_data_far_behind_the_header_are_refused(tmp_path: Path) -> None:
     assert refused(path).reason == "too_costly"
 
 
-def test_what_follows_the_voxels_is_not_read(tmp_path: Path) -> None:
+def test_what_follows_the_voxels_is_read_to_the_check_sum_where_it_is_short(tmp_path: Path) -> None:
+    assert (load(claiming(tmp_path / "short.nii.gz", SHAPE, 8 << 20)).hu == 0).all()
     path = claiming(tmp_path / "long.nii.gz", SHAPE, 80 << 20)
     tracemalloc.start()
-    assert (load(path).hu == 0).all()
+    assert "its compressed data are longer than its header says" in str(refused(path))
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 
@@ -393,3 +397,29 @@ def test_a_real_scan_may_be_small_when_compressed(tmp_path: Path) -> None:
     path = write_image(tmp_path / "phantom.nii.gz", values)
     assert path.stat().st_size * 200 < values.nbytes
     assert load(path).hu.shape == shape[::-1]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "zeros", "cut", "sum"])
+def test_a_damaged_gzip_is_refused_whatever_its_values_are(tmp_path: Path, damage: str) -> None:
+    """Damaged data can be longer than the image, so that the check sum is not reached with the last voxel."""
+    packed = gzip.compress(write_image(tmp_path / "a.nii", VALUES).read_bytes())
+    half, name = len(packed) // 2, tmp_path / "a.nii.gz"
+    if damage == "a bit":
+        variants = []
+        for place in range(half, len(packed) - 8, (len(packed) - half) // 60):
+            data = bytearray(packed)
+            data[place] ^= 4
+            variants.append(bytes(data))
+    else:
+        variants = [
+            {
+                "zeros": packed[:half] + bytes(len(packed) - half),
+                "cut": packed[:half],
+                "sum": packed[:-6] + bytes([packed[-6] ^ 1]) + packed[-5:],
+            }[damage]
+        ]
+    for data in variants:
+        name.write_bytes(data)
+        error = refused(name)
+        assert error.reason == "unreadable_pixels"
+        assert ("its compressed data are damaged" in str(error)) or ("its compressed data end early" in str(error))

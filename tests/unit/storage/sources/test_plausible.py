@@ -81,10 +81,6 @@ REGIONS = {
         np.where((Y > 20) & (Y < 30) & (X > 20) & (X < 30), 40000 + CHEST, CHEST),
         (Y > 20) & (Y < 30) & (X > 20) & (X < 30),
     ),
-    "a region inside, of one value": (
-        np.where((Y > 20) & (Y < 25) & (X > 20) & (X < 25), 32000, CHEST),
-        (Y > 20) & (Y < 25) & (X > 20) & (X < 25),
-    ),
     "specks with the value of the corners": (
         with_values(62512, CORNERS, (30, 30), (40, 12)),
         CORNERS | ((Y == 30) & (X == 30)) | ((Y == 40) & (X == 12)),
@@ -121,6 +117,12 @@ def test_scattered_metal_is_set_to_the_limit_and_noted(name: str) -> None:
     assert notes_of(plane) == (f"3 of {EDGE**2} voxels above ingest.max_hu = 30719 were set to it",)
 
 
+def test_saturated_metal_inside_is_no_fill() -> None:
+    block = (Y > 20) & (Y < 26) & (X > 20) & (X < 26)
+    out, _ = recognise_fill(np.where(block, 31743, CHEST), Limits())
+    np.testing.assert_array_equal(out, np.where(block, 30719, CHEST))
+
+
 def test_the_limit_is_configuration_and_printed() -> None:
     plane = with_values(5000, CORNERS)
     assert recognise_fill(plane, Limits())[0] is plane
@@ -147,6 +149,7 @@ BEYOND = {
     "everything beyond": (np.maximum(CHEST, 0) + 40000,),
     "most of it, of many values, beside some air": (np.where(X < 20, CHEST, 40000 + CHEST),),
     "negative HU read as unsigned": (np.where(CHEST < 0, CHEST + 65536, CHEST),),
+    "an intercept that was applied twice": (CHEST - 1024, CHEST - 1024),
     "all planes but one": (CHEST, CHEST + 40000, CHEST + 40000, CHEST + 40000),
 }
 
@@ -286,6 +289,34 @@ def test_what_cannot_be_hu(name: str) -> None:
     assert detail in str(error)
 
 
+@pytest.mark.parametrize(("share", "is_metal"), [(0.04, True), (0.06, False)])
+def test_how_much_metal_there_can_be(share: float, is_metal: bool) -> None:
+    hu = (RAMP * 40 - 1000).astype(np.int16)
+    hu[np.random.default_rng(0).random(hu.shape) < share] = 9000
+    if is_metal:
+        check_plausible(volume(hu=hu), Limits(), "Scan x")
+    else:
+        error = refused(volume(hu=hu))
+        assert error.reason == "impossible_hu"
+        assert "above 3071: there is less metal" in str(error)
+
+
+@pytest.mark.parametrize(("floor", "is_window"), [(-600, True), (-820, True), (-950, False)])
+def test_a_window_cuts_off_what_is_low(floor: int, is_window: bool) -> None:
+    hu = np.maximum(RAMP * 40 - 1000, floor).astype(np.int16)
+    if is_window:
+        error = refused(volume(hu=hu))
+        assert error.reason == "not_hu"
+        assert f"have the lowest value, {floor}: what is lower was cut off" in str(error)
+    else:
+        check_plausible(volume(hu=hu), Limits(), "Scan x")
+
+
+@pytest.mark.parametrize("fill", [-2000, -3024, -32768])
+def test_fill_far_below_air_is_no_reason_to_refuse(fill: int) -> None:
+    assert notes_of(with_values(fill, X < 30)) == ()
+
+
 def test_one_voxel_of_air_is_enough() -> None:
     hu = np.maximum(RAMP * 40 - 1000, -500).astype(np.int16)
     hu[63, 5, 5] = -501
@@ -310,3 +341,42 @@ def test_values_are_judged_over_all_planes() -> None:
     hu = np.full((64, 64, 64), -1000, np.int16)
     hu[0, 0, 0] = 40  # the last plane that is looked at
     check_plausible(volume(hu=hu), Limits(), "Scan x")
+
+
+def scanned_chest() -> np.ndarray:
+    """A body of noise with a lung in air of noise; planes of 64 × 64."""
+    body = (Y - 31.5) ** 2 + (X - 31.5) ** 2 < 24**2
+    lung = (Y - 31.5) ** 2 + (X - 20) ** 2 < 8**2
+    hu = np.random.default_rng(0).normal(0.0, 12.0, (24, EDGE, EDGE)) + np.where(
+        lung, -850.0, np.where(body, 40.0, -1000.0)
+    )
+    return np.rint(hu).clip(-1024, 3071).astype(np.int16)
+
+
+MASKED = {
+    "air set to 0": lambda hu: np.where(hu < -950, 0, hu),
+    "lungs kept": lambda hu: np.where((hu < -700) & (hu > -950), hu, 0),
+    "outside set to 40": lambda hu: np.where(hu < -950, 40, hu),
+    "cropped to the body and windowed": lambda hu: hu[:, 16:48, 10:40].clip(-1000, -300),
+}
+
+
+@pytest.mark.parametrize("what", MASKED)
+def test_a_scan_whose_air_was_masked_or_that_was_windowed_is_refused(what: str) -> None:
+    hu = MASKED[what](scanned_chest())
+    with pytest.raises(UnusableSeriesError, match="of the edges of its planes are") as caught:
+        check_plausible(volume(hu=hu), Limits(), "Scan x")
+    assert caught.value.reason == "not_hu"
+
+
+NOT_MASKED = {
+    "as scanned": lambda hu: hu,
+    "cropped to the body": lambda hu: hu[:, 16:48, 10:40],
+    "masked to air": lambda hu: np.where(hu < -950, -1000, hu),
+    "a table along half of every edge": lambda hu: np.where(X < 32, hu, 40),
+}
+
+
+@pytest.mark.parametrize("what", NOT_MASKED)
+def test_air_or_tissue_at_the_edges_is_no_mask(what: str) -> None:
+    check_plausible(volume(hu=NOT_MASKED[what](scanned_chest())), Limits(), "Scan x")

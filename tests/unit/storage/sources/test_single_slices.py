@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 
 from storage.sources.single_slices import SingleSlice, one_scan_each
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 from tests.factories import small_ingest
 from tests.unit.storage.dicom_files import write_series
 
@@ -56,7 +57,7 @@ def test_an_ingest_names_them(tmp_path: Path) -> None:
     write_series(tmp_path / "src" / "good", uid="1.2.3.1", shape=(20, 26, 28))
     write_series(tmp_path / "src" / "bad", shape=(12, 26, 28), change=single)
     write_series(tmp_path / "src" / "one", shape=(1, 26, 28), change=other)
-    report = ingest(tmp_path / "src", tmp_path / "store", small_ingest(num_workers=1))
+    report = ingest(tmp_path / "src", tmp_path / "store", small_ingest(), runner=Local(1))
     assert [entry.series_uid for entry in report.committed] == ["1.2.3.1"]
     reasons = {str(entry.series_uid): entry.reason for entry in report.quarantined}
     assert reasons == {f"1.7.{k}": "one_series_per_slice" for k in range(12)} | {"1.9.9": "too_few_slices"}

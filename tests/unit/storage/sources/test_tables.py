@@ -40,6 +40,8 @@ def test_none_at_all(tmp_path: Path) -> None:
         "path,patient_id\n.,Q\ndoe,P\n",
         '\ufeffpatient_id,series_uid,remark\r\nP,1.2,"a\nb"\r\n',
         "path,patient_id\ndoe/one/001.dcm,P\ndoe/one,Q\n",
+        " Path ,Patient_ID\ndoe,P\n",
+        "SERIES_UID,PATIENT_ID\n1.2,P\n",
     ],
 )
 def test_patients_by_uid_file_or_nearest_folder(tmp_path: Path, text: str) -> None:
@@ -57,18 +59,27 @@ def test_the_files_patient_wins_and_the_row_is_named(tmp_path: Path) -> None:
     told = {uid: found.assign(uid, FILES, pid(name)) for uid, name in (("1.1", "Doe-1"), ("1.2", "Roe"), ("1.3", "X"))}
     assert told["1.2"].patient_key == pid("Roe")
     (note,) = found.notes(told.items())
-    assert "2 scan(s)" in note
+    assert "2 scans with another" in note
     assert "line 3 (scan 1.2)" in note
     assert "Doe" not in note
     assert "Roe" not in note
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("P", True), ("Anonymous", True), ("UNKNOWN", True), ("0", True), ("Roe", False)]
+)
+def test_a_row_counts_where_the_files_say_the_same_or_have_no_id(tmp_path: Path, name: str, given: bool) -> None:
+    told = tables(tmp_path, "series_uid,patient_id\n1.2,P\n").assign("1.2", FILES, pid(name))
+    assert (told.patient_given, told.contradicted) == (given, not given)
+    assert told.patient_key == pid("P" if given else name)
 
 
 def test_rows_that_match_nothing(tmp_path: Path) -> None:
     found = tables(tmp_path, "path,patient_id\ndoe,P\nroe,Q\nmoe,R\n", "series_uid,stage\n1.2,II\n7.7,I\n")
     notes = found.notes([("1.2", found.assign("1.2", FILES, ""))])
     assert notes == [
-        "patients.csv: 2 row(s) match no scan, the first in line 3: check column path.",
-        "labels.csv: 1 row(s) match no scan, the first in line 3: check column series_uid.",
+        "patients.csv: 2 rows without a scan, the first in line 3: check column path.",
+        "labels.csv: 1 row without a scan, the first in line 3: check column series_uid.",
     ]
 
 
@@ -83,6 +94,10 @@ def test_labels_by_uid_path_or_patient(tmp_path: Path, key: str) -> None:
     assert found.notes([("1.2", told)]) == []
 
 
+def test_columns_of_labels_keep_their_case_but_the_key(tmp_path: Path) -> None:
+    assert tables(tmp_path, None, "PATH, Stage \ndoe,II\n").assign("1.2", FILES, "").labels == {"Stage": "II"}
+
+
 def test_labels_of_a_patient_in_the_files(tmp_path: Path) -> None:
     found = tables(tmp_path, None, "patient_id,stage\nP,II\n")
     assert found.assign("1.2", FILES, pid("P")).labels == {"stage": "II"}
@@ -90,7 +105,14 @@ def test_labels_of_a_patient_in_the_files(tmp_path: Path) -> None:
 
 
 MALFORMED = [
-    ("patients.csv", "uid,patient_id\n1.2,P\n", "columns patient_id, 1 other(s); expected"),
+    ("patients.csv", "uid,patient_id\n1.2,P\n", "columns uid, patient_id; expected"),
+    (
+        "patients.csv",
+        "File name,PatientID\na,P\n",
+        "columns File name, PatientID; expected patient_id and series_uid (or path)",
+    ),
+    ("patients.csv", "1.2,SMITH\n1.3,JONES\n", "columns 2 others; expected"),
+    ("patients.csv", "path,Path,patient_id\na,b,P\n", "column 1 (path) occurs twice"),
     ("patients.csv", "", "columns none; expected"),
     ("patients.csv", "path;patient_id\na;P\n", "line 1: values are separated by ';'; save the table with commas"),
     ("labels.csv", "path\tnodule\na\tyes\n", "line 1: values are separated by '\\t'"),
