@@ -174,6 +174,7 @@ def train(
 ) -> None:
     """Run one training of a recipe, after those it starts from. Splits the store by patient first."""
     with clear_errors():
+        from flows.stages import training_row
         from storage.errors import ConfigError
 
         loaded = load_settings(config, settings, store=store, workdir=workdir)
@@ -190,8 +191,8 @@ def train(
                 raise ConfigError(
                     f"--start was given, but training {name!r} is trained from scratch (recipe.{name}.start)."
                 )
-            given[f"train-{below}"] = found_artifact(start)
-        show_outcome(run_stages(loaded, f"train-{name}", given), as_json)
+            given[training_row(below)] = found_artifact(start)
+        show_outcome(run_stages(loaded, training_row(name), given), as_json)
 
 
 @app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
@@ -209,8 +210,10 @@ def sample(
     What was drawn when a run was stopped is kept: the same command goes on. docs/sampling.md: several workers or GPUs, verdicts.
     """
     with clear_errors():
+        from flows.stages import training_row
+
         loaded = load_settings(config, settings, workdir=workdir)
-        last = f"train-{list(loaded.trainings)[-1]}"
+        last = training_row(list(loaded.trainings)[-1])
         show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint)}), as_json)
 
 
