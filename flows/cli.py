@@ -352,11 +352,15 @@ def _check_line(check: dict[str, Any]) -> str:
 def up(
     state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
 ) -> None:
-    """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows; their runs work in this folder."""
+    """Start this folder's services on 127.0.0.1, and deploy the flows; their runs work in this folder.
+
+    They are a Prefect server, an MLflow server, a worker, the watcher of the inbox, the DICOM listener where .prdit/site.yaml has
+    one, and a health checker; what dies or no longer answers is started again. docs/operations.md.
+    """
     with clear_errors():
         from flows.services import deploy, mlflow_page, start
 
-        services = start(state)
+        services = start(state, home=Path.cwd())
         deploy(services, Path.cwd())
         value = services.model_dump(mode="json")
         pages = f"Prefect: {services.prefect_ui_url}\nMLflow:  {mlflow_page(services)}"
