@@ -39,6 +39,7 @@ from flows.registry_commands import register as register_model_commands
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
 from flows.site_command import site
+from flows.status_command import status
 from flows.store_commands import register as register_store_commands
 from storage.errors import InputError
 from tasks.run.machine import limit_threads
@@ -232,6 +233,7 @@ app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(comp
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
+app.command(epilog=example("prdit status --html"))(status)
 app.command(epilog=example("prdit maintain --no-verify"))(maintain)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
