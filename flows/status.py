@@ -65,7 +65,7 @@ def status(site: SiteConfig | None = None) -> Part:
 
 def _read(part: Callable[[], Part]) -> Part:
     try:
-        return part()
+        return {"problem": ""} | part()
     except (UserError, OSError) as error:
         return {"problem": one_line(str(error))}
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from flows.config import leaves
 from tasks.evaluate.formats import number
@@ -21,7 +21,7 @@ def page(value: Part) -> str:
     environment = Environment(
         loader=PackageLoader("flows", "."),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=ChainableUndefined,  # a part that could not be read lacks its keys
         trim_blocks=True,
         lstrip_blocks=True,
     )
