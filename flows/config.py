@@ -267,15 +267,18 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def pydantic_explained(what: str) -> Iterator[None]:
-    """Turn pydantic's account of wrong settings into ours. Raises: ConfigError: settings are wrong; every problem is listed."""
+def pydantic_explained(what: str, model: type[BaseModel] = PipelineConfig) -> Iterator[None]:
+    """Turn pydantic's account of wrong settings of a model into ours.
+
+    Raises: ConfigError: settings are wrong; every problem is listed.
+    """
     try:
         yield
     except ValidationError as error:
-        raise ConfigError(f"{what}:\n{explain(error)}") from error
+        raise ConfigError(f"{what}:\n{explain(error, model)}") from error
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel] = PipelineConfig) -> str:
     """One line per problem: dotted key, what is wrong, and the keys that would be known."""
     lines = []
     for problem in error.errors():
@@ -287,7 +290,7 @@ def explain(error: ValidationError) -> str:
                 f"  {name}: not a name for a training; use lower-case letters, digits and hyphens, such as local-2"
             )
         elif problem["type"] == "extra_forbidden":
-            known = _known_keys(PipelineConfig, place[:-1])
+            known = _known_keys(model, place[:-1])
             lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
         elif isinstance(found := problem.get("ctx", {}).get("error"), SettingsError):
             lines += [f"  {key}{'' if line.startswith(':') else '.'}{line}" for line in str(found).splitlines()]
