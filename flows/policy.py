@@ -1,19 +1,11 @@
 """Policies of retraining by name: the YAML files of `flows/policies/`."""
 
-from importlib.resources import files
 from pathlib import Path
 
-from flows.config import pydantic_explained
-from flows.settings_text import read_settings
+from flows.named_files import is_file_name, policy_file, policy_names
+from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError
 from tasks.retrain.policy import RetrainPolicy
-
-_FOLDER = Path(str(files("flows.policies")))
-
-
-def policy_names() -> list[str]:
-    """Names of the policies that come with prdit."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_policy(name_or_path: str) -> RetrainPolicy:
@@ -22,14 +14,15 @@ def load_policy(name_or_path: str) -> RetrainPolicy:
     Raises: ConfigError: no such policy, not YAML, an unknown key or a value out of range (every problem is listed), or a policy
         that can never fire.
     """
-    if Path(name_or_path).suffix in (".yaml", ".yml"):
-        values = read_settings(Path(name_or_path))
+    if is_file_name(name_or_path):
+        path = Path(name_or_path)
     elif name_or_path in policy_names():
-        values = read_settings(_FOLDER / f"{name_or_path}.yaml")
+        path = policy_file(name_or_path)
     else:
         raise ConfigError(
             f"policy {name_or_path!r} is not a policy of prdit; there are {', '.join(policy_names())}, and files whose name ends "
             "in .yaml"
         )
-    with pydantic_explained(f"policy {name_or_path!r}", RetrainPolicy):
+    values = read_settings(path, "the policy", "min_new_volumes: 10")
+    with explained(f"policy {name_or_path!r}", RetrainPolicy):
         return RetrainPolicy.model_validate(values)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.policy import load_policy, policy_names
+from flows.named_files import policy_names
+from flows.policy import load_policy
 from storage.errors import ConfigError
 
 
