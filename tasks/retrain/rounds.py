@@ -24,6 +24,10 @@ class Rounds:
     def _kept(self) -> Numbered[Retraining]:
         return Numbered(self.workdir / FOLDER, Retraining)
 
+    def newest(self) -> Retraining | None:
+        """The last one that was begun. Raises: StorageError: its record is damaged."""
+        return self._kept.newest()
+
     def under_way(self, settings: str) -> Retraining | None:
         """The one that was begun and has not ended; one that was begun with other settings is given up.
 
@@ -31,7 +35,7 @@ class Rounds:
             settings: digest of policy and configuration.
         Raises: StorageError: its record is damaged.
         """
-        newest = self._kept.newest()
+        newest = self.newest()
         if newest is None or newest.outcome:
             return None
         if newest.settings == settings:
