@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from pydantic import Field
 
+from flows.hooks import ATTENDED, DAY_S, HELD, retried_where_it_helps
 from flows.named_files import config_names, policy_names
 from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
@@ -31,14 +32,19 @@ from tasks.retrain.due import Due, due
 from tasks.retrain.facts import facts_of, newest_snapshot
 from tasks.retrain.rounds import Rounds
 
-HELD, NOTHING, WAITING, PROMOTED, CHALLENGER_HELD = "Held", "Nothing new", "Waiting", "Promoted", "Challenger held"
+NOTHING, WAITING, PROMOTED, CHALLENGER_HELD = (
+    "Nothing new",
+    "Waiting",
+    "Promoted",
+    "Challenger held",
+)  # names of final states
 T = TypeVar("T")
 SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 PolicyChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *policy_names()]})]
 logger = logging.getLogger("prdit.retrain")
 
 
-@flow(name="retrain")
+@flow(name="retrain", timeout_seconds=14 * DAY_S, **ATTENDED)
 def retrain(
     configuration: SiteChoice = "",
     inbox: str = "",
@@ -58,9 +64,9 @@ def retrain(
             key is an error.
         arrivals: Folder of the inbox's ledger and batches. Empty: the site's (.prdit/arrivals).
     """
-    setup = Setup.of(configuration, inbox, store, policy, overrides, arrivals)
-    found: Any = run_retraining(setup)
-    return found  # a state, which Prefect makes the run's
+    with retried_where_it_helps():
+        found: Any = run_retraining(Setup.of(configuration, inbox, store, policy, overrides, arrivals))
+        return found  # a state, which Prefect makes the run's
 
 
 def run_retraining(setup: Setup) -> Any:
