@@ -135,8 +135,12 @@ def _vetoes(policy: RetrainPolicy, evidence: Evidence) -> list[str]:
         found.append(
             f"Fewer of its samples could be a chest than of the champion's: the difference is {_interval(anatomy.difference)}."
         )
-    if evidence.champion is None and anatomy.value == 0:
-        found.append("None of its samples could be a chest, and there is no champion that it would be better than.")
+    least = policy.min_anatomy_share
+    if evidence.champion is None and anatomy.value is not None and least is not None and anatomy.high < least:
+        found.append(
+            f"There is no champion to compare it with, and {anatomy.value:.0%} of its samples could be a chest (at most "
+            f"{anatomy.high:.0%}); a first champion needs {least:.0%} (min_anatomy_share)."
+        )
     return found
 
 
