@@ -399,3 +399,7 @@ def main() -> None:
     logging.getLogger("prdit").setLevel(logging.INFO)
     limit_threads(os.environ)  # before NumPy starts its own
     app()
+
+
+if __name__ == "__main__":
+    main()
