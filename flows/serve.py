@@ -14,10 +14,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from flows.databases import databases, prepare
-from flows.heartbeat import VARIABLE as HEARTBEAT
 from flows.mlflow_login import APP_NAME
 from flows.server_settings import ServerSettings, server_settings
 from storage.errors import ConfigError, UserError
+from tasks.run.heartbeat import VARIABLE as HEARTBEAT
 from tasks.run.machine import limit_threads
 
 SERVICES = ("prefect", "mlflow", "worker", "watcher", "listener")
