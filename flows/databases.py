@@ -1,6 +1,6 @@
 """The servers' databases: are they there, were they written by this version, and how are they brought to it.
 
-Both servers keep the revision of their tables in a table `alembic_version`. Each release brings the revisions that it knows, one file
+Both servers keep the revision of their tables in a table `alembic_version`. Each release brings the revisions that it knows, a file
 each: its server works with the newest of them. An older database is not migrated silently, because there is no way back without a
 back-up. A revision that the release does not know was written by a newer one.
 """

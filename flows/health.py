@@ -1,9 +1,9 @@
 """Runs beside the services: kills what runs but no longer answers, so that supervisord starts it again.
 
-supervisord itself sees only processes that end. A server is asked for its health page, the worker is known to the Prefect server by
-its heartbeats, watcher and listener touch a file (flows/heartbeat.py). One that gives no sign of life for `--patience` seconds is
-killed. A service that supervisord has given up, because it ended again and again while it started, gets another try after the same
-time: the database or the disk it needed may be back.
+supervisord itself sees only processes that end. A server is asked for its health page; the Prefect server knows the worker by its
+heartbeats; watcher and listener touch a file now and then (tasks/run/heartbeat.py), and must not stand still as after SIGSTOP. One
+that gives no sign of life for `--patience` seconds is killed. A service that supervisord has given up, because it ended again and
+again while it started, gets another try after the same time: the database or the disk it needed may be back.
 """
 
 import argparse
@@ -17,13 +17,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from flows import services as local
 from flows.servers import is_healthy
 from storage.errors import UserError
 
 PATIENCE_S = 120.0
 INTERVAL_S = 10.0
-_SILENT_S = 60.0  # watcher and listener give a sign every 30 s
+_SILENT_S = 3600.0  # a watcher's look at a large inbox on a slow disk may take long
 logger = logging.getLogger("prdit.services")
 
 
@@ -32,7 +34,7 @@ class Checker:
 
     Args:
         patience_s: after so long it is killed, or started again.
-        answers: whether a service that runs gives a sign of life, by its name.
+        answers: whether a service that runs gives a sign of life, by its name and process id.
         kill: ends a process.
         revive: has a service started that supervisord has given up.
     """
@@ -40,7 +42,7 @@ class Checker:
     def __init__(
         self,
         patience_s: float,
-        answers: Callable[[str], bool],
+        answers: Callable[[str, int], bool],
         kill: Callable[[int], None],
         revive: Callable[[str], None],
     ) -> None:
@@ -58,7 +60,7 @@ class Checker:
         silent = {}
         for name, (state, pid) in processes.items():
             given_up = state == "FATAL"
-            if not given_up and (pid == 0 or self._answers(name)):
+            if not given_up and (pid == 0 or self._answers(name, pid)):
                 continue
             key = (name, pid)
             since = silent[key] = self._silent.get(key, now)
@@ -74,7 +76,7 @@ class Checker:
         self._silent = silent
 
 
-def answers(services: local.Services, name: str) -> bool:
+def answers(services: local.Services, name: str, pid: int) -> bool:
     """Whether a service gives a sign of life; True where nobody can tell."""
     if name in ("prefect", "mlflow"):
         return is_healthy(services, name)
@@ -84,8 +86,10 @@ def answers(services: local.Services, name: str) -> bool:
         except UserError:  # it is the Prefect server that does not answer
             return True
     try:
+        if psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            return False
         last = (services.state_dir / "alive" / name).stat().st_mtime
-    except OSError:
+    except (OSError, psutil.Error):  # it gives none, or has just ended
         return True
     return abs(time.time() - last) < _SILENT_S  # a sign from the future: the clock was set back
 
@@ -100,7 +104,7 @@ def main() -> None:
     services = local.supervised(Path.cwd())
     checker = Checker(
         given.patience,
-        lambda name: answers(services, name),
+        lambda name, pid: answers(services, name, pid),
         _kill,
         lambda name: local.start_program(services, name),
     )

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from xmlrpc.client import Fault, ServerProxy
+from xmlrpc.client import Fault, ProtocolError, ServerProxy
 
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
@@ -55,6 +55,7 @@ CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 _SOCKETS = Path(f"/tmp/prdit-{os.getuid()}")
 _CORE = ("prefect", "mlflow", "worker")
 _START_TIMEOUT_S = 90.0
+_LOG_END = 2000
 _STOP_TIMEOUT_S = 75.0  # a training has 60 s to save its state
 logger = logging.getLogger("prdit.services")
 
@@ -184,6 +185,11 @@ def stop(state_dir: Path) -> list[int]:
         return _stop(state_dir)
 
 
+def running_processes(state_dir: Path) -> list[int]:
+    """Ids of everything that came of the services and still runs, sorted; also after their supervisord was killed."""
+    return sorted(process.pid for process in _started(state_dir.resolve()))
+
+
 def deploy(services: Services, directory: Path) -> str:
     """Register the deployments of prdit.
 
@@ -308,12 +314,21 @@ def _listens(pid: int, port: int | None) -> bool:
 
 def _log(services: Services, name: str) -> str:
     path = services.state_dir / "logs" / f"{name}.log"
-    return f"{path} ends with:\n{last_output(services, name)}"
+    return f"{path} ends with:\n{last_output(services.state_dir, name)}"
 
 
-def last_output(services: Services, name: str) -> str:
-    """The end of a service's log. Raises: ServiceError: supervisord does not answer."""
-    return str(_supervisor(services.state_dir, "readProcessStdoutLog", name, -2000, 0))
+def last_output(state_dir: Path, name: str) -> str:
+    """The end of a service's log, empty without one; supervisord itself cannot send every character that is in it."""
+    try:
+        with (state_dir / "logs" / f"{name}.log").open("rb") as stream:
+            if (begin := stream.seek(0, os.SEEK_END) - _LOG_END) > 0:
+                stream.seek(begin)
+                stream.readline()  # the rest of a line
+            else:
+                stream.seek(0)
+            return stream.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 # --- supervisord ----------------------------------------------------------------------------------------------------------
@@ -360,7 +375,7 @@ def _supervisor(state_dir: Path, method: str, *arguments: Any) -> Any:
     try:
         with ServerProxy("http://localhost", transport=transport) as proxy:
             return getattr(proxy.supervisor, method)(*arguments)
-    except (OSError, Fault) as error:
+    except (OSError, Fault, ProtocolError) as error:
         raise ServiceError(f"supervisord of {state_dir}: {method}{arguments} failed: {error}") from error
 
 

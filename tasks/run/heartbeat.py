@@ -8,7 +8,7 @@ VARIABLE = "PRDIT_HEARTBEAT"
 
 
 def beat() -> None:
-    """Give a sign of life; call it in the service's loop, at least every 30 s. Nothing where no health checker watches."""
+    """Give a sign of life; call it in the service's loop, at least every ten minutes. Nothing where no health checker watches."""
     if path := os.environ.get(VARIABLE):
         with contextlib.suppress(OSError):  # a full disk is reported elsewhere
             Path(path).parent.mkdir(parents=True, exist_ok=True)
