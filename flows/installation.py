@@ -1,0 +1,81 @@
+"""The installation that a command or flow works in: its places by settings, and what its registry knows."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.config import PipelineConfig, from_parameters, merge
+from flows.databases import databases
+from flows.faults import ERRORS_DIRECTORY
+from flows.serve import artifacts_place
+from flows.server_settings import server_settings
+from flows.services import DEFAULT_STATE_DIR, running
+from flows.site import SiteConfig
+from storage.errors import StorageError
+from storage.registry import ModelVersion, Registry
+from tasks.maintain.run import Installation
+
+logger = logging.getLogger("prdit.maintain")
+
+
+def site_config(
+    site: SiteConfig, configuration: str = "", store: str = "", overrides: Mapping[str, Any] | None = None
+) -> PipelineConfig:
+    """The configuration of a flow's parameters; the site's where they are not given.
+
+    Raises: ConfigError: as `from_parameters`.
+    """
+    return from_parameters(
+        configuration or site.configuration, "", store or site.store, merge(site.overrides, dict(overrides or {}))
+    )
+
+
+def installation(config: PipelineConfig, site: SiteConfig, tracking_uri: str | None) -> Installation:
+    """The installation, with what the registry knows.
+
+    Args:
+        config: names store and working folder.
+        site: names the rest.
+        tracking_uri: of MLflow; None: there is none.
+    """
+    return Installation(
+        store=Path(config.store),
+        workdir=Path(config.workdir),
+        services=DEFAULT_STATE_DIR,
+        arrivals=Path(site.inbox.arrivals),
+        errors=ERRORS_DIRECTORY,
+        versions=versions(tracking_uri, Path(config.workdir)),
+    )
+
+
+def mlflow_address() -> str | None:
+    """Tracking address of MLflow: `MLFLOW_TRACKING_URI`, else that of the local services where they run."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    services = running(DEFAULT_STATE_DIR)
+    return services.mlflow_url if services else None
+
+
+def versions(tracking_uri: str | None, workdir: Path) -> list[ModelVersion] | None:
+    """The versions of the registered model; None where MLflow does not answer."""
+    if not tracking_uri:
+        return None
+    try:
+        return Registry(tracking_uri, workdir=workdir).versions()
+    except StorageError as error:
+        logger.warning("the registered model is not known: %s", error)
+        return None
+
+
+def mlflow_backend(tracking_uri: str, services: Path) -> tuple[str, str | None]:
+    """Address of the database behind a tracking address, with its password, and where its artifacts are.
+
+    A file, or else the database of this site's server. Raises: ConfigError: the servers' settings cannot be used.
+    """
+    if tracking_uri.startswith("sqlite:///"):
+        return tracking_uri, None
+    settings = server_settings()
+    _, database = databases(settings, services.resolve())
+    return database.url.render_as_string(hide_password=False), artifacts_place(settings, services.resolve())

@@ -1,0 +1,1 @@
+"""Patients: what was made of whose volumes, and how a patient is forgotten."""
