@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.named_files import config_names
 
 SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
@@ -25,5 +25,5 @@ def maintenance(
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, on top of the site's. An unknown
             key is an error.
     """
-    with retried_where_it_helps():
+    with attended():
         raise NotImplementedError

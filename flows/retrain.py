@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.named_files import config_names, policy_names
 
 SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
@@ -32,5 +32,5 @@ def retrain(
             key is an error.
         arrivals: Folder of the inbox's ledger and batches. Empty: the site's (.prdit/arrivals).
     """
-    with retried_where_it_helps():
+    with attended():
         raise NotImplementedError
