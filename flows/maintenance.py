@@ -9,8 +9,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows.config import config_names
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.installation import installation, mlflow_backend, site_config
+from flows.named_files import config_names
 from flows.notify import notify
 from flows.site import SiteConfig, load_site
 from storage.documents.upkeep import Removal, Upkeep
@@ -25,16 +26,16 @@ _GB = 1e9
 _SHOWN = 20  # ids in a message; the record has all
 logger = logging.getLogger("prdit.maintain")
 
-Choice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
+SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 
 
 class DamageError(StorageError, RuntimeError):
     """Maintenance is complete, and found what is damaged or lost."""
 
 
-@flow(name="maintenance")
+@flow(name="maintenance", timeout_seconds=2 * DAY_S, **ATTENDED)
 def maintenance(
-    configuration: Choice = "",
+    configuration: SiteChoice = "",
     store: str = "",
     overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
 ) -> dict[str, Any]:
@@ -45,17 +46,18 @@ def maintenance(
         store: Folder of the volume store. Empty: the site's.
         overrides: Settings that differ from the configuration, such as {"workdir": "/data/work"}.
     """
-    site = load_site()
-    config = site_config(site, configuration, store, overrides)
-    place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
-    with show_progress("verify") as progress:
-        found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
-    if FlowRunContext.get() is not None:
-        create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
-    tell(site, found)
-    if found.damage:
-        raise DamageError(damage_text(found))
-    return found.to_json()
+    with attended():
+        site = load_site()
+        config = site_config(site, configuration, store, overrides)
+        place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
+        with show_progress("verify") as progress:
+            found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
+        if FlowRunContext.get() is not None:
+            create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
+        tell(site, found)
+        if found.damage:
+            raise DamageError(damage_text(found))
+        return found.to_json()
 
 
 def maintain(
