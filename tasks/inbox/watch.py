@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from storage.errors import DamagedArtifactError, StorageError, VersionError
 from storage.inbox_ledger import Ledger
 from tasks.inbox.batches import remove_finished
 from tasks.inbox.config import Timing
-from tasks.inbox.reconcile import Look, look
+from tasks.inbox.reconcile import Look, look, reading_pool
 
 _DEBOUNCE_MS = 2000
 _POLL_MS = 1000
@@ -64,24 +64,29 @@ def watch(
     wake = _Wake(inbox, stop, events=pace.events)
     said: tuple[tuple[int, int], float] = ((0, 0), 0.0)
     trouble = ""
-    while not stop.is_set():
-        wake.renew()
-        found: Look | None = None
-        try:
-            found = look(ledger, inbox, timing)
-            remove_finished(ledger)
-            said = _say(ledger.waiting(), said, arrived, pace)
-        except (DamagedArtifactError, VersionError):
-            raise
-        except (StorageError, OSError) as error:
-            if str(error) != trouble:  # once, not every minute
-                logger.warning("%s The watcher tries again every %.0f s.", error, pace.look_s)
-            trouble = str(error)
-        else:
-            if trouble:
-                logger.info("the inbox and its ledger can be used again")
-            trouble = ""
-        wake.wait(pace.look_s if found is None or found.settled else pace.soon_s)
+    with ExitStack() as stack:
+        pool = stack.enter_context(reading_pool())
+        while not stop.is_set():
+            wake.renew()
+            found: Look | None = None
+            try:
+                found = look(ledger, inbox, timing, pool=pool)
+                remove_finished(ledger)
+                said = _say(ledger.waiting(), said, arrived, pace)
+            except (DamagedArtifactError, VersionError):
+                raise
+            except (StorageError, OSError) as error:
+                if str(error) != trouble:  # once, not every minute
+                    logger.warning("%s The watcher tries again every %.0f s.", error, pace.look_s)
+                trouble = str(error)
+            else:
+                if trouble:
+                    logger.info("the inbox and its ledger can be used again")
+                trouble = ""
+            if found is None or found.settled:  # the process that reads has nothing to do for long
+                stack.close()
+                pool = stack.enter_context(reading_pool())
+            wake.wait(pace.look_s if found is None or found.settled else pace.soon_s)
 
 
 def _say(
