@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.config import PipelineConfig, config_names, from_parameters, merge
+from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
 from flows.stages import (
@@ -180,7 +181,7 @@ Choice = Annotated[
 StageChoice = Annotated[str, Field(json_schema_extra={"enum": list(stage_names())})]
 
 
-@flow(name="prdit")
+@flow(name="prdit", timeout_seconds=30 * DAY_S, **ATTENDED)
 def pipeline(
     configuration: Choice = "demo",
     source: str = "",
@@ -198,9 +199,10 @@ def pipeline(
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.
         stage: Last stage of the run; those before it run first. A training that is disabled by default is enabled by naming it.
     """
-    config = from_parameters(configuration, source, store, overrides)
-    for name, training in config.recipe.items():
-        if training_row(name) == stage and not training.enabled:
-            enabled = merge(overrides, {"recipe": {name: {"enabled": True}}})
-            config = from_parameters(configuration, source, store, enabled)
-    return run_through(config, stage)
+    with retried_where_it_helps():
+        config = from_parameters(configuration, source, store, overrides)
+        for name, training in config.recipe.items():
+            if training_row(name) == stage and not training.enabled:
+                enabled = merge(overrides, {"recipe": {name: {"enabled": True}}})
+                config = from_parameters(configuration, source, store, enabled)
+        return run_through(config, stage)
