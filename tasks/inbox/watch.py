@@ -18,7 +18,8 @@ from tasks.inbox.reconcile import Look, look, reading_pool
 
 _DEBOUNCE_MS = 2000
 _POLL_MS = 1000
-Arrived = Callable[[int, int], None]
+Arrived = Callable[[int, int], bool]
+_NOTHING_SAID = (-1, -1)
 logger = logging.getLogger("prdit.inbox")
 
 
@@ -54,7 +55,8 @@ def watch(
         ledger: of this inbox.
         inbox: folder; it is only read.
         arrived: called with the numbers of complete series that wait and of open batches, when there are any: when the numbers
-            change, and again every few minutes, for what it tells may get lost. An exception of it is logged.
+            change, and again every few minutes, for what it tells may get lost. Where it returns False, or raises, it is called
+            again at the next look.
         timing: when things count as whole.
         pace: how often it works.
         stop: ends it.
@@ -100,12 +102,13 @@ def _say(
     if waiting == before and now - when < pace.again_s:
         return said
     try:
-        arrived(*waiting)
+        done = arrived(*waiting)
     except Exception as error:  # noqa: BLE001 - whatever a server does, the watcher goes on
-        logger.warning("arrived scans could not be reported (%s); tried again at the next look", type(error).__name__)
-        return (-1, -1), now
-    logger.info("%d complete series and %d open batches wait", *waiting)
-    return waiting, now
+        logger.warning("arrived scans could not be reported (%s)", type(error).__name__)
+        done = False
+    if done:
+        logger.info("%d complete series and %d open batches wait; said so", *waiting)
+    return (waiting if done else _NOTHING_SAID), now
 
 
 class _Wake:

@@ -32,7 +32,7 @@ def _read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def watching(root: Path, arrived: Callable[[int, int], None], pace: Pace) -> Iterator[list[BaseException]]:
+def watching(root: Path, arrived: Callable[[int, int], bool], pace: Pace) -> Iterator[list[BaseException]]:
     """A watcher of `root/inbox` in a thread; what it raised."""
     stop, raised = threading.Event(), []
 
@@ -52,6 +52,16 @@ def watching(root: Path, arrived: Callable[[int, int], None], pace: Pace) -> Ite
         assert not thread.is_alive()
 
 
+def noting(said: list[tuple[int, int]]) -> Callable[[int, int], bool]:
+    """What takes a report, and keeps it."""
+
+    def arrived(num_series: int, num_batches: int) -> bool:
+        said.append((num_series, num_batches))
+        return True
+
+    return arrived
+
+
 def until(true: Callable[[], Any]) -> None:
     """Wait for something with a deadline."""
     end = time.monotonic() + DEADLINE_S
@@ -69,7 +79,7 @@ def root(tmp_path: Path) -> Path:
 def test_an_event_wakes_it(root: Path) -> None:
     """It would look again only in a day: what it finds, it was woken for; and while something arrives it does not sleep long."""
     said: list[tuple[int, int]] = []
-    with watching(root, lambda *numbers: said.append(numbers), Pace(look_s=86400.0, soon_s=0.1)):
+    with watching(root, noting(said), Pace(look_s=86400.0, soon_s=0.1)):
         time.sleep(
             0.5
         )  # an event before the first look would prove nothing; one lost here makes the test fail, not pass
@@ -80,7 +90,7 @@ def test_an_event_wakes_it(root: Path) -> None:
 
 def test_without_events_the_clock_is_enough(root: Path) -> None:
     said: list[tuple[int, int]] = []
-    with watching(root, lambda *numbers: said.append(numbers), Pace(look_s=0.2, soon_s=0.1, events=False)):
+    with watching(root, noting(said), Pace(look_s=0.2, soon_s=0.1, events=False)):
         write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
         until(lambda: said)
     assert said == [(1, 0)]
@@ -89,7 +99,7 @@ def test_without_events_the_clock_is_enough(root: Path) -> None:
 def test_it_reports_again_until_everything_is_taken(root: Path) -> None:
     write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
     said: list[tuple[int, int]] = []
-    with watching(root, lambda *numbers: said.append(numbers), Pace(look_s=0.1, soon_s=0.1, again_s=0.5, events=False)):
+    with watching(root, noting(said), Pace(look_s=0.1, soon_s=0.1, again_s=0.5, events=False)):
         until(lambda: len(said) >= 3)
         ledger = Ledger(root / "arrivals")
         batch = take_batch(ledger, root / "inbox", timing=TIMING)
@@ -109,9 +119,11 @@ def test_a_report_that_fails_is_made_again(root: Path) -> None:
     write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
     tries: list[int] = []
 
-    def failing(num_series: int, num_batches: int) -> None:
+    def failing(num_series: int, num_batches: int) -> bool:
         tries.append(num_series)
-        raise ConnectionError("no server")
+        if len(tries) % 2:
+            raise ConnectionError("no server")
+        return False
 
     with watching(root, failing, Pace(look_s=0.1, soon_s=0.1, again_s=86400.0, events=False)) as raised:
         until(lambda: len(tries) >= 3)
@@ -132,7 +144,7 @@ def test_it_outlasts_an_inbox_that_vanishes_and_a_full_disk(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(tasks.inbox.watch, "look", look)
-    with watching(root, lambda *numbers: said.append(numbers), Pace(look_s=0.1, soon_s=0.1)) as raised:
+    with watching(root, noting(said), Pace(look_s=0.1, soon_s=0.1)) as raised:
         (root / "inbox").rmdir()
         until(lambda: "does not exist" in caplog.text)
         (root / "inbox").mkdir()
@@ -150,7 +162,7 @@ def test_it_outlasts_an_inbox_that_vanishes_and_a_full_disk(
 def test_events_come_from_the_folder_that_is_there_now(root: Path) -> None:
     """An inbox on a disk that is mounted again is another folder."""
     said: list[tuple[int, int]] = []
-    with watching(root, lambda *numbers: said.append(numbers), Pace(look_s=2.0, soon_s=0.1)):
+    with watching(root, noting(said), Pace(look_s=2.0, soon_s=0.1)):
         (root / "inbox").rename(root / "old")
         (root / "inbox").mkdir()
         write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
@@ -160,7 +172,7 @@ def test_events_come_from_the_folder_that_is_there_now(root: Path) -> None:
 def test_a_damaged_ledger_ends_it(root: Path) -> None:
     Ledger(root / "arrivals").close()
     (root / "arrivals" / NAME).write_bytes(b"no database" * 1000)
-    with watching(root, lambda *numbers: None, Pace(look_s=0.1)) as raised:
+    with watching(root, noting([]), Pace(look_s=0.1)) as raised:
         until(lambda: raised)
     assert isinstance(raised[0], DamagedArtifactError)
 
@@ -177,7 +189,7 @@ def test_an_inbox_in_our_own_folders_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_left_running(root: Path) -> None:
     before = {thread.name for thread in threading.enumerate()}
-    with watching(root, lambda *numbers: None, Pace(look_s=0.1)):
+    with watching(root, noting([]), Pace(look_s=0.1)):
         until(lambda: (root / "arrivals" / NAME).exists())
     until(lambda: {thread.name for thread in threading.enumerate()} <= before)
     shutil.rmtree(root / "inbox")
