@@ -35,6 +35,7 @@ from flows.plan_command import plan
 from flows.prune_command import prune
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
+from flows.site_command import site
 from flows.store_commands import register as register_store_commands
 from storage.errors import InputError
 from tasks.run.machine import limit_threads
@@ -220,6 +221,7 @@ app.command(
 app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(compare)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
+app.command(epilog=example("prdit site --write"))(site)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 

@@ -1,0 +1,39 @@
+"""What an installation keeps, and how much of its disk stays free."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RetentionConfig(BaseModel):
+    """What maintenance keeps. The champion, every version with an alias and all that these were made from stay in any case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, title="retention")
+
+    keep_runs: int = Field(10, ge=0, description="stages of this many newest runs are kept")
+    keep_days: float = Field(30.0, ge=0, description="stages that were used in this many days are kept")
+    challenger_days: float = Field(
+        30.0,
+        ge=0,
+        description="checkpoints and samples of challengers that were held are removed after this many days, though a run that "
+        "is kept made them",
+    )
+    batch_days: float = Field(
+        30.0,
+        ge=0,
+        description="folders of links of batches that were listed or rejected are removed after this many days",
+    )
+    log_days: float = Field(
+        90.0,
+        ge=0,
+        description="records of runs and of errors, and reports of ingests, are removed after this many days",
+    )
+    server_days: float = Field(
+        90.0,
+        ge=1,
+        description="flow runs and events of the Prefect server, and ended runs of the MLflow server that no kept model "
+        "version comes from, are removed after this many days",
+    )
+    min_free_gb: float = Field(
+        10.0,
+        ge=0,
+        description="with less free disk, maintenance removes what it may at once, and no flow starts work that writes",
+    )
