@@ -31,6 +31,7 @@ from flows.console import (
 )
 from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
+from flows.patient_commands import register as register_patient_commands
 from flows.plan_command import plan
 from flows.prune_command import prune
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
@@ -65,6 +66,7 @@ app = typer.Typer(
 )
 register_convert_commands(app)
 register_store_commands(app)
+register_patient_commands(app)
 
 
 @app.command("demo-data", epilog=example("prdit demo-data .prdit/demo-data --patients 10"))

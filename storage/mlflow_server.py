@@ -360,7 +360,9 @@ class Server:
         with _explained():
             ids = self._all_experiments()
             for digest in digests if ids else ():
-                for model in self._client.search_logged_models(ids, filter_string=f"tags.`{_MODEL_DIGEST}` = '{digest}'"):
+                for model in self._client.search_logged_models(
+                    ids, filter_string=f"tags.`{_MODEL_DIGEST}` = '{digest}'"
+                ):
                     self._client.set_logged_model_tags(model.model_id, dict(tags))
 
 

@@ -46,5 +46,7 @@ def verify_store(
     with suppress(StorageError):  # found by `check_lists`
         if graves := [grave for grave in tombstones(store.path) if grave.finished]:
             number = sum(len(grave.volume_ids) for grave in graves)
-            notes.append(f"{counted(len(graves), 'patient')} forgotten, with {counted(number, 'volume')}: older snapshots say so.")
+            notes.append(
+                f"{counted(len(graves), 'patient')} forgotten, with {counted(number, 'volume')}: older snapshots say so."
+            )
     return found, notes

@@ -40,7 +40,9 @@ def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path,
         store: whose cache knows files that were ingested.
         secret: of the patient keys; None: files are known by their scans alone.
     """
-    links = [path for folder in sorted((arrivals / BATCHES).glob("*")) for path in _files_of(patient, folder, store, secret)]
+    links = [
+        path for folder in sorted((arrivals / BATCHES).glob("*")) for path in _files_of(patient, folder, store, secret)
+    ]
     same = {_identity(path) for path in links}
     here = [path for path in _files_of(patient, inbox, store, secret, same)] if inbox.is_dir() else []
     return Arrivals(len(here), tuple(links))

@@ -95,7 +95,13 @@ class Plan:
             "volumes": sorted(self.patient.volume_ids),
             "num_scans": len(self.patient.scans),
             "affected": [
-                {"kind": one.made.kind, "stage": one.made.stage, "digest": one.made.digest, "uri": one.made.uri, "how": one.how}
+                {
+                    "kind": one.made.kind,
+                    "stage": one.made.stage,
+                    "digest": one.made.digest,
+                    "uri": one.made.uri,
+                    "how": one.how,
+                }
                 for one in self.affected
             ],
             "refused": [one.made.digest for one in self.learned],

@@ -13,7 +13,12 @@ from storage.documents.split import Split
 from storage.errors import StorageError
 from storage.snapshots import load_snapshot
 
-TRAINED, FROM_TRAINED, HELD_OUT, MEASURED = "trained on it", "made from a model that was", "held out from it", "measured on it"
+TRAINED, FROM_TRAINED, HELD_OUT, MEASURED = (
+    "trained on it",
+    "made from a model that was",
+    "held out from it",
+    "measured on it",
+)
 logger = logging.getLogger("prdit.patients")
 
 
@@ -141,7 +146,9 @@ def affected_by(volume_ids: Collection[str], records: Iterable[Made], store: Pat
         if one.kind == "split":
             roles = roles_of({"split": one.ref}, made) if one.uri else None
         else:
-            inputs = {role: ref if ref.uri else ref.model_copy(update={"uri": str(store)}) for role, ref in one.inputs.items()}
+            inputs = {
+                role: ref if ref.uri else ref.model_copy(update={"uri": str(store)}) for role, ref in one.inputs.items()
+            }
             roles = roles_of(inputs, made)
         if roles is None:
             return ""

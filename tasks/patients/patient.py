@@ -51,7 +51,9 @@ class Patient:
 def key_of(patient_id: str, key_file: Path, store: Path) -> str:
     """The patient key of a PatientID. Raises: InputError: there is no id, or no key file; SourceError: it cannot be read."""
     if not patient_id.strip():
-        raise InputError("The PatientID is empty. Give it, or --patient-key, or --volume with the id of one of the patient's volumes.")
+        raise InputError(
+            "The PatientID is empty. Give it, or --patient-key, or --volume with the id of one of the patient's volumes."
+        )
     if not key_file.is_file():
         raise InputError(
             f"The secret that the patient keys of {store} were made with is not at {key_file}, so a PatientID cannot be looked up. "
@@ -68,7 +70,9 @@ def key_of_volume(store: VolumeStore, volume_id: str) -> str:
             return found.patient_key
     owner = _owners(store.path).get(volume_id)
     if owner is None:
-        raise InputError(f"No snapshot of {store.path} lists volume {volume_id}. `prdit ls {store.path} --volumes` shows the volumes.")
+        raise InputError(
+            f"No snapshot of {store.path} lists volume {volume_id}. `prdit ls {store.path} --volumes` shows the volumes."
+        )
     return owner
 
 
@@ -100,7 +104,9 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
                 pixels.add(facts.pixels)
     for snapshot in _snapshots(store.path):
         listed = (volume for name, volume in snapshot.volumes.items() if name in volumes)
-        of_volumes |= {str(one.attributes["SeriesInstanceUID"]) for one in listed if "SeriesInstanceUID" in one.attributes}
+        of_volumes |= {
+            str(one.attributes["SeriesInstanceUID"]) for one in listed if "SeriesInstanceUID" in one.attributes
+        }
     known = key in owners.values() or grave is not None or key in _ledger(store.path)
     if not (volumes or scans or known):
         raise InputError(
@@ -126,7 +132,9 @@ def default_key_file(store: Path) -> Path:
 
 def _whole_key(store: Path, key: str, known: set[str]) -> str:
     tombstone_path(store, key)
-    found = sorted(one for one in known | {path.stem for path in (store / "tombstones").glob("[!.]*.json")} if one.startswith(key))
+    found = sorted(
+        one for one in known | {path.stem for path in (store / "tombstones").glob("[!.]*.json")} if one.startswith(key)
+    )
     if len(found) > 1:
         raise InputError(f"{len(found)} patients of {store} have keys that begin with {key}: give more digits.")
     return found[0] if found else key

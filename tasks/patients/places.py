@@ -150,7 +150,9 @@ def redact_comparisons(workdir: Path, patient: Patient) -> None:
     """Take what says or shows something of a patient out of the comparisons of runs, and out of what waits to be sent to MLflow."""
     for folder in (workdir / "compare", workdir / "tracking"):
         for path in _texts(folder):
-            words = patient.words | (frozenset() if path.name in ("split.json", "records.jsonl") else patient.volume_ids)
+            words = patient.words | (
+                frozenset() if path.name in ("split.json", "records.jsonl") else patient.volume_ids
+            )
             _redact_text(path, words)
 
 
@@ -170,4 +172,3 @@ def _left(path: Path, words: Collection[str]) -> bytes | None:
 def _redact_text(path: Path, words: Collection[str]) -> None:
     if (left := _left(path, words)) is not None:
         write_bytes_atomic(path, left)
-

@@ -32,7 +32,9 @@ def without(name: str, data: bytes, words: Collection[str]) -> bytes | None:
             return json_text(_pruned(json.loads(text), words)).encode()
         except ValueError:
             return b"{}\n"  # damaged, so that its parts are not known
-    return "".join(line for line in text.splitlines(keepends=True) if not _has(line, words)).encode("utf-8", "surrogateescape")
+    return "".join(line for line in text.splitlines(keepends=True) if not _has(line, words)).encode(
+        "utf-8", "surrogateescape"
+    )
 
 
 def _pruned(value: Any, words: Collection[str]) -> Any:

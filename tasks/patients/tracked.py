@@ -16,9 +16,11 @@ from tasks.patients.made import Made
 from tasks.patients.redact import TEXTS, without
 
 if TYPE_CHECKING:
-    from storage.mlflow_server import Server
+    pass
 
-FORGOTTEN = "prdit.forgotten"  # tag of runs and models that learned from a patient who was forgotten; its value says when
+FORGOTTEN = (
+    "prdit.forgotten"  # tag of runs and models that learned from a patient who was forgotten; its value says when
+)
 _SHOWING = ("evaluate", "ingest", "split")  # stages whose runs have files that name volumes
 _DIGEST, _STAGE = "prdit.digest", "prdit.stage"
 
