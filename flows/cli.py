@@ -34,6 +34,7 @@ from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.patient_commands import register as register_patient_commands
 from flows.plan_command import plan
 from flows.prune_command import prune
+from flows.registry_commands import register as register_model_commands
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
 from flows.site_command import site
@@ -67,6 +68,7 @@ app = typer.Typer(
 register_convert_commands(app)
 register_store_commands(app)
 register_patient_commands(app)
+register_model_commands(app)
 
 
 @app.command("demo-data", epilog=example("prdit demo-data .prdit/demo-data --patients 10"))
@@ -167,7 +169,8 @@ def train(
     start: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint it starts from: directory or reference; default: the trainings before it are run (or found) first."
+            help="Checkpoint it starts from: directory, models:/prdit@champion or reference; default: the trainings before it are "
+            "run (or found) first."
         ),
     ] = None,
     config: Config = "small",
@@ -193,14 +196,18 @@ def train(
                 raise ConfigError(
                     f"--start was given, but training {name!r} is trained from scratch (recipe.{name}.start)."
                 )
-            given[f"train-{below}"] = found_artifact(start)
+            given[f"train-{below}"] = found_artifact(start, loaded.workdir)
         show_outcome(run_stages(loaded, f"train-{name}", given), as_json)
 
 
 @app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
 def sample(
     checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint of a model of whole volumes: its directory, or a reference as JSON.")
+        str,
+        typer.Argument(
+            help="Checkpoint of a model of whole volumes: its directory, models:/prdit@champion (or a version: models:/prdit/3), "
+            "or a reference as JSON."
+        ),
     ],
     config: Config = "small",
     settings: Set = None,
@@ -214,7 +221,7 @@ def sample(
     with clear_errors():
         loaded = load_settings(config, settings, workdir=workdir)
         last = f"train-{list(loaded.trainings)[-1]}"
-        show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint)}), as_json)
+        show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint, loaded.workdir)}), as_json)
 
 
 app.command(
@@ -246,7 +253,7 @@ def evaluate(
         loaded = load_settings(config, settings, store=store, workdir=workdir)
         from storage.artifacts import input_ref
 
-        ref = found_artifact(samples)
+        ref = found_artifact(samples, loaded.workdir)
         if ref.kind != "samples":
             raise InputError(f"evaluate needs samples, got a {ref.kind} at {ref.uri}. Run `prdit sample` on it first.")
         given = _real_side(input_ref(ref, "checkpoint"), loaded, given=store is not None)

@@ -1,6 +1,7 @@
 """provenance.json: the record that makes a stage's directory an artifact, written last."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -50,3 +51,8 @@ class Provenance(Document):
         """The content of the file; of an artifact of which nothing was forgotten, without those fields."""
         values = super().to_json()
         return {key: value for key, value in values.items() if value or key not in ("forgotten", "redacted")}
+
+    def with_places(self, place: Callable[[str, Ref], str]) -> Self:
+        """The record with another uri for each input, from its role and reference; the artifact's digest does not depend on it."""
+        inputs = {role: ref.model_copy(update={"uri": place(role, ref)}) for role, ref in self.inputs.items()}
+        return self.model_copy(update={"inputs": inputs})
