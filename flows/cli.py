@@ -32,6 +32,7 @@ from flows.console import (
 from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.patient_commands import register as register_patient_commands
+from flows.maintain_command import maintain
 from flows.plan_command import plan
 from flows.prune_command import prune
 from flows.registry_commands import register as register_model_commands
@@ -231,6 +232,7 @@ app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(comp
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
+app.command(epilog=example("prdit maintain --no-verify"))(maintain)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
 

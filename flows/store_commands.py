@@ -65,9 +65,8 @@ def _history_text(value: dict[str, Any]) -> str:
     for entry in value["snapshots"]:
         digest = entry["snapshot"].removeprefix("sha256:")[:12]
         counts = f"{entry['num_volumes']:>7}  {entry['num_patients']:>8}"
-        lines.append(
-            f"{entry['number']:>6}  {entry['created']:<25}  {digest}  {counts}  {entry['change']}{_gone(entry['forgotten'])}"
-        )
+        change = entry["change"] + _gone(entry["forgotten"])
+        lines.append(f"{entry['number']:>6}  {entry['created']:<25}  {digest}  {counts}  {change}")
     if value["snapshots"] and (withdrawn := value["snapshots"][-1]["withdrawn"]):
         lines.append(f"withdrawn: {', '.join(withdrawn)}")
     return "\n".join(lines)

@@ -99,18 +99,20 @@ def _not_forgotten(store: VolumeStore) -> list[Finding]:
         graves = tombstones(store.path)
     except StorageError as error:
         return [Finding("forgotten", FOLDER, str(error))]
-    command = f"`prdit forget --patient-key KEY --store {store.path} --yes` deletes it"
     folders = [path.name for path in (store.path / "volumes").glob("*-????????")]
     found = []
     for grave in graves:
         ids = set(grave.volume_ids)
         left = ids.intersection(store.volume_ids()) | {name[:-9] for name in folders if name[:-9] in ids}
-        if left:
-            sentence = f"{len(left)} volume(s) of a patient who was forgotten are still there. {command.replace('KEY', grave.patient_key)}."
-            found.append(Finding("forgotten", grave.patient_key[:8], sentence))
-        elif not grave.finished:
-            sentence = f"The forgetting of a patient was interrupted. {command.replace('KEY', grave.patient_key)}, what is left."
-            found.append(Finding("forgotten", grave.patient_key[:8], sentence))
+        if not left and grave.finished:
+            continue
+        what = (
+            f"{len(left)} volume(s) of a patient who was forgotten are still there"
+            if left
+            else "a forgetting was interrupted"
+        )
+        command = f"prdit forget --patient-key {grave.patient_key} --store {store.path} --yes"
+        found.append(Finding("forgotten", grave.patient_key[:8], f"{what}: `{command}` deletes what is left."))
     return found
 
 

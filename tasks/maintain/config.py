@@ -10,11 +10,16 @@ class RetentionConfig(BaseModel):
 
     keep_runs: int = Field(10, ge=0, description="stages of this many newest runs are kept")
     keep_days: float = Field(30.0, ge=0, description="stages that were used in this many days are kept")
+    keep_champions: int = Field(
+        3,
+        ge=1,
+        description="checkpoints of this many newest champions are kept, so that a promotion can be rolled back",
+    )
     challenger_days: float = Field(
         30.0,
         ge=0,
-        description="checkpoints and samples of challengers that were held are removed after this many days, though a run that "
-        "is kept made them",
+        description="checkpoints and samples of challengers that were held are removed when they were not used for this many "
+        "days, though a run that is kept made them",
     )
     batch_days: float = Field(
         30.0,
@@ -24,16 +29,16 @@ class RetentionConfig(BaseModel):
     log_days: float = Field(
         90.0,
         ge=0,
-        description="records of runs and of errors, and reports of ingests, are removed after this many days",
+        description="records of runs (beyond the newest) and reports of faults are removed after this many days",
     )
     server_days: float = Field(
         90.0,
         ge=1,
-        description="flow runs and events of the Prefect server, and ended runs of the MLflow server that no kept model "
-        "version comes from, are removed after this many days",
+        description="flow runs of the Prefect server, and ended runs of the MLflow server that no kept model version comes "
+        "from, are removed after this many days; events of the Prefect server after 7",
     )
     min_free_gb: float = Field(
-        10.0,
+        5.0,
         ge=0,
         description="with less free disk, maintenance removes what it may at once, and no flow starts work that writes",
     )

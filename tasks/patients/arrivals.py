@@ -44,7 +44,7 @@ def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path,
         path for folder in sorted((arrivals / BATCHES).glob("*")) for path in _files_of(patient, folder, store, secret)
     ]
     same = {_identity(path) for path in links}
-    here = [path for path in _files_of(patient, inbox, store, secret, same)] if inbox.is_dir() else []
+    here = list(_files_of(patient, inbox, store, secret, same)) if inbox.is_dir() else []
     return Arrivals(len(here), tuple(links))
 
 

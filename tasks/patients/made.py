@@ -47,7 +47,7 @@ class Made:
     @property
     def ref(self) -> Ref:
         """Its reference."""
-        return Ref(kind=self.kind, uri=self.uri, digest=self.digest)  # type: ignore[arg-type]
+        return Ref(kind=self.kind, uri=self.uri, digest=self.digest)
 
 
 @dataclass(frozen=True)

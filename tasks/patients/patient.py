@@ -52,7 +52,7 @@ def key_of(patient_id: str, key_file: Path, store: Path) -> str:
     """The patient key of a PatientID. Raises: InputError: there is no id, or no key file; SourceError: it cannot be read."""
     if not patient_id.strip():
         raise InputError(
-            "The PatientID is empty. Give it, or --patient-key, or --volume with the id of one of the patient's volumes."
+            "The PatientID is empty. Give it, or --patient-key, or --volume with the id of a volume of the patient."
         )
     if not key_file.is_file():
         raise InputError(
@@ -71,7 +71,7 @@ def key_of_volume(store: VolumeStore, volume_id: str) -> str:
     owner = _owners(store.path).get(volume_id)
     if owner is None:
         raise InputError(
-            f"No snapshot of {store.path} lists volume {volume_id}. `prdit ls {store.path} --volumes` shows the volumes."
+            f"No snapshot of {store.path} lists volume {volume_id}. `prdit ls {store.path} --volumes` shows those."
         )
     return owner
 
@@ -110,7 +110,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
     known = key in owners.values() or grave is not None or key in _ledger(store.path)
     if not (volumes or scans or known):
         raise InputError(
-            f"Nobody knows this patient in {store.path}: no volume, no scan and no role is of patient {key[:8]}…. Nothing was changed."
+            f"Nobody knows this patient in {store.path}: no volume, scan or role is of patient {key[:8]}…. Nothing was changed."
         )
     scans |= of_volumes
     secret = load_patient_key(key_file) if key_file.is_file() else None

@@ -139,7 +139,7 @@ def forget_scratch(directory: Path, patient: Patient) -> None:
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Empty the directory of an evaluation that was not finished: its pictures cannot be told apart. It is made again when asked for."""
+    """Empty the directory of an evaluation that was not finished: whose its pictures are is not known. It is made again."""
     for path in directory.iterdir():
         if path.name not in (SCRATCH, PROVENANCE):
             with naming_path(path):

@@ -9,7 +9,7 @@ from storage.files import json_text
 
 TEXTS = frozenset({".json", ".jsonl", ".md", ".txt", ".log", ".csv", ".html"})
 _GONE = """<!doctype html><meta charset="utf-8"><title>Removed</title>
-<p>This page showed volumes of a patient who was forgotten since, so it was removed. Evaluate on the store as it is now for a new one.</p>
+<p>This page showed volumes of a patient who was forgotten since, so it was removed. Evaluate again for a new one.</p>
 """
 
 

@@ -7,5 +7,5 @@ from storage.volume_store import VolumeStore
 
 
 def forget_reference(workdir: Path, store: VolumeStore, volume_ids: Collection[str]) -> int | None:
-    """Write the next number of a working folder's frozen reference without some volumes; the number, or None where nothing changes."""
+    """Write the next number of a working folder's frozen reference without some volumes; None where nothing changes."""
     return None

@@ -43,7 +43,7 @@ class Tracked:
             self._runs = self._server.all_runs()
         except (ServerAwayError, RefusedError) as error:
             raise TrackingUnavailableError(
-                f"MLflow at {uri} does not answer ({error}), so what it shows of the patient cannot be deleted. Nothing was changed. "
+                f"MLflow at {uri} does not answer ({error}), so what it has of a patient is not known. Nothing was changed. "
                 "Start it (`prdit up`), or set MLFLOW_TRACKING_URI to its address, and run this again."
             ) from error
 
