@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import StorageError
 from storage.files import naming_path
+from storage.inbox_ledger import Ledger
 from storage.patient_key import patient_key
 from storage.sources.files import FoundFile, walk_source
 from storage.sources.formats import read_source_file
@@ -15,7 +15,7 @@ from storage.sources.index import known_patients
 from tasks.ingest.scan import file_cache
 from tasks.patients.patient import Patient
 
-BATCHES = "batches"
+BATCHES, LEDGER = "batches", "ledger.sqlite"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Arrivals:
 
 
 def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path, secret: bytes | None) -> Arrivals:
-    """Find the files of a patient in the batches and in the inbox, by what is known of them or by their headers.
+    """Find the files of a patient in the batches, by what is known of them or by their headers, and those in the inbox.
+
+    Files in the inbox are those that the ledger has of the patient's scans, and those that are linked. A scan that arrives later is
+    left out by its ingest, which names it.
 
     Args:
         patient: who.
@@ -41,11 +44,26 @@ def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path,
         secret: of the patient keys; None: files are known by their scans alone.
     """
     links = [
-        path for folder in sorted((arrivals / BATCHES).glob("*")) for path in _files_of(patient, folder, store, secret)
+        path
+        for folder in sorted((arrivals / BATCHES).glob("[!.]*"))
+        for path in _files_of(patient, folder, store, secret)
     ]
     same = {_identity(path) for path in links}
-    here = list(_files_of(patient, inbox, store, secret, same)) if inbox.is_dir() else []
+    here = _recorded(patient, arrivals)
+    here |= {
+        os.fsencode(path.relative_to(inbox))
+        for path in inbox.rglob("*")
+        if links and path.is_file() and _identity(path) in same
+    }
     return Arrivals(len(here), tuple(links))
+
+
+def _recorded(patient: Patient, arrivals: Path) -> set[bytes]:
+    """Paths in the inbox of the patient's scans, by its ledger."""
+    if not (arrivals / LEDGER).is_file():
+        return set()
+    with closing(Ledger(arrivals)) as ledger:
+        return {os.fsencode(path) for path in ledger.files.paths_of(patient.scans)}
 
 
 def remove_links(found: Arrivals) -> int:
@@ -56,23 +74,14 @@ def remove_links(found: Arrivals) -> int:
     return len(found.links)
 
 
-def _files_of(
-    patient: Patient, folder: Path, store: Path, secret: bytes | None, same: set[tuple[int, int]] | None = None
-) -> Iterator[Path]:
-    """Files of a patient below a folder. `same`: files that are known to be, by device and number."""
-    if not folder.is_dir():
-        return
-    with suppress(StorageError):
-        files = [one for one in walk_source(folder) if isinstance(one, FoundFile)]
-        known = known_patients(file_cache(store), folder, files)
-        for file in files:
-            path = folder / os.fsdecode(os.fsencode(file.path))
-            if same and _identity(path) in same:
-                yield path
-                continue
-            key, scan = known.get(file.path) or _read(folder, file, secret)
-            if key == patient.key or scan in patient.scans:
-                yield path
+def _files_of(patient: Patient, folder: Path, store: Path, secret: bytes | None) -> Iterator[Path]:
+    """Files of a patient below the folder of a batch."""
+    files = [one for one in walk_source(folder) if isinstance(one, FoundFile)]
+    known = known_patients(file_cache(store), folder, files)
+    for file in files:
+        key, scan = known.get(file.path) or _read(folder, file, secret)
+        if key == patient.key or scan in patient.scans:
+            yield folder / file.path
 
 
 def _read(folder: Path, file: FoundFile, secret: bytes | None) -> tuple[str, str]:
