@@ -90,6 +90,7 @@ class RegisteredVersion:
     tags: Mapping[str, str]
 
 
+@dataclass(frozen=True)
 class EndedRun:
     """A run that has ended.
 
