@@ -56,10 +56,9 @@ from storage.outbox import RefusedError, ServerAwayError, UploadError
 
 _BATCH = 900  # MLflow accepts 1000 metrics per request
 _PARAMS = 100
-_PAGE = 1000  # runs or experiments per request
 _MAX_PARAM = 6000
 _MAX_DIGEST = 36
-_PAGE = 1000  # runs per request
+_PAGE = 1000  # runs or experiments per request
 _MODELS_PAGE = 50  # logged models per request, the most that MLflow allows
 _UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _LATER = {401, 403, 408, 429}  # a login that has run out, a busy server: the same request may be accepted later

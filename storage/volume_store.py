@@ -280,7 +280,7 @@ class VolumeStore:
         """Remove what killed writers left."""
         folders = (
             self.path,
-            *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions")),
+            *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions", "tombstones")),
         )
         return [path for folder in folders for path in remove_leftovers(folder)]
 

@@ -12,7 +12,7 @@ from storage.errors import DamagedArtifactError, MissingArtifactError, SourceErr
 from storage.patient_key import check_patient_key, load_patient_key
 from storage.privacy import beside_store
 from storage.repair import ever_listed, restore_root, set_aside_damaged
-from storage.snapshots import history, listing, newest
+from storage.snapshots import history, listing, newest, update
 from storage.sources.files import check_source
 from storage.tombstones import forgotten
 from storage.verdicts import REASONS, counted
@@ -203,8 +203,11 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
     listed = ever_listed(path) if repair else {}
     gone = forgotten(path)
     broken = (broken | (listed.keys() - set(store.volume_ids()))) - gone.volumes
-    for volume_id in gone.volumes.intersection(store.volume_ids()):  # whoever forgot the patient was killed before
-        store.delete(volume_id)
+    if there := gone.volumes.intersection(store.volume_ids()):  # whoever forgot the patient was killed before
+        if history(path).numbers():
+            update(store, lambda old: old, "forgotten")
+        for volume_id in there:
+            store.delete(volume_id)
     attributes = {name: dict(listed[name].attributes) if name in listed else {} for name in broken}
     return StoreState(store, listing(store), attributes, notes, load_patient_key(key_file))
 

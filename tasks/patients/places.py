@@ -14,7 +14,7 @@ from storage.documents.provenance import Provenance
 from storage.documents.snapshot import Roles
 from storage.documents.verdicts import SourceVerdicts
 from storage.errors import StorageError
-from storage.files import naming_path, write_bytes_atomic
+from storage.files import naming_path, remove_leftovers, write_bytes_atomic
 from storage.numbered import Numbered
 from storage.privacy import beside_store
 from storage.sources.index import forget_files
@@ -52,6 +52,10 @@ def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
             count += number
     for path in sorted(beside.glob("[!.]*.jsonl")):
         _redact_text(path, words)
+    damaged = [*(store.path / "snapshots").glob("*.damaged"), *(store.path / "history").glob("*.damaged")]
+    for path in (one for one in damaged if _says(one.read_text(encoding="utf-8", errors="replace"), words=words)):
+        path.unlink()
+    remove_leftovers(beside)
     for path in beside.glob("*.archives"):  # names of files in archives, which the next ingest lists again
         with naming_path(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
