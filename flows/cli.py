@@ -34,6 +34,7 @@ from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.inbox_commands import register as register_inbox_commands
 from flows.maintain_command import maintain
+from flows.patient_commands import register as register_patient_commands
 from flows.plan_command import plan
 from flows.prune_command import prune
 from flows.registry_commands import register as register_model_commands
@@ -74,6 +75,7 @@ register_convert_commands(app)
 register_service_commands(app)
 register_store_commands(app)
 register_inbox_commands(app)
+register_patient_commands(app)
 register_model_commands(app)
 
 
