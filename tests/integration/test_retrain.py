@@ -4,9 +4,7 @@ The tests of this file build on each other, in order, on one installation.
 """
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,6 @@ import flows.retrain_batches
 import flows.retrain_challenger
 from flows.cli import app
 from storage.artifacts import load_provenance
-from storage.errors import LockedError
 from storage.inbox_ledger import Ledger
 from storage.locks import locked
 from storage.snapshots import newest

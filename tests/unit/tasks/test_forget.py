@@ -61,7 +61,9 @@ class World:
             write_series(self.source / f"s{k}", uid=f"1.2.3.{k}", patient_id=f"P{k}", shape=(16 + k, 20, 20))
         self.ingest()
         self.volume = next(
-            name for name in self.store.volume_ids() if self.store.commit_record(name).scan.scan == UID  # type: ignore[union-attr]
+            name
+            for name in self.store.volume_ids()
+            if self.store.commit_record(name).scan.scan == UID  # type: ignore[union-attr]
         )
         self.voxels = self.store.read_level(self.volume, 0).hu
         self.snapshot = newest(self.store)
@@ -86,7 +88,10 @@ class World:
         self.warm = self._made("train-global", "checkpoint", {"start": self.model}, {"model.safetensors": b"others"})
         self.samples = self._made("sample", "samples", {"checkpoint": self.warm}, {"samples.json": b"{}"})
         page = REPORT.format(volume=self.volume, picture="QUJD").encode()
-        metrics = {"details": {"anatomy": {"real": {self.volume: {"figures": {}}, "other": 1}}}, "warnings": [f"{UID} is odd"]}
+        metrics = {
+            "details": {"anatomy": {"real": {self.volume: {"figures": {}}, "other": 1}}},
+            "warnings": [f"{UID} is odd"],
+        }
         files = {"report.html": page, "metrics.json": json_text(metrics).encode(), "figures/real-0.png": b"PICTURE0"}
         files |= {"figures/generated-0.png": b"PICTURE1", "dataset-card.md": f"a\nScan {UID} is short\nb\n".encode()}
         self.report = self._made("evaluate", "report", data | {"samples": self.samples}, files)
@@ -173,7 +178,11 @@ def check_gone(world: World) -> None:
     assert verify_store(world.path, num_workers=1)[0] == []
     for ref in (world.split, world.model, world.warm, world.samples, world.report):
         verify_artifact(ref)
-    marked = {ref.digest for ref in (world.split, world.model, world.warm, world.samples, world.report) if load_provenance(ref).forgotten}
+    marked = {
+        ref.digest
+        for ref in (world.split, world.model, world.warm, world.samples, world.report)
+        if load_provenance(ref).forgotten
+    }
     assert marked == {world.model.digest, world.warm.digest, world.samples.digest}
 
 
@@ -234,7 +243,9 @@ def test_scans_do_not_come_back(world: World) -> None:
     assert {entry.series_uid for entry in again.skipped} == {UID, BROKEN}
     assert newest(world.store).digest == listed
     copies = world.root / "copies"
-    write_series(copies / "a", uid="1.9.1", patient_id="", shape=(16, 20, 20), hu=noise)  # same pixels, no PatientID, another UID
+    write_series(
+        copies / "a", uid="1.9.1", patient_id="", shape=(16, 20, 20), hu=noise
+    )  # same pixels, no PatientID, another UID
     write_series(copies / "b", uid=UID, patient_id="", shape=(14, 20, 20))  # same UID, other pixels, no PatientID
     write_series(copies / "c", uid=UID + "2", patient_id=NAME, shape=(15, 20, 20))  # a new scan of the patient
     write_series(copies / "d", uid="1.9.4", patient_id="D", shape=(16, 20, 20), hu=noise)  # a pseudonym
@@ -280,7 +291,10 @@ def _ingest_series_with(write):
 
 def test_killed_anywhere_it_goes_on(world: World) -> None:
     """kill -9 between lines, again and again on what the kill before left; then once to the end."""
-    files = tuple(str(REPOSITORY / name) for name in ("tasks/patients/forget.py", "tasks/patients/places.py", "storage/tombstones.py"))
+    files = tuple(
+        str(REPOSITORY / name)
+        for name in ("tasks/patients/forget.py", "tasks/patients/places.py", "storage/tombstones.py")
+    )
     killed = 0
     for number in (3, 40, 90, 140, 190, 240, 300, 370, 450, 540):
         killed += killed_at(number, files, world.forget) == -9
@@ -342,7 +356,7 @@ def _refused(world: World) -> bool:
 def test_an_interrupted_forgetting_is_named(world: World) -> None:
     add_tombstone(world.path, world.key, [world.volume], scans=[UID])
     found, _ = verify_store(world.path, num_workers=1)
-    assert ["forgotten"] == [finding.kind for finding in found]
+    assert [finding.kind for finding in found] == ["forgotten"]
     assert f"--patient-key {world.key}" in found[0].message
     world.ingest()  # deletes what the tombstone names
     assert world.volume not in world.store.volume_ids()
@@ -361,7 +375,10 @@ def test_lineage_back_and_forward(world: World) -> None:
     assert world.key in found.patients["train"]
     assert [(one.kind, how) for one, how in found.forward] == [("report", "samples")]
     ahead = of_volumes([world.volume], world.key, known, "volume").to_json()
-    assert {one["digest"] for one in ahead["forward"] if one["kind"] == "checkpoint"} == {world.model.digest, world.warm.digest}
+    assert {one["digest"] for one in ahead["forward"] if one["kind"] == "checkpoint"} == {
+        world.model.digest,
+        world.warm.digest,
+    }
     world.forget()
     known = Known(world.path, [world.work], made_in(world.work))
     after = of_artifacts([world.samples], known, "samples")
