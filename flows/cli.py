@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,9 +39,12 @@ from flows.prune_command import prune
 from flows.registry_commands import register as register_model_commands
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
+from flows.retrain_command import retrain
+from flows.service_commands import register as register_service_commands
 from flows.site_command import site
+from flows.status_command import status
 from flows.store_commands import register as register_store_commands
-from storage.errors import InputError
+from storage.errors import InputError, UserError
 from tasks.run.machine import limit_threads
 from tasks.run.printable import log_printable, one_line, printable
 
@@ -67,6 +71,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 register_convert_commands(app)
+register_service_commands(app)
 register_store_commands(app)
 register_inbox_commands(app)
 register_model_commands(app)
@@ -230,8 +235,10 @@ app.command(
 )(plan)
 app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(compare)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
+app.command(epilog=example("prdit retrain --dry-run"))(retrain)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
+app.command(epilog=example("prdit status --html"))(status)
 app.command(epilog=example("prdit maintain --no-verify"))(maintain)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
@@ -409,7 +416,20 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("prdit").setLevel(logging.INFO)
     limit_threads(os.environ)  # before NumPy starts its own
+    _log_in()
     app()
+
+
+def _log_in() -> None:
+    """Have the clients of Prefect and MLflow in this process log in as this folder's settings say."""
+    from flows.site import FILE
+
+    if os.environ.get("PRDIT_AUTH") or FILE.is_file():
+        from flows.server_settings import server_settings
+
+        with suppress(UserError):  # the commands that need them say what is wrong with them
+            for key, value in server_settings().client_variables().items():
+                os.environ.setdefault(key, value)
 
 
 if __name__ == "__main__":

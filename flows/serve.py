@@ -16,6 +16,7 @@ from pathlib import Path
 from flows.databases import databases, prepare
 from flows.mlflow_login import APP_NAME
 from flows.server_settings import ServerSettings, server_settings
+from flows.site import load_site
 from storage.errors import ConfigError, UserError
 from tasks.run.heartbeat import VARIABLE as HEARTBEAT
 from tasks.run.machine import limit_threads
@@ -69,8 +70,8 @@ def become(name: str, state_dir: Path, *, host: str, port: int | None, worker_na
 
 
 def _environment(name: str, state_dir: Path) -> dict[str, str]:
-    """What every service needs. The database's address is for the servers only."""
-    inherited = {key: value for key, value in os.environ.items() if key != "PRDIT_DATABASE"}
+    """What every service needs. Who talks to scanners and people's folders does not get the database's password."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PRDIT_DATABASE" or name not in ("watcher", "listener")}
     limit_threads(inherited)
     defaults = {
         "PREFECT_HOME": str(state_dir / "prefect"),
@@ -92,6 +93,7 @@ def _prefect(name: str, settings: ServerSettings, state_dir: Path, host: str, po
     database, _ = databases(settings, state_dir)
     prepare(database)
     variables = {
+        **{name: os.environ.get(name, value) for name, value in load_site().retention.prefect_environment().items()},
         **database.variables(),
         # The UI's files are rewritten at each start, by default inside site-packages, where two servers would collide.
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(state_dir / "prefect" / "ui"),
@@ -125,7 +127,12 @@ def _mlflow(name: str, settings: ServerSettings, state_dir: Path, host: str, por
 def _client(name: str, settings: ServerSettings, state_dir: Path, host: str, port: int) -> Command:
     if name == "worker":
         pool = ["--pool", WORK_POOL, "--type", "process", "--limit", "1", "--install-policy", "never"]
-        return ["-m", "prefect", "worker", "start", *pool], {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        variables = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        if settings.database:  # maintenance empties MLflow's trash, which only its database can
+            variables["PRDIT_MLFLOW_BACKEND"] = databases(settings, state_dir)[1].variables()[
+                "MLFLOW_BACKEND_STORE_URI"
+            ]
+        return ["-m", "prefect", "worker", "start", *pool], variables
     return ["-m", "flows.cli", {"watcher": "watch", "listener": "listen"}[name]], {}
 
 

@@ -9,10 +9,12 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, SecretStr
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 from flows.site import FILE, load_site
 from storage.errors import ConfigError
@@ -36,8 +38,10 @@ class ServerSettings(BaseModel):
     artifacts: str | None = None
     login: SecretStr | None = None
 
-    def postgres(self, name: str) -> URL | None:
+    def postgres(self, name: str) -> "URL | None":
         """Address of one database, with its password where one was given; None: it is a SQLite file."""
+        from sqlalchemy.engine import make_url
+
         return None if self.database is None else make_url(self.database.get_secret_value()).set(database=name)
 
     def client_variables(self) -> dict[str, str]:
@@ -76,6 +80,8 @@ def server_settings() -> ServerSettings:
 
 def _plain_database(text: str | None) -> str | None:
     if text:
+        from sqlalchemy.engine import make_url
+
         _check_database(text)
         if make_url(text).password is not None:
             raise ConfigError(
@@ -86,6 +92,9 @@ def _plain_database(text: str | None) -> str | None:
 
 
 def _check_database(text: str) -> None:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     expected = "PRDIT_DATABASE (services.database) must read postgresql://user@host:port"
     try:
         url = make_url(text)

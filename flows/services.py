@@ -185,6 +185,11 @@ def stop(state_dir: Path) -> list[int]:
         return _stop(state_dir)
 
 
+def running_processes(state_dir: Path) -> list[int]:
+    """Ids of everything that came of the services and still runs, sorted; also after their supervisord was killed."""
+    return sorted(process.pid for process in _started(state_dir.resolve()))
+
+
 def deploy(services: Services, directory: Path) -> str:
     """Register the deployments of prdit.
 
