@@ -39,8 +39,10 @@ from flows.prune_command import prune
 from flows.registry_commands import register as register_model_commands
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
+from flows.retrain_command import retrain
 from flows.service_commands import register as register_service_commands
 from flows.site_command import site
+from flows.status_command import status
 from flows.store_commands import register as register_store_commands
 from storage.errors import InputError, UserError
 from tasks.run.machine import limit_threads
@@ -233,8 +235,10 @@ app.command(
 )(plan)
 app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(compare)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
+app.command(epilog=example("prdit retrain --dry-run"))(retrain)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
+app.command(epilog=example("prdit status --html"))(status)
 app.command(epilog=example("prdit maintain --no-verify"))(maintain)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 

@@ -104,9 +104,7 @@ def prune_tracking(
         notes.append(f"MLflow's old runs were not removed: {error}")
         return []
     backend, artifacts = mlflow_backend(tracking_uri, place.services)
-    if backend is None:
-        notes.append("MLflow's database is not known here: call `mlflow gc` beside it to empty its trash")
-    elif problem := empty_trash(tracking_uri, backend, artifacts, retention.trash_days):
+    if problem := empty_trash(tracking_uri, backend, artifacts, retention.trash_days):
         notes.append(problem)
     return [Removal(what="run of MLflow, into its trash", count=len(old.runs), size_bytes=0)] if old.runs else []
 

@@ -150,7 +150,7 @@ def test_old_runs_of_mlflow_go_for_good_and_the_champions_stay(tmp_path: Path, p
             versions=[ModelVersion(1, ref, champion[1], ("champion",))],
         )
         (tmp_path / "services").mkdir()
-        (tmp_path / "services" / "mlflow").symlink_to(server.root)
+        (tmp_path / "services" / "mlflow").symlink_to(server.root)  # as `prdit up` has it
         config = RetentionConfig(trash_days=0)
         found = maintain(known, config, server.uri, verified=False)
         assert [(each.what, each.count) for each in found.removed] == [("run of MLflow, into its trash", 2)]

@@ -10,11 +10,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.site import InboxSettings, ListenerSettings, ServiceSettings, SiteConfig, load_site
+from flows.site import InboxSettings, ServiceSettings, SiteConfig, load_site
 from storage.errors import ConfigError
+from tasks.inbox.config import ListenerConfig
 from tasks.maintain.config import RetentionConfig
 
-NESTED = (InboxSettings, ListenerSettings, RetentionConfig, ServiceSettings)
+NESTED = (InboxSettings, ListenerConfig, RetentionConfig, ServiceSettings)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_the_example_of_a_listener_can_be_uncommented(site_file: Path) -> None:
     example = text[text.index("# listener:") : text.index("# where messages go")]
     uncommented = re.sub(r"^# ", "", example, flags=re.MULTILINE)
     site_file.write_text(text.replace("listener: null\n", "").replace(example, uncommented))
-    assert load_site(site_file).listener == ListenerSettings()
+    assert load_site(site_file).listener == ListenerConfig()
 
 
 def test_a_file_is_never_replaced(site_file: Path) -> None:
