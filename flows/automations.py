@@ -5,9 +5,13 @@ Pending or Running: they hold when a worker or the server was killed. Limits of 
 (new scans and the nightly run are two), and their leases are in the memory of the server, whose restart would cancel what runs.
 """
 
+import contextlib
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
+
+import psutil
 
 from flows.services import WORK_POOL, Services, call_api
 
@@ -58,13 +62,17 @@ def ensure_automations(services: Services, off: Collection[str] = frozenset(), *
 def crash_silent(services: Services, silence_s: float = SILENCE_S) -> list[str]:
     """Set runs to Crashed that count as Running, though the server has no heartbeat of them in a while; returns their ids.
 
-    The automation does so too, from events; this one asks, for events that were lost with a server, or a machine that was off.
+    The automation does so too, from events; this one asks, for events that were lost with a server or a machine. A run that
+    has a process on this machine lives, whatever the server knows.
     """
     since = (datetime.now(UTC) - timedelta(seconds=silence_s)).isoformat()
     names = [*_BEGUN, "Cancelling", _AGAIN]
     running = {"flow_runs": {"state": {"name": {"any_": names}}, "start_time": {"before_": since}}}
     silent = []
+    living = _runs_here()
     for run in call_api(services, "POST", "/flow_runs/filter", running):
+        if UUID(run["id"]) in living:
+            continue
         beats = {
             "occurred": {"since": since, "until": datetime.now(UTC).isoformat()},
             "event": {"name": [_ALIVE]},
@@ -75,6 +83,15 @@ def crash_silent(services: Services, silence_s: float = SILENCE_S) -> list[str]:
             call_api(services, "POST", f"/flow_runs/{run['id']}/set_state", state)
             silent.append(run["id"])
     return silent
+
+
+def _runs_here() -> set[UUID]:
+    """Flow runs that have a process of this user on this machine."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ValueError):
+            found.add(UUID(process.environ().get("PREFECT__FLOW_RUN_ID", "")))
+    return found
 
 
 def _automations(silence_s: float) -> tuple[dict[str, Any], ...]:
