@@ -9,7 +9,10 @@ from flows.console import Json, Workdir, clear_errors, find_ref, load_settings, 
 
 def ema(
     checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint trained with ema_snapshots: its directory, or a reference.")
+        str,
+        typer.Argument(
+            help="Checkpoint trained with ema_snapshots: its directory, models:/prdit@champion, or a reference."
+        ),
     ],
     sigma_rel: Annotated[float, typer.Option(help="Width of the average relative to the training's length.")] = 0.10,
     updates: Annotated[
@@ -30,7 +33,7 @@ def ema(
         from tasks.average.run import average_stage
         from tasks.run.progress import show_progress
 
-        ref = find_ref(checkpoint)
+        ref = find_ref(checkpoint, loaded.workdir)
         verify_artifact(ref)
         with pydantic_explained("prdit ema"):
             config = AverageConfig(sigma_rel=sigma_rel, updates=updates)

@@ -75,20 +75,32 @@ def load_settings(config: str, settings: list[str] | None, **paths: Path | str |
     return load_config(config, merge(overrides(settings), given))
 
 
-def find_ref(text: str) -> Any:
-    """A reference typed in as JSON, or the directory of a committed artifact."""
+def find_ref(text: str, workdir: Path | str | None = None) -> Any:
+    """A reference typed in as JSON, the directory of a committed artifact, or a version of the registered model.
+
+    Args:
+        text: such as `models:/prdit@champion`.
+        workdir: working folder, whose checkpoints and MLflow are meant; default: that of the configuration `small`.
+    """
     from flows.config import pydantic_explained
     from storage.artifacts import Ref, committed_ref
     from storage.errors import MissingArtifactError
+    from storage.registry import is_model_name
 
     if text.lstrip().startswith("{"):
         with pydantic_explained(f'{text!r} is not a reference {{"kind", "uri", "digest"}}'):
             return Ref.model_validate_json(text)
+    if is_model_name(text):
+        from flows.record import tracking_uri
+        from storage.model_names import resolve
+
+        place = Path(workdir or load_settings("small", None).workdir).resolve()
+        return resolve(text, tracking_uri(place), place)
     found = committed_ref(Path(text)) if Path(text).is_dir() else None
     if found is None:
         raise MissingArtifactError(
             f"{text} is not the directory of a committed artifact (no provenance.json). Give a stage directory such as "
-            ".prdit/work/train-global/<key>, or a reference as JSON."
+            ".prdit/work/train-global/<key>, a registered model such as models:/prdit@champion, or a reference as JSON."
         )
     return found
 
@@ -123,11 +135,11 @@ def run_context(config: Any) -> Iterator[Any]:
     context.flush()
 
 
-def found_artifact(text: str) -> Any:
+def found_artifact(text: str, workdir: Path | str | None = None) -> Any:
     """`find_ref`, then verified by hash. Raises: StorageError: it is missing or damaged."""
     from storage.artifacts import verify_artifact
 
-    ref = find_ref(text)
+    ref = find_ref(text, workdir)
     verify_artifact(ref)
     return ref
 

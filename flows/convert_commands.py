@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.console import Json, clear_errors, example, find_ref, given_path, json_line, show_result
+from flows.console import Json, Workdir, clear_errors, example, find_ref, given_path, json_line, show_result
 
 _IMPORT = example("prdit import-checkpoint prdit_lidc128.pt") + (
     "\n\n`prdit import-checkpoint weights.pt --variant tf --volume-size 128` (a file that holds weights alone)"
@@ -113,8 +113,11 @@ def _summary(info: dict[str, Any]) -> str:
 
 
 def export_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint: its directory, or a reference as JSON.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint: its directory, models:/prdit@champion, or a reference as JSON.")
+    ],
     file: Annotated[Path, typer.Argument(help="File to write; must not exist.", parser=given_path)],
+    workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint as a file the published code reads (`model`, `ema`, `config`, `epoch`, `train_steps`)."""
@@ -123,7 +126,7 @@ def export_checkpoint(
         from tasks.convert.exporting import export_checkpoint as run_export
         from tasks.run.progress import show_progress
 
-        ref = find_ref(checkpoint)
+        ref = find_ref(checkpoint, workdir)
         with show_progress("export") as progress:
             path = run_export(ref, file, progress)
         value = {"file": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size}

@@ -34,7 +34,10 @@ _SHOWN = ("fid", "fid_val", "mmd", "mmd_val", "wasserstein", "wasserstein_real",
 
 def reproduce(
     checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint file of the published code, or the folder of one that was imported.")
+        str,
+        typer.Argument(
+            help="Checkpoint file of the published code, or the folder of one that was imported, or models:/prdit@champion."
+        ),
     ],
     store: Store = None,
     medicalnet: Annotated[
@@ -67,7 +70,7 @@ def reproduce(
         from storage.documents.report import Report
         from tasks.model.checkpoint import load_info
 
-        ref = _imported(checkpoint, variant, volume_size, dataset)
+        ref = _imported(checkpoint, variant, volume_size, dataset, workdir)
         info = load_info(ref)
         name, published = protocol(info)
         given = {key: str(value) for key, value in (("store", store), ("workdir", workdir)) if value is not None}
@@ -138,16 +141,19 @@ def differences(
     return found
 
 
-def _imported(text: str, variant: str | None, volume_size: int | None, dataset: str) -> "Ref":
-    """The checkpoint: a file is imported (once), a folder or reference is one already."""
+def _imported(
+    text: str, variant: str | None, volume_size: int | None, dataset: str, workdir: Path | None = None
+) -> "Ref":
+    """The checkpoint: a file is imported (once), a folder, reference or registered model is one already."""
     from storage.errors import InputError
+    from storage.registry import is_model_name
     from tasks.convert.importing import ImportSettings, import_checkpoint
     from tasks.run.progress import show_progress
 
-    if Path(text).is_dir() or text.lstrip().startswith("{"):
+    if Path(text).is_dir() or text.lstrip().startswith("{") or is_model_name(text):
         if variant is not None or volume_size is not None:
             raise InputError(f"{text} is imported already; --variant and --volume-size are for checkpoint files.")
-        return found_artifact(text)
+        return found_artifact(text, workdir)
     chosen = ImportSettings(variant=variant, volume_size=volume_size, dataset=dataset)
     with show_progress("import") as progress:
         return import_checkpoint(given_path(text), None, chosen, progress)

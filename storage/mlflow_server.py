@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # its links open the page for GenAI
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -53,12 +55,63 @@ _BATCH = 900  # MLflow accepts 1000 metrics per request
 _PARAMS = 100
 _MAX_PARAM = 6000
 _MAX_DIGEST = 36
+_PAGE = 1000  # runs per request
+_MODELS_PAGE = 50  # logged models per request, the most that MLflow allows
 _UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _LATER = {401, 403, 408, 429}  # a login that has run out, a busy server: the same request may be accepted later
 _MODEL_DIGEST = "prdit.digest"
+_MODEL_ID = "prdit.model_id"
 _RUN_TAG = "prdit.tracking_id"
 Record = Mapping[str, Any]
 logger = logging.getLogger("prdit.tracking")
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A run that has ended.
+
+    Attributes:
+        run_id: of it.
+        parent: run it is a child of; empty: none.
+    """
+
+    run_id: str
+    parent: str
+
+
+@dataclass(frozen=True)
+class RecordedModel:
+    """A logged model.
+
+    Attributes:
+        model_id: of it.
+        digest: of the checkpoint; empty for a model that is not ours.
+        source_run: run that made it.
+    """
+
+    model_id: str
+    digest: str
+    source_run: str
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a registered model, as MLflow has it.
+
+    Attributes:
+        number: of the version.
+        run_id: that made it; empty: none is known.
+        model_id: of the logged model with its files.
+        created_ms: time, in milliseconds.
+        aliases, tags: of the version.
+    """
+
+    number: int
+    run_id: str
+    model_id: str
+    created_ms: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
 
 
 class Server:
@@ -278,19 +331,50 @@ class Server:
         ours = [model for model in begun if model.source_run_id == run_id]  # an upload that was cut off goes on
         model = ours[0] if ours else None
         if model is None:
-            model = self._client.create_logged_model(
-                experiment_id,
-                name=record["name"],
-                source_run_id=run_id,
-                tags={_MODEL_DIGEST: record["digest"]},
-                params=dict(record["facts"]),
-                model_type="prdit",
-            )
+            model = self._create_model(experiment_id, run_id, record)
         with _upload_timeout():
             for path in files:
                 self._client.log_model_artifact(model.model_id, str(path))
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         return model
+
+    # ---- what is not kept any more ------------------------------------------------------------------------------------
+
+    def ended_before(self, time_ms: int) -> list[EndedRun]:
+        """The runs of all experiments that ended before a time. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            experiments = [each.experiment_id for each in self._client.search_experiments()]
+            wanted, page = f"attributes.end_time < {time_ms}", None
+            found: list[EndedRun] = []
+            while experiments:
+                runs = self._client.search_runs(experiments, wanted, max_results=_PAGE, page_token=page)
+                found += [EndedRun(run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")) for run in runs]
+                page = runs.token
+                if not page:
+                    break
+            return found
+
+    def models(self) -> list[RecordedModel]:
+        """The logged models of all experiments. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            experiments = [each.experiment_id for each in self._client.search_experiments()]
+            found: list[RecordedModel] = []
+            page = None
+            while experiments:
+                models = self._client.search_logged_models(experiments, max_results=_MODELS_PAGE, page_token=page)
+                found += [
+                    RecordedModel(model.model_id, model.tags.get(_MODEL_DIGEST, ""), model.source_run_id or "")
+                    for model in models
+                ]
+                page = models.token
+                if not page:
+                    break
+            return found
+
+    def delete_model(self, model_id: str) -> None:
+        """Mark a logged model as deleted; `mlflow gc` removes it. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            self._client.delete_logged_model(model_id)
 
     def give_up(self, experiment_id: str, run_id: str, record: Record) -> None:
         """Mark a model whose files could not be stored as failed. Raises: ServerAwayError, RefusedError."""
@@ -299,6 +383,133 @@ class Server:
                 for model in self._models(experiment_id, record["digest"], LoggedModelStatus.PENDING):
                     if model.source_run_id == run_id:
                         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+
+    # ---- registered model ---------------------------------------------------------------------------------------------
+
+    def versions(self, name: str) -> list[RegisteredVersion]:
+        """Versions of a registered model, oldest first; none where there is none. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            models = self._client.search_registered_models(f"name = '{name}'")
+            if not models:
+                return []
+            aliases: dict[int, list[str]] = {}
+            for alias, version in self._client.get_registered_model(name).aliases.items():
+                aliases.setdefault(int(version), []).append(alias)
+            found, token = [], None
+            while True:
+                page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
+                found += list(page)
+                token = page.token
+                if not token:
+                    break
+        return [
+            RegisteredVersion(
+                number=int(one.version),
+                run_id=one.run_id or "",
+                model_id=one.tags.get(_MODEL_ID, ""),
+                created_ms=int(one.creation_timestamp),
+                aliases=tuple(sorted(aliases.get(int(one.version), []))),
+                tags=dict(one.tags),
+            )
+            for one in sorted(found, key=lambda one: int(one.version))
+        ]
+
+    def upload_checkpoint(self, run_id: str, experiment_id: str, record: Record, files: Mapping[str, Path]) -> str:
+        """Put all files of a checkpoint into the experiment's model with its digest, made where there is none; the model's id.
+
+        Files that the model has with their size are not sent again.
+
+        Args:
+            run_id: that made it; empty: none is known.
+            experiment_id: of the model where no run is known.
+            record: `name`, `digest`, `facts`, as a record of `storage.outbox` has them.
+            files: by name below the model's folder; the last one is complete only when all others are.
+        Raises: ServerAwayError, RefusedError, UploadError.
+        """
+        with _explained(upload=True), _upload_timeout():
+            if run_id:
+                experiment_id = str(self._client.get_run(run_id).info.experiment_id)
+            ready = self._models(experiment_id, record["digest"], LoggedModelStatus.READY)
+            begun = self._models(experiment_id, record["digest"], LoggedModelStatus.PENDING)
+            found = [*ready, *(model for model in begun if not run_id or model.source_run_id == run_id)]
+            model = found[0] if found else self._create_model(experiment_id, run_id or None, record)
+            stored = self._model_files(model.model_id, sorted({str(Path(name).parent) for name in files}))
+            for name, path in files.items():
+                if stored.get(name) != path.stat().st_size:
+                    folder = str(Path(name).parent)
+                    self._client.log_model_artifact(model.model_id, str(path), None if folder == "." else folder)
+            if model.status != LoggedModelStatus.READY:
+                self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        return str(model.model_id)
+
+    def _model_files(self, model_id: str, folders: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for folder in folders:
+            listed = self._client.list_logged_model_artifacts(model_id, None if folder == "." else folder)
+            found |= {one.path: int(one.file_size or 0) for one in listed if not one.is_dir}
+        return found
+
+    def create_version(self, name: str, model_id: str, run_id: str, tags: Mapping[str, str], about: str) -> int:
+        """Make a version of a registered model, which is made when missing, of a model's files; the version's number.
+
+        Args:
+            name: of the registered model.
+            model_id: of the model.
+            run_id: that made it; empty: none is known.
+            tags: of the version.
+            about: description of a new registered model.
+        Raises: ServerAwayError, RefusedError.
+        """
+        with _explained():
+            if not self._client.search_registered_models(f"name = '{name}'"):
+                try:
+                    self._client.create_registered_model(name, description=about)
+                except MlflowException:  # another process made it between the two calls
+                    logger.debug("registered model %s exists by now", name)
+            source = str(self._client.get_logged_model(model_id).artifact_location)
+            # A server needs the id to allow the source; with a file MLflow would look for it at its default address.
+            linked = None if self.uri.startswith("sqlite:") else model_id
+            all_tags = dict(tags) | {_MODEL_ID: model_id}
+            made = self._client.create_model_version(
+                name, source, run_id=run_id or None, tags=all_tags, await_creation_for=0, model_id=linked
+            )
+            return int(made.version)
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Let an alias name a version. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            self._client.set_registered_model_alias(name, alias, str(version))
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias, where there is one. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            if alias in self._client.get_registered_model(name).aliases:
+                self._client.delete_registered_model_alias(name, alias)
+
+    def tag_version(self, name: str, version: int, tags: Mapping[str, str], description: str | None = None) -> None:
+        """Set tags of a version, and its description where one is given. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            if description is not None:
+                self._client.update_model_version(name, str(version), description)
+            for key, value in tags.items():
+                self._client.set_model_version_tag(name, str(version), key, value)
+
+    def download_model_file(self, model_id: str, name: str, folder: Path) -> Path:
+        """Fetch one file of a model's folder into a local one. Raises: ServerAwayError, RefusedError, UploadError: no such file."""
+        with _explained(upload=True), _upload_timeout():
+            location = str(self._client.get_logged_model(model_id).artifact_location)
+            path = download_artifacts(f"{location}/{name}", dst_path=str(folder), tracking_uri=self.uri)
+        return Path(path)
+
+    def _create_model(self, experiment_id: str, run_id: str | None, record: Record) -> LoggedModel:
+        return self._client.create_logged_model(
+            experiment_id,
+            name=record["name"],
+            source_run_id=run_id,
+            tags={_MODEL_DIGEST: record["digest"]},
+            params=dict(record["facts"]),
+            model_type="prdit",
+        )
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Tracker:
             _check_writable(database)
             artifacts = (database.parent / "mlflow-artifacts").resolve().as_uri()
         self._experiment = {"experiment": experiment, "experiment_tags": tags, "artifacts": artifacts}
-        _check_address(uri)
+        check_address(uri)
         self._sender = sender_of(outbox.resolve())
         self._outbox = self._sender.outbox
         self._outbox.close_abandoned()
@@ -262,7 +262,7 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _check_address(uri: str) -> None:
+def check_address(uri: str) -> None:
     """Refuse a web address that names no host. Raises: TrackingUnavailableError."""
     try:
         parts = urlsplit(uri)

@@ -1,6 +1,7 @@
 """provenance.json: the record that makes a stage's directory an artifact, written last."""
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 from storage.documents.document import Document
 from storage.refs import Kind, Ref
@@ -39,3 +40,8 @@ class Provenance(Document):
     code_version: str | None = None
     mlflow_run_id: str | None = None
     seconds: float | None = None
+
+    def with_places(self, place: Callable[[str, Ref], str]) -> Self:
+        """The record with another uri for each input, from its role and reference; the artifact's digest does not depend on it."""
+        inputs = {role: ref.model_copy(update={"uri": place(role, ref)}) for role, ref in self.inputs.items()}
+        return self.model_copy(update={"inputs": inputs})

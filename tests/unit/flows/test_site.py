@@ -1,13 +1,20 @@
 """Settings of a site: defaults, and one line for whatever is wrong."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
-from flows.site import SiteConfig, load_site
+from flows.cli import app
+from flows.site import InboxSettings, ListenerSettings, ServiceSettings, SiteConfig, load_site
 from storage.errors import ConfigError
+from tasks.maintain.config import RetentionConfig
+
+NESTED = (InboxSettings, ListenerSettings, RetentionConfig, ServiceSettings)
 
 
 @pytest.fixture
@@ -83,3 +90,55 @@ def test_a_process_that_reads_settings_does_not_load_torch_or_prefect() -> None:
     code = "import sys, flows.site; print(sorted({'torch', 'prefect', 'mlflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["site", *arguments])
+
+
+def test_what_write_makes_is_what_holds_without_a_file(site_file: Path) -> None:
+    assert call("--write").exit_code == 0
+    assert load_site(site_file) == SiteConfig()
+    text = site_file.read_text()
+    for model in (SiteConfig, *NESTED):
+        for name, field in model.model_fields.items():
+            assert re.search(rf"^ *(# +)?{name}:", text, re.MULTILINE), name
+            assert (field.description or "").split("\n")[0][:60] in text
+
+
+def test_the_example_of_a_listener_can_be_uncommented(site_file: Path) -> None:
+    call("--write")
+    text = site_file.read_text()
+    example = text[text.index("# listener:") : text.index("# where messages go")]
+    uncommented = re.sub(r"^# ", "", example, flags=re.MULTILINE)
+    site_file.write_text(text.replace("listener: null\n", "").replace(example, uncommented))
+    assert load_site(site_file).listener == ListenerSettings()
+
+
+def test_a_file_is_never_replaced(site_file: Path) -> None:
+    site_file.write_text("policy: mine\n")
+    done = call("--write")
+    assert done.exit_code == 1
+    assert "exists and is not replaced" in done.stderr
+    assert site_file.read_text() == "policy: mine\n"
+
+
+def test_secrets_are_hidden(site_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRDIT_AUTH", "keeper:hunter2")
+    site_file.write_text(
+        "services: {database: 'postgresql://prdit:hunter2@db:5432', auth_file: /etc/prdit/auth}\n"
+        "overrides: {launcher: {settings: {api_token: hunter2}}}\n"
+    )
+    for output in (call().stdout, call("--json").stdout):
+        assert "hunter2" not in output
+        assert "postgresql://prdit:<hidden>@db:5432" in output
+        assert "/etc/prdit/auth" in output
+        assert "PRDIT_AUTH" in output
+    assert "hunter2" in str(load_site(site_file).services.database)
+
+
+def test_wrong_settings_are_wrong_usage(site_file: Path) -> None:
+    site_file.write_text("store: in\ninbox: {folder: in}\n")
+    done = call()
+    assert done.exit_code == 2
+    assert "inbox.folder: in is the same folder as store" in done.stderr
