@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 from pydantic import Field
 
 from flows.config import config_names
+from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
 from flows.installation import installation, mlflow_backend, site_config
 from flows.notify import notify
 from flows.site import SiteConfig, load_site
@@ -32,7 +33,7 @@ class DamageError(StorageError, RuntimeError):
     """Maintenance is complete, and found what is damaged or lost."""
 
 
-@flow(name="maintenance")
+@flow(name="maintenance", timeout_seconds=DAY_S, **ATTENDED)
 def maintenance(
     configuration: Choice = "",
     store: str = "",
@@ -45,6 +46,12 @@ def maintenance(
         store: Folder of the volume store. Empty: the site's.
         overrides: Settings that differ from the configuration, such as {"workdir": "/data/work"}.
     """
+    with retried_where_it_helps():
+        return look_after(configuration, store, overrides)
+
+
+def look_after(configuration: str, store: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The flow's body: one maintenance, shown on Prefect's page, with messages. Raises: DamageError: see there."""
     site = load_site()
     config = site_config(site, configuration, store, overrides)
     place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
@@ -131,7 +138,7 @@ def make_room(place: Installation, site: SiteConfig, needed_bytes: int = 0) -> N
 
 
 def tell(site: SiteConfig, found: Upkeep) -> None:
-    """Send a message about what needs a person; nothing where there is nothing."""
+    """Send messages about what needs a person; nothing where there is nothing."""
     if found.damage:
         notify(site.notify, "failure", f"{len(found.damage)} findings in the store", damage_text(found))
     if found.is_low:
