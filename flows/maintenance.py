@@ -11,6 +11,7 @@ from pydantic import Field
 
 from flows.config import config_names
 from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.installation import installation, mlflow_backend, site_config
 from flows.notify import notify
 from flows.site import SiteConfig, load_site
@@ -33,6 +34,7 @@ class DamageError(StorageError, RuntimeError):
 
 
 @flow(name="maintenance", timeout_seconds=DAY_S, **ATTENDED)
+@flow(name="maintenance", timeout_seconds=2 * DAY_S, **ATTENDED)
 def maintenance(
     configuration: Choice = "",
     store: str = "",
@@ -62,6 +64,18 @@ def look_after(configuration: str, store: str, overrides: dict[str, Any]) -> dic
     if found.damage:
         raise DamageError(damage_text(found))
     return found.to_json()
+    with attended():
+        site = load_site()
+        config = site_config(site, configuration, store, overrides)
+        place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
+        with show_progress("verify") as progress:
+            found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
+        if FlowRunContext.get() is not None:
+            create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
+        tell(site, found)
+        if found.damage:
+            raise DamageError(damage_text(found))
+        return found.to_json()
 
 
 def maintain(
