@@ -88,7 +88,7 @@ def prune_tracking(
 ) -> list[Removal]:
     """Remove MLflow's runs that are not kept; what could not be done is a note."""
     from storage.mlflow_server import Server
-    from tasks.maintain.tracking import old_runs, remove_runs, runs_of_newest
+    from tasks.maintain.tracking import empty_trash, old_runs, runs_of_newest, trash
 
     if place.versions is None:
         notes.append("MLflow does not answer, so that none of its runs was removed")
@@ -99,12 +99,16 @@ def prune_tracking(
         kept |= {version.run_id for version in place.versions if version.checkpoint.digest in which.kept}
         server = Server(tracking_uri)
         old = old_runs(server, retention.server_days, kept_runs=kept, kept_digests=set(which.kept))
-        if problem := remove_runs(server, old, *mlflow_backend(tracking_uri, place.services)):
-            notes.append(problem)
+        trash(server, old)
     except (ServerAwayError, RefusedError, StorageError) as error:
         notes.append(f"MLflow's old runs were not removed: {error}")
         return []
-    return [Removal(what="run of MLflow", count=len(old.runs), size_bytes=0)] if old.runs else []
+    backend, artifacts = mlflow_backend(tracking_uri, place.services)
+    if backend is None:
+        notes.append("MLflow's database is not known here: call `mlflow gc` beside it to empty its trash")
+    elif problem := empty_trash(tracking_uri, backend, artifacts, retention.trash_days):
+        notes.append(problem)
+    return [Removal(what="run of MLflow, into its trash", count=len(old.runs), size_bytes=0)] if old.runs else []
 
 
 def make_room(place: Installation, site: SiteConfig, needed_bytes: int = 0) -> None:
