@@ -10,7 +10,6 @@ from prefect.context import FlowRunContext
 from pydantic import Field
 
 from flows.config import config_names
-from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
 from flows.hooks import ATTENDED, DAY_S, attended
 from flows.installation import installation, mlflow_backend, site_config
 from flows.notify import notify
@@ -33,7 +32,6 @@ class DamageError(StorageError, RuntimeError):
     """Maintenance is complete, and found what is damaged or lost."""
 
 
-@flow(name="maintenance", timeout_seconds=DAY_S, **ATTENDED)
 @flow(name="maintenance", timeout_seconds=2 * DAY_S, **ATTENDED)
 def maintenance(
     configuration: Choice = "",
@@ -47,23 +45,6 @@ def maintenance(
         store: Folder of the volume store. Empty: the site's.
         overrides: Settings that differ from the configuration, such as {"workdir": "/data/work"}.
     """
-    with retried_where_it_helps():
-        return look_after(configuration, store, overrides)
-
-
-def look_after(configuration: str, store: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The flow's body: one maintenance, shown on Prefect's page, with messages. Raises: DamageError: see there."""
-    site = load_site()
-    config = site_config(site, configuration, store, overrides)
-    place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
-    with show_progress("verify") as progress:
-        found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
-    if FlowRunContext.get() is not None:
-        create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
-    tell(site, found)
-    if found.damage:
-        raise DamageError(damage_text(found))
-    return found.to_json()
     with attended():
         site = load_site()
         config = site_config(site, configuration, store, overrides)
