@@ -18,7 +18,6 @@ from storage.documents.upkeep import Removal, Upkeep
 from storage.errors import StorageError
 from storage.outbox import RefusedError, ServerAwayError
 from tasks.maintain.config import RetentionConfig
-from tasks.maintain.disk import NoRoomError, check_room
 from tasks.maintain.run import Installation, prune, record, verify
 from tasks.run.progress import Advance, show_progress
 
@@ -111,29 +110,8 @@ def prune_tracking(
     return [Removal(what="run of MLflow, into its trash", count=len(old.runs), size_bytes=0)] if old.runs else []
 
 
-def make_room(place: Installation, site: SiteConfig, needed_bytes: int = 0) -> None:
-    """Before work that writes: where too little disk is free, remove what retention allows; refuse where that is not enough.
-
-    Args:
-        place: of the work.
-        site: what is kept, and how much disk stays free.
-        needed_bytes: what the work writes, as far as it is known.
-    Raises: NoRoomError: nothing may be started.
-    """
-    least = site.retention.min_free_gb
-    try:
-        for path in (place.workdir, place.store):
-            check_room(path, needed_bytes, min_free_gb=least)
-    except NoRoomError as error:
-        notes: list[str] = []
-        freed = sum(each.size_bytes for each in prune(place, site.retention, notes)) / _GB
-        logger.warning("%s\nRetention removed %.1f GB.", error, freed)
-        for path in (place.workdir, place.store):
-            check_room(path, needed_bytes, min_free_gb=least)
-
-
 def tell(site: SiteConfig, found: Upkeep) -> None:
-    """Send a message about what needs a person; nothing where there is nothing."""
+    """Send messages about what needs a person; nothing where there is nothing."""
     if found.damage:
         notify(site.notify, "failure", f"{len(found.damage)} findings in the store", damage_text(found))
     if found.is_low:

@@ -18,6 +18,7 @@ from flows.config import PipelineConfig, config_names, from_parameters, merge
 from flows.hooks import ATTENDED, DAY_S, attended
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
+from flows.room import make_room
 from flows.stages import (
     Inputs,
     Row,
@@ -174,6 +175,7 @@ def run_through(config: PipelineConfig, last: str, purpose: Purpose | None = Non
     check_trainings(config, stages)
     if last in ("sample", "evaluate"):
         check_sampling(config, evaluated=last == "evaluate")
+    make_room(config)
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
     outbox, shown = workdir / TRACKING, columns(config)
