@@ -1,16 +1,15 @@
 """The one configuration of the pipeline: frozen, complete, and an error where a key is unknown."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from flows.settings_text import read_settings
+from flows.named_files import config_files, is_file_name
+from flows.named_files import config_names as config_names
+from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError, InputError
 from storage.files import sha256_json
 from tasks.evaluate.config import EvaluateConfig
@@ -18,7 +17,6 @@ from tasks.ingest.config import IngestConfig
 from tasks.model.checkpoint import CheckpointInfo
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.runners import Local, RunnerSetting
-from tasks.run.settings import SettingsError
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
 from tasks.train.config import TrainingConfig
@@ -28,7 +26,6 @@ from tasks.train.gates import GatesConfig
 # Settings that decide where a run works and how it is judged, never what a stage makes: outside every cache key.
 RUNTIME = frozenset({"base", "source", "store", "snapshot", "workdir", "experiment", "gates", "launcher", "runner"})
 _NAME = r"^[a-z0-9][a-z0-9-]*$"
-_GROUP = "prdit.configurations"
 
 
 class PipelineConfig(BaseModel):
@@ -159,48 +156,14 @@ class PipelineConfig(BaseModel):
         return parts
 
 
-@cache
-def _named_files() -> dict[str, Path]:
-    """YAML files by name: prdit's, and those of packages with an entry point in the group `prdit.configurations`."""
-    places = [(point.dist.name if point.dist else point.name, point.value) for point in entry_points(group=_GROUP)]
-    found: dict[str, Path] = {}
-    for owner, package in (("prdit", "flows.configs"), *places):
-        for folder in _folders(owner, package):
-            for path in sorted(folder.rglob("*.yaml")):
-                name = path.relative_to(folder).with_suffix("").as_posix()
-                if name in found and found[name] != path:
-                    raise ConfigError(
-                        f"the configuration {name!r} is registered twice: {found[name]}, and {path} of {owner}. "
-                        "Rename one of them."
-                    )
-                found[name] = path
-    return found
-
-
-def _folders(owner: str, package: str) -> list[Path]:
-    """Folders of a package; one without `__init__.py` may have several."""
-    try:
-        return [Path(path) for path in import_module(package).__path__]
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the configurations of {owner} cannot be read: {package!r}, which it names in the entry-point group {_GROUP}, is "
-            f"not an importable package ({type(error).__name__}: {error}). Repair or uninstall {owner}."
-        ) from error
-
-
-def config_names() -> list[str]:
-    """Names of the configurations that come with prdit and with packages that add some."""
-    return sorted(_named_files())
-
-
 def load_named(name: str) -> dict[str, Any]:
     """The keys of a named configuration, its own `base` resolved."""
-    if not isinstance(name, str) or name not in _named_files():
+    if not isinstance(name, str) or name not in config_files():
         raise ConfigError(
             f"base {name!r} is not a configuration of prdit; there are {', '.join(config_names())}, and files whose name ends in "
             ".yaml"
         )
-    return _with_base(read_settings(_named_files()[name]))
+    return _with_base(read_settings(config_files()[name]))
 
 
 def load_config(name_or_path: str, overrides: dict[str, Any] | None = None) -> PipelineConfig:
@@ -220,7 +183,7 @@ def _is_file_name(name_or_path: str) -> bool:
             f"the configuration is empty text; is a shell variable unset? There are {', '.join(config_names())}, and files whose "
             "name ends in .yaml."
         )
-    return Path(name_or_path).suffix in (".yaml", ".yml")
+    return is_file_name(name_or_path)
 
 
 def from_parameters(
@@ -266,38 +229,9 @@ def as_parameters(name_or_path: str) -> tuple[str, dict[str, Any]]:
     return str(values.pop("base")), values
 
 
-@contextmanager
-def pydantic_explained(what: str) -> Iterator[None]:
+def pydantic_explained(what: str) -> AbstractContextManager[None]:
     """Turn pydantic's account of wrong settings into ours. Raises: ConfigError: settings are wrong; every problem is listed."""
-    try:
-        yield
-    except ValidationError as error:
-        raise ConfigError(f"{what}:\n{explain(error)}") from error
-
-
-def explain(error: ValidationError) -> str:
-    """One line per problem: dotted key, what is wrong, and the keys that would be known."""
-    lines = []
-    for problem in error.errors():
-        place = problem["loc"]
-        key = ".".join(str(part) for part in place)
-        if place and place[-1] == "[key]":
-            name = ".".join(str(part) for part in place[:-1])
-            lines.append(
-                f"  {name}: not a name for a training; use lower-case letters, digits and hyphens, such as local-2"
-            )
-        elif problem["type"] == "extra_forbidden":
-            known = _known_keys(PipelineConfig, place[:-1])
-            lines.append(f"  {key}: unknown key. Known here: {', '.join(known)}")
-        elif isinstance(found := problem.get("ctx", {}).get("error"), SettingsError):
-            lines += [f"  {key}{'' if line.startswith(':') else '.'}{line}" for line in str(found).splitlines()]
-        elif problem["type"] == "value_error":
-            lines.append(f"  {key + ': ' if key else ''}{found}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {key}: not given, and it has no default")
-        else:
-            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
-    return "\n".join(lines)
+    return explained(what, PipelineConfig)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -351,18 +285,3 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:
     base = values.pop("base", None)
     return values if base is None else merge(load_named(base), values)
-
-
-def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    parts = list(place)
-    while parts:
-        annotation: Any = model.model_fields[str(parts.pop(0))].annotation
-        if get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
-            parts = parts[1:]
-        options = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
-        nested = [part for part in options if issubclass(part, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return sorted(model.model_fields)

@@ -1,7 +1,7 @@
 """The site's settings: inbox, what retraining runs with, the servers, whom to notify, what is kept.
 
 They stand in `.prdit/site.yaml`, beside the state of the services; every key has a default. Secrets and addresses of servers can be
-given by environment variables instead (`PRDIT_DATABASE`, `PRDIT_ARTIFACTS`, `PRDIT_AUTH`).
+given by environment variables instead (`PRDIT_DATABASE`, `PRDIT_ARTIFACTS`, `PRDIT_AUTH`), which come before the file.
 """
 
 from pathlib import Path
@@ -9,7 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.named_files import config_names, is_file_name, policy_names
 from flows.notify import NotifyConfig
+from flows.settings_text import explained, read_settings
+from storage.errors import ConfigError
+from tasks.maintain.config import RetentionConfig
 
 FILE = Path(".prdit") / "site.yaml"
 
@@ -17,7 +21,7 @@ FILE = Path(".prdit") / "site.yaml"
 class InboxSettings(BaseModel):
     """Where new scans arrive. Owner: tasks/inbox."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     folder: str = Field(
         ".prdit/inbox", min_length=1, description="people and the listener put scans here; it is only read"
@@ -28,17 +32,59 @@ class InboxSettings(BaseModel):
     )
 
 
+class ListenerSettings(BaseModel):
+    """The DICOM listener (C-STORE), which writes into the inbox."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    ae_title: str = Field("PRDIT", min_length=1, max_length=16, description="application entity title of the listener")
+    host: str = Field("127.0.0.1", min_length=1, description="address it listens on")
+    port: int = Field(11112, ge=1, le=65535, description="port it listens on")
+    allowed: tuple[str, ...] = Field((), description="AE titles that may send; without any, nobody may")
+    max_associations: int = Field(10, ge=1, description="senders at the same time")
+    max_gb: float = Field(2.0, gt=0, description="size of one object at most")
+
+
+class ServiceSettings(BaseModel):
+    """Where the servers keep what they know, and who may ask them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database: str | None = Field(
+        None,
+        min_length=1,
+        description="postgresql://user@host:port with the databases prefect and mlflow (or PRDIT_DATABASE); null: SQLite files",
+    )
+    artifacts: str | None = Field(
+        None,
+        min_length=1,
+        description="MLflow's artifacts: a folder or s3://bucket/prefix (or PRDIT_ARTIFACTS); null: beside its database",
+    )
+    auth_file: str | None = Field(
+        None,
+        min_length=1,
+        description="file with user:password, for both servers (or the text itself in PRDIT_AUTH); null: no authentication",
+    )
+
+
 class SiteConfig(BaseModel):
     """Settings of one installation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="prdit site")
 
-    configuration: str = Field("small", min_length=1, description="what retraining runs: a named configuration")
+    configuration: str = Field(
+        "small", min_length=1, description="what retraining runs: a named configuration or a YAML file"
+    )
     store: str = Field(".prdit/store", min_length=1, description="volume store")
     overrides: dict[str, Any] = Field(default_factory=dict, description="settings on top of the configuration")
     policy: str = Field("default", min_length=1, description="policy of retraining by name")
-    inbox: InboxSettings = Field(default_factory=InboxSettings)
-    notify: NotifyConfig = Field(default_factory=NotifyConfig)
+    inbox: InboxSettings = Field(default_factory=InboxSettings, description="where new scans arrive")
+    listener: ListenerSettings | None = Field(None, description="DICOM listener; null: none runs")
+    notify: NotifyConfig = Field(default_factory=NotifyConfig, description="where messages go besides the log")
+    retention: RetentionConfig = Field(default_factory=RetentionConfig, description="what is kept, and for how long")
+    services: ServiceSettings = Field(
+        default_factory=ServiceSettings, description="databases, artifacts and authentication of the servers"
+    )
 
 
 def load_site(path: Path = FILE) -> SiteConfig:
@@ -46,4 +92,42 @@ def load_site(path: Path = FILE) -> SiteConfig:
 
     Raises: ConfigError: unknown keys or values out of range, each on a line; an inbox in the store, or the store in the inbox.
     """
-    raise NotImplementedError
+    values = read_settings(path, "the site's settings", "policy: default") if path.exists() else {}
+    with explained(f"site settings {path}", SiteConfig):
+        site = SiteConfig.model_validate(values)
+    problems = [*_unknown_names(site), *_overlapping(site)]
+    if problems:
+        raise ConfigError("\n".join([f"site settings {path}:", *(f"  {line}" for line in problems)]))
+    return site
+
+
+def _unknown_names(site: SiteConfig) -> list[str]:
+    kinds = {"configuration": config_names(), "policy": sorted({"default", *policy_names()})}
+    problems = []
+    for key, names in kinds.items():
+        name = getattr(site, key)
+        if name not in names and not (is_file_name(name) and Path(name).is_file()):
+            missing = "no such file" if is_file_name(name) else f"no {key} of prdit"
+            problems.append(
+                f"{key}: {name!r} is {missing}; there are {', '.join(names)}, and files whose name ends in .yaml"
+            )
+    return problems
+
+
+def _overlapping(site: SiteConfig) -> list[str]:
+    """Places that contain each other: what is written by prdit would be read as new scans, or the other way round."""
+    inbox, arrivals = ("inbox.folder", site.inbox.folder), ("inbox.arrivals", site.inbox.arrivals)
+    store = ("store", site.store)
+    problems = []
+    for (one, first), (other, second) in ((inbox, store), (inbox, arrivals), (arrivals, store)):
+        here, there = Path(first).resolve(), Path(second).resolve()
+        if here == there:
+            relation = f"the same folder as {other}"
+        elif there in here.parents:
+            relation = f"inside {other} ({second})"
+        elif here in there.parents:
+            relation = f"a folder that contains {other} ({second})"
+        else:
+            continue
+        problems.append(f"{one}: {first} is {relation}; give each a folder of its own")
+    return problems

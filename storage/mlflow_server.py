@@ -55,6 +55,8 @@ _BATCH = 900  # MLflow accepts 1000 metrics per request
 _PARAMS = 100
 _MAX_PARAM = 6000
 _MAX_DIGEST = 36
+_PAGE = 1000  # runs per request
+_MODELS_PAGE = 50  # logged models per request, the most that MLflow allows
 _UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _LATER = {401, 403, 408, 429}  # a login that has run out, a busy server: the same request may be accepted later
 _MODEL_DIGEST = "prdit.digest"
@@ -62,6 +64,34 @@ _MODEL_ID = "prdit.model_id"
 _RUN_TAG = "prdit.tracking_id"
 Record = Mapping[str, Any]
 logger = logging.getLogger("prdit.tracking")
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A run that has ended.
+
+    Attributes:
+        run_id: of it.
+        parent: run it is a child of; empty: none.
+    """
+
+    run_id: str
+    parent: str
+
+
+@dataclass(frozen=True)
+class RecordedModel:
+    """A logged model.
+
+    Attributes:
+        model_id: of it.
+        digest: of the checkpoint; empty for a model that is not ours.
+        source_run: run that made it.
+    """
+
+    model_id: str
+    digest: str
+    source_run: str
 
 
 @dataclass(frozen=True)
@@ -307,6 +337,44 @@ class Server:
                 self._client.log_model_artifact(model.model_id, str(path))
         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         return model
+
+    # ---- what is not kept any more ------------------------------------------------------------------------------------
+
+    def ended_before(self, time_ms: int) -> list[EndedRun]:
+        """The runs of all experiments that ended before a time. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            experiments = [each.experiment_id for each in self._client.search_experiments()]
+            wanted, page = f"attributes.end_time < {time_ms}", None
+            found: list[EndedRun] = []
+            while experiments:
+                runs = self._client.search_runs(experiments, wanted, max_results=_PAGE, page_token=page)
+                found += [EndedRun(run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")) for run in runs]
+                page = runs.token
+                if not page:
+                    break
+            return found
+
+    def models(self) -> list[RecordedModel]:
+        """The logged models of all experiments. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            experiments = [each.experiment_id for each in self._client.search_experiments()]
+            found: list[RecordedModel] = []
+            page = None
+            while experiments:
+                models = self._client.search_logged_models(experiments, max_results=_MODELS_PAGE, page_token=page)
+                found += [
+                    RecordedModel(model.model_id, model.tags.get(_MODEL_DIGEST, ""), model.source_run_id or "")
+                    for model in models
+                ]
+                page = models.token
+                if not page:
+                    break
+            return found
+
+    def delete_model(self, model_id: str) -> None:
+        """Mark a logged model as deleted; `mlflow gc` removes it. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            self._client.delete_logged_model(model_id)
 
     def give_up(self, experiment_id: str, run_id: str, record: Record) -> None:
         """Mark a model whose files could not be stored as failed. Raises: ServerAwayError, RefusedError."""

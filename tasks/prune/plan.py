@@ -2,15 +2,21 @@
 
 Used are: what the newest runs made, what was used lately, what a process works on, and everything that any of these was made
 from. Only folders that a stage made are looked at; stores, sources, records of runs and MLflow's files are not among them.
+
+The caller can name checkpoints that are kept whatever their age, such as the champion, and others that were given up: they and the
+samples drawn from them go although a run that is kept made them, and although a report that is kept describes them.
+
+The weights that a finished training began with (its input `initial`) are not needed for it any more: else every champion of a chain
+of warm starts would stay.
 """
 
 import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.artifacts import PROVENANCE, SCRATCH
@@ -24,6 +30,7 @@ from storage.refs import Ref
 from tasks.run.stage import LOCK
 
 _RUNS = "runs"
+_INITIAL = "initial"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _DAY_S = 86400.0
 Name = tuple[str, str]  # stage and key: they stay when a working folder is moved
@@ -55,6 +62,21 @@ class StageDirectory:
     why: str
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """Checkpoints that age and runs alone do not decide about, by digest, each with why.
+
+    Attributes:
+        kept: stay, with all that they were made from.
+        given_up: go once they were not used for `days`, with the samples drawn from them.
+        days: see there.
+    """
+
+    kept: Mapping[str, str] = field(default_factory=dict)
+    given_up: Mapping[str, str] = field(default_factory=dict)
+    days: float = 0.0
+
+
 @dataclass
 class _Found:
     path: Path
@@ -62,22 +84,26 @@ class _Found:
     last_used: float
     record: Provenance | None
     why: str = ""  # what needs it
+    given_up: str = ""  # why it is not kept for a run or a report
 
     def inputs(self) -> list[Ref]:
         if self.record is not None:
-            return list(self.record.inputs.values())
+            return [ref for role, ref in self.record.inputs.items() if role != _INITIAL]
         with suppress(StorageError):
             return list(Pending.load(self.path / SCRATCH).inputs.values())
         return []
 
 
-def plan(workdir: Path, *, keep_runs: int = 10, keep_days: float = 7.0) -> list[StageDirectory]:
+def plan(
+    workdir: Path, *, keep_runs: int = 10, keep_days: float = 7.0, checkpoints: Checkpoints | None = None
+) -> list[StageDirectory]:
     """Look at every stage directory; what can be removed comes first, then by size.
 
     Args:
         workdir: the working folder.
         keep_runs: newest recorded runs whose stages are kept.
         keep_days: what was used in this many days is kept.
+        checkpoints: that are kept or given up whatever the runs say.
 
     Raises:
         InputError: there is no such folder.
@@ -86,18 +112,34 @@ def plan(workdir: Path, *, keep_runs: int = 10, keep_days: float = 7.0) -> list[
     if not workdir.is_dir():
         raise InputError(f"There is no working folder at {workdir}. Name the one of your runs: --workdir .prdit/work.")
     found = {(path.parent.name, path.name): _look(path) for path in _directories(workdir)}
+    now = time.time()
+    _mark(found, checkpoints or Checkpoints(), now)
     for run, names in _recorded(workdir / _RUNS, keep_runs).items():
         for name in names & found.keys():
-            found[name].why = found[name].why or f"run {run}"
-    now = time.time()
+            if not found[name].given_up:
+                found[name].why = found[name].why or f"run {run}"
     for each in found.values():
         if is_busy(each.path):
             each.why = "a process works on it"
-        elif not each.why and now - each.last_used < keep_days * _DAY_S:
+        elif not (each.why or each.given_up) and now - each.last_used < keep_days * _DAY_S:
             each.why = f"used in the last {keep_days:g} days"
     _keep_inputs(found)
     rows = [*(_row(name, each) for name, each in found.items()), *_interrupted(workdir)]
     return sorted(rows, key=lambda row: (not row.removable, -row.size_bytes, row.stage, row.key))
+
+
+def _mark(found: dict[Name, _Found], checkpoints: Checkpoints, now: float) -> None:
+    """Note which directories hold checkpoints that are kept or given up, or samples of the latter."""
+    for each in found.values():
+        if each.record is None:
+            continue
+        if each.record.digest in checkpoints.kept:
+            each.why = checkpoints.kept[each.record.digest]
+        elif now - each.last_used >= checkpoints.days * _DAY_S:
+            drawn_from = each.record.inputs.get("checkpoint") if each.record.kind == "samples" else None
+            digest = drawn_from.digest if drawn_from else each.record.digest
+            if digest not in checkpoints.kept:
+                each.given_up = checkpoints.given_up.get(digest, "")
 
 
 def is_busy(directory: Path) -> bool:
@@ -149,16 +191,20 @@ def _keep_inputs(found: dict[Name, _Found]) -> None:
     open_ = deque(name for name, each in found.items() if each.why)
     while open_:
         stage, key = open_.popleft()
+        record = found[stage, key].record
+        is_report = record is not None and record.kind == "report"
         for ref in found[stage, key].inputs():
             name = (ref.path.parent.name, ref.path.name)
-            if name in found and not found[name].why:
+            if name not in found or found[name].why:
+                continue
+            if not (found[name].given_up and is_report):  # a report shows its figures without them
                 found[name].why = f"input of {stage}/{key[:8]}"
                 open_.append(name)
 
 
 def _row(name: Name, each: _Found) -> StageDirectory:
     finished = each.record is not None
-    unused = "no kept run uses it" if finished else "unfinished, and no kept run uses it"
+    unused = each.given_up or ("no kept run uses it" if finished else "unfinished, and no kept run uses it")
     return StageDirectory(
         path=each.path,
         stage=name[0],

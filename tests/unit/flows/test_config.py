@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows import config as module
+from flows import named_files as module
 from flows.config import (
     RUNTIME,
     PipelineConfig,
@@ -372,11 +372,11 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
             return list(points) if group == "prdit.configurations" else []
 
         monkeypatch.setattr(module, "entry_points", entry_points)
-        module._named_files.cache_clear()
+        module.config_files.cache_clear()
 
     yield install
     monkeypatch.undo()
-    module._named_files.cache_clear()
+    module.config_files.cache_clear()
 
 
 def test_another_package_adds_configurations(installed: Any) -> None:

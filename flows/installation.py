@@ -1,0 +1,86 @@
+"""The installation that a command or flow works in: its places by settings, and what its ledger and registry know."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.config import PipelineConfig, from_parameters, merge
+from flows.faults import ERRORS_DIRECTORY
+from flows.services import DEFAULT_STATE_DIR, running
+from flows.site import SiteConfig
+from storage.errors import StorageError
+from storage.inbox_ledger import Batch, Ledger
+from storage.registry import ModelVersion, Registry
+from tasks.maintain.run import Installation
+
+logger = logging.getLogger("prdit.maintain")
+
+
+def site_config(
+    site: SiteConfig, configuration: str = "", store: str = "", overrides: Mapping[str, Any] | None = None
+) -> PipelineConfig:
+    """The configuration of a flow's parameters; the site's where they are not given.
+
+    Raises: ConfigError: as `from_parameters`.
+    """
+    return from_parameters(
+        configuration or site.configuration, "", store or site.store, merge(site.overrides, dict(overrides or {}))
+    )
+
+
+def installation(config: PipelineConfig, site: SiteConfig, tracking_uri: str | None) -> Installation:
+    """The installation, with what ledger and registry know; what does not answer is logged.
+
+    Args:
+        config: names store and working folder.
+        site: names the rest.
+        tracking_uri: of MLflow; None: there is none.
+    Raises: StorageError: the ledger is damaged.
+    """
+    arrivals = Path(site.inbox.arrivals)
+    return Installation(
+        store=Path(config.store),
+        workdir=Path(config.workdir),
+        services=DEFAULT_STATE_DIR,
+        arrivals=arrivals,
+        errors=ERRORS_DIRECTORY,
+        batches=batches(arrivals),
+        versions=versions(tracking_uri),
+    )
+
+
+def mlflow_address() -> str | None:
+    """Tracking address of MLflow: `MLFLOW_TRACKING_URI`, else that of the local services where they run."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    services = running(DEFAULT_STATE_DIR)
+    return services.mlflow_url if services else None
+
+
+def batches(arrivals: Path) -> list[Batch]:
+    """The batches of an inbox; none where nothing has arrived. Raises: StorageError: the ledger is damaged."""
+    return Ledger(arrivals).batches() if (arrivals / "ledger.sqlite").exists() else []
+
+
+def versions(tracking_uri: str | None) -> list[ModelVersion] | None:
+    """The versions of the registered model; None where MLflow does not answer."""
+    if not tracking_uri:
+        return None
+    try:
+        return Registry(tracking_uri).versions()
+    except StorageError as error:
+        logger.warning("the registered model is not known: %s", error)
+        return None
+
+
+def mlflow_backend(tracking_uri: str, services: Path) -> tuple[str | None, str | None]:
+    """Address of the database behind a tracking address, and where its artifacts are; None where that is not known here."""
+    if tracking_uri.startswith("sqlite:///"):
+        return tracking_uri, None
+    folder = services.resolve() / "mlflow"
+    database = os.environ.get("PRDIT_MLFLOW_BACKEND")
+    if database is None and (folder / "mlflow.db").exists():
+        database = f"sqlite:///{folder / 'mlflow.db'}"
+    return database, str(folder / "artifacts") if (folder / "artifacts").is_dir() else None

@@ -1,0 +1,60 @@
+"""Settings of what brings new scans: how an inbox is watched, and the DICOM listener."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage.errors import ConfigError
+
+QUIET_S = 120.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a file, and a series, count as whole.
+
+    Attributes:
+        quiet_s: a series of which no list says how many images it has is complete after so long without a change.
+        association_s: the same, where the listener received all of it in associations that the sender ended properly. Not at
+            once: some senders open an association for each image.
+        settle_s: a file is read when it has not changed for so long.
+    """
+
+    quiet_s: float = QUIET_S
+    association_s: float = 15.0
+    settle_s: float = 2.0
+
+
+def check_places(inbox: Path, arrivals: Path, store: Path | None = None) -> None:
+    """Refuse an inbox that would find our own files, or lies in them.
+
+    Raises: ConfigError: the inbox is in the store or in `arrivals`, or one of these is in the inbox.
+    """
+    here = inbox.resolve()
+    for name, place in (("store", store), ("folder of the ledger (inbox.arrivals)", arrivals)):
+        if place is None:
+            continue
+        other = place.resolve()
+        if here == other or here.is_relative_to(other) or other.is_relative_to(here):
+            raise ConfigError(
+                f"The inbox {inbox} and the {name} {place} lie in each other, and the inbox is only read: choose another "
+                "folder for one of them (inbox.folder in .prdit/site.yaml)."
+            )
+
+
+class ListenerConfig(BaseModel):
+    """The DICOM listener (C-STORE): who may send what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for the whole network")
+    port: int = Field(11112, ge=1, le=65535, description="TCP port")
+    ae_title: str = Field(
+        "PRDIT", min_length=1, max_length=16, description="its own AE title; calls to another are rejected"
+    )
+    allowed: tuple[str, ...] = Field((), description="AE titles that may send; none: the listener does not start")
+    max_object_mb: int = Field(2048, ge=1, description="larger objects end their association")
+    min_free_gb: float = Field(5.0, ge=0, description="free space in the inbox below which nothing is accepted")
+    max_associations: int = Field(8, ge=1, le=100, description="at the same time")
+    timeout_s: float = Field(60.0, gt=0, description="without a word from a sender, its association is ended")

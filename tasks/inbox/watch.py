@@ -1,0 +1,159 @@
+"""The watcher: looks at the inbox when something happens in it, and every minute, and says when complete scans wait."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from watchfiles import watch as watch_files
+
+from storage.errors import DamagedArtifactError, StorageError, VersionError
+from storage.inbox_ledger import Ledger
+from tasks.inbox.batches import remove_finished
+from tasks.inbox.config import Timing
+from tasks.inbox.reconcile import Look, look
+
+_DEBOUNCE_MS = 2000
+_POLL_MS = 1000
+Arrived = Callable[[int, int], None]
+logger = logging.getLogger("prdit.inbox")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often the watcher works.
+
+    Attributes:
+        look_s: a look is made at least so often.
+        soon_s: the same, while something is arriving.
+        again_s: complete scans that wait are reported again after so long.
+        events: whether events of the file system wake it.
+    """
+
+    look_s: float = 60.0
+    soon_s: float = 5.0
+    again_s: float = 300.0
+    events: bool = True
+
+
+def watch(
+    ledger: Ledger,
+    inbox: Path,
+    arrived: Arrived,
+    *,
+    timing: Timing | None = None,
+    pace: Pace | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Watch an inbox until it is told to stop. What cannot be read or written now is logged, and tried again.
+
+    Args:
+        ledger: of this inbox.
+        inbox: folder; it is only read.
+        arrived: called with the numbers of complete series that wait and of open batches, when there are any: when the numbers
+            change, and again every few minutes, for what it tells may get lost. An exception of it is logged.
+        timing: when things count as whole.
+        pace: how often it works.
+        stop: ends it.
+    Raises: StorageError: the ledger is damaged, or of another format.
+    """
+    pace, stop = pace or Pace(), stop or threading.Event()
+    wake = _Wake(inbox, stop, events=pace.events)
+    said: tuple[tuple[int, int], float] = ((0, 0), 0.0)
+    trouble = ""
+    while not stop.is_set():
+        wake.renew()
+        found: Look | None = None
+        try:
+            found = look(ledger, inbox, timing)
+            remove_finished(ledger)
+            said = _say(ledger.waiting(), said, arrived, pace)
+        except (DamagedArtifactError, VersionError):
+            raise
+        except (StorageError, OSError) as error:
+            if str(error) != trouble:  # once, not every minute
+                logger.warning("%s The watcher tries again every %.0f s.", error, pace.look_s)
+            trouble = str(error)
+        else:
+            if trouble:
+                logger.info("the inbox and its ledger can be used again")
+            trouble = ""
+        wake.wait(pace.look_s if found is None or found.settled else pace.soon_s)
+
+
+def _say(
+    waiting: tuple[int, int], said: tuple[tuple[int, int], float], arrived: Arrived, pace: Pace
+) -> tuple[tuple[int, int], float]:
+    """Report what waits, where that is due; what was said and when."""
+    before, when = said
+    now = time.monotonic()
+    if not any(waiting):
+        return waiting, when
+    if waiting == before and now - when < pace.again_s:
+        return said
+    try:
+        arrived(*waiting)
+    except Exception as error:  # noqa: BLE001 - whatever a server does, the watcher goes on
+        logger.warning("arrived scans could not be reported (%s); tried again at the next look", type(error).__name__)
+        return (-1, -1), now
+    logger.info("%d complete series and %d open batches wait", *waiting)
+    return waiting, now
+
+
+class _Wake:
+    """Waiting for an event in the inbox, in a thread of its own; without events it is only a clock."""
+
+    def __init__(self, inbox: Path, stop: threading.Event, *, events: bool) -> None:
+        self._inbox, self._stop, self._events = inbox, stop, events
+        self._happened = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._place: tuple[int, int] | None = None
+        self._said = False
+
+    def renew(self) -> None:
+        """Start the thread; again where it ended, or where the inbox is another folder than it was."""
+        if not self._events:
+            return
+        place = None
+        with suppress(OSError):
+            state = self._inbox.stat()
+            place = (state.st_dev, state.st_ino)
+        if self._thread and self._thread.is_alive() and place == self._place:
+            return
+        self._ended.set()
+        self._place = place
+        if place is not None:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._listen, args=(self._ended,), name="inbox-events", daemon=True)
+            self._thread.start()
+
+    def _listen(self, ended: threading.Event) -> None:
+        try:
+            for _ in watch_files(
+                self._inbox,
+                watch_filter=None,
+                debounce=_DEBOUNCE_MS,
+                rust_timeout=_POLL_MS,
+                stop_event=ended,
+                raise_interrupt=False,
+                ignore_permission_denied=True,
+            ):
+                self._happened.set()
+        except (OSError, RuntimeError) as error:  # no more inotify watches, say
+            if not self._said:
+                logger.warning("no events of the inbox (%s): it is looked at by the clock alone", type(error).__name__)
+            self._said = True
+
+    def wait(self, seconds: float) -> None:
+        """Return after a time, earlier after an event or when the watcher is stopped."""
+        until = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+            if self._happened.wait(min(left, 0.5)):
+                break
+        self._happened.clear()
+        if self._stop.is_set():
+            self._ended.set()

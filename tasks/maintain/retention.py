@@ -1,0 +1,152 @@
+"""What an installation need not keep any more, by policy: stages, samples, batches, records. Nothing here touches a store.
+
+Which checkpoints stay is decided by the registered model's aliases and the recorded decisions. While MLflow does not answer, every
+checkpoint that a decision names stays.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.documents.promotion import Decision
+from storage.documents.run_record import RunDocument
+from storage.files import naming_path
+from storage.inbox_ledger import Batch
+from storage.registry import ModelVersion
+from tasks.maintain.config import RetentionConfig
+from tasks.prune.plan import Checkpoints, StageDirectory, plan
+
+_DAY_S = 86400.0
+_RUNS, _MODELS = "runs", "models"
+_ENDED = ("listed", "rejected")
+logger = logging.getLogger("prdit.retention")
+
+
+@dataclass(frozen=True)
+class Old:
+    """A file or folder beside the stages that is not kept any more.
+
+    Attributes:
+        what: kind of it, for people.
+        path: of it.
+        size_bytes: of all files in it.
+        why: it is not kept.
+    """
+
+    what: str
+    path: Path
+    size_bytes: int
+    why: str
+
+
+def checkpoints(
+    decisions: Sequence[Decision], versions: Sequence[ModelVersion] | None, config: RetentionConfig
+) -> Checkpoints:
+    """Which checkpoints are kept whatever their age, and which were given up.
+
+    Args:
+        decisions: all, oldest first.
+        versions: of the registered model; None while MLflow does not answer.
+        config: what is kept.
+    """
+    kept: dict[str, str] = {}
+    for version in versions or ():
+        if version.aliases:
+            kept[version.checkpoint.digest] = f"version {version.version}, {' and '.join(version.aliases)}"
+    champions = [decision for decision in decisions if decision.action in ("promoted", "rolled back")]
+    for decision in champions[-config.keep_champions :] if config.keep_champions else []:
+        kept.setdefault(decision.checkpoint, f"champion of {decision.created[:10]}, for a rollback")
+    if versions is None:
+        for decision in decisions:
+            kept.setdefault(decision.checkpoint, "MLflow does not answer, so its aliases are unknown")
+    given_up = {
+        decision.checkpoint: f"version {decision.challenger} was {decision.action} on {decision.created[:10]}"
+        for decision in decisions
+        if decision.action in ("held", "refused")
+        and decision.checkpoint not in kept
+        and _age_days(decision.created) >= config.challenger_days
+    }
+    return Checkpoints(kept, given_up, config.challenger_days)
+
+
+def stages(workdir: Path, config: RetentionConfig, which: Checkpoints) -> list[StageDirectory]:
+    """The stage directories of a working folder that are not kept; empty where there is no folder.
+
+    Raises: StorageError: a run's record is damaged, so that what it needs is unknown.
+    """
+    if not workdir.is_dir():
+        return []
+    rows = plan(workdir, keep_runs=config.keep_runs, keep_days=config.keep_days, checkpoints=which)
+    return [row for row in rows if row.removable]
+
+
+def old_batches(batches: Iterable[Batch], config: RetentionConfig) -> list[Old]:
+    """Folders of links of batches that need nothing any more; the ledger remembers the batches themselves."""
+    found = []
+    for batch in batches:
+        if batch.state in _ENDED and batch.folder.is_dir() and _age_days(batch.created) >= config.batch_days:
+            found.append(Old("batch", batch.folder, _size(batch.folder), f"batch {batch.number} was {batch.state}"))
+    return found
+
+
+def old_records(workdir: Path, errors: Path, config: RetentionConfig) -> list[Old]:
+    """Records of runs beyond the newest, tracebacks of faults, and models fetched from MLflow, each unused for long.
+
+    Args:
+        workdir: working folder.
+        errors: folder of the tracebacks.
+        config: what is kept.
+    """
+    runs = sorted((path.parent for path in (workdir / _RUNS).glob(f"*/{RunDocument.NAME}")), reverse=True)
+    began = sorted(path for path in (workdir / _RUNS).glob("*") if path.is_dir() and path not in runs)
+    places = [("record of a run", path) for path in [*runs[config.keep_runs :], *began]]
+    places += [("report of a fault", path) for path in sorted(errors.glob("*")) if path.is_file()]
+    found = [
+        Old(what, path, _size(path), f"older than {config.log_days:g} days")
+        for what, path in places
+        if _unused_days(path) >= config.log_days
+    ]
+    found += [
+        Old("model fetched from MLflow", path, _size(path), f"not used for {config.keep_days:g} days")
+        for path in sorted((workdir / _MODELS).glob("[!.]*"))
+        if path.is_dir() and _unused_days(path) >= config.keep_days
+    ]
+    return found
+
+
+def remove_old(found: Iterable[Old]) -> list[Old]:
+    """Remove them; returns those that were there.
+
+    Raises: UnwritableError: the folder is read-only, or not ours.
+    """
+    removed = []
+    for old in found:
+        with naming_path(old.path), suppress(FileNotFoundError):
+            if old.path.is_dir() and not old.path.is_symlink():
+                shutil.rmtree(old.path)
+            else:
+                old.path.unlink()
+            removed.append(old)
+    return removed
+
+
+def _age_days(created: str) -> float:
+    """Days since a recorded UTC time."""
+    then = datetime.fromisoformat(created)
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return (datetime.now(UTC) - then).total_seconds() / _DAY_S
+
+
+def _unused_days(path: Path) -> float:
+    """Days since a file, or any file of a folder, was last changed or read by us."""
+    newest = max((each.lstat().st_mtime for each in (path, *path.rglob("*"))), default=0.0)
+    return (time.time() - newest) / _DAY_S
+
+
+def _size(path: Path) -> int:
+    return sum(each.lstat().st_size for each in (path, *path.rglob("*")) if not each.is_dir())

@@ -1,0 +1,201 @@
+"""One maintenance: verify the store, remove what retention does not keep, measure the disk.
+
+Each part is done although another cannot be: what could not be done is a note of the record.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.documents.promotion import Decision
+from storage.documents.provenance import Provenance
+from storage.documents.upkeep import Damage, Place, Removal, Upkeep
+from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError
+from storage.files import remove_leftovers
+from storage.inbox_ledger import Batch
+from storage.numbered import Numbered
+from storage.registry import ModelVersion
+from tasks.maintain.config import RetentionConfig
+from tasks.maintain.disk import free_bytes
+from tasks.maintain.retention import Old, checkpoints, old_batches, old_records, remove_old, stages
+from tasks.maintain.verify import verify_store
+from tasks.prune.plan import Checkpoints, StageDirectory, plan
+from tasks.prune.remove import remove_all
+from tasks.run.progress import Advance
+
+LINEAGE = "lineage"  # in the working folder
+_GB = 1e9
+logger = logging.getLogger("prdit.maintain")
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where the parts of an installation are, and what is known of them.
+
+    Attributes:
+        store: volume store; it need not exist.
+        workdir: working folder; it need not exist.
+        services: state of the local services.
+        arrivals: ledger and batches.
+        errors: reports of faults.
+        batches: of the ledger.
+        versions: of the registered model; None while MLflow does not answer.
+    """
+
+    store: Path
+    workdir: Path
+    services: Path
+    arrivals: Path
+    errors: Path
+    batches: Sequence[Batch] = ()
+    versions: Sequence[ModelVersion] | None = None
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """All decisions about champion and challenger, oldest first. Raises: StorageError: one is damaged."""
+        steps = Numbered(self.workdir / "decisions", Decision)
+        return [steps.read(number) for number in steps.numbers()]
+
+    def checkpoints(self, config: RetentionConfig) -> Checkpoints:
+        """Which checkpoints are kept whatever their age, and which were given up."""
+        return checkpoints(self.decisions, self.versions, config)
+
+
+def verify(store: Path, notes: list[str], progress: Advance | None = None) -> tuple[int | None, list[Damage]]:
+    """Check every byte of a store.
+
+    Args:
+        store: it need not exist.
+        notes: what could not be checked is added.
+        progress: called with (volumes checked, total).
+    Returns: how many volumes were checked, and what is damaged.
+    """
+    if not store.exists():
+        return None, []
+    counted = 0
+
+    def count(done: int, total: int) -> None:
+        nonlocal counted
+        counted = done
+        if progress:
+            progress(done, total)
+
+    try:
+        found, harmless = verify_store(store, progress=count)
+    except StorageError as error:
+        return None, [Damage(kind="store", name=store.name, message=str(error))]
+    notes += harmless
+    return counted, [Damage(kind=each.kind, name=each.name, message=each.message) for each in found]
+
+
+def prune(place: Installation, config: RetentionConfig, notes: list[str]) -> list[Removal]:
+    """Remove what retention does not keep; what could not be removed is a note."""
+    removed = []
+    for what in (_prune_stages, _prune_files):
+        try:
+            removed += what(place, config)
+        except StorageError as error:
+            notes.append(f"not everything could be removed: {error}")
+    return removed
+
+
+def _prune_stages(place: Installation, config: RetentionConfig) -> list[Removal]:
+    removable = stages(place.workdir, config, place.checkpoints(config))
+    keep_lineage(place.workdir, removable)
+    rows = remove_all(removable, lambda done, total: None)
+    kinds = dict.fromkeys(row.stage for row in rows)
+    of_kind = {kind: [row.size_bytes for row in rows if row.stage == kind] for kind in kinds}
+    return [Removal(what=f"stage {kind}", count=len(sizes), size_bytes=sum(sizes)) for kind, sizes in of_kind.items()]
+
+
+def keep_lineage(workdir: Path, rows: Iterable[StageDirectory]) -> None:
+    """Keep the provenance records of checkpoints that are removed: later ones may have begun with their weights.
+
+    They stand in `<workdir>/lineage/<stage>-<key>.json`. Raises: UnwritableError.
+    """
+    for row in rows:
+        with suppress(MissingArtifactError, DamagedArtifactError):
+            found = Provenance.load(row.path)
+            if found.kind == "checkpoint":
+                found.put(workdir / LINEAGE / f"{row.stage}-{row.key}.json")
+
+
+def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:
+    old = [*old_batches(place.batches, config), *old_records(place.workdir, place.errors, config)]
+    leftovers = remove_leftovers(place.workdir, below=True) if place.workdir.is_dir() else []
+    removed = _counted(remove_old(old))
+    if leftovers:
+        removed.append(Removal(what="temporary file of an ended process", count=len(leftovers), size_bytes=0))
+    return removed
+
+
+def _counted(old: Iterable[Old]) -> list[Removal]:
+    found: dict[str, list[int]] = {}
+    for each in old:
+        found.setdefault(each.what, []).append(each.size_bytes)
+    return [Removal(what=what, count=len(sizes), size_bytes=sum(sizes)) for what, sizes in found.items()]
+
+
+def unfinished(workdir: Path) -> list[str]:
+    """Stages that began and that no process works on: their run was stopped or killed, and can be run again."""
+    if not workdir.is_dir():
+        return []
+    with suppress(StorageError):
+        rows = plan(workdir, keep_runs=0, keep_days=0.0)
+        return [
+            f"{row.stage}/{row.key}"
+            for row in rows
+            if not row.finished and row.why != "a process works on it" and not row.path.name.startswith(".")
+        ]
+    return []
+
+
+def places(place: Installation) -> list[Place]:
+    """What the parts of an installation take on disk."""
+    parts = {
+        "store": [place.store, place.store.with_name(place.store.name + ".ingests")],
+        "stages": [place.workdir],
+        "inbox batches and ledger": [place.arrivals],
+        "Prefect": [place.services / "prefect"],
+        "MLflow": [place.services / "mlflow"],
+        "logs of the services": [place.services / "logs"],
+    }
+    return [Place(name=name, size_bytes=sum(map(size_of, paths))) for name, paths in parts.items()]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of all files in a folder, or of a file; 0 where there is none."""
+    total = 0
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        with suppress(OSError):  # removed meanwhile
+            found = each.lstat()
+            total += found.st_size if not each.is_dir() else 0
+    return total
+
+
+def record(
+    place: Installation,
+    config: RetentionConfig,
+    *,
+    verified: int | None,
+    damage: Sequence[Damage],
+    removed: Sequence[Removal],
+    notes: Sequence[str],
+) -> Upkeep:
+    """The record of a maintenance, written into the working folder. Raises: UnwritableError."""
+    found = Upkeep(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        verified=verified,
+        damage=tuple(damage),
+        removed=tuple(removed),
+        places=tuple(places(place)),
+        free_bytes=free_bytes(place.workdir),
+        min_free_bytes=int(config.min_free_gb * _GB),
+        unfinished=tuple(unfinished(place.workdir)),
+        notes=tuple(notes),
+    )
+    found.save(place.workdir)
+    return found
