@@ -95,7 +95,7 @@ def _registered(what: str, versions: list[Any]) -> Any:
 
 def _of_store(what: str, store: Path, known: Any) -> Any:
     """The lineage of a snapshot, volume or patient of a store; None where it is none."""
-    from storage.errors import ConfigError
+    from storage.errors import ConfigError, InputError
     from storage.snapshots import find
     from storage.volume_store import VolumeStore
     from tasks.patients import lineage as lines
@@ -115,7 +115,7 @@ def _of_store(what: str, store: Path, known: Any) -> Any:
             pass
     try:
         ref = find(opened, what)
-    except ConfigError:
+    except InputError:
         return None
     return lines.of_artifacts([ref], known, f"snapshot {ref.digest}")
 
