@@ -33,6 +33,7 @@ from tasks.run.runners import Local
 
 NAME = "ZQFORGETME77"
 _PICTURE = re.compile(rb"data:image/[a-z]+;base64,([A-Za-z0-9+/=]{200,})")
+_WEIGHTS = {f"{name}.safetensors" for name in ("model", "ema", "optimizer", "buffers")}
 _LINES = (40, 120, 200, 290, 380)  # of the code that forgets, before which it is killed
 _MOST = 12  # stretches of voxels, and pictures, that are looked for
 _FEW = 9  # different values in a row that occurs nowhere else
@@ -133,7 +134,7 @@ def _rows(store: VolumeStore, volume: str) -> list[bytes]:
 
 
 def _pictures(root: Path, report: Ref) -> set[bytes]:
-    """Beginnings of the pictures that show the patient: of the report's page, and those of the quality page."""
+    """Pieces of the pictures that show the patient: of the report's page, and those of the quality page."""
     page = (report.path / "report.html").read_bytes()
     kept = {
         path.read_bytes()
@@ -143,7 +144,7 @@ def _pictures(root: Path, report: Ref) -> set[bytes]:
     found = {base64.b64decode(one) for one in _PICTURE.findall(page)} - kept
     found |= {path.read_bytes() for path in (report.path / "figures").glob("real-*.png")}
     found |= {path.read_bytes() for path in (report.path / "figures").glob("pair-*.png")}
-    return {picture[:600] for picture in sorted(found)[:: max(1, len(found) // _MOST)]}
+    return {picture[200:232] for picture in sorted(found)[:: max(1, len(found) // _MOST)]}
 
 
 def _found(root: Path, words: list[bytes], rows: list[bytes], pictures: set[bytes]) -> dict[str, list[str]]:
@@ -170,8 +171,9 @@ def _found(root: Path, words: list[bytes], rows: list[bytes], pictures: set[byte
 
 
 def _files(root: Path) -> Iterator[Path]:
+    """All but the sources and weights, which stay."""
     for path in sorted(root.rglob("*")):
-        if path.is_file() and path.relative_to(root).parts[0] not in ("source", "copy"):
+        if path.is_file() and path.name not in _WEIGHTS and path.relative_to(root).parts[0] not in ("source", "copy"):
             yield path
 
 
