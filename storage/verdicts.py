@@ -86,6 +86,11 @@ REASONS: dict[str, Reason] = {
         "{where} has the pixels and place of volume {detail}, perhaps in another format or order of axes; it is kept once.",
     ),
     # -- quarantined: broken
+    "held": Reason(
+        "quarantined",
+        "{where} is committed but not listed, because its batch was held: {detail}. A person decides about the batch: prdit inbox.",
+        transient=True,
+    ),
     "unreadable_file": Reason("quarantined", "{where} cannot be read ({detail}): check permissions and copy it again."),
     "archive_member": Reason("quarantined", "{where} cannot be read from its archive ({detail}): unpack it by hand."),
     "unreadable_pixels": Reason(

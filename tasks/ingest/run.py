@@ -22,12 +22,12 @@ from tasks.ingest.config import IngestConfig
 from tasks.ingest.qc import PAGE, page_path, write_page
 from tasks.ingest.report import excluded, listed_entries, refuse_without_ct
 from tasks.ingest.scan import SourceScan, scan_source, source_record
-from tasks.ingest.scans import StoreState, list_scans, read_scans
+from tasks.ingest.scans import Admit, StoreState, list_scans, read_scans
 from tasks.ingest.series import RECIPE
 from tasks.run.fanout import Pool
 from tasks.run.runners import Runner
 
-__all__ = ["RECIPE", "ingest", "ingest_scan", "last_report", "open_scan"]
+__all__ = ["RECIPE", "Admit", "ingest", "ingest_scan", "last_report", "open_scan"]
 
 _MEMORY_MB = 1300
 Progress = Callable[[int, int], None]
@@ -74,6 +74,7 @@ def ingest(
     progress: Progress | None = None,
     repair: bool = False,
     runner: Runner | None = None,
+    admit: Admit | None = None,
 ) -> IngestReport:
     """Bring a store up to date with a folder of scans. The source is only read.
 
@@ -84,14 +85,18 @@ def ingest(
         progress: called with (done, total) scans.
         repair: check every byte of the store first, and write again what is damaged or lost and the source still has.
         runner: where scans are read; default: processes of this machine.
+        admit: called with the store, the committed volumes that would be new to its list, by id, and the snapshot of what it lists
+            (None: nothing), before they are listed; raises a `UserError` to prevent it. What is committed stays, and the next
+            ingest of this source without it lists the volumes, without reading pixels again.
     Returns: the report; where nothing is usable, `committed` and `unchanged` are empty and the caller decides.
     Raises:
         SourceError: the folder is missing, empty or has no CT at all, or a table in it is malformed.
         StorageError: the store has another grid, format or patient key, or its lists are damaged and `repair` was not asked for.
         UnwritableError: the disk is full, say: nothing is quarantined for that.
+        UserError: of `admit`, after the verdicts are written, in which those volumes are quarantined as `held`.
     """
     with open_scan(source, store_path, config, repair=repair, runner=runner) as (scan, pool):
-        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair).with_paths()
+        return ingest_scan(scan, store_path, config, pool, progress=progress, repair=repair, admit=admit).with_paths()
 
 
 def ingest_scan(
@@ -102,6 +107,7 @@ def ingest_scan(
     *,
     progress: Progress | None = None,
     repair: bool = False,
+    admit: Admit | None = None,
 ) -> IngestReport:
     """`ingest` for a source that is scanned already; messages name files by `storage.privacy.PATH`."""
     state = _open(Path(store_path), config, pool, repair=repair)
@@ -116,7 +122,7 @@ def ingest_scan(
             _write_page(state.store)
         return _as_unchanged(before, state.store)
     read = read_scans(scan, state, config, pool, before=before, progress=progress)
-    snapshot = list_scans(read, state, source=record_path.stem, before=before)
+    snapshot = list_scans(read, state, source=record_path.stem, before=before, admit=admit)
     left_out, counts, odd = excluded(scan, read.entries, record_path.with_suffix(".jsonl"))
     notes = [*state.notes, *read.notes(), *scan.notes()]
     if still := sorted(state.broken.keys() - read.seen.keys()):
@@ -144,6 +150,8 @@ def ingest_scan(
     for note in notes:
         logger.warning("%s", note)
     _write_page(state.store)
+    if read.refusal is not None:
+        raise read.refusal
     return IngestReport.of(verdicts, snapshot=snapshot.digest if snapshot else "", store=state.store.path)
 
 

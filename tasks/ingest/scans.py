@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from storage.artifacts import Ref
+from storage.documents.snapshot import Snapshot, SnapshotVolume
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import ScanFacts, VolumeRecord
-from storage.errors import StorageError
+from storage.errors import StorageError, UserError
 from storage.patient_key import patient_key
-from storage.snapshots import Listing, history, update
+from storage.snapshots import Listing, history, newest, snapshot_ref, update
 from storage.sources.single_slices import SingleSlice, one_scan_each
 from storage.tombstones import Forgotten, forgotten
 from storage.verdicts import REASONS, sentence
@@ -25,6 +26,8 @@ from tasks.ingest.report import entry_notes
 from tasks.ingest.scan import Scan, SourceScan
 from tasks.ingest.series import RECIPE, SeriesJob, first_file, ingest_series, part_id, scan_and_part, used_entry
 from tasks.run.fanout import Lost, Pool
+
+Admit = Callable[[VolumeStore, Mapping[str, SnapshotVolume], Ref | None], None]  # see `tasks.ingest.run.ingest`
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class ScansRead:
         store_notes: what is wrong with records of the store, and scans whose patient it lists otherwise.
         num_done: scans whose entries are here.
         scans: all that are committed volumes, copies among them.
+        refusal: why none of the volumes that are new to the list was listed; None: they were.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -65,6 +69,7 @@ class ScansRead:
     store_notes: list[str] = field(default_factory=list)
     num_done: int = 0
     scans: list[Seen] = field(default_factory=list)
+    refusal: UserError | None = None
     _singles: dict[str, SingleSlice] = field(default_factory=dict)
 
     def add(self, scan: Scan, entries: Iterable[dict[str, Any]]) -> None:
@@ -198,16 +203,25 @@ def _of_settings(facts: ScanFacts, config: IngestConfig) -> bool:
     return facts.format != "npz" or facts.spacing_mm == (round(config.npz_spacing_mm, 5),) * 3
 
 
-def list_scans(read: ScansRead, state: StoreState, *, source: str, before: SourceVerdicts | None) -> Ref | None:
+def list_scans(
+    read: ScansRead,
+    state: StoreState,
+    *,
+    source: str,
+    before: SourceVerdicts | None,
+    admit: Admit | None = None,
+) -> Ref | None:
     """Take a snapshot of what the store lists with these scans; scans whose volume it does not list get the reason why.
 
-    None where the store has never listed a volume and still has none: there is nothing to take a snapshot of.
+    None where the store has never listed a volume and still has none: there is nothing to take a snapshot of. Where volumes are
+    not admitted, the list stays as it is, and `read.refusal` says why.
 
     Args:
         read: the scans.
         state: the store as the ingest found it.
         source: opaque id of the source.
         before: last verdicts on the source.
+        admit: asked before volumes that the store does not list are listed.
     """
     if not read.seen and not history(state.store.path).numbers():
         return None
@@ -216,6 +230,7 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
     records: dict[str, VolumeRecord] = {}
     instead: dict[str, str] = {}
     scans, gone = read.scans, Forgotten()
+    admitted: set[str] = set()
 
     def change(old: Listing) -> Listing:
         nonlocal earlier, listed, records, instead, scans, gone
@@ -227,16 +242,51 @@ def list_scans(read: ScansRead, state: StoreState, *, source: str, before: Sourc
         listed = listed_with(old, by_volume(scans, instead), records, source, had)
         left = {name: one for name, one in listed.volumes.items() if not gone.why(one.patient_key, volume_id=name)}
         listed = replace(listed, volumes=left)
+        new = listed.volumes.keys() - old.volumes.keys() - admitted
+        if admit and new:
+            try:
+                admit(state.store, {name: listed.volumes[name] for name in sorted(new)}, _listed_now(state.store, old))
+            except UserError as error:
+                raise _NotAdmittedError(error, frozenset(new)) from error
+            admitted.update(new)
         return listed
 
-    snapshot = update(state.store, change, "ingest")
+    held: Collection[str] = ()
+    try:
+        snapshot: Ref | None = update(state.store, change, "ingest")
+    except _NotAdmittedError as refused:
+        read.refusal, held, listed = refused.reason, refused.volumes, earlier
+        snapshot = newest(state.store) if history(state.store.path).numbers() else None
     groups = {name: found for name, found in by_volume(scans, instead).items() if name in listed.volumes}
     read.num_unknown = sum(not listed.volumes[name].patient_known for name in groups)
     read.store_notes += patients_differ(groups)
     seen = [together(records[name], found) for name, found in groups.items()]
     read.store_notes += patient_notes(earlier, listed, sorted(seen, key=lambda one: one.scan))
-    _explain_unlisted(read, listed, records, instead, had, gone)
+    _explain_unlisted(read, listed, records, instead, had, held, gone)
+    _hold(read, held)
     return snapshot
+
+
+class _NotAdmittedError(Exception):
+    """Volumes are not to be listed, and why; nothing is listed then."""
+
+    def __init__(self, reason: UserError, volumes: frozenset[str]) -> None:
+        super().__init__(str(reason))
+        self.reason, self.volumes = reason, volumes
+
+
+def _listed_now(store: VolumeStore, old: Listing) -> Ref | None:
+    """The snapshot that a list is of; None: of no volume."""
+    if not old.volumes:
+        return None
+    return snapshot_ref(store.path, Snapshot(grid=store.grid, volumes=dict(sorted(old.volumes.items()))).digest)
+
+
+def _hold(read: ScansRead, held: Collection[str]) -> None:
+    """Give the scans of volumes that were not admitted the reason why."""
+    for place, entry in enumerate(read.entries):
+        if entry.get("volume_id") in held:
+            read.entries[place] = _left_out(entry, "held", str(read.refusal).rstrip("."))
 
 
 def _explain_unlisted(
@@ -245,6 +295,7 @@ def _explain_unlisted(
     records: Mapping[str, VolumeRecord],
     instead: Mapping[str, str],
     had: Mapping[str, str],
+    held: Collection[str],
     gone: Forgotten,
 ) -> None:
     """Give scans whose volume is not listed the reason why; name volumes that stay listed of scans that are broken now.
@@ -255,6 +306,7 @@ def _explain_unlisted(
         records: commit records of all volumes that are meant.
         instead: volumes that stand for others (`tasks.ingest.duplicates.listed_instead`).
         had: volume id by scan, as the last ingest of the source had it.
+        held: volumes that were not admitted, which have another reason.
         gone: what the store's tombstones name.
     """
     by_scan = {facts.scan: volume_id for volume_id, facts in with_facts(listed.volumes, records)}
@@ -270,7 +322,7 @@ def _explain_unlisted(
                     f"If that is wrong too, withdraw it: prdit remove <store> {stays}."
                 )
             continue
-        if volume_id in listed.volumes:
+        if volume_id in listed.volumes or volume_id in held:
             continue
         if why := gone.why(read.seen[volume_id].patient_key, volume_id=volume_id):
             read.entries[place] = _left_out(entry, "forgotten", f"known by its {why}")

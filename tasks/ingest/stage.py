@@ -14,7 +14,7 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.qc import page_path
 from tasks.ingest.report import summary_rows
-from tasks.ingest.run import RECIPE, ingest_scan, open_scan, patient_key_of, verdicts_hold
+from tasks.ingest.run import RECIPE, Admit, ingest_scan, open_scan, patient_key_of, verdicts_hold
 from tasks.run.progress import Advance
 from tasks.run.runners import Runner
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
@@ -38,6 +38,7 @@ def ingest_stage(
     repair: bool = False,
     runner: Runner | None = None,
     publish: Callable[[list[dict[str, Any]]], None] | None = None,
+    admit: Admit | None = None,
 ) -> StageOutcome:
     """Bring a store up to date with a source; the outcome's reference is the snapshot of what the store lists then.
 
@@ -49,6 +50,8 @@ def ingest_stage(
         repair: check the store first and write again what is damaged; a cached outcome is not taken.
         runner: where scans are read; default: processes of this machine.
         publish: given the verdicts as rows of a table, without names.
+        admit: asked before volumes are listed (`tasks.ingest.run.ingest`); what it raises is raised, and the stage is not done: the
+            next ingest of the source lists the volumes, or asks again.
 
     Raises:
         NothingUsableError: no usable CT in the source, and none in the store; the record of verdicts is written.
@@ -74,7 +77,7 @@ def ingest_stage(
             return Ref(kind="snapshot", uri=str(store.resolve()), digest=digest) if digest else None
 
         def body(run: StageRun) -> None:
-            report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair)
+            report = ingest_scan(scan, store, config, pool, progress=progress, repair=repair, admit=admit)
             report.without_paths(key).save(run.directory)
 
         outcome = run_stage(
