@@ -35,7 +35,7 @@ from storage.errors import ConfigError
 from tests.mlflow_process import free_port
 from tests.postgres import PASSWORD, postgres_server, skip_without_postgres
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 on_sqlite = pytest.mark.parametrize("site", ["sqlite"], indirect=True)  # where the database makes no difference
 LOGIN = "operator:pass-of-the-login"
