@@ -65,7 +65,7 @@ def watch(
     pace, stop = pace or Pace(), stop or threading.Event()
     wake = _Wake(inbox, stop, events=pace.events)
     said: tuple[tuple[int, int], float] = ((0, 0), 0.0)
-    trouble = ""
+    trouble, outside = "", 0
     with ExitStack() as stack:
         pool = stack.enter_context(reading_pool())
         while not stop.is_set():
@@ -74,6 +74,11 @@ def watch(
             try:
                 found = look(ledger, inbox, timing, pool=pool)
                 remove_finished(ledger)
+                if found.outside > outside:
+                    logger.warning(
+                        "%d links and special files of the inbox are not followed: copy scans into it", found.outside
+                    )
+                outside = found.outside
                 said = _say(ledger.waiting(), said, arrived, pace)
             except (DamagedArtifactError, VersionError):
                 raise

@@ -240,6 +240,17 @@ def test_what_lay_untouched_before_the_first_look_need_not_wait(tmp_path: Path) 
         assert take_batch(ledger, tmp_path / "inbox", timing=timing, pool=pool) is None
 
 
+def test_links_out_of_the_inbox_are_not_followed_and_counted(arrivals: Arrivals, tmp_path: Path) -> None:
+    write_series(tmp_path / "elsewhere", shape=(3, 6, 6), uid="1.2.9")
+    (arrivals.inbox / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    inside = arrivals.series("a", "1.2.3")
+    (arrivals.inbox / "again").symlink_to(inside, target_is_directory=True)
+    (arrivals.inbox / "nowhere").symlink_to("missing")
+    found = arrivals.settle()
+    assert (found.outside, found.num_complete) == (2, 1)
+    assert arrivals.states() == {"1.2.3": "complete"}
+
+
 def test_nothing_in_the_inbox_is_changed(arrivals: Arrivals) -> None:
     arrivals.series("a", "1.2.3")
 
