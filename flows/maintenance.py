@@ -9,9 +9,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows.config import config_names
 from flows.hooks import ATTENDED, DAY_S, attended
 from flows.installation import installation, mlflow_backend, site_config
+from flows.named_files import config_names
 from flows.notify import notify
 from flows.site import SiteConfig, load_site
 from storage.documents.upkeep import Removal, Upkeep
@@ -25,7 +25,7 @@ _GB = 1e9
 _SHOWN = 20  # ids in a message; the record has all
 logger = logging.getLogger("prdit.maintain")
 
-Choice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
+SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 
 
 class DamageError(StorageError, RuntimeError):
@@ -34,7 +34,7 @@ class DamageError(StorageError, RuntimeError):
 
 @flow(name="maintenance", timeout_seconds=2 * DAY_S, **ATTENDED)
 def maintenance(
-    configuration: Choice = "",
+    configuration: SiteChoice = "",
     store: str = "",
     overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.hooks import ATTENDED, DAY_S, HELD, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, HELD, attended
 from flows.named_files import config_names, policy_names
 from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
@@ -24,7 +24,7 @@ from flows.retrain_challenger import Challenge, decided
 from flows.retrain_setup import LOCK, Setup
 from storage.documents.promotion import Decision
 from storage.documents.retraining import Outcome, Retraining
-from storage.errors import ComputationError, LockedError
+from storage.errors import LockedError
 from storage.locks import locked
 from storage.registry import CHAMPION, ModelVersion
 from tasks.maintain.disk import check_room
@@ -64,7 +64,7 @@ def retrain(
             key is an error.
         arrivals: Folder of the inbox's ledger and batches. Empty: the site's (.prdit/arrivals).
     """
-    with retried_where_it_helps():
+    with attended():
         found: Any = run_retraining(Setup.of(configuration, inbox, store, policy, overrides, arrivals))
         return found  # a state, which Prefect makes the run's
 
@@ -100,13 +100,7 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
         logger.warning("the retraining that was begun at %s goes on: %s", retraining.begun, retraining.reason)
     check_room(setup.workdir, min_free_gb=setup.site.retention.min_free_gb)
     challenge = Challenge(setup, registry, retraining, _step)
-    try:
-        made = decided(challenge) or challenge.run()
-    except ComputationError as error:  # the same again would come to the same
-        rounds.end("failed")
-        reason = f"The challenger came to nothing usable, and is held: {error}"
-        notify(setup.site.notify, "attention", "retrain: the challenger came to nothing usable", reason)
-        return CHALLENGER_HELD, reason, None
+    made = decided(challenge) or challenge.run()
     outcome: Outcome = "promoted" if made.action == "promoted" else "held"
     rounds.end(outcome, made.challenger)
     text = f"{made.reason} `prdit models ls` lists the versions, `prdit models rollback` takes a promotion back."
