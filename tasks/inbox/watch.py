@@ -56,7 +56,7 @@ def watch(
         inbox: folder; it is only read.
         arrived: called with the numbers of complete series that wait and of open batches, when there are any: when the numbers
             change, and again every few minutes, for what it tells may get lost. Where it returns False, or raises, it is called
-            again at the next look.
+            again after a minute.
         timing: when things count as whole.
         pace: how often it works.
         stop: ends it.
@@ -104,7 +104,8 @@ def _say(
     now = time.monotonic()
     if not any(waiting):
         return waiting, when
-    if waiting == before and now - when < pace.again_s:
+    wait_s = {waiting: pace.again_s, _NOTHING_SAID: pace.look_s}.get(before, 0.0)
+    if now - when < wait_s:
         return said
     try:
         done = arrived(*waiting)
