@@ -14,6 +14,7 @@ from flows.server_settings import server_settings
 from flows.services import DEFAULT_STATE_DIR, running
 from flows.site import SiteConfig
 from storage.errors import StorageError
+from storage.inbox_ledger import Batch, Ledger
 from storage.registry import ModelVersion, Registry
 from tasks.maintain.run import Installation
 
@@ -56,6 +57,11 @@ def mlflow_address() -> str | None:
         return uri
     services = running(DEFAULT_STATE_DIR)
     return services.mlflow_url if services else None
+
+
+def batches(arrivals: Path) -> list[Batch]:
+    """The batches of an inbox; none where nothing has arrived. Raises: StorageError: the ledger is damaged."""
+    return Ledger(arrivals).batches() if (arrivals / "ledger.sqlite").exists() else []
 
 
 def versions(tracking_uri: str | None, workdir: Path) -> list[ModelVersion] | None:

@@ -16,18 +16,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.hooks import ATTENDED, DAY_S, HELD, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, HELD, attended
 from flows.named_files import config_names, policy_names
 from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
 from flows.retrain_challenger import Challenge, decided
 from flows.retrain_setup import LOCK, Setup
+from flows.room import make_room
 from storage.documents.promotion import Decision
 from storage.documents.retraining import Outcome, Retraining
 from storage.errors import LockedError
 from storage.locks import locked
 from storage.registry import CHAMPION, ModelVersion
-from tasks.maintain.disk import check_room
 from tasks.retrain.due import Due, due
 from tasks.retrain.facts import facts_of, newest_snapshot
 from tasks.retrain.rounds import Rounds
@@ -64,7 +64,7 @@ def retrain(
             key is an error.
         arrivals: Folder of the inbox's ledger and batches. Empty: the site's (.prdit/arrivals).
     """
-    with retried_where_it_helps():
+    with attended():
         found: Any = run_retraining(Setup.of(configuration, inbox, store, policy, overrides, arrivals))
         return found  # a state, which Prefect makes the run's
 
@@ -98,7 +98,7 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
         retraining = rounds.begin(begun(setup, rounds, champion, decision))
     else:
         logger.warning("the retraining that was begun at %s goes on: %s", retraining.begun, retraining.reason)
-    check_room(setup.workdir, min_free_gb=setup.site.retention.min_free_gb)
+    make_room(setup.config, setup.site)
     challenge = Challenge(setup, registry, retraining, _step)
     made = decided(challenge) or challenge.run()
     outcome: Outcome = "promoted" if made.action == "promoted" else "held"

@@ -90,7 +90,7 @@ def load_site(path: Path = FILE) -> SiteConfig:
 
 
 def _unknown_names(site: SiteConfig) -> list[str]:
-    kinds = {"configuration": config_names(), "policy": sorted({"default", *policy_names()})}
+    kinds = {"configuration": config_names(), "policy": policy_names()}
     problems = []
     for key, names in kinds.items():
         name = getattr(site, key)

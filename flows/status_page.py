@@ -1,18 +1,21 @@
 """The status as a page and as text: what needs a person first."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
+from markupsafe import Markup, escape
 
 from flows.config import leaves
 from tasks.evaluate.formats import number
 
 _WIDTH, _HEIGHT = 760.0, 180.0
-_LEFT, _BOTTOM, _TOP, _RIGHT = 46.0, 24.0, 12.0, 70.0
+_LEFT, _BOTTOM, _TOP, _RIGHT = 46.0, 24.0, 12.0, 96.0
 _FIGURES = 14
+_CODE = re.compile("`([^`]+)`")
 Part = dict[str, Any]
 
 
@@ -25,7 +28,7 @@ def page(value: Part) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"gb": gb, "when": when, "duration": duration}
+    environment.filters |= {"gb": gb, "when": when, "duration": duration, "commands": commands}
     css = files("tasks.evaluate").joinpath("report.css").read_text(encoding="utf-8")
     return environment.get_template("status.html.j2").render(
         value=value,
@@ -33,6 +36,11 @@ def page(value: Part) -> str:
         chart=chart(value["store"].get("steps") or []),
         figures=figures(((value["model"].get("champion") or {}).get("figures")) or {}),
     )
+
+
+def commands(text: str) -> Markup:
+    """Text whose parts between backticks are code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def gb(size: float) -> str:

@@ -133,6 +133,11 @@ class InboxFiles:
             [(f.folder, f.name) for f in files],
         )
 
+    def paths_of(self, items: Iterable[str]) -> list[str]:
+        """Relative paths of the files of some items."""
+        query = "SELECT folder, name FROM files WHERE item = ?"
+        return [joined(*row) for item in sorted(items) for row in self._database.rows(query, (item,))]
+
     def unread(self, settled: float) -> list[SeenFile]:
         """Files that have not been read and did not change since a time; a bounded number."""
         query = f"SELECT {_FILE} FROM files WHERE read = 0 AND changed <= ? ORDER BY folder, name LIMIT {_READ_AT_ONCE}"

@@ -43,7 +43,7 @@ class Installation:
         num_patients: phantoms that may arrive.
     """
 
-    def __init__(self, root: Path, num_patients: int = 9) -> None:
+    def __init__(self, root: Path, num_patients: int = 10) -> None:
         self.root = root
         self.inbox, self.store, self.work, self.arrivals = (
             root / name for name in ("inbox", "store", "work", "arrivals")

@@ -58,8 +58,8 @@ class RetrainPolicy(BaseModel):
         0.5,
         gt=0,
         le=1,
-        description="a first champion needs this share of samples that could be a chest: held where it has fewer beyond noise; null: "
-        "no limit",
+        description="a first champion needs this share of samples that could be a chest: held where it has fewer beyond noise; "
+        "null: no limit",
     )
     drift: DriftConfig = Field(
         default_factory=DriftConfig, description="limits of the gate that new scans have to pass"

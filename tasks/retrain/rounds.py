@@ -44,11 +44,11 @@ class Rounds:
         return None
 
     def last(self) -> Retraining | None:
-        """The last one that came to a judgement. Raises: StorageError: a record is damaged."""
+        """The last one that came to an end. Raises: StorageError: a record is damaged."""
         kept = self._kept
         for number in reversed(kept.numbers()):
             found = kept.read(number)
-            if found.outcome in ("promoted", "held"):
+            if found.outcome in ("promoted", "held", "failed"):
                 return found
         return None
 

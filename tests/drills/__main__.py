@@ -22,12 +22,14 @@ from tests.drills import (
     kill_training,
     lost_hosts,
     memorisation,
+    queue,
     sampling,
     slurm_losses,
     slurm_pipeline,
     store_damage,
     torch_versions,
     tracking_away,
+    zombies,
 )
 
 if __name__ == "__main__":
@@ -51,6 +53,8 @@ if __name__ == "__main__":
         ),
         "tracking_away": tracking_away.run,
         "memorisation": memorisation.run,
+        "queue": lambda folder, _: queue.run(folder, 5),
+        "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

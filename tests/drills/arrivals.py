@@ -5,7 +5,8 @@ the same name or another one, some series break off for a while, some for ever. 
 watcher and a process that takes batches and records what was in them, as a retraining would, get SIGKILL again and again.
 
 In the end every complete series was in exactly one batch, whole; of those that were never complete nothing was taken. Of series
-whose number of images no list says, every batch had something new, and together they had everything.
+whose number of images no list says, every batch had something new, and together they had everything. Last, the batches arrive once
+more by a clock that runs faster, and a policy decides after each whether a retraining begins: at most one in a window.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ import time
 from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +31,8 @@ from storage.inbox_ledger import Ledger
 from tasks.inbox.batches import take_batch
 from tasks.inbox.config import Timing
 from tasks.inbox.watch import Pace, watch
+from tasks.retrain.due import Facts, Last, due
+from tasks.retrain.policy import RetrainPolicy
 from tests.unit.storage.dicom_files import write_series
 
 TIMING = Timing(quiet_s=2.0, association_s=2.0, settle_s=0.2)
@@ -35,7 +40,7 @@ PACE = Pace(look_s=0.5, soon_s=0.2, again_s=5.0, events=False)
 DEADLINE_S = 900.0
 _PACE_S = 0.01  # between two files, so that there is something to kill in between
 _ROLES = ("watcher", "taker")
-_KILL_AFTER_S = (0.0, 2.0)  # of its work
+_KILL_AFTER_S = (0.0, 6.0)  # of its work
 
 
 @dataclass
@@ -82,7 +87,7 @@ def run(root: Path, rounds: int, *, num_series: int = 1000) -> dict[str, Any]:
     finally:
         killer.end()
     seconds = time.monotonic() - began
-    figures = _check(root, series)
+    figures = _check(root, series) | _retrainings(root, chance)
     kinds = Counter(one.kind for one in series)
     return {
         "series": dict(sorted(kinds.items())),
@@ -298,6 +303,32 @@ def _check(root: Path, series: list[Sent]) -> dict[str, Any]:
         "quiet_series_in_several_batches": parts,
         "batches": len(batches),
         "files_taken": files,
+    }
+
+
+def _retrainings(root: Path, chance: random.Random) -> dict[str, Any]:
+    """How often a policy would retrain, if the batches came some hours apart and each series were a volume of its own patient."""
+    policy = RetrainPolicy(min_new_volumes=5, window_hours=24.0)
+    now = datetime(2027, 1, 1, tzinfo=UTC)
+    last: Last | None = None
+    listed, begun, looks = 0, [], 0
+    ledger = Ledger(root / "arrivals")
+    for batch in ledger.batches():
+        now += timedelta(hours=chance.expovariate(1 / 5))
+        listed += batch.num_series
+        for _ in range(2):  # an event comes twice, and the nightly run comes, too
+            looks += 1
+            new = listed - (last.num_volumes if last else 0)
+            facts = Facts(f"sha256:{listed}", listed, listed, new, new, last, "", now)
+            if due(policy, facts).train:
+                last = Last(facts.snapshot, listed, now)
+                begun.append(now)
+    apart = [(after - before) / timedelta(hours=1) for before, after in pairwise(begun)]
+    assert all(hours >= policy.window_hours for hours in apart), apart
+    return {
+        "looks_at_the_policy": looks,
+        "retrainings": len(begun),
+        "days": round((now - datetime(2027, 1, 1, tzinfo=UTC)).days, 1),
     }
 
 

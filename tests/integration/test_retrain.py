@@ -4,9 +4,7 @@ The tests of this file build on each other, in order, on one installation.
 """
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ import flows.retrain_batches
 import flows.retrain_challenger
 from flows.cli import app
 from storage.artifacts import load_provenance
-from storage.errors import LockedError
+from storage.errors import ComputationError
 from storage.inbox_ledger import Ledger
 from storage.locks import locked
 from storage.snapshots import newest
@@ -31,7 +29,7 @@ from tests.retraining import Installation, without_waiting
 pytestmark = pytest.mark.slow
 
 BAD = 1e-6  # a rate at which nothing is learned
-WILD = 1.0  # one at which everything is lost
+WILD = 0.03  # one at which everything is lost
 PASSES = DriftVerdict((), (), b"")
 
 
@@ -118,6 +116,21 @@ def test_a_worse_challenger_is_held(place: Installation) -> None:
     aliases = {version.version: version.aliases for version in place.registry.versions()}
     assert aliases == {1: ("champion",), 2: ("challenger",)}
     assert references(place.work).numbers() == [1]
+
+
+def test_a_challenger_that_comes_to_nothing_is_held_and_not_tried_again(place: Installation) -> None:
+    place.arrive(1)
+    with pytest.MonkeyPatch.context() as context:
+
+        def no_samples(*_: Any) -> Any:
+            raise ComputationError("None of 2 volumes is finite.")
+
+        context.setattr(flows.retrain_challenger, "run_through", no_samples)
+        found = place.run(lr=BAD)
+        assert place.run(lr=BAD)["state"] == "Nothing new"
+    assert (found["state"], found["decision"]) == ("Challenger held", None)
+    assert "None of 2 volumes is finite" in found["reason"]
+    assert place.rounds.newest().outcome == "failed"  # type: ignore[union-attr]
 
 
 def test_a_better_challenger_goes_on_from_the_champion_and_is_promoted(place: Installation) -> None:

@@ -54,6 +54,7 @@ def grow(store: Path) -> None:
     steps = history(store)
     newest = steps.newest()
     assert newest is not None
+    newest.model_copy(update={"created": BEGAN.isoformat(timespec="seconds")}).write(steps.path(steps.numbers()[-1]))
     for week in range(1, 30):
         entry = HistoryEntry(
             snapshot=newest.snapshot,

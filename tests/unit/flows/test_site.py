@@ -53,7 +53,7 @@ def test_given_keys_replace_defaults(site_file: Path) -> None:
         ("retention: {keep_days: -1}", "retention.keep_days: Input should be greater than or equal to 0, got -1"),
         ("configuration: nosuch", "configuration: 'nosuch' is no configuration of prdit; there are "),
         ("configuration: nosuch.yaml", "configuration: 'nosuch.yaml' is no such file; there are "),
-        ("policy: nosuch", "policy: 'nosuch' is no policy of prdit; there are default"),
+        ("policy: nosuch", "policy: 'nosuch' is no policy of prdit; there are cautious, default"),
         ("store: s\ninbox: {folder: s/inbox}", "inbox.folder: s/inbox is inside store (s)"),
         ("store: in/store\ninbox: {folder: in}", "inbox.folder: in is a folder that contains store (in/store)"),
         ("inbox: {folder: in, arrivals: in/a}", "inbox.folder: in is a folder that contains inbox.arrivals (in/a)"),
@@ -129,10 +129,12 @@ def test_secrets_are_hidden(site_file: Path, monkeypatch: pytest.MonkeyPatch) ->
     site_file.write_text(
         "services: {database: 'postgresql://prdit:hunter2@db:5432', auth_file: /etc/prdit/auth}\n"
         "overrides: {launcher: {settings: {api_token: hunter2}}}\n"
+        "notify: {webhook: {url: 'https://chat.example/hooks/hunter2'}}\n"
     )
     for output in (call().stdout, call("--json").stdout):
         assert "hunter2" not in output
         assert "postgresql://prdit:<hidden>@db:5432" in output
+        assert "https://chat.example/<hidden>" in output
         assert "/etc/prdit/auth" in output
         assert "PRDIT_AUTH" in output
     assert "hunter2" in str(load_site(site_file).services.database)

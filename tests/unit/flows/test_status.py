@@ -12,6 +12,7 @@ from flows import status as module
 from flows.cli import app
 from flows.status import status
 from flows.status_page import chart, duration, page, text
+from flows.status_page import figures as drawn_figures
 from tests.unit.flows.lived_in import make_site
 from tests.unit.tasks.html_tags import Tags
 
@@ -139,7 +140,15 @@ def test_the_champion_of_a_local_mlflow_is_shown(
     words = " ".join(Tags(page(value)).text.split())
     assert "Version 1 is champion: global, 64 voxels wide, trained on 80 patients" in words
     assert "Not on this disk; MLflow has its files." in words
-    assert "loss.value 0.123" in words
+    figures = dict(drawn_figures(value["model"]["champion"]["figures"]))
+    assert figures == {
+        "loss.value": "0.1234",
+        "loss.low": "0.1100",
+        "loss.high": "0.1400",
+        "anatomy": "0.9000",
+        "patients": "80",
+    }
+    assert "loss.value" in words
 
 
 def test_an_mlflow_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +181,6 @@ def test_the_chart_begins_and_ends_where_the_store_did() -> None:
     ]
     drawn = chart(steps)
     assert drawn is not None
-    assert drawn["lines"][0]["path"] == "M46.0,156.0H368.0V84.0H690.0V12.0"
+    assert drawn["lines"][0]["path"] == "M46.0,156.0H355.0V84.0H664.0V12.0"
     assert [tick[0] for tick in drawn["y_ticks"]] == [0, 5, 10]
     assert [duration(seconds) for seconds in (None, 40, 600, 7200)] == ["–", "40 s", "10 min", "2.0 h"]
