@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole pipeline on a synthetic phantom, or DICOM=<folder>; KEEP=1 leaves the servers up
 	@$(BIN)/prdit demo --config '$(CONFIG)' $(if $(DICOM),--dicom '$(DICOM)') $(if $(KEEP),--keep)
 
-up: $(STAMP) ## start the Prefect server, MLflow server and worker, and register the deployments
+up: $(STAMP) ## start Prefect server, MLflow server, worker and scan watcher; register the deployments (docs/operations.md)
 	@$(BIN)/prdit up
 
 wheel: $(STAMP) ## build dist/prdit-*.whl: pip install it anywhere, then prdit demo, or prdit up and prdit down

@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from flows.notify import notify
 from flows.retrain_setup import Setup
+from flows.room import make_room
 from storage.artifacts import Ref
 from storage.documents.snapshot import SnapshotVolume
 from storage.errors import NothingUsableError, SourceError
@@ -25,7 +26,6 @@ from tasks.drift.gate import DriftVerdict, HeldError, check_drift
 from tasks.inbox.batches import take_batch
 from tasks.ingest.run import Admit
 from tasks.ingest.stage import ingest_stage
-from tasks.maintain.disk import check_room
 from tasks.retrain.facts import newest_snapshot
 from tasks.run.private import without_paths
 from tasks.run.stage import RunContext
@@ -91,7 +91,7 @@ def _next_batch(ledger: Ledger, setup: Setup) -> Batch | None:
 
 
 def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
-    check_room(setup.store, min_free_gb=setup.site.retention.min_free_gb)
+    make_room(setup.config, setup.site)
     before = _listed(setup)
     held = _ingested(batch, setup)
     if held is None:

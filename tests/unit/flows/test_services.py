@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -23,7 +24,19 @@ import pytest
 import yaml
 
 from flows import services as local
-from flows.services import CONFIGURATION, ServiceError, Services, child_environment, pids, running, start, stop
+from flows.databases import DatabaseError
+from flows.services import (
+    CONFIGURATION,
+    IntakeError,
+    ServiceError,
+    Services,
+    child_environment,
+    pids,
+    running,
+    start,
+    stop,
+)
+from storage.errors import ConfigError
 
 # Two processes, as `mlflow server` is. Answers as Prefect (health, the worker's status) and as MLflow (health) do.
 FAKE_SERVER = """
@@ -61,18 +74,23 @@ class StandIns:
     def __init__(self, root: Path) -> None:
         self.state_dir = root / ("long" * 40) / "50% ; #1 'quoted' \"twice\""
         self.configuration = root / "supervisord.conf"
-        self.scripts = {name: root / f"{name}.py" for name in ("server", "mlflow", "worker")}
+        self.scripts = {
+            name: root / f"{name}.py" for name in ("server", "mlflow", "worker", "watcher", "listener", "health")
+        }
         text = CONFIGURATION.read_text()
         for command, script in (
             ("flows.serve prefect", "server"),
             ("flows.serve mlflow", "mlflow"),
             ("flows.serve worker", "worker"),
+            ("flows.serve watcher", "watcher"),
+            ("flows.serve listener", "listener"),
+            ("flows.health", "health"),
         ):
             text, count = re.subn(f"-m {command}", str(self.scripts[script]), text)
             assert count == 1
         self.configuration.write_text(text)
-        for name, script in (("server", FAKE_SERVER), ("mlflow", FAKE_SERVER), ("worker", SLEEP)):
-            self.scripts[name].write_text(script)
+        for name, place in self.scripts.items():
+            place.write_text(FAKE_SERVER if name in ("server", "mlflow") else SLEEP)
 
     @property
     def broken(self) -> Path:
@@ -207,6 +225,63 @@ def test_runs_of_a_killed_worker_are_ended(stand_ins: StandIns, monkeypatch: pyt
     assert alive(run)  # it outlives its worker
     assert run in stop(stand_ins.state_dir)
     assert not alive(run)
+
+
+def test_a_site_has_its_intake_too(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added to servers that run already, as after a demo; the listener only where one is configured."""
+    monkeypatch.chdir(tmp_path)
+    before = pids(start(stand_ins.state_dir))
+    services = start(stand_ins.state_dir, home=tmp_path)
+    assert (tmp_path / ".prdit" / "inbox").is_dir()
+    after = pids(services)
+    assert set(after) == {*before, "watcher", "health"}
+    assert {name: after[name] for name in before} == before
+    (tmp_path / ".prdit" / "site.yaml").write_text("listener: {allowed: [SCANNER]}\ninbox: {folder: new}\n")
+    services = start(stand_ins.state_dir, home=tmp_path)
+    assert (tmp_path / "new").is_dir()
+    assert set(pids(services)) == {*after, "listener"}
+    assert start(stand_ins.state_dir) == services  # a demo beside it leaves it alone
+    assert {name: pid for name, pid in pids(services).items() if name != "listener"} == after
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    with pytest.raises(ConfigError, match=f"run for the folder {tmp_path}"):
+        start(stand_ins.state_dir, home=other)
+    assert list(other.iterdir()) == []
+
+
+def test_an_intake_that_ends_leaves_the_servers_up(
+    stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stand_ins.scripts["watcher"].write_text("import sys; sys.exit('the inbox lies in the store')")
+    before = pids(start(stand_ins.state_dir))
+    with pytest.raises(
+        IntakeError, match=r"(?s)watcher ended while starting.*watcher\.log.*the inbox lies in the store"
+    ):
+        start(stand_ins.state_dir, home=tmp_path)
+    services = running(stand_ins.state_dir)
+    assert services is not None
+    assert {name: pid for name, pid in pids(services).items() if name in before} == before
+    stand_ins.scripts["watcher"].write_text(SLEEP)
+    start(stand_ins.state_dir, home=tmp_path)
+    assert pids(services)["watcher"] > 0
+
+
+def test_an_old_database_keeps_everything_from_starting(stand_ins: StandIns) -> None:
+    folder = stand_ins.state_dir / "mlflow"
+    folder.mkdir(parents=True)
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('f5a4f2784254')")
+        connection.execute("CREATE TABLE runs (run_uuid TEXT)")
+        connection.execute("INSERT INTO runs VALUES ('1')")
+    connection.close()
+    content = (folder / "mlflow.db").read_bytes()
+    with pytest.raises(DatabaseError, match="prdit migrate"):
+        start(stand_ins.state_dir)
+    assert stand_ins.started() == []
+    assert (folder / "mlflow.db").read_bytes() == content
 
 
 def test_other_processes_are_not_touched(stand_ins: StandIns) -> None:
