@@ -50,6 +50,11 @@ def policy_names() -> list[str]:
     return sorted(path.stem for path in _POLICIES.glob("*.yaml"))
 
 
+def policy_file(name: str) -> Path:
+    """File of a policy that comes with prdit."""
+    return _POLICIES / f"{name}.yaml"
+
+
 def is_file_name(name_or_path: str) -> bool:
     """Whether a configuration or policy is given as a YAML file, not by name."""
     return Path(name_or_path).suffix in (".yaml", ".yml")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,7 @@ class Row:
         what: what a run up to it makes, in a few words.
         inputs: name of the stage that makes each input, by the input's role.
         config: its settings.
+        beside: inputs that no stage of the run makes, by role.
         run: (inputs by role, context, progress) -> outcome.
         shows: what the argument `publish`, which `run` then takes too, is given: rows of a table, or pictures with a caption.
     """
@@ -46,10 +47,16 @@ class Row:
     config: StageConfig
     run: Callable[..., StageOutcome]
     shows: Literal["", "table", "picture"] = ""
+    beside: Mapping[str, Ref] = field(default_factory=dict)
 
 
-def rows(config: PipelineConfig) -> dict[str, Row]:
-    """The stages of a configuration by name, in order."""
+def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> dict[str, Row]:
+    """The stages of a configuration by name, in order.
+
+    Args:
+        config: the configuration.
+        initial: checkpoints with whose weights trainings begin, by the training's name; the others begin with fresh ones.
+    """
     trainings = list(config.trainings)
     real = {"snapshot": "ingest", "split": "split"}
     found = [
@@ -66,7 +73,9 @@ def rows(config: PipelineConfig) -> dict[str, Row]:
     for name, training in config.trainings.items():
         start = {"start": training_row(training.start)} if training.start else {}
         what = f"checkpoint of training {name!r}"
-        found.append(Row(training_row(name), what, real | start, training, partial(_train, config, name)))
+        beside = {"initial": initial[name]} if initial and name in initial else {}
+        run = partial(_train, config, name)
+        found.append(Row(training_row(name), what, real | start, training, run, beside=beside))
     found += [
         Row(
             "sample",
@@ -137,7 +146,8 @@ def walk(
     """
     refs = dict(given)
     for name in needed(table, last, given):
-        outcome = run(table[name], {role: refs[stage] for role, stage in table[name].inputs.items()})
+        row = table[name]
+        outcome = run(row, {role: refs[stage] for role, stage in row.inputs.items()} | dict(row.beside))
         refs[name] = outcome.ref
         yield name, outcome
 

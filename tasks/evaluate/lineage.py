@@ -14,7 +14,9 @@ from tasks.model.checkpoint import load_info
 
 PACKAGES = ("prdit", "torch", "numpy", "zarr", "SimpleITK", "pydicom", "prefect", "mlflow", "safetensors", "pydantic")
 LUNG_LIMIT = 0.01  # share of the lung a view may cut before the report marks it
-_AVERAGED = "averaged"  # role of the checkpoint that `prdit ema` averages, whose other inputs the average keeps
+# Roles of checkpoints beside the chain: that which `prdit ema` averages (the average keeps its other inputs), and that with whose
+# weights a retraining began.
+_BESIDE = ("averaged", "initial")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def trace(samples: Ref, split: Ref, snapshot: Ref) -> list[Node]:
 
 def _checkpoint_below(node: Node) -> Ref | None:
     inputs = node.record.inputs if node.record else {}
-    found = [ref for role, ref in inputs.items() if ref.kind == "checkpoint" and role != _AVERAGED]
+    found = [ref for role, ref in inputs.items() if ref.kind == "checkpoint" and role not in _BESIDE]
     return found[0] if found else None
 
 

@@ -117,8 +117,8 @@ class StageRecording:
         checkpoint = checkpoints[-1] if checkpoints else None
         if "samples" in self._inputs:
             checkpoint = input_ref(self._inputs["samples"], "checkpoint")
-        if checkpoint:
-            tracker.use_model(self._run_id, checkpoint.digest)
+        for each in checkpoints or ([checkpoint] if checkpoint else []):
+            tracker.use_model(self._run_id, each.digest)
         return checkpoint.digest if checkpoint else None
 
 

@@ -93,7 +93,7 @@ def _train(spec: TrainSpec, token: int, guard: lease.Guard, stop: _Stop) -> Outc
 
     ranks = Ranks.of_environment()
     device = pick_device(spec.config, ranks.local_rank, ranks.local_world)
-    beginning = check_training(spec.snapshot, spec.split, spec.start, spec.config)
+    beginning = check_training(spec.snapshot, spec.split, spec.start, spec.config, spec.initial)
     info = beginning.info
     name = spec.stage.removeprefix("train-")
     check_memory(name, info, spec.config, ranks, device)

@@ -11,6 +11,7 @@ from tasks.model.data import check_split
 from tasks.train.config import TrainingConfig
 from tasks.train.describe import describe
 from tasks.train.labels import label_values
+from tasks.train.warm_start import check_initial
 
 _SAME_MM = 1e-6
 
@@ -28,14 +29,18 @@ class Beginning:
     info: CheckpointInfo
 
 
-def check_training(snapshot: Ref, split: Ref, start: Ref | None, config: TrainingConfig) -> Beginning:
+def check_training(
+    snapshot: Ref, split: Ref, start: Ref | None, config: TrainingConfig, initial: Ref | None = None
+) -> Beginning:
     """Refuse a training that cannot work, before anything starts; return what it starts with.
 
     Args:
         snapshot, split: what it trains on.
         start: checkpoint it starts from; None for training from scratch.
         config: of the training.
-    Raises: InputError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from.
+        initial: checkpoint of an earlier training like this one, with whose weights it begins; None: with fresh ones.
+    Raises: InputError: an empty role, settings that do not fit the volume size or each other, a checkpoint it cannot start from, or
+        not continue.
     """
     document = Split.load(split.path)
     roles = document.roles
@@ -61,7 +66,10 @@ def check_training(snapshot: Ref, split: Ref, start: Ref | None, config: Trainin
             "(ingest.spacing_mm)."
         )
     values = label_values(listed, config.label_column, roles["train"]) if config.label_column else ()
-    return Beginning(roles, describe(config, below, store.spacing_mm, values))
+    info = describe(config, below, store.spacing_mm, values)
+    if initial is not None:
+        check_initial(initial, info)
+    return Beginning(roles, info)
 
 
 def check_batch(config: TrainingConfig, world: int) -> None:

@@ -81,8 +81,8 @@ def settings_digest(spec: TrainSpec) -> str:
 
 
 def _siblings(spec: TrainSpec) -> Iterator[Path]:
-    inputs = {"snapshot": spec.snapshot, "split": spec.split} | ({"start": spec.start} if spec.start else {})
-    digests = {role: ref.digest for role, ref in inputs.items()}
+    inputs = {"snapshot": spec.snapshot, "split": spec.split, "start": spec.start, "initial": spec.initial}
+    digests = {role: ref.digest for role, ref in inputs.items() if ref is not None}
     for folder in sorted(spec.directory.parent.iterdir()):
         with suppress(StorageError):  # not the directory of a stage, or one that cannot be used
             found = Pending.load(folder / SCRATCH).inputs

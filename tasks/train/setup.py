@@ -22,6 +22,7 @@ from tasks.train.data import ViewDataset
 from tasks.train.labels import labels_of
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
+from tasks.train.warm_start import continue_from
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
     Raises: InputError: it cannot be trained with these inputs, or on so many ranks.
     """
     config, ranks = spec.config, ranks or Ranks()
-    beginning = beginning or check_training(spec.snapshot, spec.split, spec.start, config)
+    beginning = beginning or check_training(spec.snapshot, spec.split, spec.start, config, spec.initial)
     check_batch(config, ranks.world)
     info, family = beginning.info, beginning.info.of_family
     device = pick_device(config, ranks.local_rank, ranks.local_world)
@@ -107,6 +108,8 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         module = family.build(info.model, attention=config.attention, checkpointing=config.checkpointing)
         family.begin(module, config.settings, below)
     family.freeze(module, config.settings)
+    if spec.initial:
+        continue_from(module, spec.initial)
     store, snapshot = open_snapshot(spec.snapshot)
     held_out = sorted(beginning.roles["val"])[: config.val_volumes]
     ids = {"train": beginning.roles["train"], "val": [held_out[place] for place in mine(len(held_out), ranks)]}

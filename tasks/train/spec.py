@@ -118,6 +118,7 @@ class TrainSpec(BaseModel):
         config: its settings.
         snapshot, split: what it trains on.
         start: the checkpoint it starts from.
+        initial: checkpoint of an earlier training like this one, with whose weights it begins; None: with fresh ones.
         directory: the stage's directory.
         provenance: what the artifact is committed with.
     """
@@ -129,5 +130,6 @@ class TrainSpec(BaseModel):
     snapshot: Ref
     split: Ref
     start: Ref | None = None
+    initial: Ref | None = None
     directory: Path
     provenance: dict[str, Any]

@@ -25,7 +25,8 @@ def train(
 
     Args:
         name: of the training.
-        inputs: `snapshot`, `split` and, where it starts from another training, `start`: that one's checkpoint.
+        inputs: `snapshot`, `split` and, where it starts from another training, `start`: that one's checkpoint; for a warm start
+            `initial`: a checkpoint of an earlier training like this one, with whose weights it begins.
         config: of the training.
         context: where the run works and reports.
         progress: called with (step, steps).
@@ -36,8 +37,8 @@ def train(
         LauncherError: the launcher cannot run it.
     """
     snapshot, split = inputs["snapshot"], inputs["split"]
-    start = inputs.get("start")
-    check_training(snapshot, split, start, config)
+    start, initial = inputs.get("start"), inputs.get("initial")
+    check_training(snapshot, split, start, config, initial)
     launcher = launcher or LauncherConfig()
     check_shares(config, launcher)
     stage = training_stage(name)
@@ -50,6 +51,7 @@ def train(
             snapshot=snapshot,
             split=split,
             start=start,
+            initial=initial,
             directory=run.directory,
             provenance=provenance,
         )

@@ -1,0 +1,77 @@
+"""The frozen reference: the held-out volumes and noises on which champion and challenger are compared, the same for all of them.
+
+Splits are sticky by patient, so a volume of the reference never becomes a training volume.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storage.artifacts import Ref
+from storage.documents.reference import Reference
+from storage.documents.split import Split
+from storage.numbered import Numbered
+from storage.snapshots import load_snapshot
+from storage.volume_store import VolumeStore
+from tasks.retrain.policy import RetrainPolicy
+
+FOLDER = "reference"
+_SEED = 20_270
+
+
+def references(workdir: Path) -> Numbered[Reference]:
+    """The references of a working folder; the highest number counts."""
+    return Numbered(workdir / FOLDER, Reference)
+
+
+def frozen_reference(workdir: Path, snapshot: Ref, split: Ref, policy: RetrainPolicy) -> tuple[int, Reference]:
+    """The reference that counts, with its number.
+
+    It is made of the held-out volumes of a split, and stays from then on. A new number is made only while it has fewer volumes than
+    the policy asks for and more are held out by now, where the policy asks for another number of noises, and where volumes are not
+    in the store any more because a patient was forgotten.
+
+    Args:
+        workdir: working folder.
+        snapshot, split: of the challenger's training.
+        policy: number of volumes and noises.
+    Raises: StorageError: the reference or the snapshot is damaged.
+    """
+    kept = references(workdir)
+    store = VolumeStore.open(snapshot.path)
+
+    def change(old: Reference | None) -> Reference:
+        there = set(store.volume_ids())
+        volumes = {name: key for name, key in old.volumes.items() if name in there} if old else {}
+        whys = []
+        if old and len(volumes) < len(old.volumes):
+            whys.append(f"{len(old.volumes) - len(volumes)} volume(s) are not in the store any more")
+        held_out = _held_out(snapshot, split)
+        if len(volumes) < policy.min_reference_volumes and held_out.keys() - volumes.keys():
+            volumes |= held_out
+            whys.append("more volumes are held out by now" if old else "the first")
+        if old and old.num_noises != policy.num_noises:
+            whys.append(f"the policy asks for {policy.num_noises} noises per volume")
+        if old and not whys:
+            return old
+        return Reference(
+            volumes=dict(sorted(volumes.items())),
+            snapshot=snapshot.digest,
+            num_noises=policy.num_noises,
+            seed=_SEED,
+            why="; ".join(whys) or "the first",
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    reference = kept.update(change)
+    return kept.numbers()[-1], reference
+
+
+def _held_out(snapshot: Ref, split: Ref) -> dict[str, str]:
+    """Patient key by id of the volumes that a split holds out."""
+    listed = load_snapshot(snapshot)
+    return {name: listed.volumes[name].patient_key for name in Split.load(split.path).role("val")}
+
+
+def reference_snapshot(store: Path, reference: Reference) -> Ref:
+    """The snapshot that a reference was taken of, in the store at a path."""
+    return Ref(kind="snapshot", uri=str(store.resolve()), digest=reference.snapshot)
