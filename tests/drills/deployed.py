@@ -12,6 +12,7 @@ from flows import services as local
 from flows.config import load_config
 from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 
 PATIENCE_S = 240.0  # two cores that everything shares
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -114,7 +115,7 @@ class Deployed:
 def deployed(root: Path) -> Iterator[Deployed]:
     """Start services and register the deployments, with a store of three patients."""
     write_demo_data(root / "source", num_patients=3, small=True)
-    ingest(root / "source", root / "store", load_config("tiny").ingest)
+    ingest(root / "source", root / "store", load_config("tiny").ingest, runner=Local(1))
     (root / "folder").mkdir(exist_ok=True)
     services = local.start(root / "services")
     try:
