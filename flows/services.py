@@ -191,7 +191,7 @@ def running_processes(state_dir: Path) -> list[int]:
 
 
 def deploy(services: Services, directory: Path) -> str:
-    """Register the deployments of prdit.
+    """Register the deployments of prdit, and what Prefect's server does by itself (flows/automations.py).
 
     Args:
         services: the Prefect server among them.
@@ -207,6 +207,9 @@ def deploy(services: Services, directory: Path) -> str:
             f"{directory} has Python modules named {', '.join(own)}. Prefect looks for modules in the folder a run works in, so "
             "runs there would import them instead of prdit's. Call prdit in another folder."
         )
+    from flows.automations import ensure_automations, switched_off  # which need the services themselves
+
+    off = switched_off(services)
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)],
         cwd=directory,
@@ -220,6 +223,7 @@ def deploy(services: Services, directory: Path) -> str:
         raise ServiceError(
             f"`prefect deploy --all` in {directory} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}"
         )
+    ensure_automations(services, off)
     return done.stdout
 
 

@@ -96,7 +96,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         services = local.start(root / "services")
         try:
             local.deploy(services, folder)
-            ensure_automations(services)
             yield Site(root, services, messages)
         finally:
             local.stop(root / "services")
