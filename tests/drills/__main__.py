@@ -53,6 +53,7 @@ if __name__ == "__main__":
         "memorisation": memorisation.run,
         "queue": lambda folder, _: queue.run(folder, 5),
         "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
+        "year": year.run,
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

@@ -168,6 +168,48 @@ def test_senders_that_the_listener_rejected_are_counted(tmp_path: Path) -> None:
     assert any("rejected 2 associations" in need["what"] for need in value["needs_person"])
 
 
+def test_a_flow_whose_newest_run_failed_needs_a_person_and_one_that_recovered_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_site(tmp_path)
+    up = {"running": True, "services": [], "prefect_page": "", "mlflow_page": "", "rejected_senders": None}
+    monkeypatch.setattr(module, "services", lambda: up)
+    monkeypatch.setattr(module, "_supervised", lambda: "services")
+    asked: list[dict[str, Any]] = []
+
+    def run(flow: str, kind: str, day: int, ended: bool = True) -> dict[str, Any]:
+        time = f"2026-11-{day:02d}T02:00:00.123456Z"
+        return {
+            "name": f"{flow}-{day}", "flow_id": flow, "state_name": kind.title(), "state_type": kind,
+            "expected_start_time": time, "start_time": time, "end_time": time if ended else None, "total_run_time": 90.0,
+            "state": {"message": f"said by {flow}-{day}"},
+        }  # fmt: skip
+
+    def answer(services: Any, method: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        asked.append(body)
+        if path == "/flows/filter":
+            return [{"id": name, "name": name} for name in ("retrain", "prdit", "maintenance")]
+        return [
+            run("maintenance", "SCHEDULED", 30, ended=False),
+            run("retrain", "RUNNING", 28, ended=False),
+            run("retrain", "CRASHED", 27),
+            run("prdit", "COMPLETED", 26),
+            run("prdit", "FAILED", 25),
+        ]
+
+    monkeypatch.setattr(module, "call_api", answer)
+    value = status()
+    found = [need for need in value["needs_person"] if need["what"].startswith("the last run of")]
+    assert [(need["what"], need["detail"]) for need in found] == [
+        ("the last run of retrain crashed", "said by retrain-27")
+    ]
+    assert [row["flow"] for row in value["flow_runs"]["scheduled"]] == ["maintenance"]
+    assert asked[1]["sort"] == "EXPECTED_START_TIME_DESC"
+    words = " ".join(Tags(page(value)).text.split())
+    assert "Next: maintenance 2026-11-30 02:00" in words
+    assert "said by retrain-27" in words
+
+
 def test_a_file_without_html_is_wrong_usage() -> None:
     assert call("somewhere.html").exit_code == 2
 
