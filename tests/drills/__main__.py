@@ -28,6 +28,7 @@ from tests.drills import (
     store_damage,
     torch_versions,
     tracking_away,
+    year,
     zombies,
 )
 

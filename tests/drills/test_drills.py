@@ -23,6 +23,7 @@ from tests.drills import (
     store_damage,
     torch_versions,
     tracking_away,
+    year,
     zombies,
 )
 from tests.drills.deployed import Deployed, deployed
