@@ -20,7 +20,8 @@ from tests.unit.tasks.html_tags import Tags
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def call(*arguments: str) -> Result:
@@ -149,6 +150,20 @@ def test_the_champion_of_a_local_mlflow_is_shown(
         "patients": "80",
     }
     assert "loss.value" in words
+
+
+def test_servers_that_the_environment_names_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(module, "is_healthy", lambda services, name: name == "prefect")
+    value = status()
+    assert [(row["name"], row["state"]) for row in value["services"]["services"]] == [
+        ("prefect", "up"),
+        ("mlflow", "does not answer"),
+    ]
+    assert value["services"]["prefect_page"] == "http://127.0.0.1:9"
+    assert [need["what"] for need in value["needs_person"]] == ["mlflow does not answer"]
+    assert "/flow_runs" in value["flow_runs"]["problem"] or "/flows" in value["flow_runs"]["problem"]
 
 
 def test_an_mlflow_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
