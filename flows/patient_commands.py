@@ -52,7 +52,7 @@ def lineage(
 
 
 def _lineage(what: str, store: Path, workdirs: list[Path]) -> Any:
-    from storage.errors import InputError
+    from storage.errors import ConfigError
     from tasks.patients import lineage as lines
     from tasks.patients.made import made_in
 
@@ -75,7 +75,7 @@ def _lineage(what: str, store: Path, workdirs: list[Path]) -> Any:
         return lines.of_artifacts([ref], known, f"{ref.kind} {ref.digest}")
     if (store / "zarr.json").is_file() and (found := _of_store(what, store, known)):
         return found
-    raise InputError(
+    raise ConfigError(
         f"{what!r} is nothing that is known here: expected a run, the directory, reference or digest of an artifact, "
         f"models:/prdit@ALIAS, or a snapshot, volume or patient key of {store}. Working folders: {', '.join(map(str, workdirs))}."
     )
@@ -83,19 +83,19 @@ def _lineage(what: str, store: Path, workdirs: list[Path]) -> Any:
 
 def _registered(what: str, versions: list[Any]) -> Any:
     """The checkpoint of a registered version, `models:/prdit@champion` or `models:/prdit/3`."""
-    from storage.errors import InputError
+    from storage.errors import ConfigError
 
     name = what.removeprefix("models:/")
     for version in versions:
         if name in (f"prdit/{version.version}", *(f"prdit@{alias}" for alias in version.aliases)):
             return version.checkpoint
     there = ", ".join(f"models:/prdit/{version.version}" for version in versions) or "none"
-    raise InputError(f"There is no registered model {what}. There are: {there}.")
+    raise ConfigError(f"There is no registered model {what}. There are: {there}.")
 
 
 def _of_store(what: str, store: Path, known: Any) -> Any:
     """The lineage of a snapshot, volume or patient of a store; None where it is none."""
-    from storage.errors import InputError
+    from storage.errors import ConfigError, InputError
     from storage.snapshots import find
     from storage.volume_store import VolumeStore
     from tasks.patients import lineage as lines
@@ -105,13 +105,13 @@ def _of_store(what: str, store: Path, known: Any) -> Any:
     try:
         key = key_of_volume(opened, what)
         return lines.of_volumes([what], key, known, f"volume {what}")
-    except InputError:
+    except ConfigError:
         pass
     if lines.looks_like_key(what):
         try:
             patient = find_patient(opened, what, default_key_file(store))
             return lines.of_volumes(patient.volume_ids, patient.key, known, f"patient {patient.key}")
-        except InputError:
+        except ConfigError:
             pass
     try:
         ref = find(opened, what)
@@ -145,7 +145,7 @@ def forget(
     Backups keep the patient until they are replaced. Killed at any point, the same command goes on.
     """
     with clear_errors():
-        from storage.errors import InputError
+        from storage.errors import ConfigError
         from storage.patient_key import load_patient_key
         from storage.volume_store import VolumeStore
         from tasks.patients.forget import Places, plan
@@ -153,7 +153,7 @@ def forget(
         from tasks.patients.patient import default_key_file, find_patient, key_of, key_of_volume
 
         if sum(given is not None for given in (patient, patient_key, volume)) != 1:
-            raise InputError(
+            raise ConfigError(
                 "Name one patient: a PatientID, or `-` to be asked for it, or --patient-key HEX, or --volume ID."
             )
         loaded, workdirs = _loaded(config, settings, store, workdir)

@@ -2,7 +2,7 @@
 
 import base64
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flows.notify import notify
 from flows.retrain_setup import Setup
 from flows.room import make_room
 from storage.artifacts import Ref
+from storage.documents.snapshot import SnapshotVolume
 from storage.errors import NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_ledger import Batch, Ledger
@@ -139,7 +140,7 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
 def gate(setup: Setup) -> Admit:
     """What asks the drift gate before volumes are listed. The first batch of a store is compared with nothing."""
 
-    def admit(store: VolumeStore, new: Sequence[str], snapshot: Ref | None) -> None:
+    def admit(store: VolumeStore, new: Mapping[str, SnapshotVolume], snapshot: Ref | None) -> None:
         verdict = check_drift(store, new, snapshot, setup.policy.drift)
         for note in verdict.notes:
             logger.info("drift gate: %s", note)

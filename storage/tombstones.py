@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.documents.tombstone import Tombstone
-from storage.errors import InputError, MissingArtifactError
+from storage.errors import ConfigError, MissingArtifactError
 
 FOLDER = "tombstones"
 
@@ -42,9 +42,9 @@ class Forgotten:
 
 
 def tombstone_path(store: Path, patient_key: str) -> Path:
-    """File of a patient's tombstone. Raises: InputError: no patient key."""
+    """File of a patient's tombstone. Raises: ConfigError: no patient key."""
     if len(patient_key) < 8 or not patient_key.isalnum():
-        raise InputError(f"A patient key is 32 hex digits (`prdit ls STORE --volumes`), got {patient_key!r}.")
+        raise ConfigError(f"A patient key is 32 hex digits (`prdit ls STORE --volumes`), got {patient_key!r}.")
     return store / FOLDER / f"{patient_key}.json"
 
 

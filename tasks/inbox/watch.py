@@ -15,6 +15,7 @@ from storage.inbox_ledger import Ledger
 from tasks.inbox.batches import remove_finished
 from tasks.inbox.config import Timing
 from tasks.inbox.reconcile import Look, look, reading_pool
+from tasks.run.heartbeat import beat
 
 _DEBOUNCE_MS = 2000
 _POLL_MS = 1000
@@ -69,6 +70,7 @@ def watch(
     with ExitStack() as stack:
         pool = stack.enter_context(reading_pool())
         while not stop.is_set():
+            beat()
             wake.renew()
             found: Look | None = None
             try:

@@ -9,7 +9,7 @@ from typing import Any
 from storage.artifacts import Ref, committed_ref
 from storage.documents.run_record import RunDocument
 from storage.documents.split import Split
-from storage.errors import InputError, StorageError
+from storage.errors import ConfigError, StorageError
 from storage.registry import ModelVersion
 from storage.snapshots import load_snapshot
 from storage.tombstones import tombstones
@@ -204,7 +204,7 @@ def ref_of(text: str, known: Known) -> Ref | None:
         try:
             return Ref.model_validate_json(text)
         except ValueError as error:
-            raise InputError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}: {error}') from error
+            raise ConfigError(f'{text!r} is not a reference {{"kind", "uri", "digest"}}: {error}') from error
     if Path(text).is_dir() and (found := committed_ref(Path(text))):
         return found
     digits = text.removeprefix("sha256:").removesuffix("…")

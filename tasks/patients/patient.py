@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from storage.documents.snapshot import Roles, Snapshot
-from storage.errors import InputError, StorageError
+from storage.errors import ConfigError, StorageError
 from storage.numbered import Numbered
 from storage.patient_key import load_patient_key, patient_key
 from storage.privacy import beside_store
@@ -49,13 +49,13 @@ class Patient:
 
 
 def key_of(patient_id: str, key_file: Path, store: Path) -> str:
-    """The patient key of a PatientID. Raises: InputError: there is no id, or no key file; SourceError: it cannot be read."""
+    """The patient key of a PatientID. Raises: ConfigError: there is no id, or no key file; SourceError: it cannot be read."""
     if not patient_id.strip():
-        raise InputError(
+        raise ConfigError(
             "The PatientID is empty. Give it, or --patient-key, or --volume with the id of a volume of the patient."
         )
     if not key_file.is_file():
-        raise InputError(
+        raise ConfigError(
             f"The secret that the patient keys of {store} were made with is not at {key_file}, so a PatientID cannot be looked up. "
             "Restore the file, or give --patient-key or --volume (`prdit ls STORE --volumes`)."
         )
@@ -63,14 +63,14 @@ def key_of(patient_id: str, key_file: Path, store: Path) -> str:
 
 
 def key_of_volume(store: VolumeStore, volume_id: str) -> str:
-    """The patient key of a volume, as it was listed last. Raises: InputError: no snapshot lists it."""
+    """The patient key of a volume, as it was listed last. Raises: ConfigError: no snapshot lists it."""
     for grave in (store.path / "tombstones").glob("[!.]*.json"):
         found = find_tombstone(store.path, grave.stem)
         if found and volume_id in found.volume_ids:
             return found.patient_key
     owner = _owners(store.path).get(volume_id)
     if owner is None:
-        raise InputError(
+        raise ConfigError(
             f"No snapshot of {store.path} lists volume {volume_id}. `prdit ls {store.path} --volumes` shows those."
         )
     return owner
@@ -84,7 +84,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
         key: patient key; the beginning of it, 8 digits or more, is enough.
         key_file: secret of the patient keys; without it copies under another PatientID are known by their pixels alone.
         text: the PatientID, where it is known.
-    Raises: InputError: nobody knows such a patient.
+    Raises: ConfigError: nobody knows such a patient.
     """
     owners = _owners(store.path)
     key = _whole_key(store.path, key, {*owners.values(), *_ledger(store.path)})
@@ -109,7 +109,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
         }
     known = key in owners.values() or grave is not None or key in _ledger(store.path)
     if not (volumes or scans or known):
-        raise InputError(
+        raise ConfigError(
             f"Nobody knows this patient in {store.path}: no volume, scan or role is of patient {key[:8]}…. Nothing was changed."
         )
     scans |= of_volumes
@@ -136,7 +136,7 @@ def _whole_key(store: Path, key: str, known: set[str]) -> str:
         one for one in known | {path.stem for path in (store / "tombstones").glob("[!.]*.json")} if one.startswith(key)
     )
     if len(found) > 1:
-        raise InputError(f"{len(found)} patients of {store} have keys that begin with {key}: give more digits.")
+        raise ConfigError(f"{len(found)} patients of {store} have keys that begin with {key}: give more digits.")
     return found[0] if found else key
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests import namespaces, slurm
 from tests.drills import (
+    arrivals,
     at_once,
     browser,
     corpus,
@@ -44,6 +45,7 @@ if __name__ == "__main__":
         "damaged_states": damaged_states.run,
         "store_damage": store_damage.run,
         "at_once": at_once.run,
+        "arrivals": arrivals.run,
         "browser": partial(browser.run, shots=shots),
         "lost_hosts": lambda folder, _: {"missing": why} if (why := namespaces.missing()) else lost_hosts.run(folder),
         "slurm_losses": lambda folder, _: {"missing": why} if (why := slurm.missing()) else slurm_losses.run(folder),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.drills import (
+    arrivals,
     at_once,
     browser,
     damaged_states,
@@ -47,6 +48,13 @@ def test_store_damage(tmp_path: Path) -> None:
 
 def test_at_once(tmp_path: Path) -> None:
     assert at_once.run(tmp_path, rounds=1)["stores"] == 3
+
+
+def test_arrivals(tmp_path: Path) -> None:
+    found = arrivals.run(tmp_path, rounds=3, num_series=30)
+    assert found["listed_series_in_exactly_one_batch"] == 21
+    assert found["batches"] >= 2
+    assert sum(found["killed"].values()) == 3
 
 
 def test_kill_training(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,22 @@ class Site:
         created = local.call_api(self.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)
 
         def ended() -> dict[str, Any] | None:
-            run: dict[str, Any] = local.call_api(self.services, "GET", f"/flow_runs/{created['id']}")
+            run: dict[str, Any] = self.api("GET", f"/flow_runs/{created['id']}")
             return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
         return wait_for(ended, PATIENCE_S)
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
-        return local.call_api(self.services, method, path, body)
+        """One request, tried again while the server's database is busy."""
+
+        def answer() -> Any:
+            with suppress(local.ServiceError):
+                return (local.call_api(self.services, method, path, body),)
+
+        return wait_for(answer, 60)[0]
 
     def flow_runs(self) -> list[dict[str, Any]]:
-        found = local.call_api(self.services, "POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        found = self.api("POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
         assert isinstance(found, list)
         return found
 

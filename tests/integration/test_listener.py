@@ -152,6 +152,7 @@ def test_names_are_not_made_of_what_is_sent(listener: ListenerProcess, tmp_path:
     assert re.fullmatch(r"received/[0-9a-f]{2}/[0-9a-f]{32}\.dcm", stored.relative_to(listener.inbox).as_posix())
     assert pydicom.dcmread(stored).SOPInstanceUID == "../../../escaped"
     assert not list(listener.root.rglob("*escaped*"))
+    assert "escaped" not in listener.said()
 
 
 def test_the_same_object_again_changes_nothing_and_a_corrected_one_replaces_it(
