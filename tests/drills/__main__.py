@@ -29,6 +29,7 @@ from tests.drills import (
     store_damage,
     torch_versions,
     tracking_away,
+    year,
     zombies,
 )
 
@@ -55,6 +56,7 @@ if __name__ == "__main__":
         "memorisation": memorisation.run,
         "queue": lambda folder, _: queue.run(folder, 5),
         "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
+        "year": year.run,
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

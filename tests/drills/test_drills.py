@@ -24,6 +24,7 @@ from tests.drills import (
     store_damage,
     torch_versions,
     tracking_away,
+    year,
     zombies,
 )
 from tests.drills.deployed import Deployed, deployed
@@ -168,3 +169,9 @@ def test_zombies(site: Deployed) -> None:
     [found] = zombies.smallest(site)["flow"]
     assert found["crashed_s"] < zombies.LIMIT_S
     assert found["next_complete_s"] > found["crashed_s"]
+
+
+def test_year(tmp_path: Path) -> None:
+    found = year.run(tmp_path, weeks=20, servers=False)
+    assert found["bounded"]["run_records"]["end"] <= 6
+    assert found["grows_bytes_per_week"]["decision_bytes"] < 2000
