@@ -182,15 +182,12 @@ def test_a_released_batch_is_listed_without_the_gate_and_a_killed_retraining_goe
     before, versions = len(place.decisions()), len(place.registry.versions())
     trained = {path.name for path in (place.work / "train-global").iterdir()}
     kills = [
-        (flows.retrain_batches.Ledger, "set_batch", "before"),
         (flows.retrain_batches.Ledger, "set_batch", "after"),
         (flows.retrain, "begun", "before"),
         (flows.retrain_challenger, "run_through", "before"),
-        (flows.retrain_challenger, "gather", "before"),
         (flows.retrain_challenger, "gather", "after"),
         (flows.retrain_challenger, "hold", "before"),
         (flows.retrain_challenger, "hold", "after"),
-        (flows.retrain_challenger, "run_through", "after"),
         (flows.retrain.Rounds, "end", "before"),
         (flows.retrain.Rounds, "end", "after"),
     ]
@@ -211,7 +208,7 @@ def test_a_released_batch_is_listed_without_the_gate_and_a_killed_retraining_goe
             except Killed:
                 hit.append((name, when))
     found = place.run(lr=WILD)
-    assert len(hit) == len(kills) - hit.count(None), hit
+    assert hit == [(name, when) for _, name, when in kills]
     assert found["state"] == "Nothing new"
     assert place.batches()[batch.number - 1].state == "listed"
     assert len(place.decisions()) == before + 1
