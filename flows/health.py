@@ -2,8 +2,9 @@
 
 supervisord itself sees only processes that end. A server is asked for its health page; the Prefect server knows the worker by its
 heartbeats; watcher and listener touch a file now and then (tasks/run/heartbeat.py), and must not stand still as after SIGSTOP. One
-that gives no sign of life for `--patience` seconds is killed. A service that supervisord has given up, because it ended again and
-again while it started, gets another try after the same time: the database or the disk it needed may be back.
+that gives no sign of life for `--patience` seconds is killed, and one that has just been started when it has given none for 300 s.
+A service that supervisord has given up, because it ended again and again while it started, gets another try after `--patience`
+seconds: the database or the disk it needed may be back.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from flows.servers import is_healthy
 from storage.errors import UserError
 
 PATIENCE_S = 120.0
+_START_S = 300.0  # a server that starts on a busy machine, migrations of a new database among it
 INTERVAL_S = 10.0
 _SILENT_S = 3600.0  # a watcher's look at a large inbox on a slow disk may take long
 logger = logging.getLogger("prdit.services")
@@ -33,7 +35,8 @@ class Checker:
     """Remembers since when each process has been silent.
 
     Args:
-        patience_s: after so long it is killed, or started again.
+        patience_s: after so long it is killed, or one that was given up is started again.
+        start_s: as long for a process that has not given its first sign of life.
         answers: whether a service that runs gives a sign of life, by its name and process id.
         kill: ends a process.
         revive: has a service started that supervisord has given up.
@@ -42,13 +45,15 @@ class Checker:
     def __init__(
         self,
         patience_s: float,
+        start_s: float,
         answers: Callable[[str, int], bool],
         kill: Callable[[int], None],
         revive: Callable[[str], None],
     ) -> None:
-        self._patience_s = patience_s
+        self._patience_s, self._start_s = patience_s, max(patience_s, start_s)
         self._answers, self._kill, self._revive = answers, kill, revive
         self._silent: dict[tuple[str, int], float] = {}
+        self._alive: set[tuple[str, int]] = set()
 
     def check(self, processes: Mapping[str, tuple[str, int]], now: float) -> None:
         """Look at every service once.
@@ -58,13 +63,16 @@ class Checker:
             now: monotonic time in seconds.
         """
         silent = {}
+        self._alive &= {(name, pid) for name, (_, pid) in processes.items()}
         for name, (state, pid) in processes.items():
-            given_up = state == "FATAL"
-            if not given_up and (pid == 0 or self._answers(name, pid)):
+            key, given_up = (name, pid), state == "FATAL"
+            if not given_up and pid == 0:
                 continue
-            key = (name, pid)
+            if not given_up and self._answers(name, pid):
+                self._alive.add(key)
+                continue
             since = silent[key] = self._silent.get(key, now)
-            if now - since < self._patience_s:
+            if now - since < (self._patience_s if given_up or key in self._alive else self._start_s):
                 continue
             del silent[key]
             if given_up:
@@ -104,6 +112,7 @@ def main() -> None:
     services = local.supervised(Path.cwd())
     checker = Checker(
         given.patience,
+        _START_S,
         lambda name, pid: answers(services, name, pid),
         _kill,
         lambda name: local.start_program(services, name),

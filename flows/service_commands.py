@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("prdit restore /backup/prdit/2026-11-29"))(restore)
     app.command(epilog=example("prdit migrate"))(migrate)
     app.command(epilog=example("prdit serve prefect --host 0.0.0.0"))(serve)
+    app.command(epilog=example("PREFECT_API_URL=http://server:4200/api prdit deploy"))(deploy)
 
 
 def backup(
@@ -95,3 +96,21 @@ def serve(
         if name not in SERVICES:
             raise ConfigError(f"There is no service {name!r}; there are {', '.join(SERVICES)}.")
         become(name, state.resolve(), host=host, port=port)
+
+
+def deploy(as_json: Json = False) -> None:
+    """Register the deployments at the server of PREFECT_API_URL; their runs work in this folder. `prdit up` does it by itself."""
+    with clear_errors():
+        import os
+
+        from flows.services import DEFAULT_STATE_DIR, Services
+        from flows.services import deploy as register_deployments
+        from storage.errors import ConfigError
+
+        api, mlflow = os.environ.get("PREFECT_API_URL", "").rstrip("/"), os.environ.get("MLFLOW_TRACKING_URI", "")
+        if not api.endswith("/api"):
+            raise ConfigError(f"PREFECT_API_URL must be the address of a Prefect server and end in /api, got {api!r}.")
+        page = api.removesuffix("/api")
+        services = Services(state_dir=DEFAULT_STATE_DIR.resolve(), prefect_ui_url=page, mlflow_url=mlflow)
+        register_deployments(services, Path.cwd())
+        show_result({"prefect": page}, as_json, lambda: f"registered at {page}; runs work in {Path.cwd()}")

@@ -84,7 +84,7 @@ def anatomy(hu: Hu, voxel_mm: float) -> Figures:
     """
     _check(hu, voxel_mm)
     coarse = pooled(hu, voxel_mm)
-    dense, outside = coarse >= AIR_HU, _outside_air(coarse < AIR_HU)
+    dense, outside = coarse >= AIR_HU, outside_air(coarse < AIR_HU)
     largest, connected = _largest_part(dense)
     inside = ~dense & ~outside
     body = largest | inside
@@ -135,7 +135,7 @@ def neighbour_distance(hu: Hu) -> Hu:
     return distance
 
 
-def _outside_air(air: Mask) -> Mask:
+def outside_air(air: Mask) -> Mask:
     """Air that reaches the front or the back of the box within its axial slice.
 
     Not the sides: a box that cuts a wide chest cuts its lungs there. Not through other slices: an open windpipe would connect the

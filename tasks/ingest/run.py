@@ -84,8 +84,8 @@ def ingest(
         progress: called with (done, total) scans.
         repair: check every byte of the store first, and write again what is damaged or lost and the source still has.
         runner: where scans are read; default: processes of this machine.
-        admit: called with the store, the ids of the committed volumes that would be new to its list, and the snapshot of what it
-            lists (None: nothing), before they are listed; raises a `UserError` to prevent it. What is committed stays, and the next
+        admit: called with the store, the committed volumes that would be new to its list, by id, and the snapshot of what it lists
+            (None: nothing), before they are listed; raises a `UserError` to prevent it. What is committed stays, and the next
             ingest of this source without it lists the volumes, without reading pixels again.
     Returns: the report; where nothing is usable, `committed` and `unchanged` are empty and the caller decides.
     Raises:

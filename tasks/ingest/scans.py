@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from storage.artifacts import Ref
-from storage.documents.snapshot import Snapshot
+from storage.documents.snapshot import Snapshot, SnapshotVolume
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import StorageError, UserError
@@ -25,7 +25,7 @@ from tasks.ingest.scan import Scan, SourceScan
 from tasks.ingest.series import RECIPE, SeriesJob, first_file, ingest_series, part_id, scan_and_part, used_entry
 from tasks.run.fanout import Lost, Pool
 
-Admit = Callable[[VolumeStore, Sequence[str], Ref | None], None]  # see `tasks.ingest.run.ingest`
+Admit = Callable[[VolumeStore, Mapping[str, SnapshotVolume], Ref | None], None]  # see `tasks.ingest.run.ingest`
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def list_scans(
         new = listed.volumes.keys() - old.volumes.keys() - admitted
         if admit and new:
             try:
-                admit(state.store, sorted(new), _listed_now(state.store, old))
+                admit(state.store, {name: listed.volumes[name] for name in sorted(new)}, _listed_now(state.store, old))
             except UserError as error:
                 raise _NotAdmittedError(error, frozenset(new)) from error
             admitted.update(new)

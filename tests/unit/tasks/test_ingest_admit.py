@@ -1,11 +1,12 @@
 """Volumes that are not admitted are committed and not listed, nothing says they are, and the next ingest lists them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from storage.artifacts import Ref
+from storage.documents.snapshot import SnapshotVolume
 from storage.documents.verdicts import IngestReport
 from storage.errors import InputError, MissingArtifactError
 from storage.snapshots import history, load_snapshot, newest
@@ -28,7 +29,7 @@ class Gate:
         self.refuses = refuses
         self.asked: list[tuple[list[str], Ref | None]] = []
 
-    def __call__(self, store: VolumeStore, new: Sequence[str], snapshot: Ref | None) -> None:
+    def __call__(self, store: VolumeStore, new: Mapping[str, SnapshotVolume], snapshot: Ref | None) -> None:
         for volume_id in new:
             store.commit_record(volume_id)  # committed by then
         self.asked.append((list(new), snapshot))
