@@ -2,7 +2,6 @@
 
 import base64
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ from prefect.states import Completed
 
 from flows.notify import notify
 from flows.retrain_setup import Setup
-from storage.artifacts import Ref
 from storage.errors import NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_ledger import Batch, Ledger
 from storage.snapshots import load_snapshot
-from storage.volume_store import VolumeStore
-from tasks.drift.gate import DriftVerdict, HeldError, check_drift
+from tasks.drift.gate import DriftVerdict, HeldError, gate
 from tasks.inbox.batches import take_batch
-from tasks.ingest.run import Admit
 from tasks.ingest.stage import ingest_stage
 from tasks.maintain.disk import check_room
 from tasks.retrain.facts import newest_snapshot
@@ -108,7 +104,7 @@ def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
 def _ingested(batch: Batch, setup: Setup) -> _Held | None:
     """Ingest one batch; why it is held, or None where its volumes are listed."""
     context = RunContext(workdir=setup.workdir)
-    admit = None if batch.released else gate(setup)
+    admit = None if batch.released else gate(setup.policy.drift)
 
     @task(name="ingest", persist_result=False, cache_policy=NO_CACHE)
     def ingest() -> Any:
@@ -134,19 +130,6 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
     state: Any = ingest(return_state=True)
     found = state.result()
     return found if isinstance(found, _Held) else None
-
-
-def gate(setup: Setup) -> Admit:
-    """What asks the drift gate before volumes are listed. The first batch of a store is compared with nothing."""
-
-    def admit(store: VolumeStore, new: Sequence[str], snapshot: Ref | None) -> None:
-        verdict = check_drift(store, new, snapshot, setup.policy.drift)
-        for note in verdict.notes:
-            logger.info("drift gate: %s", note)
-        if verdict.held:
-            raise HeldError(verdict, tuple(new))
-
-    return admit
 
 
 def _listed(setup: Setup) -> set[str]:

@@ -41,7 +41,11 @@ def copied(pixels: np.ndarray, index: int) -> np.ndarray:
 
 
 Change = Callable[[np.ndarray, int], np.ndarray]
-POISON: dict[str, tuple[Change, int]] = {"200 HU": (bright, 2), "flipped axis": (flipped, 2), "copies": (copied, COPIES)}
+POISON: dict[str, tuple[Change, int]] = {
+    "200 HU": (bright, 2),
+    "flipped axis": (flipped, 2),
+    "copies": (copied, COPIES),
+}
 
 
 def write_poisoned(series: Path, inbox: Path, name: str, change: Change, index: int) -> None:
