@@ -76,6 +76,7 @@ def run(folder: Path, rounds: int = 1, *, poison: tuple[str, ...] = tuple(POISON
     Raises: AssertionError: a decision was another one, or the champion changed where it must not.
     """
     before = Path.cwd()
+    folder = folder.resolve()
     os.chdir(folder)
     try:
         with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
@@ -89,7 +90,6 @@ def run(folder: Path, rounds: int = 1, *, poison: tuple[str, ...] = tuple(POISON
 def _story(place: Installation, rounds: int, poison: tuple[str, ...]) -> dict[str, Any]:
     said: dict[str, list[str]] = {"first": [], "worse": [], "better": [], "poisoned": []}
     series = place.arrive(8)
-    place.policy(drift=place.drift)
     said["first"].append(_expect(place.run(lr=_SLOW), "Promoted"))
     champion = _champion(place)
     for _ in range(rounds):
