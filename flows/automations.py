@@ -5,11 +5,16 @@ Pending or Running: they hold when a worker or the server was killed. Limits of 
 (new scans and the nightly run are two), and their leases are in the memory of the server, whose restart would cancel what runs.
 """
 
+import contextlib
+import time
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
-from flows.services import WORK_POOL, Services, call_api
+import psutil
+
+from flows.services import WORK_POOL, ServiceError, Services, call_api
 
 RETRAIN_QUEUE = "retrain"
 SILENCE_S = 150.0  # five heartbeats of 30 s: with a restart of the server in between, and in three minutes all the same
@@ -23,6 +28,7 @@ _LATER = ("Scheduled", "Late", "AwaitingConcurrencySlot", "Paused", "Suspended",
 _AGAIN = "AwaitingRetry"  # in the same process, without heartbeats, for a time that is shorter than the silence
 _SILENT_NAME = "prdit: a run without a heartbeat is Crashed"
 _STUCK_NAME = "prdit: a run that does not start is scheduled again"
+_ATTEMPTS, _PAUSE_S = 5, 2.0
 
 
 def switched_off(services: Services) -> frozenset[str]:
@@ -30,8 +36,8 @@ def switched_off(services: Services) -> frozenset[str]:
 
     Registering resumes the former, and makes the triggers of deployments anew. (Schedules that are paused stay so.)
     """
-    deployments = call_api(services, "POST", "/deployments/filter", {})
-    automations = call_api(services, "POST", "/automations/filter", {})
+    deployments = _api(services, "POST", "/deployments/filter", {})
+    automations = _api(services, "POST", "/automations/filter", {})
     paused = (item["name"] for item in deployments if item["paused"])
     return frozenset({*paused, *(item["name"] for item in automations if not item["enabled"])})
 
@@ -58,23 +64,45 @@ def ensure_automations(services: Services, off: Collection[str] = frozenset(), *
 def crash_silent(services: Services, silence_s: float = SILENCE_S) -> list[str]:
     """Set runs to Crashed that count as Running, though the server has no heartbeat of them in a while; returns their ids.
 
-    The automation does so too, from events; this one asks, for events that were lost with a server, or a machine that was off.
+    The automation does so too, from events; this one asks, for events that were lost with a server or a machine. A run that
+    has a process on this machine lives, whatever the server knows.
     """
     since = (datetime.now(UTC) - timedelta(seconds=silence_s)).isoformat()
     names = [*_BEGUN, "Cancelling", _AGAIN]
     running = {"flow_runs": {"state": {"name": {"any_": names}}, "start_time": {"before_": since}}}
     silent = []
-    for run in call_api(services, "POST", "/flow_runs/filter", running):
+    living = _runs_here()
+    for run in _api(services, "POST", "/flow_runs/filter", running):
+        if UUID(run["id"]) in living:
+            continue
         beats = {
             "occurred": {"since": since, "until": datetime.now(UTC).isoformat()},
             "event": {"name": [_ALIVE]},
             "resource": {"id": [f"prefect.flow-run.{run['id']}"]},
         }
-        if not call_api(services, "POST", "/events/filter", {"filter": beats, "limit": 1})["events"]:
+        if not _api(services, "POST", "/events/filter", {"filter": beats, "limit": 1})["events"]:
             state = {"state": {"type": "CRASHED", "message": LOST}}
-            call_api(services, "POST", f"/flow_runs/{run['id']}/set_state", state)
+            _api(services, "POST", f"/flow_runs/{run['id']}/set_state", state)
             silent.append(run["id"])
     return silent
+
+
+def _runs_here() -> set[UUID]:
+    """Flow runs that have a process of this user on this machine."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ValueError):
+            found.add(UUID(process.environ().get("PREFECT__FLOW_RUN_ID", "")))
+    return found
+
+
+def _api(services: Services, method: str, path: str, body: Any = None) -> Any:
+    """One request, tried again: a server that has just been given all deployments answers 503 where its database is busy."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(ServiceError):
+            return call_api(services, method, path, body)
+        time.sleep(_PAUSE_S)
+    return call_api(services, method, path, body)
 
 
 def _automations(silence_s: float) -> tuple[dict[str, Any], ...]:
@@ -124,13 +152,13 @@ def _silence(
 def _ensure(services: Services, automation: dict[str, Any]) -> None:
     """Make an automation, or change it where it differs; a change forgets what the server was waiting for, so not otherwise."""
     named = {"automations": {"name": {"any_": [automation["name"]]}}}
-    found = call_api(services, "POST", "/automations/filter", named)
+    found = _api(services, "POST", "/automations/filter", named)
     for doubled in found[1:]:
-        call_api(services, "DELETE", f"/automations/{doubled['id']}")
+        _api(services, "DELETE", f"/automations/{doubled['id']}")
     if not found:
-        call_api(services, "POST", "/automations/", automation)
+        _api(services, "POST", "/automations/", automation)
     elif not _has(found[0], {key: value for key, value in automation.items() if key != "enabled"}):
-        call_api(services, "PUT", f"/automations/{found[0]['id']}", automation | {"enabled": found[0]["enabled"]})
+        _api(services, "PUT", f"/automations/{found[0]['id']}", automation | {"enabled": found[0]["enabled"]})
 
 
 def _has(found: Any, wanted: Any) -> bool:
@@ -145,15 +173,15 @@ def _has(found: Any, wanted: Any) -> bool:
 
 
 def _switch_off(services: Services, names: Collection[str]) -> None:
-    for item in call_api(services, "POST", "/deployments/filter", {}):
+    for item in _api(services, "POST", "/deployments/filter", {}):
         if item["name"] in names:
-            call_api(services, "POST", f"/deployments/{item['id']}/pause_deployment")
-    for item in call_api(services, "POST", "/automations/filter", {}):
+            _api(services, "POST", f"/deployments/{item['id']}/pause_deployment")
+    for item in _api(services, "POST", "/automations/filter", {}):
         if item["name"] in names and item["enabled"]:
-            call_api(services, "PATCH", f"/automations/{item['id']}", {"enabled": False})
+            _api(services, "PATCH", f"/automations/{item['id']}", {"enabled": False})
 
 
 def _limit(services: Services, path: str) -> None:
     """One run at a time, unless somebody has chosen another limit."""
-    if call_api(services, "GET", path)["concurrency_limit"] is None:
-        call_api(services, "PATCH", path, {"concurrency_limit": 1})
+    if _api(services, "GET", path)["concurrency_limit"] is None:
+        _api(services, "PATCH", path, {"concurrency_limit": 1})

@@ -34,6 +34,7 @@ from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.inbox_commands import register as register_inbox_commands
 from flows.maintain_command import maintain
+from flows.patient_commands import register as register_patient_commands
 from flows.plan_command import plan
 from flows.prune_command import prune
 from flows.registry_commands import register as register_model_commands
@@ -42,6 +43,7 @@ from flows.reproduce_command import reproduce
 from flows.retrain_command import retrain
 from flows.service_commands import register as register_service_commands
 from flows.site_command import site
+from flows.status_command import status
 from flows.store_commands import register as register_store_commands
 from storage.errors import InputError, UserError
 from tasks.run.machine import limit_threads
@@ -73,6 +75,7 @@ register_convert_commands(app)
 register_service_commands(app)
 register_store_commands(app)
 register_inbox_commands(app)
+register_patient_commands(app)
 register_model_commands(app)
 
 
@@ -185,6 +188,7 @@ def train(
 ) -> None:
     """Run one training of a recipe, after those it starts from. Splits the store by patient first."""
     with clear_errors():
+        from flows.stages import training_row
         from storage.errors import ConfigError
 
         loaded = load_settings(config, settings, store=store, workdir=workdir)
@@ -201,8 +205,8 @@ def train(
                 raise ConfigError(
                     f"--start was given, but training {name!r} is trained from scratch (recipe.{name}.start)."
                 )
-            given[f"train-{below}"] = found_artifact(start, loaded.workdir)
-        show_outcome(run_stages(loaded, f"train-{name}", given), as_json)
+            given[training_row(below)] = found_artifact(start, loaded.workdir)
+        show_outcome(run_stages(loaded, training_row(name), given), as_json)
 
 
 @app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
@@ -224,8 +228,10 @@ def sample(
     What was drawn when a run was stopped is kept: the same command goes on. docs/sampling.md: several workers or GPUs, verdicts.
     """
     with clear_errors():
+        from flows.stages import training_row
+
         loaded = load_settings(config, settings, workdir=workdir)
-        last = f"train-{list(loaded.trainings)[-1]}"
+        last = training_row(list(loaded.trainings)[-1])
         show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint, loaded.workdir)}), as_json)
 
 
@@ -237,6 +243,7 @@ app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit retrain --dry-run"))(retrain)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
+app.command(epilog=example("prdit status --html"))(status)
 app.command(epilog=example("prdit maintain --no-verify"))(maintain)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 

@@ -1,5 +1,6 @@
 """What every command of `prdit` shares: options, errors, results. Imports of heavy libraries wait until a command needs them."""
 
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ import typer
 from flows.faults import clear_errors as clear_errors
 from flows.faults import json_line as json_line
 from tasks.run.printable import printable
+
+logger = logging.getLogger("prdit")
 
 
 def given_path(text: str) -> Path:
@@ -136,11 +139,16 @@ def run_context(config: Any) -> Iterator[Any]:
 
 
 def found_artifact(text: str, workdir: Path | str | None = None) -> Any:
-    """`find_ref`, then verified by hash. Raises: StorageError: it is missing or damaged."""
-    from storage.artifacts import verify_artifact
+    """`find_ref`, then verified by hash; a warning where it learned from a patient who was forgotten since.
+
+    Raises: StorageError: it is missing or damaged.
+    """
+    from storage.artifacts import load_provenance, verify_artifact
 
     ref = find_ref(text, workdir)
     verify_artifact(ref)
+    if forgotten := load_provenance(ref).forgotten:
+        logger.warning("this %s learned from volumes that are not there any more: %s", ref.kind, forgotten)
     return ref
 
 

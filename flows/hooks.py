@@ -7,19 +7,21 @@ Only runs of deployments are attended so: whoever starts one in a terminal sees 
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import FlowRunPolicy, StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
+from prefect.states import Scheduled
 from prefect.utilities.urls import url_for
 
 from flows.automations import LOST
 from flows.notify import NotifyConfig, Severity, notify
+from flows.orphans import worker_lost, worker_watched
 from flows.site import load_site
 from storage.errors import ConfigError, UserError
 
@@ -42,7 +44,11 @@ def on_failure(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def on_crashed(flow: Any, flow_run: Any, state: Any) -> None:
-    """A run's process was ended from outside."""
+    """A run's process was ended from outside; where its worker had died, the next worker goes on with the run."""
+    if worker_lost() and _schedule_again(flow_run):
+        text = "Its worker died. The run has saved what it did, and the next worker goes on with it by itself."
+        _say(flow_run, "info", f"{flow.name} is scheduled again", text)
+        return
     what = "Its process was ended: killed, out of memory, or with the services or the machine."
     _say(flow_run, "failure", f"{flow.name} crashed", f"{what} {_AGAIN}")
 
@@ -77,6 +83,17 @@ def on_running(flow: Any, flow_run: Any, state: Any) -> None:
                 _say(lost, "failure", "a run's process died", f"{what} {_AGAIN}")
 
 
+def _schedule_again(flow_run: Any) -> bool:
+    """What `Retry` on the page does; not for a run that a person was cancelling. Returns: whether it was done."""
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(flow_run.id)
+        if any(state.type is StateType.CANCELLING for state in states[-2:]):
+            return False
+        again: State[Any] = Scheduled(message="Its worker died: the next one goes on from the last checkpoint.")
+        client.set_flow_run_state(flow_run.id, again, force=True)
+    return True
+
+
 def _say(flow_run: Any, severity: Severity, subject: str, text: str) -> None:
     """A message on a deployment's run, with its page."""
     if flow_run.deployment_id is None:
@@ -102,27 +119,28 @@ ATTENDED: dict[str, Any] = {
     "on_crashed": [on_crashed],
     "on_cancellation": [on_cancellation],
     "on_completion": [on_completion],
-}  # arguments of `prefect.flow`; the body runs in `retried_where_it_helps`
+}  # arguments of `prefect.flow`; the body of the flow runs in `attended`
 
 
 @contextmanager
-def retried_where_it_helps() -> Iterator[None]:
-    """In this block, errors that a retry cannot change, and runs in a terminal, are not retried by Prefect.
+def attended() -> Iterator[None]:
+    """The body of a flow: an error that a retry cannot change is not retried, and a run in a terminal never; the worker is watched.
 
     A `UserError` says what a person has to do; a timeout would only be reached again. Prefect has conditions for the retries of
     tasks, not of flows: the run's own number of retries is set to 0.
     """
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    deployed = run is not None and run.deployment_id is not None
     try:
-        yield
+        with worker_watched() if deployed else nullcontext():
+            yield
     except TerminationSignal:  # a cancelled run has no retries
         raise
     except BaseException as error:
-        context = FlowRunContext.get()
-        if context is None or context.flow_run is None:
-            raise
         final = isinstance(error, UserError) or not isinstance(error, Exception)  # a timeout is none
-        if final or context.flow_run.deployment_id is None:
-            policy = context.flow_run.empirical_policy or FlowRunPolicy()
+        if run is not None and (final or not deployed):
+            policy = run.empirical_policy.model_copy(update={"retries": 0})
             with get_client(sync_client=True) as client:
-                client.update_flow_run(context.flow_run.id, empirical_policy=policy.model_copy(update={"retries": 0}))
+                client.update_flow_run(run.id, empirical_policy=policy)
         raise

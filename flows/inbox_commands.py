@@ -72,13 +72,13 @@ def listen(
         folder, ledger_folder = _places(site, inbox, arrivals)
         _log_times()
         stop_as_ctrl_c()
-        from flows.config import pydantic_explained
+        from flows.settings_text import explained
         from tasks.inbox.config import ListenerConfig
         from tasks.inbox.listener import Listener
 
         given = {"allowed": allow, "port": port, "host": host, "ae_title": ae_title}
-        configured = getattr(site, "listener", None) or ListenerConfig()
-        with pydantic_explained("listener"):
+        configured = site.listener or ListenerConfig()
+        with explained("listener", ListenerConfig):
             config = ListenerConfig.model_validate(
                 configured.model_dump() | {name: value for name, value in given.items() if value is not None}
             )
@@ -89,10 +89,10 @@ def listen(
         listener.serve(threading.Event())
 
 
-def _emit(num_series: int, num_batches_open: int) -> None:
-    from flows.events import emit_arrived  # type: ignore[import-not-found,unused-ignore]
+def _emit(num_series: int, num_batches_open: int) -> bool:
+    from flows.events import emit_arrived
 
-    emit_arrived(num_series, num_batches_open)
+    return emit_arrived(num_series, num_batches_open)
 
 
 @inbox_app.callback(epilog=example("prdit inbox --json"))
@@ -185,12 +185,9 @@ def _text(value: dict[str, Any]) -> str:
 
 
 def _site() -> Any:
-    from flows.site import SiteConfig, load_site
+    from flows.site import load_site
 
-    try:
-        return load_site()
-    except NotImplementedError:
-        return SiteConfig()  # type: ignore[call-arg,unused-ignore]
+    return load_site()
 
 
 def _places(site: Any, inbox: Path | None, arrivals: Path | None) -> tuple[Path, Path]:

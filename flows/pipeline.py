@@ -15,9 +15,10 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.config import PipelineConfig, config_names, from_parameters, merge
-from flows.hooks import ATTENDED, DAY_S, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
+from flows.room import make_room
 from flows.stages import (
     Inputs,
     Row,
@@ -174,6 +175,7 @@ def run_through(config: PipelineConfig, last: str, purpose: Purpose | None = Non
     check_trainings(config, stages)
     if last in ("sample", "evaluate"):
         check_sampling(config, evaluated=last == "evaluate")
+    make_room(config)
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
     outbox, shown = workdir / TRACKING, columns(config)
@@ -242,7 +244,7 @@ def pipeline(
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.
         stage: Last stage of the run; those before it run first. A training that is disabled by default is enabled by naming it.
     """
-    with retried_where_it_helps():
+    with attended():
         config = from_parameters(configuration, source, store, overrides)
         for name, training in config.recipe.items():
             if training_row(name) == stage and not training.enabled:

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.hooks import ATTENDED, DAY_S, HELD, retried_where_it_helps
+from flows.hooks import ATTENDED, DAY_S, HELD, attended
 from flows.named_files import config_names, policy_names
 from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
@@ -64,7 +64,7 @@ def retrain(
             key is an error.
         arrivals: Folder of the inbox's ledger and batches. Empty: the site's (.prdit/arrivals).
     """
-    with retried_where_it_helps():
+    with attended():
         found: Any = run_retraining(Setup.of(configuration, inbox, store, policy, overrides, arrivals))
         return found  # a state, which Prefect makes the run's
 

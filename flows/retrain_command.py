@@ -57,7 +57,8 @@ def foreseen(setup: "Setup") -> dict[str, Any]:
     """What a retraining would do now: batches as the ledger knows them, what is due, and how it would train; reads only."""
     from datetime import UTC, datetime
 
-    from flows.installation import batches
+    from storage.inbox_database import NAME
+    from storage.inbox_ledger import Ledger
     from storage.registry import CHAMPION
     from tasks.retrain.due import due
     from tasks.retrain.facts import facts_of, newest_snapshot
@@ -65,7 +66,7 @@ def foreseen(setup: "Setup") -> dict[str, Any]:
 
     rounds, champion = Rounds(setup.workdir), setup.registry().find(CHAMPION)
     snapshot = newest_snapshot(setup.store, setup.config.ingest)
-    known = batches(setup.arrivals)
+    known = Ledger(setup.arrivals).batches() if (setup.arrivals / NAME).is_file() else []
     open_ = [one.number for one in known if one.state == "open"]
     begun = rounds.newest()
     goes_on = begun is not None and not begun.outcome and begun.settings == setup.settings

@@ -16,6 +16,7 @@ from pathlib import Path
 from flows.databases import databases, prepare
 from flows.mlflow_login import APP_NAME
 from flows.server_settings import ServerSettings, server_settings
+from flows.site import load_site
 from storage.errors import ConfigError, UserError
 from tasks.run.heartbeat import VARIABLE as HEARTBEAT
 from tasks.run.machine import limit_threads
@@ -92,6 +93,7 @@ def _prefect(name: str, settings: ServerSettings, state_dir: Path, host: str, po
     database, _ = databases(settings, state_dir)
     prepare(database)
     variables = {
+        **{name: os.environ.get(name, value) for name, value in load_site().retention.prefect_environment().items()},
         **database.variables(),
         # The UI's files are rewritten at each start, by default inside site-packages, where two servers would collide.
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(state_dir / "prefect" / "ui"),

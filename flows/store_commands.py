@@ -1,6 +1,7 @@
 """`prdit ls`, `verify`, `qc`, `remove`: what a store lists, whether it is whole, how its volumes look, and what is left out."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,19 +39,23 @@ def ls(
     A run works on one snapshot: `prdit run --set snapshot=NUMBER` works on an earlier one.
     """
     with clear_errors():
-        from storage.snapshots import find, history, load_snapshot, newest
+        from storage.snapshots import find, history, load_snapshot, newest, snapshot_ref
         from storage.volume_store import VolumeStore
 
         opened = VolumeStore.open(store)
         if not volumes and snapshot is None:
             steps = history(store)
             entries = [{"number": number, **steps.read(number).to_json()} for number in steps.numbers()]
+            for entry in entries:
+                entry["forgotten"] = len(load_snapshot(snapshot_ref(store, entry["snapshot"])).forgotten)
             value = {"store": str(store), "grid": opened.grid.model_dump(), "snapshots": entries}
             show_result(value, as_json, lambda: _history_text(value))
             return
         ref = find(opened, snapshot) if snapshot is not None else newest(opened)
-        listed = {name: volume.model_dump(mode="json") for name, volume in load_snapshot(ref).volumes.items()}
-        show_result({"snapshot": ref.digest, "volumes": listed}, as_json, lambda: _volumes_text(ref.digest, listed))
+        found = load_snapshot(ref)
+        listed = {name: volume.model_dump(mode="json") for name, volume in found.volumes.items()}
+        value = {"snapshot": ref.digest, "volumes": listed, "forgotten": list(found.forgotten)}
+        show_result(value, as_json, lambda: _volumes_text(ref.digest, listed, found.forgotten))
 
 
 def _history_text(value: dict[str, Any]) -> str:
@@ -60,19 +65,25 @@ def _history_text(value: dict[str, Any]) -> str:
     for entry in value["snapshots"]:
         digest = entry["snapshot"].removeprefix("sha256:")[:12]
         counts = f"{entry['num_volumes']:>7}  {entry['num_patients']:>8}"
-        lines.append(f"{entry['number']:>6}  {entry['created']:<25}  {digest}  {counts}  {entry['change']}")
+        change = entry["change"] + _gone(entry["forgotten"])
+        lines.append(f"{entry['number']:>6}  {entry['created']:<25}  {digest}  {counts}  {change}")
     if value["snapshots"] and (withdrawn := value["snapshots"][-1]["withdrawn"]):
         lines.append(f"withdrawn: {', '.join(withdrawn)}")
     return "\n".join(lines)
 
 
-def _volumes_text(digest: str, listed: dict[str, dict[str, Any]]) -> str:
+def _gone(number: int) -> str:
+    return f"; {number} of its volumes forgotten since" if number else ""
+
+
+def _volumes_text(digest: str, listed: dict[str, dict[str, Any]], forgotten: Sequence[str]) -> str:
     lines = [f"{digest}: {len(listed)} volumes", f"{'volume':<32}  {'patient':<8}  {'shape (z, y, x)':<15}  labels"]
     for name, volume in listed.items():
         labels = ", ".join(f"{key}={text}" for key, text in volume["labels"].items())
         shape = " × ".join(str(n) for n in volume["shape"])
         patient = volume["patient_key"][:8] if volume["patient_known"] else "unknown"
         lines.append(f"{name:<32}  {patient:<8}  {shape:<15}  {labels}")
+    lines += [f"{name:<32}  of a patient who was forgotten" for name in forgotten]
     return "\n".join(lines)
 
 

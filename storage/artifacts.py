@@ -13,7 +13,7 @@ from typing import Any
 
 from storage.documents.provenance import Provenance
 from storage.errors import DamagedArtifactError, MissingArtifactError
-from storage.files import sha256_file, sha256_json
+from storage.files import naming_path, sha256_bytes, sha256_file, sha256_json, write_bytes_atomic
 from storage.refs import Kind, Ref
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "committed_ref",
     "input_ref",
     "load_provenance",
+    "redact_artifact",
     "stage_key",
     "verify_artifact",
 ]
@@ -127,8 +128,10 @@ def verify_artifact(ref: Ref) -> None:
     record = load_provenance(ref)
     if record.kind != ref.kind:
         raise DamagedArtifactError(f"{ref.uri} holds a {record.kind}, the reference says {ref.kind}. Correct it.")
-    for name, digest in record.files.items():
-        path = ref.path / name
+    for name, committed in record.files.items():
+        path, digest = ref.path / name, record.redacted.get(name, committed)
+        if not digest and not path.exists():
+            continue  # it showed a patient who was forgotten
         if not path.is_file():
             raise MissingArtifactError(
                 f"{path} is missing from the committed {ref.kind} {ref.digest[:19]}…. Restore it, or run the stage again."
@@ -155,3 +158,28 @@ def committed_ref(directory: Path) -> Ref | None:
     except MissingArtifactError:
         return None
     return Ref(kind=record.kind, uri=str(directory.resolve()), digest=record.digest)
+
+
+def redact_artifact(directory: Path, changes: dict[str, bytes | None], *, forgotten: str = "") -> None:
+    """Take what says or shows something of a forgotten patient out of a committed artifact, which keeps its digest.
+
+    The record goes first: after a kill in between, the same call makes the rest.
+
+    Args:
+        directory: of the artifact.
+        changes: new content by relative path; None: the file is removed. Only files of the artifact.
+        forgotten: sentence for `Provenance.forgotten`; empty: the one that is there stays.
+    Raises: StorageError: the record cannot be read; UnwritableError.
+    """
+    record = Provenance.load(directory)
+    hashes = {name: "" if data is None else sha256_bytes(data) for name, data in changes.items()}
+    update = {"redacted": dict(sorted({**record.redacted, **hashes}.items()))}
+    new = record.model_copy(update=update | ({"forgotten": forgotten} if forgotten else {}))
+    if new != record:
+        new.save(directory)
+    for name, data in changes.items():
+        with naming_path(directory / name):
+            if data is None:
+                (directory / name).unlink(missing_ok=True)
+            else:
+                write_bytes_atomic(directory / name, data)

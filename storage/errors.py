@@ -96,6 +96,10 @@ class MissingArtifactError(StorageError, FileNotFoundError):
     """A reference points to something that does not exist."""
 
 
+class ForgottenError(MissingArtifactError):
+    """A snapshot listed volumes of a patient who was forgotten since: what it meant can no longer be worked on."""
+
+
 class DamagedArtifactError(StorageError, OSError):
     """Bytes on disk are not the bytes that were committed."""
 

@@ -113,6 +113,10 @@ class InboxFiles:
         names = list(names)
         with self._database.changing():
             self._mark_items([SeenFile(folder, name, 0, 0, 0.0) for name in names])
+            self._database.many(
+                "UPDATE items SET dirty = 1 WHERE item IN (SELECT item FROM counts WHERE folder = ? AND name = ?)",
+                [(folder, name) for name in names],
+            )
             for table in ("files", "counts", "ended"):
                 self._database.many(
                     f"DELETE FROM {table} WHERE folder = ? AND name = ?", [(folder, name) for name in names]
@@ -128,6 +132,11 @@ class InboxFiles:
             "AND item != '' ON CONFLICT (item) DO UPDATE SET dirty = 1",
             [(f.folder, f.name) for f in files],
         )
+
+    def paths_of(self, items: Iterable[str]) -> list[str]:
+        """Relative paths of the files of some items."""
+        query = "SELECT folder, name FROM files WHERE item = ?"
+        return [joined(*row) for item in sorted(items) for row in self._database.rows(query, (item,))]
 
     def unread(self, settled: float) -> list[SeenFile]:
         """Files that have not been read and did not change since a time; a bounded number."""

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,9 +36,12 @@ from mlflow.entities import (
     Metric,
     Param,
     RunTag,
+    ViewType,
 )
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import (
@@ -55,7 +58,7 @@ _BATCH = 900  # MLflow accepts 1000 metrics per request
 _PARAMS = 100
 _MAX_PARAM = 6000
 _MAX_DIGEST = 36
-_PAGE = 1000  # runs per request
+_PAGE = 1000  # runs or experiments per request
 _MODELS_PAGE = 50  # logged models per request, the most that MLflow allows
 _UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _LATER = {401, 403, 408, 429}  # a login that has run out, a busy server: the same request may be accepted later
@@ -383,6 +386,67 @@ class Server:
                 for model in self._models(experiment_id, record["digest"], LoggedModelStatus.PENDING):
                     if model.source_run_id == run_id:
                         self._client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+
+    # ---- forgetting a patient -----------------------------------------------------------------------------------------
+
+    def all_runs(self) -> dict[str, dict[str, str]]:
+        """Tags by run id of the runs of all experiments, deleted ones among them. Raises: ServerAwayError, RefusedError."""
+        found: dict[str, dict[str, str]] = {}
+        with _explained():
+            ids = self._all_experiments()
+            token = None
+            while ids:
+                page = self._client.search_runs(ids, run_view_type=ViewType.ALL, max_results=_PAGE, page_token=token)
+                found |= {str(run.info.run_id): dict(run.data.tags) for run in page}
+                token = page.token
+                if not token:
+                    break
+        return found
+
+    def _all_experiments(self) -> list[str]:
+        found, token = [], None
+        while True:
+            page = self._client.search_experiments(ViewType.ALL, max_results=_PAGE, page_token=token)
+            found += [str(one.experiment_id) for one in page]
+            token = page.token
+            if not token:
+                return found
+
+    def artifact_names(self, run_id: str, folder: str | None = None) -> list[str]:
+        """Paths of the files in a folder of a run's artifacts; none where there is no such folder."""
+        with _explained():
+            return [one.path for one in self._artifacts(run_id).list_artifacts(folder) if not one.is_dir]
+
+    def read_artifact(self, run_id: str, path: str) -> bytes:
+        """Content of a file of a run. Raises: ServerAwayError, RefusedError."""
+        with _explained(), TemporaryDirectory() as folder:
+            return Path(self._artifacts(run_id).download_artifacts(path, folder)).read_bytes()
+
+    def replace_artifact(self, run_id: str, path: str, data: bytes) -> None:
+        """Put other content in place of a file of a run, which may have ended or be deleted. Raises: as `attach`."""
+        with _explained(upload=True), _upload_timeout(), TemporaryDirectory() as folder:
+            local = Path(folder) / Path(path).name
+            local.write_bytes(data)
+            self._artifacts(run_id).log_artifact(str(local), str(Path(path).parent) if "/" in path else None)
+
+    def _artifacts(self, run_id: str) -> ArtifactRepository:
+        return get_artifact_repository(self._client.get_run(run_id).info.artifact_uri, tracking_uri=self.uri)
+
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run; nothing where it is deleted. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            if self._client.get_run(run_id).info.lifecycle_stage == "active":
+                self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def tag_models(self, digests: Collection[str], tags: Mapping[str, str]) -> None:
+        """Set tags of the models that are checkpoints of some digests. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            ids = self._all_experiments()
+            for digest in digests if ids else ():
+                for model in self._client.search_logged_models(
+                    ids, filter_string=f"tags.`{_MODEL_DIGEST}` = '{digest}'"
+                ):
+                    self._client.set_logged_model_tags(model.model_id, dict(tags))
 
     # ---- registered model ---------------------------------------------------------------------------------------------
 

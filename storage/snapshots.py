@@ -11,8 +11,9 @@ from pathlib import Path
 
 from storage.artifacts import Ref
 from storage.documents.snapshot import HistoryEntry, Snapshot, SnapshotVolume
-from storage.errors import DamagedArtifactError, InputError, MissingArtifactError
+from storage.errors import DamagedArtifactError, ForgottenError, InputError, MissingArtifactError
 from storage.numbered import Numbered
+from storage.tombstones import forgotten
 from storage.volume_store import VolumeStore
 
 FOLDER = "snapshots"
@@ -47,7 +48,7 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
     Args:
         store: opened store.
         change: the list now -> the new one; called again where another process changed it meanwhile.
-            Withdrawn volumes are left out.
+            Withdrawn volumes are left out, and those of forgotten patients.
         why: what makes the change, in a word or two; the history adds what changed.
     Returns: reference of the snapshot that is newest afterwards.
     Raises:
@@ -58,7 +59,10 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
     def step(entry: HistoryEntry | None) -> HistoryEntry:
         old = _listing(store, entry)
         new = change(old)
-        new = replace(new, volumes={name: volume for name, volume in new.volumes.items() if name not in new.withdrawn})
+        gone = forgotten(store.path)
+        kept = {name: volume for name, volume in new.volumes.items() if name not in new.withdrawn}
+        kept = {name: one for name, one in kept.items() if not gone.why(one.patient_key, volume_id=name)}
+        new = replace(new, volumes=kept)
         if entry is not None and new == old:
             return entry
         snapshot = Snapshot(grid=store.grid, volumes=dict(sorted(new.volumes.items())))
@@ -170,6 +174,22 @@ def newest(store: VolumeStore) -> Ref:
     return snapshot_ref(store.path, entry.snapshot)
 
 
+def redact_snapshots(store: Path, volume_ids: Collection[str]) -> list[str]:
+    """Take what older snapshots say of volumes out of them; they keep their digests. Returns: digests of those that listed any.
+
+    Raises: StorageError: one of them cannot be read; UnwritableError.
+    """
+    listed_any = []
+    for file in snapshot_files(store):
+        snapshot = load_snapshot(snapshot_ref(store, f"sha256:{file.stem}"))
+        new = snapshot.without(volume_ids)
+        if new is not snapshot:
+            new.write(file)
+        if set(new.forgotten).intersection(volume_ids):
+            listed_any.append(snapshot.digest)
+    return listed_any
+
+
 def find(store: VolumeStore, name: str) -> Ref:
     """Reference of a snapshot by its digest, the beginning of it (8 digits or more), or its number in the history.
 
@@ -209,10 +229,16 @@ def open_snapshot(ref: Ref) -> tuple[VolumeStore, Snapshot]:
     """The store of a snapshot and the snapshot, after checking that it has every volume listed.
 
     Raises:
+        ForgottenError: a patient whose volumes it listed was forgotten.
         MissingArtifactError: a volume is not there any more, or the snapshot is not.
         StorageError: store or snapshot is damaged, or of another grid.
     """
     snapshot = load_snapshot(ref)
+    if snapshot.forgotten:
+        raise ForgottenError(
+            f"Snapshot {ref.digest[:19]}… of {ref.path} listed {len(snapshot.forgotten)} volume(s) of a patient who was forgotten "
+            "since, so nothing can be computed on it any more. Work on the newest one, which has the others: leave `snapshot` out."
+        )
     store = VolumeStore.open(ref.path, snapshot.grid)
     if missing := sorted(snapshot.volumes.keys() - set(store.volume_ids())):
         raise MissingArtifactError(

@@ -76,6 +76,11 @@ REASONS: dict[str, Reason] = {
         "{where} is volume {detail}, or a shorter copy of it, which was withdrawn: prdit remove --undo takes that back.",
         transient=True,
     ),
+    "forgotten": Reason(
+        "skipped",
+        "{where} is of a patient who was forgotten ({detail}), and stays out. Delete its files from the source: prdit forget "
+        "deletes nothing there.",
+    ),
     "duplicate_volume": Reason(
         "skipped",
         "{where} has the pixels and place of volume {detail}, perhaps in another format or order of axes; it is kept once.",

@@ -10,6 +10,7 @@ from storage.errors import DamagedArtifactError, MissingArtifactError, StorageEr
 from storage.numbered import Numbered
 from storage.repair import readable_snapshots
 from storage.snapshots import history, listing, load_snapshot, snapshot_files, snapshot_ref
+from storage.tombstones import FOLDER, forgotten, tombstones
 from storage.volume_store import VolumeStore
 
 
@@ -18,7 +19,7 @@ class Finding:
     """One thing that is not as it was written.
 
     Attributes:
-        kind: `root`, `volume`, `snapshot`, `history`, `roles` or `patient key`.
+        kind: `root`, `volume`, `snapshot`, `history`, `roles`, `patient key` or `forgotten`.
         name: which one.
         message: what is wrong and what to do, one sentence or two.
     """
@@ -62,6 +63,7 @@ def check_lists(store: VolumeStore) -> list[Finding]:
         except StorageError as error:
             found.append(Finding("history", str(number), str(error)))
     found += _listed_though_withdrawn(store)
+    found += _not_forgotten(store)
     with suppress(MissingArtifactError):  # of a store that no scan was ingested into
         try:
             PatientKeyId.load(store.path)
@@ -89,6 +91,29 @@ def _listed_though_withdrawn(store: VolumeStore) -> list[Finding]:
         Finding("history", name, f"Volume {name} is listed though it was withdrawn. {HistoryEntry.remedy(store.path)}")
         for name in both
     ]
+
+
+def _not_forgotten(store: VolumeStore) -> list[Finding]:
+    """Tombstones that cannot be read, and what is still there of patients who were forgotten."""
+    try:
+        graves = tombstones(store.path)
+    except StorageError as error:
+        return [Finding("forgotten", FOLDER, str(error))]
+    folders = [path.name for path in (store.path / "volumes").glob("*-????????")]
+    found = []
+    for grave in graves:
+        ids = set(grave.volume_ids)
+        left = ids.intersection(store.volume_ids()) | {name[:-9] for name in folders if name[:-9] in ids}
+        if not left and grave.finished:
+            continue
+        what = (
+            f"{len(left)} volume(s) of a patient who was forgotten are still there"
+            if left
+            else "a forgetting was interrupted"
+        )
+        command = f"prdit forget --patient-key {grave.patient_key} --store {store.path} --yes"
+        found.append(Finding("forgotten", grave.patient_key[:8], f"{what}: `{command}` deletes what is left."))
+    return found
 
 
 def _check_snapshot(store: VolumeStore, digest: str, committed: set[str]) -> list[Finding]:
@@ -122,4 +147,7 @@ def unnamed_folders(store: VolumeStore) -> list[Path]:
         except StorageError:
             return []  # its folder is not known
     folders = (path for path in (store.path / "volumes").glob("*") if path.is_dir() and not path.name.startswith("."))
+    with suppress(StorageError):  # found by `check_lists`
+        gone = forgotten(store.path).volumes
+        folders = (path for path in folders if path.name[:-9] not in gone)
     return sorted(path for path in folders if path.name not in named)

@@ -21,6 +21,7 @@ from storage.errors import DamagedArtifactError, MissingArtifactError, StorageEr
 from storage.files import (
     fsync_directory,
     fsync_tree,
+    is_abandoned,
     json_text,
     naming_path,
     put_if_absent,
@@ -248,11 +249,38 @@ class VolumeStore:
         self._records.pop(volume_id, None)
         self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
 
+    def delete(self, volume_id: str) -> bool:
+        """Delete a volume for ever: only for a patient who is forgotten (`storage/tombstones.py`).
+
+        Its record goes first, so that after a kill there is no volume, but files that nobody names; the same call removes those.
+        Returns: whether there was anything of it.
+        """
+        record = self.record_path(volume_id)
+        found = record.exists()
+        with naming_path(record):
+            record.unlink(missing_ok=True)
+            if record.parent.is_dir():
+                fsync_directory(record.parent)
+            for folder in self._folders_of(volume_id):
+                found = True
+                shutil.rmtree(folder)
+            if (self.path / "volumes").is_dir():
+                fsync_directory(self.path / "volumes")
+        self._records.pop(volume_id, None)
+        self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
+        return found
+
+    def _folders_of(self, volume_id: str) -> list[Path]:
+        """Every folder with files of a volume: committed, never committed, and those that ended writers left."""
+        volumes = self.path / "volumes"
+        whole = [path for path in volumes.glob(f"{volume_id}-????????") if path.is_dir()]
+        return [*whole, *(path for path in volumes.glob(f".{volume_id}[.-]*.tmp") if is_abandoned(path))]
+
     def clean(self) -> list[Path]:
         """Remove what killed writers left."""
         folders = (
             self.path,
-            *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions")),
+            *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions", "tombstones")),
         )
         return [path for folder in folders for path in remove_leftovers(folder)]
 

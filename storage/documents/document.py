@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from storage.errors import DamagedArtifactError, MissingArtifactError, UnreadableError, VersionError
 from storage.files import json_text, put_if_absent, write_text_atomic
 
-_PLACES_IN_A_STORE = ("zarr.json", "patient-key-id.json", "commits", "snapshots", "history", "roles")
+_PLACES_IN_A_STORE = ("zarr.json", "patient-key-id.json", "commits", "snapshots", "history", "roles", "tombstones")
 
 
 class Part(BaseModel):

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+from pydantic import Field
+
 from storage.documents.document import Document
 from storage.refs import Kind, Ref
 
@@ -22,6 +24,8 @@ class Provenance(Document):
         code_version: version of prdit; None where it was not recorded.
         mlflow_run_id: MLflow run of the stage; empty or None where there is none.
         seconds: wall time of the stage.
+        forgotten: of an artifact made from volumes of a patient who was forgotten since: a sentence that says so; else empty.
+        redacted: files that said or showed something of that patient: SHA-256 of what is left of each, empty where nothing is.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -40,6 +44,13 @@ class Provenance(Document):
     code_version: str | None = None
     mlflow_run_id: str | None = None
     seconds: float | None = None
+    forgotten: str = ""
+    redacted: dict[str, str] = Field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file; of an artifact of which nothing was forgotten, without those fields."""
+        values = super().to_json()
+        return {key: value for key, value in values.items() if value or key not in ("forgotten", "redacted")}
 
     def with_places(self, place: Callable[[str, Ref], str]) -> Self:
         """The record with another uri for each input, from its role and reference; the artifact's digest does not depend on it."""

@@ -1,5 +1,6 @@
 """`snapshots/<hash>.json` and `history/<number>.json` of a volume store: what a run works on, and which of them is newest."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -38,9 +39,14 @@ class SnapshotVolume(Part):
 class Snapshot(Document):
     """An immutable list of volumes: all that split, training and evaluation see of a store.
 
+    Forgetting a patient takes the patient's entries out of the file; it keeps its name, and says so.
+
     Attributes:
         grid: of the store.
         volumes: by volume id.
+        forgotten: ids of volumes that it listed, of patients who were forgotten since; their entries are gone.
+        listed: digest of the whole list, with those entries; empty where none is gone.
+        seal: hash of what is left; empty where none is gone.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -51,11 +57,37 @@ class Snapshot(Document):
 
     grid: Grid
     volumes: dict[str, SnapshotVolume]
+    forgotten: tuple[str, ...] = ()
+    listed: str = ""
+    seal: str = ""
 
     @property
     def digest(self) -> str:
-        """`sha256:<hex>` of the content: equal lists have equal digests on any machine."""
-        return "sha256:" + sha256_json(self.to_json())
+        """`sha256:<hex>` of the content, as it was written first: equal lists have equal digests on any machine."""
+        own = self._hash()
+        return self.listed if self.forgotten and self.seal == own else own
+
+    def without(self, volume_ids: Collection[str]) -> "Snapshot":
+        """The same snapshot, by its digest, without what it says of volumes; itself where it lists none of them."""
+        gone = self.volumes.keys() & set(volume_ids)
+        if not gone:
+            return self
+        kept = {name: volume for name, volume in self.volumes.items() if name not in gone}
+        names = tuple(sorted({*self.forgotten, *gone}))
+        changes = {"volumes": kept, "forgotten": names, "listed": self.digest, "seal": ""}
+        bare = self.model_copy(update=changes)
+        return bare.model_copy(update={"seal": bare._hash()})
+
+    def _hash(self) -> str:
+        return "sha256:" + sha256_json({key: value for key, value in self.to_json().items() if key != "seal"})
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file; a list of which nothing is gone has nothing to say of that."""
+        values = super().to_json()
+        if not self.forgotten:
+            for key in ("forgotten", "listed", "seal"):
+                del values[key]
+        return values
 
     @property
     def patients(self) -> dict[str, list[str]]:

@@ -12,8 +12,8 @@ import os
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -413,3 +413,71 @@ def _prepared(connection: sqlite3.Connection, key_id: str) -> sqlite3.Connection
         connection.close()
         raise
     return connection
+
+
+# ---- forgetting a patient -------------------------------------------------------------------------------------------------
+
+
+def scans_of_patient(cache: Path, patient: str) -> set[str]:
+    """Ids of the scans that files with a patient key have; nothing where the cache is missing, damaged or of another version."""
+    if not cache.is_file():
+        return set()
+    try:
+        return {facts["scan"] for _, facts in _cached_facts(cache) if facts["patient"] == patient} - {""}
+    except (sqlite3.DatabaseError, ValueError) as error:
+        logger.warning("%s cannot be read (%s)", cache, error)
+        return set()
+
+
+def forget_files(cache: Path, patient: str, scans: Collection[str]) -> int:
+    """Forget what is known of the files of a patient; their bytes are overwritten. The next ingest reads such files again.
+
+    A cache that cannot be read is removed.
+
+    Args:
+        cache: see `FileIndex`.
+        patient: patient key.
+        scans: ids of further scans.
+    Returns: how many files.
+    Raises: UnwritableError: the cache cannot be written.
+    """
+    if not cache.is_file():
+        return 0
+    with naming_path(cache):
+        try:
+            known = list(_cached_facts(cache))
+        except (sqlite3.DatabaseError, ValueError) as error:
+            logger.warning("%s cannot be read (%s) and is removed: every file is read once again", cache, error)
+            cache.unlink()
+            return 0
+        keys = [(key,) for key, facts in known if facts["patient"] == patient or facts["scan"] in scans]
+        if keys:
+            with closing(sqlite3.connect(cache, timeout=_TIMEOUT_S, isolation_level=None)) as connection:
+                connection.execute("PRAGMA secure_delete = ON")
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany("DELETE FROM files WHERE key = ?", keys)
+                connection.execute("COMMIT")
+                connection.execute("VACUUM")
+    return len(keys)
+
+
+def _cached_facts(cache: Path) -> Iterator[tuple[bytes, dict[str, str]]]:
+    """Keys and facts of all files. Raises: sqlite3.DatabaseError, ValueError: it is damaged, or of another version."""
+    with closing(sqlite3.connect(cache, timeout=_TIMEOUT_S, isolation_level=None)) as connection:
+        if (version := connection.execute("PRAGMA user_version").fetchone()[0]) != FACTS_VERSION:
+            raise ValueError(f"version {version}")
+        for key, facts in connection.execute("SELECT key, facts FROM files"):
+            yield key, dict(zip(_FACTS, json.loads(facts), strict=True))
+
+
+def known_patients(cache: Path, source: Path, files: Sequence[FoundFile]) -> dict[str, tuple[str, str]]:
+    """(patient key, id of the scan) by path of those files of a source that are known and have not changed."""
+    if not cache.is_file():
+        return {}
+    root = os.fsencode(source.resolve())
+    keys = {hashlib.sha256(root + b"\0" + os.fsencode(file.path)).digest()[:16]: file for file in files}
+    try:
+        known = {key: facts for key, facts in _cached_facts(cache) if key in keys}
+    except (sqlite3.DatabaseError, ValueError):
+        return {}
+    return {keys[key].path: (facts["patient"], facts["scan"]) for key, facts in known.items()}

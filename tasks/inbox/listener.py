@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -112,7 +113,9 @@ class Listener:
     def _entity(self) -> Any:
         _config.STORE_RECV_CHUNKED_DATASET = True  # into a file, as it comes: memory does not grow with objects
         _config.LOG_HANDLER_LEVEL = "none"
-        logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs what it received
+        for name in ("pynetdicom", "pydicom"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log values that they received
+        warnings.filterwarnings("ignore", module=r"pydicom\..*")
         entity = AE(ae_title=self._config.ae_title)
         entity.require_called_aet = True
         entity.require_calling_aet = list(self._config.allowed)

@@ -12,8 +12,9 @@ from storage.errors import DamagedArtifactError, MissingArtifactError, SourceErr
 from storage.patient_key import check_patient_key, load_patient_key
 from storage.privacy import beside_store
 from storage.repair import ever_listed, restore_root, set_aside_damaged
-from storage.snapshots import history, listing, newest
+from storage.snapshots import history, listing, newest, update
 from storage.sources.files import check_source
+from storage.tombstones import forgotten
 from storage.verdicts import REASONS, counted
 from storage.verification import check_volume
 from storage.volume_store import VolumeStore
@@ -208,9 +209,15 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
         checks = pool.map(partial(check_volume, store), store.volume_ids())
         broken = {volume_id for volume_id, found in checks if found is not None}
     listed = ever_listed(path) if repair else {}
-    broken |= listed.keys() - set(store.volume_ids())
+    gone = forgotten(path)
+    broken = (broken | (listed.keys() - set(store.volume_ids()))) - gone.volumes
+    if there := gone.volumes.intersection(store.volume_ids()):  # whoever forgot the patient was killed before
+        if history(path).numbers():
+            update(store, lambda old: old, "forgotten")
+        for volume_id in there:
+            store.delete(volume_id)
     attributes = {name: dict(listed[name].attributes) if name in listed else {} for name in broken}
-    return StoreState(store, listing(store), attributes, notes)
+    return StoreState(store, listing(store), attributes, notes, load_patient_key(key_file))
 
 
 def _mark(scan: SourceScan, config: IngestConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from storage.artifacts import Ref
@@ -10,8 +10,10 @@ from storage.documents.snapshot import Snapshot, SnapshotVolume
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import StorageError, UserError
+from storage.patient_key import patient_key
 from storage.snapshots import Listing, history, newest, snapshot_ref, update
 from storage.sources.single_slices import SingleSlice, one_scan_each
+from storage.tombstones import Forgotten, forgotten
 from storage.verdicts import REASONS, sentence
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -37,12 +39,14 @@ class StoreState:
         now: what it lists.
         broken: volumes to write again: the attributes they are listed with by id, empty where no snapshot lists them.
         notes: sentences for the report.
+        secret: of the patient keys.
     """
 
     store: VolumeStore
     now: Listing
     broken: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass
@@ -153,11 +157,18 @@ def read_scans(
             parts.setdefault(record.scan.files_digest, []).append(record)
     have = {digest: found for digest, found in parts.items() if found[0].scan and len(found) == found[0].scan.num_parts}
     images = ImagesLeftOut(before, state.store)
+    gone = forgotten(state.store.path)
     longest = _longest(state.now, records)
 
     def jobs() -> Iterator[SeriesJob]:
         for one in scan.scans():
-            if one.digest in have:
+            volumes = [record.volume_id for record in have.get(one.digest, ())]
+            if gone and (why := _forgotten(gone, one, volumes, state.secret)):
+                for volume_id in volumes:  # of a process that was killed right after its commit
+                    if volume_id not in state.now.volumes:
+                        state.store.delete(volume_id)
+                read.add(one, [_forgotten_entry(one, why)])
+            elif one.digest in have:
                 read.add(one, [*_unchanged(have[one.digest], one), *images.of(one, have[one.digest])])
                 read.store_notes += _known_incomplete(have[one.digest], one)
             else:
@@ -173,6 +184,18 @@ def read_scans(
         progress(read.num_done, scan.num_scans)
     read.finish()
     return read
+
+
+def _forgotten(gone: Forgotten, scan: Scan, volume_ids: Sequence[str], secret: bytes) -> str:
+    """By what a scan is known as one of a forgotten patient, see `Forgotten.why`; its id alone is enough."""
+    keys = scan.patient_key, patient_key(secret, "", scan.scan_id)[0]
+    return next(filter(None, (gone.why(*keys, volume_id=volume_id) for volume_id in (*volume_ids, ""))), "")
+
+
+def _forgotten_entry(scan: Scan, why: str) -> dict[str, Any]:
+    message = sentence("forgotten", f"Scan {scan.scan_id}", f"known by its {why}")
+    entry = {"series_uid": scan.scan_id, "num_slices": len(scan.files), "path": first_file(scan)}
+    return {**entry, "verdict": REASONS["forgotten"].verdict, "reason": "forgotten", "message": message}
 
 
 def _of_settings(facts: ScanFacts, config: IngestConfig) -> bool:
@@ -206,14 +229,19 @@ def list_scans(
     earlier, listed = state.now, state.now
     records: dict[str, VolumeRecord] = {}
     instead: dict[str, str] = {}
+    scans, gone = read.scans, Forgotten()
     admitted: set[str] = set()
 
     def change(old: Listing) -> Listing:
-        nonlocal earlier, listed, records, instead
+        nonlocal earlier, listed, records, instead, scans, gone
         earlier = old
         records = _readable(state.store, {*old.volumes, *old.withdrawn, *read.seen})
-        instead = listed_instead(old, read.scans, records)
-        listed = listed_with(old, by_volume(read.scans, instead), records, source, had)
+        gone = forgotten(state.store.path)  # after the records: one that is deleted by now has its tombstone
+        scans = [one for one in read.scans if not gone.why(one.patient_key, volume_id=one.volume_id)]
+        instead = listed_instead(old, scans, records)
+        listed = listed_with(old, by_volume(scans, instead), records, source, had)
+        left = {name: one for name, one in listed.volumes.items() if not gone.why(one.patient_key, volume_id=name)}
+        listed = replace(listed, volumes=left)
         new = listed.volumes.keys() - old.volumes.keys() - admitted
         if admit and new:
             try:
@@ -229,12 +257,12 @@ def list_scans(
     except _NotAdmittedError as refused:
         read.refusal, held, listed = refused.reason, refused.volumes, earlier
         snapshot = newest(state.store) if history(state.store.path).numbers() else None
-    groups = {name: scans for name, scans in by_volume(read.scans, instead).items() if name in listed.volumes}
+    groups = {name: found for name, found in by_volume(scans, instead).items() if name in listed.volumes}
     read.num_unknown = sum(not listed.volumes[name].patient_known for name in groups)
     read.store_notes += patients_differ(groups)
-    seen = [together(records[name], scans) for name, scans in groups.items()]
+    seen = [together(records[name], found) for name, found in groups.items()]
     read.store_notes += patient_notes(earlier, listed, sorted(seen, key=lambda one: one.scan))
-    _explain_unlisted(read, listed, records, instead, had, held)
+    _explain_unlisted(read, listed, records, instead, had, held, gone)
     _hold(read, held)
     return snapshot
 
@@ -268,6 +296,7 @@ def _explain_unlisted(
     instead: Mapping[str, str],
     had: Mapping[str, str],
     held: Collection[str],
+    gone: Forgotten,
 ) -> None:
     """Give scans whose volume is not listed the reason why; name volumes that stay listed of scans that are broken now.
 
@@ -278,6 +307,7 @@ def _explain_unlisted(
         instead: volumes that stand for others (`tasks.ingest.duplicates.listed_instead`).
         had: volume id by scan, as the last ingest of the source had it.
         held: volumes that were not admitted, which have another reason.
+        gone: what the store's tombstones name.
     """
     by_scan = {facts.scan: volume_id for volume_id, facts in with_facts(listed.volumes, records)}
     withdrawn = {facts.scan: volume_id for volume_id, facts in with_facts(listed.withdrawn, records)}
@@ -293,6 +323,9 @@ def _explain_unlisted(
                 )
             continue
         if volume_id in listed.volumes or volume_id in held:
+            continue
+        if why := gone.why(read.seen[volume_id].patient_key, volume_id=volume_id):
+            read.entries[place] = _left_out(entry, "forgotten", f"known by its {why}")
             continue
         name = instead.get(volume_id, volume_id)  # the volume that stands for it, where there is one
         own = {facts.scan for _, facts in with_facts([name], records)}

@@ -19,6 +19,7 @@ from storage.sources.files import check_here, open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
 from storage.sources.source import LeftOut, ScanRequest, SourceVolume, as_utf8, oriented_digest, refuse
+from storage.tombstones import forgotten
 from storage.verdicts import REASONS, counted, image_verdict
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
@@ -204,6 +205,7 @@ def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
     grid = config.grid.model_dump()
     identity = {"pixels": found.pixel_digest, "geometry": found.geometry(), "grid": grid, "recipe": RECIPE}
     volume_id = sha256_json(identity)[:32]
+    _refuse_forgotten(job, where, volume_id=volume_id)
     num_slices, longest = int(found.hu.shape[0]), job.longest.get(found.part)
     if volume_id not in job.broken:
         if longest is not None and num_slices < longest.num_slices:
@@ -218,6 +220,11 @@ def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
         except (DamagedArtifactError, VersionError):
             refuse("damaged_volume", where, f"volume {volume_id}")
     return _write(store, job, found, volume_id)
+
+
+def _refuse_forgotten(job: SeriesJob, where: str, *, volume_id: str, pixels: str = "") -> None:
+    if why := forgotten(Path(job.store)).why(job.scan.patient_key, volume_id=volume_id, pixels=pixels):
+        refuse("forgotten", where, f"known by its {why}")
 
 
 def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: str) -> tuple[VolumeRecord, bool]:
@@ -242,9 +249,16 @@ def _write(store: VolumeStore, job: SeriesJob, found: SourceVolume, volume_id: s
         notes=found.notes,
         pixels=oriented_digest(found),
     )
+    where = f"Scan {facts.scan}"
+    _refuse_forgotten(job, where, volume_id=volume_id, pixels=facts.pixels)
     if volume_id in job.broken:
         attributes = job.broken[volume_id] or found.attributes  # a copy of the scan may have others than were committed
         store.repair(volume, volume_id=volume_id, attributes=attributes, scan=facts)
         return store.commit_record(volume_id), False
     written = store.write(volume, volume_id=volume_id, attributes=found.attributes, scan=facts)
+    try:  # again, as whoever forgot the patient meanwhile may have looked at the commits before this one
+        _refuse_forgotten(job, where, volume_id=volume_id, pixels=facts.pixels)
+    except UnusableSeriesError:
+        store.delete(volume_id)
+        raise
     return store.commit_record(volume_id), written

@@ -23,11 +23,6 @@ class RetentionConfig(BaseModel):
         description="checkpoints and samples of challengers that were held are removed when they were not used for this many "
         "days, though a run that is kept made them",
     )
-    batch_days: float = Field(
-        30.0,
-        ge=0,
-        description="folders of links of batches that were listed or rejected are removed after this many days",
-    )
     log_days: float = Field(
         90.0,
         ge=0,

@@ -1,9 +1,13 @@
 """Verification of a volume store, its volumes side by side in processes."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from storage.errors import StorageError
+from storage.tombstones import tombstones
+from storage.verdicts import counted
 from storage.verification import Finding, check_lists, check_volume, open_for_checking, unnamed_folders
 from tasks.run.fanout import Lost, Pool
 from tasks.run.runners import Local
@@ -39,4 +43,10 @@ def verify_store(
         f"{folder.name} in {folder.parent} was finished but never committed; the next ingest of its scan uses it."
         for folder in unnamed_folders(store)
     ]
+    with suppress(StorageError):  # found by `check_lists`
+        if graves := [grave for grave in tombstones(store.path) if grave.finished]:
+            number = sum(len(grave.volume_ids) for grave in graves)
+            notes.append(
+                f"{counted(len(graves), 'patient')} forgotten, with {counted(number, 'volume')}: older snapshots say so."
+            )
     return found, notes

@@ -1,6 +1,6 @@
 """How often the drift gate holds good batches, and what it catches: `python -m tests.bench.drift_gate [STORE…] [--batches 300]`.
 
-Phantoms in random batches against random stores of them; then each volume of a STORE of real scans against all the others of it, and
+Phantoms in random batches against random stores of them; then each volume of a STORE of real scans against all its others, and
 against nothing: as it is, and with its HU shifted, an axis flipped, or noise added under another id. Prints a Markdown table.
 """
 

@@ -22,12 +22,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from moto.server import ThreadedMotoServer
+from sqlalchemy import text
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from flows import services as local
 from flows.backup import back_up_and_migrate, backup, restore
-from flows.databases import DatabaseError, databases, schema
+from flows.databases import Database, DatabaseError, connected, databases, schema
 from flows.server_settings import server_settings
 from storage.errors import ConfigError
 from tests.mlflow_process import free_port
@@ -35,6 +36,7 @@ from tests.postgres import PASSWORD, postgres_server, skip_without_postgres
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+on_sqlite = pytest.mark.parametrize("site", ["sqlite"], indirect=True)  # where the database makes no difference
 LOGIN = "operator:pass-of-the-login"
 _DOWNGRADE_MLFLOW = (
     "import os; from alembic import command; from mlflow.store.db.utils import _get_alembic_config;"
@@ -70,11 +72,25 @@ class Site:
         assert self.services
         return sorted(item["name"] for item in local.call_api(self.services, "POST", "/flows/filter", {}))
 
-    def run(self, text: str) -> str:
+    def run(self, name: str) -> str:
         """A run in MLflow with an artifact."""
-        run_id = str(self.mlflow.create_run("0", run_name=text).info.run_id)
-        self.mlflow.log_text(run_id, text, "text.txt")
+        run_id = str(self.mlflow.create_run("0", run_name=name).info.run_id)
+        self.mlflow.log_text(run_id, name, "text.txt")
         return run_id
+
+    def check_older_ones_are_refused_and_migrated(self, pair: tuple[Database, Database]) -> None:
+        older(self)
+        states = [schema(database) for database in pair]
+        assert [state for state, _ in states] == ["older", "older"]
+        with pytest.raises(DatabaseError, match=r"(?s)database of Prefect .*older than.*prdit migrate") as refused:
+            self.up()
+        assert "p@s-of" not in str(refused.value)
+        assert local.running_processes(self.state_dir) == []
+        assert [schema(database) for database in pair] == states  # nothing was changed
+        folder, migrated = back_up_and_migrate(None, self.state_dir)
+        assert migrated == ["Prefect", "MLflow"]
+        assert [schema(database)[0] for database in pair] == ["current", "current"]
+        assert {path.stem for path in (folder / "databases").iterdir()} == {"prefect", "mlflow"}
 
     def said(self) -> str:
         """Every log, and the arguments of every process."""
@@ -82,6 +98,11 @@ class Site:
         words = [" ".join(process.cmdline()) for process in local._started(self.state_dir)]
         assert len(words) >= 4
         return "\n".join([*logs, *words])
+
+
+def names(database: Database, table: str, column: str) -> set[str]:
+    with connected(database) as connection:
+        return set(connection.execute(text(f"SELECT {column} FROM {table}")).scalars())
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
@@ -136,10 +157,10 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp(request.param)
-    text = local.CONFIGURATION.read_text()
-    assert text.count("--patience 120") == 1
+    real = local.CONFIGURATION.read_text()
+    assert real.count("--patience 120") == 1
     configuration = folder / "supervisord.conf"  # the real one, less patient
-    configuration.write_text(text.replace("--patience 120", "--patience 8 --interval 1"))
+    configuration.write_text(real.replace("--patience 120", "--patience 8 --interval 1"))
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PRDIT_DATABASE", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
             patch.delenv(name, raising=False)
@@ -175,6 +196,7 @@ def test_all_services_run_and_the_inbox_is_made(site: Site) -> None:
     assert "prdit" in site.flows()
 
 
+@on_sqlite
 def test_nobody_gets_in_without_the_login(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.services
     prefect, mlflow = site.services.prefect_api_url, site.services.mlflow_url
@@ -193,6 +215,7 @@ def test_nobody_gets_in_without_the_login(site: Site, monkeypatch: pytest.Monkey
         local.running(site.state_dir)
 
 
+@on_sqlite
 def test_events_cannot_be_injected_without_the_login(site: Site) -> None:
     assert site.services
 
@@ -223,6 +246,7 @@ def test_events_cannot_be_injected_without_the_login(site: Site) -> None:
     assert known() == {"by.request", "by.socket"}
 
 
+@on_sqlite
 def test_artifacts_go_to_s3(site: Site) -> None:
     run_id = site.run("on S3")
     keys = [item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket="scans")["Contents"]]
@@ -239,6 +263,7 @@ def test_passwords_stand_in_no_log_and_no_argument(site: Site) -> None:
     assert "PRDIT_DATABASE" not in watcher
 
 
+@on_sqlite
 def test_what_hangs_is_killed_and_started_again(site: Site) -> None:
     """SIGSTOP: the process is there, and supervisord is content with it."""
     assert site.services
@@ -249,7 +274,7 @@ def test_what_hangs_is_killed_and_started_again(site: Site) -> None:
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
         wait_for(lambda name=name, before=before: local.pids(services)[name] not in (0, before[name]))
-        assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in stopped)
+        assert psutil.wait_procs(stopped, timeout=30)[1] == []
         wait_for(lambda: local.running(site.state_dir) == services)
         after = local.pids(services)
         assert {key for key in after if after[key] != before[key]} == {name}
@@ -261,54 +286,33 @@ def test_what_hangs_is_killed_and_started_again(site: Site) -> None:
     ]
 
 
-def test_older_databases_are_refused_and_migrated_after_a_back_up(site: Site) -> None:
-    site.flow("before")
-    run_id = site.run("before")
-    with pytest.raises(ConfigError, match="The services run"):
-        back_up_and_migrate(None, site.state_dir)
-    site.down()
-    older(site)
-    pair = databases(server_settings(), site.state_dir)
-    states = [schema(database) for database in pair]
-    assert [state for state, _ in states] == ["older", "older"]
-    with pytest.raises(DatabaseError, match=r"(?s)database of Prefect .*older than.*prdit migrate") as refused:
-        site.up()
-    assert PASSWORD.replace("%40", "@") not in str(refused.value)
-    assert local.running_processes(site.state_dir) == []
-    assert [schema(database) for database in pair] == states  # nothing was changed
-    folder, names = back_up_and_migrate(None, site.state_dir)
-    assert names == ["Prefect", "MLflow"]
-    assert [schema(database)[0] for database in pair] == ["current", "current"]
-    assert {path.name.split(".")[0] for path in (folder / "databases").iterdir()} == {"prefect", "mlflow"}
-    site.up()
-    assert "before" in site.flows()
-    assert site.mlflow.get_run(run_id).info.run_name == "before"
-
-
-def test_a_back_up_of_running_services_brings_everything_back(
-    site: Site, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_back_up_of_running_services_and_a_migration(site: Site, tmp_path: Path) -> None:
+    """Backed up while they run; then both databases are older than their servers; then put back to the back-up."""
     site.flow("kept")
     kept = site.run("kept")
     backup(tmp_path / "backup", site.state_dir)
     site.flow("later")
     later = site.run("later")
-    with pytest.raises(ConfigError, match="The services run"):
-        restore(tmp_path / "backup", site.state_dir)
+    for call in (
+        lambda: restore(tmp_path / "backup", site.state_dir),
+        lambda: back_up_and_migrate(None, site.state_dir),
+    ):
+        with pytest.raises(ConfigError, match="The services run"):
+            call()
     site.down()
-    settings = server_settings()
-    if settings.database:
+    pair = databases(server_settings(), site.state_dir)
+    site.check_older_ones_are_refused_and_migrated(pair)
+    assert {"kept", "later"} <= names(pair[0], "flow", "name")
+    assert {kept, later} <= names(pair[1], "runs", "run_uuid")
+    if pair[0].file is None:
         with pytest.raises(ConfigError, match="has tables already") as refused:
             restore(tmp_path / "backup", site.state_dir)
-        assert PASSWORD not in str(refused.value)
-        from sqlalchemy import create_engine, text
-
-        url = settings.postgres("postgres").set(drivername="postgresql+psycopg2")  # type: ignore[union-attr]
-        with create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+        assert "p@s-of" not in str(refused.value)
+        with connected(pair[0], "postgres") as connection:
             for name in ("prefect", "mlflow"):
                 connection.execute(text(f"ALTER DATABASE {name} RENAME TO {name}_before"))
     _, aside = restore(tmp_path / "backup", site.state_dir)
-    if not settings.database:
+    if pair[0].file:
         assert aside is not None
         assert (aside / ".prdit" / "services" / "mlflow" / "mlflow.db").is_file()
     site.up()

@@ -1,0 +1,174 @@
+"""What was made from what: every provenance record of the working folders, followed back and forward."""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.artifacts import PROVENANCE, SCRATCH, Ref
+from storage.documents.pending import Pending
+from storage.documents.provenance import Provenance
+from storage.documents.split import Split
+from storage.errors import StorageError
+from storage.snapshots import load_snapshot
+
+TRAINED, FROM_TRAINED, HELD_OUT, MEASURED = (
+    "trained on it",
+    "made from a model that was",
+    "held out from it",
+    "measured on it",
+)
+logger = logging.getLogger("prdit.patients")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One artifact, as its record says.
+
+    Attributes:
+        kind, digest, stage: of it.
+        inputs: references by role; the uri of one that only MLflow knows is empty.
+        uri: its directory; empty where only MLflow has its record.
+        created: UTC time.
+        forgotten: sentence of its record, where a patient was forgotten whose volumes it was made from.
+        mlflow_run_id: of the run that made it.
+    """
+
+    kind: str
+    digest: str
+    stage: str
+    inputs: Mapping[str, Ref] = field(default_factory=dict)
+    uri: str = ""
+    created: str = ""
+    forgotten: str = ""
+    mlflow_run_id: str = ""
+
+    @property
+    def ref(self) -> Ref:
+        """Its reference."""
+        return Ref(kind=self.kind, uri=self.uri, digest=self.digest)
+
+
+@dataclass(frozen=True)
+class Affected:
+    """An artifact that a patient's volumes went into, and how."""
+
+    made: Made
+    how: str
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is a model that was trained on the volumes, or was drawn from one."""
+        return self.how in (TRAINED, FROM_TRAINED) and self.made.kind in ("checkpoint", "samples")
+
+
+def made_in(workdir: Path) -> list[Made]:
+    """Every artifact below a working folder; records that cannot be read are left out with a warning."""
+    found = []
+    for path in sorted({*workdir.glob(f"*/{PROVENANCE}"), *workdir.glob(f"*/*/{PROVENANCE}")}):
+        try:
+            record = Provenance.read(path)
+        except StorageError as error:
+            logger.warning("%s", error)
+            continue
+        found.append(
+            Made(
+                record.kind,
+                record.digest,
+                record.stage,
+                record.inputs,
+                str(path.parent.resolve()),
+                record.created,
+                record.forgotten,
+                record.mlflow_run_id or "",
+            )
+        )
+    return found
+
+
+def unfinished_in(workdir: Path) -> Iterator[tuple[Path, Mapping[str, Ref]]]:
+    """Directories of stages without an artifact, with the inputs of the run that works or worked there."""
+    for path in sorted(workdir.glob(f"*/*/{SCRATCH}/{Pending.NAME}")):
+        directory = path.parents[1]
+        if not (directory / PROVENANCE).exists():
+            with suppress(StorageError):
+                yield directory, Pending.read(path).inputs
+
+
+def roles_of(inputs: Mapping[str, Ref], made: Mapping[str, Made]) -> dict[str, list[str]] | None:
+    """Volume ids by role of what has a split and a snapshot among its inputs; None where it has no snapshot.
+
+    Where the split is gone, or was made again since, every volume that the snapshot listed counts as training volume.
+    """
+    snapshot, split = inputs.get("snapshot"), inputs.get("split")
+    if split is not None and split.digest in made:
+        with suppress(StorageError):
+            return dict(Split.load(Path(made[split.digest].uri)).roles)
+    if snapshot is None:
+        return None
+    listed = listed_by(snapshot)
+    return None if listed is None else {"train": listed}
+
+
+def listed_by(snapshot: Ref) -> list[str] | None:
+    """Every volume that a snapshot listed, forgotten ones among them; None where it cannot be read."""
+    try:
+        found = load_snapshot(snapshot)
+    except (StorageError, ValueError) as error:
+        logger.warning("%s", error)
+        return None
+    return sorted({*found.volumes, *found.forgotten})
+
+
+def by_digest(records: Iterable[Made]) -> dict[str, Made]:
+    """Artifacts by digest; those that are on this disk first."""
+    found: dict[str, Made] = {}
+    for one in records:
+        if not found.get(one.digest, one).uri:
+            found[one.digest] = one
+        found.setdefault(one.digest, one)
+    return found
+
+
+def affected_by(volume_ids: Collection[str], records: Iterable[Made], store: Path) -> list[Affected]:
+    """What a patient's volumes went into, however far, in the order of its making.
+
+    Args:
+        volume_ids: of the patient.
+        records: every artifact that is known.
+        store: where snapshots are, whose place is not known to MLflow.
+    """
+    made = by_digest(records)
+    wanted, how = set(volume_ids), dict[str, str]()
+
+    def direct(one: Made) -> str:
+        if one.kind == "split":
+            roles = roles_of({"split": one.ref}, made) if one.uri else None
+        else:
+            inputs = {
+                role: ref if ref.uri else ref.model_copy(update={"uri": str(store)}) for role, ref in one.inputs.items()
+            }
+            roles = roles_of(inputs, made)
+        if roles is None:
+            return ""
+        role = next((name for name, names in roles.items() if wanted.intersection(names)), "")
+        if one.kind == "checkpoint" or not role:
+            return {"train": TRAINED, "": ""}.get(role, HELD_OUT)
+        return MEASURED if one.kind == "report" else role
+
+    for one in made.values():
+        if found := direct(one):
+            how[one.digest] = found
+    changed = True
+    while changed:
+        changed = False
+        for one in made.values():
+            learned = any(
+                how.get(ref.digest) in (TRAINED, FROM_TRAINED) and ref.kind in ("checkpoint", "samples")
+                for ref in one.inputs.values()
+            )
+            if learned and how.get(one.digest) not in (TRAINED, FROM_TRAINED):
+                how[one.digest], changed = FROM_TRAINED, True
+    order = sorted(how, key=lambda digest: (made[digest].created, digest))
+    return [Affected(made[digest], how[digest]) for digest in order]
