@@ -16,6 +16,7 @@ from flows.retrain_setup import Setup
 from storage.errors import NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_ledger import Batch, Ledger
+from storage.privacy import without_folder
 from storage.snapshots import load_snapshot
 from tasks.drift.gate import DriftVerdict, HeldError, gate
 from tasks.inbox.batches import take_batch
@@ -123,7 +124,7 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
             except HeldError as held:
                 return Completed(name="Held", message=str(held), data=_Held(str(held), held.volumes, held.verdict))
             except (NothingUsableError, SourceError) as error:
-                reason = f"nothing in it can be used: {error}"
+                reason = f"nothing in it can be used: {without_folder(str(error), str(batch.folder))}"
                 return Completed(name="Held", message=reason, data=_Held(reason))
             return as_state(outcome)
 

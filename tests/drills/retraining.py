@@ -71,7 +71,7 @@ def run(folder: Path, rounds: int = 1, *, poison: tuple[str, ...] = tuple(POISON
 
     Args:
         folder: an empty one.
-        rounds: challengers of each kind.
+        rounds: challengers of each kind, worse and better.
         poison: names of the poisoned batches.
     Raises: AssertionError: a decision was another one, or the champion changed where it must not.
     """

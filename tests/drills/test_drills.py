@@ -18,6 +18,7 @@ from tests.drills import (
     lost_hosts,
     memorisation,
     queue,
+    retraining,
     sampling,
     slurm_losses,
     slurm_pipeline,
@@ -168,3 +169,10 @@ def test_zombies(site: Deployed) -> None:
     [found] = zombies.smallest(site)["flow"]
     assert found["crashed_s"] < zombies.LIMIT_S
     assert found["next_complete_s"] > found["crashed_s"]
+
+
+@pytest.mark.timeout(900)
+def test_retraining(tmp_path: Path) -> None:
+    found = retraining.run(tmp_path, rounds=0, poison=("200 HU",))
+    assert (found["champion"], found["decisions"]) == (1, 1)
+    assert "HU" in found["poisoned"][0]

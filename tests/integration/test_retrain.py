@@ -26,7 +26,7 @@ from tasks.drift.gate import DriftVerdict, Finding, HeldError
 from tasks.retrain.reference import references
 from tests.retraining import Installation, without_waiting
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BAD = 1e-6  # a rate at which nothing is learned
 WILD = 0.03  # one at which everything is lost
