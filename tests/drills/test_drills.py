@@ -18,6 +18,7 @@ from tests.drills import (
     lost_hosts,
     memorisation,
     queue,
+    retraining,
     sampling,
     slurm_losses,
     slurm_pipeline,
@@ -175,3 +176,10 @@ def test_year(tmp_path: Path) -> None:
     found = year.run(tmp_path, weeks=20, servers=False)
     assert found["bounded"]["run_records"]["end"] <= 6
     assert found["grows_bytes_per_week"]["decision_bytes"] < 2000
+
+
+@pytest.mark.timeout(900)
+def test_retraining(tmp_path: Path) -> None:
+    found = retraining.run(tmp_path, rounds=0, poison=("200 HU",))
+    assert (found["champion"], found["decisions"]) == (1, 1)
+    assert "HU" in found["poisoned"][0]
