@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pydicom
@@ -51,7 +52,11 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
     Raises: AssertionError: something of the patient is left, came back, or a model that learned from the patient can be promoted.
     """
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    os.environ["MLFLOW_TRACKING_URI"] = uri
+    with mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": uri}):
+        return _run(root, rounds, uri)
+
+
+def _run(root: Path, rounds: int, uri: str) -> dict[str, Any]:
     series = _source(root / "source")
     config = load_config("tiny", _settings(root))
     ingested = run_stages(config, "ingest", {})
