@@ -12,6 +12,7 @@ from pathlib import Path
 from storage.artifacts import PROVENANCE, SCRATCH, redact_artifact
 from storage.documents.provenance import Provenance
 from storage.documents.snapshot import Roles
+from storage.documents.split import Split
 from storage.documents.verdicts import SourceVerdicts
 from storage.errors import StorageError
 from storage.files import naming_path, remove_leftovers, write_bytes_atomic
@@ -155,7 +156,7 @@ def redact_comparisons(workdir: Path, patient: Patient) -> None:
     for folder in (workdir / "compare", workdir / "tracking"):
         for path in _texts(folder):
             words = patient.words | (
-                frozenset() if path.name in ("split.json", "records.jsonl") else patient.volume_ids
+                frozenset() if path.name in (Split.NAME, "records.jsonl") else patient.volume_ids
             )
             _redact_text(path, words)
 
