@@ -271,6 +271,7 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
 
 REQUIRED = {
     "pid",
+    "patient_key",
     "key_id",
     "volumes",
     "spacing_mm",
