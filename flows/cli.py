@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,9 +40,12 @@ from flows.prune_command import prune
 from flows.registry_commands import register as register_model_commands
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
+from flows.retrain_command import retrain
+from flows.service_commands import register as register_service_commands
 from flows.site_command import site
+from flows.status_command import status
 from flows.store_commands import register as register_store_commands
-from storage.errors import InputError
+from storage.errors import InputError, UserError
 from tasks.run.machine import limit_threads
 from tasks.run.printable import log_printable, one_line, printable
 
@@ -68,10 +72,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 register_convert_commands(app)
+register_service_commands(app)
 register_store_commands(app)
+register_inbox_commands(app)
 register_patient_commands(app)
 register_model_commands(app)
-register_inbox_commands(app)
 
 
 @app.command("demo-data", epilog=example("prdit demo-data .prdit/demo-data --patients 10"))
@@ -183,6 +188,7 @@ def train(
 ) -> None:
     """Run one training of a recipe, after those it starts from. Splits the store by patient first."""
     with clear_errors():
+        from flows.stages import training_row
         from storage.errors import ConfigError
 
         loaded = load_settings(config, settings, store=store, workdir=workdir)
@@ -199,8 +205,8 @@ def train(
                 raise ConfigError(
                     f"--start was given, but training {name!r} is trained from scratch (recipe.{name}.start)."
                 )
-            given[f"train-{below}"] = found_artifact(start, loaded.workdir)
-        show_outcome(run_stages(loaded, f"train-{name}", given), as_json)
+            given[training_row(below)] = found_artifact(start, loaded.workdir)
+        show_outcome(run_stages(loaded, training_row(name), given), as_json)
 
 
 @app.command(epilog=example("prdit sample .prdit/work/train-global/<key> --set sample.num_volumes=16"))
@@ -222,8 +228,10 @@ def sample(
     What was drawn when a run was stopped is kept: the same command goes on. docs/sampling.md: several workers or GPUs, verdicts.
     """
     with clear_errors():
+        from flows.stages import training_row
+
         loaded = load_settings(config, settings, workdir=workdir)
-        last = f"train-{list(loaded.trainings)[-1]}"
+        last = training_row(list(loaded.trainings)[-1])
         show_outcome(run_stages(loaded, "sample", {last: found_artifact(checkpoint, loaded.workdir)}), as_json)
 
 
@@ -232,8 +240,10 @@ app.command(
 )(plan)
 app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(compare)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
+app.command(epilog=example("prdit retrain --dry-run"))(retrain)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
+app.command(epilog=example("prdit status --html"))(status)
 app.command(epilog=example("prdit maintain --no-verify"))(maintain)
 app.command(epilog=example("prdit ema .prdit/work/train-global/<key> --sigma-rel 0.15"))(ema)
 
@@ -361,11 +371,15 @@ def _check_line(check: dict[str, Any]) -> str:
 def up(
     state: Annotated[Path, typer.Option(help="State of the services.")] = Path(".prdit/services"), as_json: Json = False
 ) -> None:
-    """Start a local Prefect server, MLflow server and worker (127.0.0.1), and deploy the flows; their runs work in this folder."""
+    """Start this folder's services on 127.0.0.1, and deploy the flows; their runs work in this folder.
+
+    They are a Prefect server, an MLflow server, a worker, the watcher of the inbox, the DICOM listener where .prdit/site.yaml has
+    one, and a health checker; what dies or no longer answers is started again. docs/operations.md.
+    """
     with clear_errors():
         from flows.services import deploy, mlflow_page, start
 
-        services = start(state)
+        services = start(state, home=Path.cwd())
         deploy(services, Path.cwd())
         value = services.model_dump(mode="json")
         pages = f"Prefect: {services.prefect_ui_url}\nMLflow:  {mlflow_page(services)}"
@@ -407,4 +421,21 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("prdit").setLevel(logging.INFO)
     limit_threads(os.environ)  # before NumPy starts its own
+    _log_in()
     app()
+
+
+def _log_in() -> None:
+    """Have the clients of Prefect and MLflow in this process log in as this folder's settings say."""
+    from flows.site import FILE
+
+    if os.environ.get("PRDIT_AUTH") or FILE.is_file():
+        from flows.server_settings import server_settings
+
+        with suppress(UserError):  # the commands that need them say what is wrong with them
+            for key, value in server_settings().client_variables().items():
+                os.environ.setdefault(key, value)
+
+
+if __name__ == "__main__":
+    main()

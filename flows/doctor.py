@@ -1,5 +1,6 @@
 """`prdit doctor`: checks whether this installation can run, and says what to do where it cannot."""
 
+import contextlib
 import os
 import shutil
 import urllib.request
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
 from flows import services as local
+from storage.errors import UserError
 from tasks.run.machine import cores, memory_available
 
 Status = Literal["ok", "warn", "fail"]
@@ -55,7 +57,7 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         directory: where stores and stages will be written (its disk is measured); default: the current directory.
         services_dir: state of the local services, asked when the environment names no server.
     """
-    services = local.running(services_dir)
+    services = _services(services_dir)
     prefect_url = os.environ.get("PREFECT_API_URL") or (services.prefect_api_url if services else None)
     mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services.mlflow_url if services else None)
     checks: list[Callable[[], list[Check]]] = [
@@ -67,8 +69,22 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         lambda: [check_disk(directory or Path.cwd())],
         lambda: [check_server("Prefect server", prefect_url, "/health", "PREFECT_API_URL")],
         lambda: [check_server("MLflow server", mlflow_url, "/health", "MLFLOW_TRACKING_URI")],
+        lambda: _check_services(services_dir),
     ]
     return [finding for check in checks for finding in check()]
+
+
+def _services(services_dir: Path) -> local.Services | None:
+    """The services where they all run; what is wrong with them otherwise has checks of its own."""
+    with contextlib.suppress(UserError):
+        return local.running(services_dir)
+    return None
+
+
+def _check_services(services_dir: Path) -> list[Check]:
+    from flows.doctor_services import check_services
+
+    return check_services(services_dir)
 
 
 def check_versions(requirements: list[str] | None = None) -> list[Check]:

@@ -1,4 +1,4 @@
-"""The installation that a command or flow works in: its places by settings, and what its ledger and registry know."""
+"""The installation that a command or flow works in: its places by settings, and what its registry knows."""
 
 import logging
 import os
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.config import PipelineConfig, from_parameters, merge
+from flows.databases import databases
 from flows.faults import ERRORS_DIRECTORY
+from flows.serve import artifacts_place
+from flows.server_settings import server_settings
 from flows.services import DEFAULT_STATE_DIR, running
 from flows.site import SiteConfig
 from storage.errors import StorageError
@@ -31,23 +34,20 @@ def site_config(
 
 
 def installation(config: PipelineConfig, site: SiteConfig, tracking_uri: str | None) -> Installation:
-    """The installation, with what ledger and registry know; what does not answer is logged.
+    """The installation, with what the registry knows.
 
     Args:
         config: names store and working folder.
         site: names the rest.
         tracking_uri: of MLflow; None: there is none.
-    Raises: StorageError: the ledger is damaged.
     """
-    arrivals = Path(site.inbox.arrivals)
     return Installation(
         store=Path(config.store),
         workdir=Path(config.workdir),
         services=DEFAULT_STATE_DIR,
-        arrivals=arrivals,
+        arrivals=Path(site.inbox.arrivals),
         errors=ERRORS_DIRECTORY,
-        batches=batches(arrivals),
-        versions=versions(tracking_uri),
+        versions=versions(tracking_uri, Path(config.workdir)),
     )
 
 
@@ -64,23 +64,24 @@ def batches(arrivals: Path) -> list[Batch]:
     return Ledger(arrivals).batches() if (arrivals / "ledger.sqlite").exists() else []
 
 
-def versions(tracking_uri: str | None) -> list[ModelVersion] | None:
+def versions(tracking_uri: str | None, workdir: Path) -> list[ModelVersion] | None:
     """The versions of the registered model; None where MLflow does not answer."""
     if not tracking_uri:
         return None
     try:
-        return Registry(tracking_uri).versions()
+        return Registry(tracking_uri, workdir=workdir).versions()
     except StorageError as error:
         logger.warning("the registered model is not known: %s", error)
         return None
 
 
-def mlflow_backend(tracking_uri: str, services: Path) -> tuple[str | None, str | None]:
-    """Address of the database behind a tracking address, and where its artifacts are; None where that is not known here."""
+def mlflow_backend(tracking_uri: str, services: Path) -> tuple[str, str | None]:
+    """Address of the database behind a tracking address, with its password, and where its artifacts are.
+
+    A file, or else the database of this site's server. Raises: ConfigError: the servers' settings cannot be used.
+    """
     if tracking_uri.startswith("sqlite:///"):
         return tracking_uri, None
-    folder = services.resolve() / "mlflow"
-    database = os.environ.get("PRDIT_MLFLOW_BACKEND")
-    if database is None and (folder / "mlflow.db").exists():
-        database = f"sqlite:///{folder / 'mlflow.db'}"
-    return database, str(folder / "artifacts") if (folder / "artifacts").is_dir() else None
+    settings = server_settings()
+    _, database = databases(settings, services.resolve())
+    return database.url.render_as_string(hide_password=False), artifacts_place(settings, services.resolve())

@@ -9,15 +9,15 @@ from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows.config import config_names
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.installation import installation, mlflow_backend, site_config
+from flows.named_files import config_names
 from flows.notify import notify
 from flows.site import SiteConfig, load_site
 from storage.documents.upkeep import Removal, Upkeep
 from storage.errors import StorageError
 from storage.outbox import RefusedError, ServerAwayError
 from tasks.maintain.config import RetentionConfig
-from tasks.maintain.disk import NoRoomError, check_room
 from tasks.maintain.run import Installation, prune, record, verify
 from tasks.run.progress import Advance, show_progress
 
@@ -25,16 +25,16 @@ _GB = 1e9
 _SHOWN = 20  # ids in a message; the record has all
 logger = logging.getLogger("prdit.maintain")
 
-Choice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
+SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 
 
 class DamageError(StorageError, RuntimeError):
     """Maintenance is complete, and found what is damaged or lost."""
 
 
-@flow(name="maintenance")
+@flow(name="maintenance", timeout_seconds=2 * DAY_S, **ATTENDED)
 def maintenance(
-    configuration: Choice = "",
+    configuration: SiteChoice = "",
     store: str = "",
     overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
 ) -> dict[str, Any]:
@@ -45,17 +45,18 @@ def maintenance(
         store: Folder of the volume store. Empty: the site's.
         overrides: Settings that differ from the configuration, such as {"workdir": "/data/work"}.
     """
-    site = load_site()
-    config = site_config(site, configuration, store, overrides)
-    place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
-    with show_progress("verify") as progress:
-        found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
-    if FlowRunContext.get() is not None:
-        create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
-    tell(site, found)
-    if found.damage:
-        raise DamageError(damage_text(found))
-    return found.to_json()
+    with attended():
+        site = load_site()
+        config = site_config(site, configuration, store, overrides)
+        place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
+        with show_progress("verify") as progress:
+            found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
+        if FlowRunContext.get() is not None:
+            create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
+        tell(site, found)
+        if found.damage:
+            raise DamageError(damage_text(found))
+        return found.to_json()
 
 
 def maintain(
@@ -88,7 +89,7 @@ def prune_tracking(
 ) -> list[Removal]:
     """Remove MLflow's runs that are not kept; what could not be done is a note."""
     from storage.mlflow_server import Server
-    from tasks.maintain.tracking import old_runs, remove_runs, runs_of_newest
+    from tasks.maintain.tracking import empty_trash, old_runs, runs_of_newest, trash
 
     if place.versions is None:
         notes.append("MLflow does not answer, so that none of its runs was removed")
@@ -99,37 +100,18 @@ def prune_tracking(
         kept |= {version.run_id for version in place.versions if version.checkpoint.digest in which.kept}
         server = Server(tracking_uri)
         old = old_runs(server, retention.server_days, kept_runs=kept, kept_digests=set(which.kept))
-        if problem := remove_runs(server, old, *mlflow_backend(tracking_uri, place.services)):
-            notes.append(problem)
+        trash(server, old)
     except (ServerAwayError, RefusedError, StorageError) as error:
         notes.append(f"MLflow's old runs were not removed: {error}")
         return []
-    return [Removal(what="run of MLflow", count=len(old.runs), size_bytes=0)] if old.runs else []
-
-
-def make_room(place: Installation, site: SiteConfig, needed_bytes: int = 0) -> None:
-    """Before work that writes: where too little disk is free, remove what retention allows; refuse where that is not enough.
-
-    Args:
-        place: of the work.
-        site: what is kept, and how much disk stays free.
-        needed_bytes: what the work writes, as far as it is known.
-    Raises: NoRoomError: nothing may be started.
-    """
-    least = site.retention.min_free_gb
-    try:
-        for path in (place.workdir, place.store):
-            check_room(path, needed_bytes, min_free_gb=least)
-    except NoRoomError as error:
-        notes: list[str] = []
-        freed = sum(each.size_bytes for each in prune(place, site.retention, notes)) / _GB
-        logger.warning("%s\nRetention removed %.1f GB.", error, freed)
-        for path in (place.workdir, place.store):
-            check_room(path, needed_bytes, min_free_gb=least)
+    backend, artifacts = mlflow_backend(tracking_uri, place.services)
+    if problem := empty_trash(tracking_uri, backend, artifacts, retention.trash_days):
+        notes.append(problem)
+    return [Removal(what="run of MLflow, into its trash", count=len(old.runs), size_bytes=0)] if old.runs else []
 
 
 def tell(site: SiteConfig, found: Upkeep) -> None:
-    """Send a message about what needs a person; nothing where there is nothing."""
+    """Send messages about what needs a person; nothing where there is nothing."""
     if found.damage:
         notify(site.notify, "failure", f"{len(found.damage)} findings in the store", damage_text(found))
     if found.is_low:

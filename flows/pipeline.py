@@ -4,6 +4,8 @@ Every deployment is this flow with another last stage; stages that have run are 
 """
 
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +15,10 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.config import PipelineConfig, config_names, from_parameters, merge
+from flows.hooks import ATTENDED, DAY_S, attended
 from flows.parameters import columns, public_yaml, run_parameters
 from flows.record import RunRecord, new_run_directory, tracking_uri
+from flows.room import make_room
 from flows.stages import (
     Inputs,
     Row,
@@ -50,6 +54,24 @@ class GateError(UserError, RuntimeError):
     """The run is complete, but its trainings do not meet the configuration's gates."""
 
 
+@dataclass(frozen=True)
+class Purpose:
+    """What a run is for, where it is for more than its chain, such as a retraining.
+
+    Attributes:
+        source: what MLflow shows as its source.
+        initial: checkpoints with whose weights trainings begin, by the training's name.
+        tags: of the run and its stages, further ones.
+        judge: called with the run when its chain is complete, gates included; returns tags for the run. Gates that are not met are
+            then its to judge, and no error.
+    """
+
+    source: str
+    initial: Mapping[str, Ref] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    judge: "Callable[[PipelineRun], Mapping[str, str]] | None" = None
+
+
 class PipelineRun:
     """One run of the chain: passes references from stage to stage and keeps the stages' outcomes.
 
@@ -57,13 +79,31 @@ class PipelineRun:
         config: the run's settings.
         context: where stages work and report.
         tracker: of the parent run; None where there is none.
+        initial: checkpoints with whose weights trainings begin, by the training's name.
+
+    Attributes:
+        outcomes: of the stages that are done, by name.
+        unmet: gates that the trainings do not meet, one sentence each.
     """
 
-    def __init__(self, config: PipelineConfig, context: RunContext, tracker: Tracker | None = None) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        context: RunContext,
+        tracker: Tracker | None = None,
+        initial: Mapping[str, Ref] | None = None,
+    ) -> None:
         self.config = config
         self.context = context
         self._tracker = tracker
+        self._initial = initial
         self.outcomes: dict[str, StageOutcome] = {}
+        self.unmet: list[str] = []
+
+    def mlflow_id(self) -> str:
+        """MLflow's id of the parent run; empty without one, or where the server does not answer."""
+        run_id = self.context.parent_run_id
+        return self._tracker.mlflow_id(run_id) if self._tracker and run_id else ""
 
     def through(self, last: str) -> None:
         """Run the chain up to and including a stage; without a source, on a snapshot of the store."""
@@ -78,7 +118,7 @@ class PipelineRun:
                 work = partial(work, publish=partial(publish, row.name))
             return run_as_task(row.name, work, source=self.config.source)
 
-        for name, outcome in walk(rows(self.config), last, given, run):
+        for name, outcome in walk(rows(self.config, self._initial), last, given, run):
             self.outcomes[name] = outcome
             if name == "ingest":
                 self._name_snapshot(outcome.ref)
@@ -114,9 +154,13 @@ def check_sampling(config: PipelineConfig, *, evaluated: bool = True) -> None:
         )
 
 
-def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
+def run_through(config: PipelineConfig, last: str, purpose: Purpose | None = None) -> dict[str, Any]:
     """Run the chain up to a stage under one MLflow parent run; write and return the run's record (`runs/latest.json`).
 
+    Args:
+        config: of the run.
+        last: name of the last stage.
+        purpose: what else it is for; None: nothing.
     Raises:
         ConfigError: there is nothing to do.
         RunnerError, LauncherError: what the runner or the launcher needs is missing.
@@ -131,17 +175,18 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
     check_trainings(config, stages)
     if last in ("sample", "evaluate"):
         check_sampling(config, evaluated=last == "evaluate")
+    make_room(config)
     workdir = Path(config.workdir).resolve()
     directory = new_run_directory(workdir, config)
     outbox, shown = workdir / TRACKING, columns(config)
     tracker = Tracker(tracking_uri(workdir), config.experiment, outbox, commit=git_commit(), columns=shown)
-    tags = {"prdit.code_version": code_version(), **config.tags()}
+    purpose = purpose or Purpose("prdit/full-pipeline" if last == "evaluate" else f"prdit/{last}")
+    tags = {"prdit.code_version": code_version(), **config.tags(), **purpose.tags}
     if flow_run.get_id():
         tags["prefect.flow_run_id"] = str(flow_run.get_id())
     run_name = flow_run.get_name() or directory.name
     parameters = run_parameters(config)
-    source = "prdit/full-pipeline" if last == "evaluate" else f"prdit/{last}"
-    parent = tracker.start_run(run_name, parent=None, source=source, tags=tags, params=parameters, note=NOTE)
+    parent = tracker.start_run(run_name, parent=None, source=purpose.source, tags=tags, params=parameters, note=NOTE)
     tracker.log_text(parent, public_yaml(config), "config.yaml")
     context = RunContext(
         workdir=workdir,
@@ -151,9 +196,9 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
         tags=tags,
         parameters=parameters,
         columns=shown,
-        repeat_command=f"prdit run --config runs/{directory.name}/config.yaml",
+        repeat_command=None if purpose.initial else f"prdit run --config runs/{directory.name}/config.yaml",
     )
-    run = PipelineRun(config, context, tracker)
+    run = PipelineRun(config, context, tracker, purpose.initial)
     record = RunRecord(directory, tracker, parent)
     try:
         with without_paths(config.source):
@@ -164,14 +209,15 @@ def run_through(config: PipelineConfig, last: str) -> dict[str, Any]:
             if training_row(name) in run.outcomes
         }
         starts = {name: training.start for name, training in config.trainings.items()}
-        record.gates, unmet = check_gates(config.gates, made, starts)
-        if unmet:
-            raise GateError("; ".join(unmet))
+        record.gates, run.unmet = check_gates(config.gates, made, starts)
+        judged = purpose.judge(run) if purpose.judge else {}
+        if run.unmet and not purpose.judge:
+            raise GateError("; ".join(run.unmet))
     except BaseException as error:
         closed = record.close(run.outcomes, run.context.tags, error)
         logger.error("run %s ended: %s", run_name, closed["error"])
         raise
-    return record.close(run.outcomes, run.context.tags, None)
+    return record.close(run.outcomes, {**run.context.tags, **judged}, None)
 
 
 Choice = Annotated[
@@ -180,7 +226,7 @@ Choice = Annotated[
 StageChoice = Annotated[str, Field(json_schema_extra={"enum": list(stage_names())})]
 
 
-@flow(name="prdit")
+@flow(name="prdit", timeout_seconds=30 * DAY_S, **ATTENDED)
 def pipeline(
     configuration: Choice = "demo",
     source: str = "",
@@ -198,9 +244,10 @@ def pipeline(
             {"recipe": {"local": {"steps": 500}}, "workdir": "/data/work"}. An unknown key is an error.
         stage: Last stage of the run; those before it run first. A training that is disabled by default is enabled by naming it.
     """
-    config = from_parameters(configuration, source, store, overrides)
-    for name, training in config.recipe.items():
-        if training_row(name) == stage and not training.enabled:
-            enabled = merge(overrides, {"recipe": {name: {"enabled": True}}})
-            config = from_parameters(configuration, source, store, enabled)
-    return run_through(config, stage)
+    with attended():
+        config = from_parameters(configuration, source, store, overrides)
+        for name, training in config.recipe.items():
+            if training_row(name) == stage and not training.enabled:
+                enabled = merge(overrides, {"recipe": {name: {"enabled": True}}})
+                config = from_parameters(configuration, source, store, enabled)
+        return run_through(config, stage)

@@ -66,6 +66,7 @@ def reproduce(
     store or missing weights make different is listed. docs/reproduce.md: which files, how long, what to expect.
     """
     with clear_errors():
+        from flows.stages import training_row
         from storage.artifacts import input_ref
         from storage.documents.report import Report
         from tasks.model.checkpoint import load_info
@@ -77,7 +78,7 @@ def reproduce(
         config, real = _prepared(
             (name, published | _features(medicalnet, medicalnet_sha256)), settings, given, info, reference
         )
-        row = f"train-{list(config.trainings)[-1]}"
+        row = training_row(list(config.trainings)[-1])
         outcome = run_stages(config, "evaluate", {"ingest": real, row: ref})
         report = Report.load(outcome.ref.path)
         value = {

@@ -1,4 +1,6 @@
-"""Local services of one machine: a Prefect server, an MLflow server and a worker, on 127.0.0.1 and free ports.
+"""Local services of one machine, on 127.0.0.1 and free ports: Prefect server, MLflow server, worker; of a site also its intake.
+
+The intake is what runs by itself: the watcher of the inbox, the DICOM listener where one is configured, and the health checker.
 
 They are programs of a supervisord, which restarts what dies: `flows/supervisord.conf`; why, docs/decisions/0007-local-services.md.
 Everything they write lies under one state directory (default `.prdit/services`):
@@ -6,6 +8,7 @@ Everything they write lies under one state directory (default `.prdit/services`)
     prefect/           PREFECT_HOME: database, results of nothing else
     mlflow/            SQLite backend and artifacts
     logs/<name>.log    output of each service, and what supervisord did
+    alive/<name>       touched by services that answer no requests
 
 What runs and where, supervisord is asked. Its address is in the environment of whatever it starts and of all descendants: that
 is how `stop` also finds a training whose parents were killed, and services whose supervisord was.
@@ -13,7 +16,6 @@ is how `stop` also finds a training whose parents were killed, and services whos
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import socket
@@ -21,140 +23,159 @@ import stat
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from xmlrpc.client import Fault, ServerProxy
+from xmlrpc.client import Fault, ProtocolError, ServerProxy
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 from supervisor.xmlrpc import SupervisorTransport
 
-from storage.errors import UserError
+from flows.databases import databases, prepare
+from flows.serve import DEFAULT_STATE_DIR as DEFAULT_STATE_DIR
+from flows.serve import WORK_POOL as WORK_POOL
+from flows.server_settings import server_settings
+from flows.servers import HOST as HOST
+from flows.servers import LoginError as LoginError
+from flows.servers import ServiceError as ServiceError
+from flows.servers import Services as Services
+from flows.servers import call_api as call_api
+from flows.servers import check_login, is_healthy
+from flows.servers import child_environment as child_environment
+from flows.servers import mlflow_page as mlflow_page
+from flows.site import load_site
+from storage.errors import ConfigError, UserError
 from storage.files import naming_path
 from storage.locks import locked
-from tasks.run.machine import limit_threads
 
-HOST = "127.0.0.1"
-WORK_POOL = "prdit"
-DEFAULT_STATE_DIR = Path(".prdit") / "services"
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 
 _SOCKETS = Path(f"/tmp/prdit-{os.getuid()}")
+_CORE = ("prefect", "mlflow", "worker")
 _START_TIMEOUT_S = 90.0
+_LOG_END = 2000
 _STOP_TIMEOUT_S = 75.0  # a training has 60 s to save its state
-# Without a proxy: a user's http_proxy must not carry requests to this machine away.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 logger = logging.getLogger("prdit.services")
 
 
-class ServiceError(UserError, RuntimeError):
-    """A local service did not come up, or a command against it failed."""
-
-
-class Services(BaseModel):
-    """Where the services of one state directory are.
-
-    Attributes:
-        state_dir: absolute path.
-        prefect_ui_url: Prefect's UI; its API is `<prefect_ui_url>/api`.
-        mlflow_url: MLflow's UI and tracking URI.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    state_dir: Path
-    prefect_ui_url: str
-    mlflow_url: str
-
-    @property
-    def prefect_api_url(self) -> str:
-        """Base URL of Prefect's REST API."""
-        return f"{self.prefect_ui_url}/api"
-
-
-def mlflow_page(services: Services, experiment_id: str | None = None, run_id: str | None = None) -> str:
-    """Address of an experiment's runs, of one run, or (by default) of the list of experiments.
-
-    MLflow 3.17 opens every page as "GenAI" until its reader has chosen "Model training" once, whatever the experiment's tags
-    say; the address says it for this page, and names the table that shows our metrics.
-    """
-    view = "&viewStateShareKey=prdit" if experiment_id and not run_id else ""
-    place = "experiments" + (f"/{experiment_id}/runs" if experiment_id else "") + (f"/{run_id}" if run_id else "")
-    return f"{services.mlflow_url}/#/{place}?workflowType=machine_learning{view}"
-
-
-def child_environment(services: Services) -> dict[str, str]:
-    """The whole environment of a process working with the services.
-
-    Ours without any Prefect or MLflow setting (a profile or key for another server must not leak in), with this Python's
-    scripts first on PATH, so that a worker starts flow runs in the same venv. Without the safe path, Prefect's process for
-    cancellation hooks finds a `storage` of its own, beside its script, instead of ours.
-    """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-    direct = [item for item in inherited.get("NO_PROXY", inherited.get("no_proxy", "")).split(",") if item]
-    no_proxy = ",".join(dict.fromkeys([*direct, HOST, "localhost"]))
-    limit_threads(inherited)
-    return {
-        **inherited,
-        "PATH": str(Path(sys.executable).parent) + os.pathsep + inherited.get("PATH", ""),
-        "PYTHONSAFEPATH": "1",
-        "PREFECT_API_URL": services.prefect_api_url,
-        "PREFECT_HOME": str(services.state_dir / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "prdit",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "MLFLOW_TRACKING_URI": services.mlflow_url,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
-        "NO_PROXY": no_proxy,
-        "no_proxy": no_proxy,
-    }
+class IntakeError(UserError, RuntimeError):
+    """Servers and worker run, but watcher, listener or health checker does not."""
 
 
 def running(state_dir: Path) -> Services | None:
-    """The services up under a state directory, or None unless every one of them runs and answers."""
+    """The services up under a state directory, or None unless servers and worker run and answer.
+
+    Raises: LoginError: they ask for a login that is not set here.
+    """
     with contextlib.suppress(ServiceError):
-        services = _supervised(state_dir.resolve())
-        if all(_is_up(services, name) for name in ("prefect", "mlflow", "worker")):
+        services = supervised(state_dir)
+        if all(_is_up(services, name) for name in _CORE):
             return services
     return None
 
 
 def pids(services: Services) -> dict[str, int]:
-    """Process ids by name, supervisord's first; 0 for a service that does not run. Raises: ServiceError: it does not answer."""
+    """Process ids by name, supervisord's first; 0 for a service that should run and does not.
+
+    Raises: ServiceError: supervisord does not answer.
+    """
     first = {"supervisord": _supervisor(services.state_dir, "getPID")}
-    return first | {item["name"]: item["pid"] for item in _supervisor(services.state_dir, "getAllProcessInfo")}
+    return first | {name: info["pid"] for name, info in processes(services).items()}
 
 
-def start(state_dir: Path) -> Services:
+def processes(services: Services) -> dict[str, dict[str, Any]]:
+    """What supervisord says of every service that was started, by name. Raises: ServiceError: it does not answer."""
+    found = _supervisor(services.state_dir, "getAllProcessInfo")
+    return {item["name"]: item for item in found if item["statename"] != "STOPPED" or item["name"] in _CORE}
+
+
+def start(state_dir: Path, *, home: Path | None = None) -> Services:
     """Start the services, or those of them that do not run.
 
     Args:
         state_dir: directory for their databases and logs; made if needed.
-    Raises: ServiceError: one did not come up (the message ends with its last output); nothing is left running.
+        home: folder of the site whose scans are taken in; None: servers and worker only.
+    Raises:
+        ConfigError: settings that cannot be used, or the services run for another folder.
+        DatabaseError: a database cannot be reached, or another version of its server wrote it.
+        ServiceError: one did not come up (the message ends with its last output); nothing is left running.
+        LoginError: they run with another login than the one that is set here.
+        IntakeError: they run, but the intake does not.
     """
     state_dir = state_dir.resolve()
+    intake = _intake() if home else ()
     for name in ("prefect", "mlflow", "logs"):
         with naming_path(state_dir / name):
             (state_dir / name).mkdir(parents=True, exist_ok=True)
     with _locked(state_dir):
-        with contextlib.suppress(ServiceError):  # none runs
-            services = _supervised(state_dir)
-            try:
-                return _bring_up(services)
-            except ServiceError as error:
-                logger.warning("%s\nAll services are started anew.", error)
-        _stop(state_dir)
+        services = _start_core(state_dir)
+        if home:
+            _check_home(services, home)
+            _start_intake(services, intake)
+    return services
+
+
+def _start_core(state_dir: Path) -> Services:
+    with contextlib.suppress(ServiceError):  # none runs
+        services = supervised(state_dir)
         try:
-            return _bring_up(_start_supervisord(state_dir))
-        except BaseException:  # Ctrl-C too: never leave half a set of servers behind
-            _stop(state_dir)
-            raise
+            return _bring_up(services)
+        except ServiceError as error:
+            logger.warning("%s\nAll services are started anew.", error)
+    _stop(state_dir)
+    for database in databases(server_settings(), state_dir):
+        prepare(database)
+    try:
+        return _bring_up(_start_supervisord(state_dir))
+    except BaseException:  # Ctrl-C too: never leave half a set of servers behind
+        _stop(state_dir)
+        raise
+
+
+def _intake() -> tuple[str, ...]:
+    """Names of the programs that take scans in; the inbox is made where it is missing. Raises: ConfigError."""
+    site = load_site()
+    inbox = Path(site.inbox.folder)
+    with naming_path(inbox):
+        inbox.mkdir(parents=True, exist_ok=True)
+    return ("watcher", *(["listener"] if site.listener else []), "health")
+
+
+def _check_home(services: Services, home: Path) -> None:
+    with contextlib.suppress(psutil.Error):
+        other = psutil.Process(_supervisor(services.state_dir, "getPID")).environ().get("PRDIT_HOME", "")
+        if other and Path(other) != home.resolve():
+            raise ConfigError(
+                f"The services of {services.state_dir} run for the folder {other}. Call `prdit up` there, or end them first: "
+                f"prdit down --state {services.state_dir}"
+            )
+
+
+def _start_intake(services: Services, names: tuple[str, ...]) -> None:
+    """Start the intake and wait until it has run for some seconds. Raises: IntakeError."""
+    for name in names:
+        with contextlib.suppress(ServiceError):  # it runs
+            start_program(services, name)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    waiting = list(names)
+    while waiting:
+        info = _supervisor(services.state_dir, "getProcessInfo", waiting[0])
+        if info["statename"] == "RUNNING":
+            waiting.pop(0)
+        elif info["statename"] == "FATAL" or time.monotonic() > deadline:
+            raise IntakeError(
+                f"Servers and worker run, but {waiting[0]} ended while starting. Correct what it says and call prdit up again; "
+                f"prdit down ends the rest. {_log(services, waiting[0])}"
+            )
+        else:
+            time.sleep(0.2)
+
+
+def start_program(services: Services, name: str) -> None:
+    """Start one service. Raises: ServiceError: it runs already, or supervisord does not answer."""
+    _supervisor(services.state_dir, "startProcess", name, False)
 
 
 def stop(state_dir: Path) -> list[int]:
@@ -162,6 +183,11 @@ def stop(state_dir: Path) -> list[int]:
     state_dir = state_dir.resolve()
     with _locked(state_dir):
         return _stop(state_dir)
+
+
+def running_processes(state_dir: Path) -> list[int]:
+    """Ids of everything that came of the services and still runs, sorted; also after their supervisord was killed."""
+    return sorted(process.pid for process in _started(state_dir.resolve()))
 
 
 def deploy(services: Services, directory: Path) -> str:
@@ -197,26 +223,6 @@ def deploy(services: Services, directory: Path) -> str:
     return done.stdout
 
 
-def call_api(services: Services, method: str, path: str, body: Any = None, *, timeout_s: float = 10.0) -> Any:
-    """One request to Prefect's REST API; `path` as in `/flow_runs/<id>`. Returns the decoded JSON (None for an empty answer).
-
-    Raises: ServiceError: no answer, or an error status.
-    """
-    text = _request(services.prefect_api_url + path, method, body, timeout_s)
-    return json.loads(text) if text else None
-
-
-def _request(url: str, method: str = "GET", body: Any = None, timeout_s: float = 5.0) -> str:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
-    try:
-        with _OPENER.open(request, timeout=timeout_s) as answer:
-            return str(answer.read().decode())
-    except (OSError, HTTPException) as error:
-        # An error status, no connection, or a stranger on the port that speaks no HTTP.
-        raise ServiceError(f"{method} {url} failed: {error}") from error
-
-
 # --- starting -------------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +236,7 @@ def _start_supervisord(state_dir: Path) -> Services:
         cwd=state_dir,
         env=child_environment(services)
         | {"PRDIT_PYTHON": sys.executable, "PRDIT_SOCKET": str(_socket(state_dir))}
-        | {"PRDIT_PREFECT_PORT": ports[0], "PRDIT_MLFLOW_PORT": ports[1]},
+        | {"PRDIT_PREFECT_PORT": ports[0], "PRDIT_MLFLOW_PORT": ports[1], "PRDIT_HOME": str(Path.cwd())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -252,39 +258,48 @@ def _free_ports() -> tuple[str, str]:
 def _bring_up(services: Services) -> Services:
     """Start what does not run, the worker once Prefect answers, and wait until everything is up.
 
-    Raises: ServiceError: supervisord does not answer or has given a service up, or one does not answer in time.
+    Raises:
+        ServiceError: supervisord does not answer or has given a service up, or one does not answer in time.
+        LoginError: the servers were started with another login, or without one.
     """
     for started, awaited in ((("prefect", "mlflow"), ("prefect",)), (("worker",), ("mlflow", "worker"))):
         for name in started:
             with contextlib.suppress(ServiceError):  # it runs
-                _supervisor(services.state_dir, "startProcess", name, False)
+                start_program(services, name)
         for name in awaited:
             deadline = time.monotonic() + _START_TIMEOUT_S
             while not _is_up(services, name):
                 if time.monotonic() > deadline:
                     raise ServiceError(f"{name} did not answer within {_START_TIMEOUT_S:.0f} s. {_log(services, name)}")
                 time.sleep(0.2)
+    check_login(services)
     return services
 
 
 def _is_up(services: Services, name: str) -> bool:
     """Whether a service runs and answers, from a process of its own.
 
-    Raises: ServiceError: supervisord does not answer, or has given the service up.
+    Raises:
+        ServiceError: supervisord does not answer, or has given the service up.
+        LoginError: the Prefect server asks for another login.
     """
     info = _supervisor(services.state_dir, "getProcessInfo", name)
     if info["statename"] == "FATAL":
         raise ServiceError(f"{name} ended while starting. {_log(services, name)}")
-    url = {"prefect": services.prefect_api_url, "mlflow": services.mlflow_url}.get(name)
-    try:
-        if url is not None:
-            _request(f"{url}/health")
-            return _listens(info["pid"], urlsplit(url).port)
-        workers = call_api(services, "POST", f"/work_pools/{WORK_POOL}/workers/filter", {})
-    except ServiceError:
-        return False
+    if name == "worker":
+        try:
+            return info["pid"] > 0 and worker_is_online(services)
+        except ServiceError:
+            return False
+    url = {"prefect": services.prefect_ui_url, "mlflow": services.mlflow_url}[name]
+    return is_healthy(services, name) and _listens(info["pid"], urlsplit(url).port)
+
+
+def worker_is_online(services: Services) -> bool:
+    """Whether the Prefect server has heard of our worker lately. Raises: ServiceError, LoginError: it does not say."""
+    workers = call_api(services, "POST", f"/work_pools/{WORK_POOL}/workers/filter", {})
     own = f"local-{urlsplit(services.prefect_ui_url).port}"
-    return info["pid"] > 0 and any(item["name"] == own and item["status"] == "ONLINE" for item in workers)
+    return any(item["name"] == own and item["status"] == "ONLINE" for item in workers)
 
 
 def _listens(pid: int, port: int | None) -> bool:
@@ -299,7 +314,21 @@ def _listens(pid: int, port: int | None) -> bool:
 
 def _log(services: Services, name: str) -> str:
     path = services.state_dir / "logs" / f"{name}.log"
-    return f"{path} ends with:\n{_supervisor(services.state_dir, 'readProcessStdoutLog', name, -2000, 0)}"
+    return f"{path} ends with:\n{last_output(services.state_dir, name)}"
+
+
+def last_output(state_dir: Path, name: str) -> str:
+    """The end of a service's log, empty without one; supervisord itself cannot send every character that is in it."""
+    try:
+        with (state_dir / "logs" / f"{name}.log").open("rb") as stream:
+            if (begin := stream.seek(0, os.SEEK_END) - _LOG_END) > 0:
+                stream.seek(begin)
+                stream.readline()  # the rest of a line
+            else:
+                stream.seek(0)
+            return stream.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 # --- supervisord ----------------------------------------------------------------------------------------------------------
@@ -310,8 +339,9 @@ def _services(state_dir: Path, *ports: str) -> Services:
     return Services(state_dir=state_dir, prefect_ui_url=prefect_url, mlflow_url=mlflow_url)
 
 
-def _supervised(state_dir: Path) -> Services:
+def supervised(state_dir: Path) -> Services:
     """The services as supervisord has them, with the ports in its identifier. Raises: ServiceError: it does not answer."""
+    state_dir = state_dir.resolve()
     return _services(state_dir, *_supervisor(state_dir, "getIdentification").split())
 
 
@@ -345,7 +375,7 @@ def _supervisor(state_dir: Path, method: str, *arguments: Any) -> Any:
     try:
         with ServerProxy("http://localhost", transport=transport) as proxy:
             return getattr(proxy.supervisor, method)(*arguments)
-    except (OSError, Fault) as error:
+    except (OSError, Fault, ProtocolError) as error:
         raise ServiceError(f"supervisord of {state_dir}: {method}{arguments} failed: {error}") from error
 
 

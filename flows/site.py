@@ -13,6 +13,7 @@ from flows.named_files import config_names, is_file_name, policy_names
 from flows.notify import NotifyConfig
 from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError
+from tasks.inbox.config import QUIET_S, ListenerConfig
 from tasks.maintain.config import RetentionConfig
 
 FILE = Path(".prdit") / "site.yaml"
@@ -28,21 +29,8 @@ class InboxSettings(BaseModel):
     )
     arrivals: str = Field(".prdit/arrivals", min_length=1, description="ledger and batches; not in the inbox")
     quiet_s: float = Field(
-        120.0, gt=0, description="a series whose number of images is unknown is complete after this time"
+        QUIET_S, gt=0, description="a series whose number of images is unknown is complete after this time"
     )
-
-
-class ListenerSettings(BaseModel):
-    """The DICOM listener (C-STORE), which writes into the inbox."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    ae_title: str = Field("PRDIT", min_length=1, max_length=16, description="application entity title of the listener")
-    host: str = Field("127.0.0.1", min_length=1, description="address it listens on")
-    port: int = Field(11112, ge=1, le=65535, description="port it listens on")
-    allowed: tuple[str, ...] = Field((), description="AE titles that may send; without any, nobody may")
-    max_associations: int = Field(10, ge=1, description="senders at the same time")
-    max_gb: float = Field(2.0, gt=0, description="size of one object at most")
 
 
 class ServiceSettings(BaseModel):
@@ -79,7 +67,7 @@ class SiteConfig(BaseModel):
     overrides: dict[str, Any] = Field(default_factory=dict, description="settings on top of the configuration")
     policy: str = Field("default", min_length=1, description="policy of retraining by name")
     inbox: InboxSettings = Field(default_factory=InboxSettings, description="where new scans arrive")
-    listener: ListenerSettings | None = Field(None, description="DICOM listener; null: none runs")
+    listener: ListenerConfig | None = Field(None, description="DICOM listener; null: none runs")
     notify: NotifyConfig = Field(default_factory=NotifyConfig, description="where messages go besides the log")
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="what is kept, and for how long")
     services: ServiceSettings = Field(
@@ -102,7 +90,7 @@ def load_site(path: Path = FILE) -> SiteConfig:
 
 
 def _unknown_names(site: SiteConfig) -> list[str]:
-    kinds = {"configuration": config_names(), "policy": sorted({"default", *policy_names()})}
+    kinds = {"configuration": config_names(), "policy": policy_names()}
     problems = []
     for key, names in kinds.items():
         name = getattr(site, key)

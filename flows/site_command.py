@@ -95,11 +95,21 @@ def _public(name: str, value: Any) -> Any:
         return [_public(name, item) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    if _SECRET.search(name) and not name.endswith("_file"):
+    if _SECRET.search(name) and not name.endswith(("_file", "_variable")):
         return _HIDDEN
-    if "webhook" in name:  # whoever has the address may post to it
+    if name == "url":  # of a webhook: whoever has the address may post to it
         return re.sub(r"^(https?://[^/]+/).*$", rf"\1{_HIDDEN}", value)
     return _USER_PART.sub(rf"\1:{_HIDDEN}@", value)
+
+
+def _example(kind: "type[BaseModel]", indent: str) -> Iterator[str]:
+    """YAML of a part that is not used: defaults, and … where a value must be given."""
+    values = {
+        name: "…" if field.is_required() else field.get_default(call_default_factory=True)
+        for name, field in kind.model_fields.items()
+    }
+    model: BaseModel = kind.model_construct(None, **values)
+    yield from _lines(model, indent, hide=False)
 
 
 def _lines(model: "BaseModel", indent: str, *, hide: bool) -> Iterator[str]:
@@ -121,10 +131,12 @@ def _lines(model: "BaseModel", indent: str, *, hide: bool) -> Iterator[str]:
             continue
         value = _public(name, _plain(value)) if hide else _plain(value)
         nested = isinstance(value, dict | list)
-        text = yaml.safe_dump(value if nested else {name: value}, default_flow_style=nested, width=10**6).strip()
+        text = yaml.safe_dump(
+            value if nested else {name: value}, default_flow_style=nested, width=10**6, allow_unicode=True
+        ).strip()
         yield f"{indent}{name}: {text}" if nested else f"{indent}{text}"
         if value is None and (kind := _model_of(field.annotation)):
-            yield from (f"{indent}# {line}" for line in (f"{name}:", *_lines(kind(), "  ", hide=hide)))
+            yield from (f"{indent}# {line}" for line in (f"{name}:", *_example(kind, "  ")))
 
 
 def _model_of(annotation: Any) -> "type[BaseModel] | None":

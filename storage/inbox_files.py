@@ -113,6 +113,10 @@ class InboxFiles:
         names = list(names)
         with self._database.changing():
             self._mark_items([SeenFile(folder, name, 0, 0, 0.0) for name in names])
+            self._database.many(
+                "UPDATE items SET dirty = 1 WHERE item IN (SELECT item FROM counts WHERE folder = ? AND name = ?)",
+                [(folder, name) for name in names],
+            )
             for table in ("files", "counts", "ended"):
                 self._database.many(
                     f"DELETE FROM {table} WHERE folder = ? AND name = ?", [(folder, name) for name in names]

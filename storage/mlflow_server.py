@@ -70,26 +70,6 @@ logger = logging.getLogger("prdit.tracking")
 
 
 @dataclass(frozen=True)
-class RegisteredVersion:
-    """One version of a registered model, as MLflow has it.
-
-    Attributes:
-        number: of the version.
-        run_id: that made it; empty: none is known.
-        model_id: of the logged model with its files.
-        created_ms: time, in milliseconds.
-        aliases, tags: of the version.
-    """
-
-    number: int
-    run_id: str
-    model_id: str
-    created_ms: int
-    aliases: tuple[str, ...]
-    tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class EndedRun:
     """A run that has ended.
 
@@ -115,6 +95,26 @@ class RecordedModel:
     model_id: str
     digest: str
     source_run: str
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a registered model, as MLflow has it.
+
+    Attributes:
+        number: of the version.
+        run_id: that made it; empty: none is known.
+        model_id: of the logged model with its files.
+        created_ms: time, in milliseconds.
+        aliases, tags: of the version.
+    """
+
+    number: int
+    run_id: str
+    model_id: str
+    created_ms: int
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
 
 
 class Server:

@@ -81,10 +81,13 @@ def xformers_serves(dtype: torch.dtype, head_width: int, device: torch.device) -
     return True
 
 
-@torch.compiler.assume_constant_result
 def _known_backend(requested: str, accelerated: bool) -> str:
     """`choose_backend` as a constant of compiled code."""
     return choose_backend(requested, accelerated)
+
+
+# All that `torch.compiler.assume_constant_result` does; to use it is to import torch's compiler, 1.5 s of every process.
+_known_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:

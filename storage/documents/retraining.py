@@ -5,15 +5,15 @@ from typing import ClassVar, Literal
 from storage.documents.document import Document
 from storage.documents.snapshot import Digest
 
-Outcome = Literal["", "promoted", "held", "given up"]
+Outcome = Literal["", "promoted", "held", "failed", "given up"]
 
 
 class Retraining(Document):
     """One retraining, as far as it has come; the file of the highest number counts.
 
     Attributes:
-        outcome: empty while it is under way, also after its process was killed; `given up`: its settings were changed before it
-            came to an end.
+        outcome: empty while it is under way, also after its process was killed; `failed`: its losses or samples came to nothing
+            usable; `given up`: its settings were changed before it came to an end.
         snapshot: digest of the snapshot that the challenger is trained on.
         num_volumes, num_patients: of the snapshot.
         reason: why it was begun.

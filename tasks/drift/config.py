@@ -41,6 +41,12 @@ class DriftConfig(BaseModel):
     duplicate_hu: float = Field(
         45.0, ge=0, description="RMS difference in HU on 8 mm voxels below which two volumes count as one scan"
     )
+    copy_ratio: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="of the median distance from the listed volumes, where that is less than duplicate_hu",
+    )
     copies_per_patient: int = Field(
         3, ge=1, description="volumes of one scan (kernels, say) that one patient may have; none may have two patients"
     )

@@ -31,7 +31,7 @@ class DriftVerdict:
     Attributes:
         findings: reasons to hold it; empty: it passes.
         notes: what could not be checked and why, such as a store with too few volumes to compare with.
-        picture: PNG: slices and histograms of the batch beside those of the store; no names in it.
+        picture: PNG: slices and histograms of the batch beside those of the store; no names in it; empty where nothing was found.
     """
 
     findings: tuple[Finding, ...]
@@ -104,4 +104,5 @@ def check_drift(store: VolumeStore, new: New, snapshot: Ref | None, config: Drif
     if enough:
         findings += relative_checks(batch, reference, config)
     findings += copy_checks(store, batch, listed, config)
-    return DriftVerdict(tuple(findings), tuple(notes), draw(store, batch, reference, findings))
+    picture = draw(store, batch, reference, findings) if findings else b""
+    return DriftVerdict(tuple(findings), tuple(notes), picture)

@@ -81,7 +81,7 @@ def evaluate(
         split: roles of them.
         config: how to measure.
         directory: of the artifact.
-        progress: called with (volumes read and measured, total).
+        progress: called with (volumes read and measured and sets compared, total).
         repeat_command: the command that repeats the run, for the report.
         runner: where features are computed; default: in this process.
     Raises:

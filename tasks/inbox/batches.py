@@ -35,6 +35,7 @@ from storage.sources.source import as_utf8
 from storage.sources.tables import TABLES
 from tasks.inbox.config import Timing
 from tasks.inbox.reconcile import look
+from tasks.run.fanout import Pool
 
 _NO_LINKS = {
     errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL,
@@ -49,7 +50,9 @@ _MAX_TABLE = 256 << 20
 logger = logging.getLogger("prdit.inbox")
 
 
-def take_batch(ledger: Ledger, inbox: Path, *, max_series: int = 1000, timing: Timing | None = None) -> Batch | None:
+def take_batch(
+    ledger: Ledger, inbox: Path, *, max_series: int = 1000, timing: Timing | None = None, pool: Pool | None = None
+) -> Batch | None:
     """The batch to ingest next: an open one that an ended process left, else a new one of every complete series not taken yet.
 
     Args:
@@ -57,6 +60,7 @@ def take_batch(ledger: Ledger, inbox: Path, *, max_series: int = 1000, timing: T
         inbox: folder; its files are linked, never moved or changed.
         max_series: in one batch.
         timing: when things count as whole, for the look at the inbox before a new batch.
+        pool: where that look reads files; default: a process that ends with it.
     Returns: None where nothing is complete.
     Raises:
         SourceError: the inbox is not there, and no batch is open.
@@ -67,7 +71,7 @@ def take_batch(ledger: Ledger, inbox: Path, *, max_series: int = 1000, timing: T
         for batch in ledger.batches("open"):
             if _linked(ledger, inbox, batch.number):
                 return ledger.batch(batch.number)
-        look(ledger, inbox, timing)
+        look(ledger, inbox, timing, pool=pool)
         while new := ledger.new_batch(max_series):
             if _linked(ledger, inbox, new.number):
                 return ledger.batch(new.number)

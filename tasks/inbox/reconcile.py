@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -65,7 +65,14 @@ class Look:
         return self.num_unread == 0 and self.num_arriving == 0
 
 
-def look(ledger: Ledger, inbox: Path, timing: Timing | None = None, *, clock: Callable[[], float] = time.time) -> Look:
+def look(
+    ledger: Ledger,
+    inbox: Path,
+    timing: Timing | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    pool: Pool | None = None,
+) -> Look:
     """Bring the ledger up to date with its inbox; looks of several processes take turns.
 
     Args:
@@ -73,6 +80,7 @@ def look(ledger: Ledger, inbox: Path, timing: Timing | None = None, *, clock: Ca
         inbox: folder; it is only read.
         timing: when things count as whole.
         clock: Unix time.
+        pool: where files are read; default: a process that ends with the look.
     Raises:
         SourceError: the inbox is not there, or cannot be listed; nothing was changed.
         StorageError: the ledger cannot be read or written.
@@ -82,7 +90,9 @@ def look(ledger: Ledger, inbox: Path, timing: Timing | None = None, *, clock: Ca
     with locked(ledger.folder / "look.lock"):
         began = clock()  # of what happens while files are read nothing is known, however long that takes
         walked = _Walk(ledger, inbox, clock)
-        num_read = _read_files(ledger, inbox, began - timing.settle_s)
+        with ExitStack() as stack:
+            readers = pool or stack.enter_context(reading_pool())
+            num_read = _read_files(ledger, inbox, began - timing.settle_s, readers)
         ledger.files.refresh(clock())
         _judge(ledger, timing, began, walked.active(began - timing.quiet_s))
         counts = ledger.counts()
@@ -158,20 +168,24 @@ class _Walk:
         return now
 
 
-def _read_files(ledger: Ledger, inbox: Path, settled: float) -> int:
+def reading_pool() -> Pool:
+    """A process, started when it is first needed, that reads files within limits."""
+    return Pool(memory_mb=_MEMORY_MB)
+
+
+def _read_files(ledger: Ledger, inbox: Path, settled: float, pool: Pool) -> int:
     """Read the files that have settled; what each is part of is recorded."""
     num_read = 0
-    with Pool(memory_mb=_MEMORY_MB) as pool:
-        while unread := ledger.files.unread(settled):
-            done: list[SeenFile] = []
-            for seen, read in _facts(pool, inbox, ledger.database.secret, unread):
-                done.append(_placed(ledger, inbox, seen, read))
-            with ledger.database.changing():
-                ledger.files.record(done)
-                for seen in done:
-                    if header := _DETACHED.fullmatch(seen.name):  # its file of voxels may have come first
-                        ledger.files.read_again(seen.folder, header[1])
-            num_read += len(done)
+    while unread := ledger.files.unread(settled):
+        done: list[SeenFile] = []
+        for seen, read in _facts(pool, inbox, ledger.database.secret, unread):
+            done.append(_placed(ledger, inbox, seen, read))
+        with ledger.database.changing():
+            ledger.files.record(done)
+            for seen in done:
+                if header := _DETACHED.fullmatch(seen.name):  # its file of voxels may have come first
+                    ledger.files.read_again(seen.folder, header[1])
+        num_read += len(done)
     return num_read
 
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from storage.errors import DamagedArtifactError, StorageError, VersionError
 from storage.inbox_ledger import Ledger
 from tasks.inbox.batches import remove_finished
 from tasks.inbox.config import Timing
-from tasks.inbox.reconcile import Look, look
+from tasks.inbox.reconcile import Look, look, reading_pool
+from tasks.run.heartbeat import beat
 
 _DEBOUNCE_MS = 2000
 _POLL_MS = 1000
-Arrived = Callable[[int, int], None]
+Arrived = Callable[[int, int], bool]
+_NOTHING_SAID = (-1, -1)
 logger = logging.getLogger("prdit.inbox")
 
 
@@ -54,7 +56,8 @@ def watch(
         ledger: of this inbox.
         inbox: folder; it is only read.
         arrived: called with the numbers of complete series that wait and of open batches, when there are any: when the numbers
-            change, and again every few minutes, for what it tells may get lost. An exception of it is logged.
+            change, and again every few minutes, for what it tells may get lost. Where it returns False, or raises, it is called
+            again at the next look.
         timing: when things count as whole.
         pace: how often it works.
         stop: ends it.
@@ -64,24 +67,30 @@ def watch(
     wake = _Wake(inbox, stop, events=pace.events)
     said: tuple[tuple[int, int], float] = ((0, 0), 0.0)
     trouble = ""
-    while not stop.is_set():
-        wake.renew()
-        found: Look | None = None
-        try:
-            found = look(ledger, inbox, timing)
-            remove_finished(ledger)
-            said = _say(ledger.waiting(), said, arrived, pace)
-        except (DamagedArtifactError, VersionError):
-            raise
-        except (StorageError, OSError) as error:
-            if str(error) != trouble:  # once, not every minute
-                logger.warning("%s The watcher tries again every %.0f s.", error, pace.look_s)
-            trouble = str(error)
-        else:
-            if trouble:
-                logger.info("the inbox and its ledger can be used again")
-            trouble = ""
-        wake.wait(pace.look_s if found is None or found.settled else pace.soon_s)
+    with ExitStack() as stack:
+        pool = stack.enter_context(reading_pool())
+        while not stop.is_set():
+            beat()
+            wake.renew()
+            found: Look | None = None
+            try:
+                found = look(ledger, inbox, timing, pool=pool)
+                remove_finished(ledger)
+                said = _say(ledger.waiting(), said, arrived, pace)
+            except (DamagedArtifactError, VersionError):
+                raise
+            except (StorageError, OSError) as error:
+                if str(error) != trouble:  # once, not every minute
+                    logger.warning("%s The watcher tries again every %.0f s.", error, pace.look_s)
+                trouble = str(error)
+            else:
+                if trouble:
+                    logger.info("the inbox and its ledger can be used again")
+                trouble = ""
+            if found is None or found.settled:  # the process that reads has nothing to do for long
+                stack.close()
+                pool = stack.enter_context(reading_pool())
+            wake.wait(pace.look_s if found is None or found.settled else pace.soon_s)
 
 
 def _say(
@@ -95,12 +104,13 @@ def _say(
     if waiting == before and now - when < pace.again_s:
         return said
     try:
-        arrived(*waiting)
+        done = arrived(*waiting)
     except Exception as error:  # noqa: BLE001 - whatever a server does, the watcher goes on
-        logger.warning("arrived scans could not be reported (%s); tried again at the next look", type(error).__name__)
-        return (-1, -1), now
-    logger.info("%d complete series and %d open batches wait", *waiting)
-    return waiting, now
+        logger.warning("arrived scans could not be reported (%s)", type(error).__name__)
+        done = False
+    if done:
+        logger.info("%d complete series and %d open batches wait; said so", *waiting)
+    return (waiting if done else _NOTHING_SAID), now
 
 
 class _Wake:

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_DAY_S = 86400
+
 
 class RetentionConfig(BaseModel):
     """What maintenance keeps. The champion, every version with an alias and all that these were made from stay in any case."""
@@ -21,11 +23,6 @@ class RetentionConfig(BaseModel):
         description="checkpoints and samples of challengers that were held are removed when they were not used for this many "
         "days, though a run that is kept made them",
     )
-    batch_days: float = Field(
-        30.0,
-        ge=0,
-        description="folders of links of batches that were listed or rejected are removed after this many days",
-    )
     log_days: float = Field(
         90.0,
         ge=0,
@@ -35,10 +32,22 @@ class RetentionConfig(BaseModel):
         90.0,
         ge=1,
         description="flow runs of the Prefect server, and ended runs of the MLflow server that no kept model version comes "
-        "from, are removed after this many days; events of the Prefect server after 7",
+        "from, are removed after this many days",
     )
+    trash_days: float = Field(
+        7.0, ge=0, description="what is in MLflow's trash is removed for good after this many days, whoever deleted it"
+    )
+    event_days: float = Field(7.0, ge=1, description="events of the Prefect server are removed after this many days")
     min_free_gb: float = Field(
         5.0,
         ge=0,
         description="with less free disk, maintenance removes what it may at once, and no flow starts work that writes",
     )
+
+    def prefect_environment(self) -> dict[str, str]:
+        """Settings by which a Prefect server of 3.8 removes old flow runs, their logs and events by itself."""
+        return {
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": f"{self.server_days * _DAY_S:.0f}",
+            "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"{self.event_days * _DAY_S:.0f}",
+        }

@@ -1,4 +1,4 @@
-"""What an installation need not keep any more, by policy: stages, samples, batches, records. Nothing here touches a store.
+"""What an installation need not keep any more, by policy: stages, samples, records. Nothing here touches a store.
 
 Which checkpoints stay is decided by the registered model's aliases and the recorded decisions. While MLflow does not answer, every
 checkpoint that a decision names stays.
@@ -16,14 +16,12 @@ from pathlib import Path
 from storage.documents.promotion import Decision
 from storage.documents.run_record import RunDocument
 from storage.files import naming_path
-from storage.inbox_ledger import Batch
 from storage.registry import ModelVersion
 from tasks.maintain.config import RetentionConfig
 from tasks.prune.plan import Checkpoints, StageDirectory, plan
 
 _DAY_S = 86400.0
 _RUNS, _MODELS = "runs", "models"
-_ENDED = ("listed", "rejected")
 logger = logging.getLogger("prdit.retention")
 
 
@@ -85,23 +83,16 @@ def stages(workdir: Path, config: RetentionConfig, which: Checkpoints) -> list[S
     return [row for row in rows if row.removable]
 
 
-def old_batches(batches: Iterable[Batch], config: RetentionConfig) -> list[Old]:
-    """Folders of links of batches that need nothing any more; the ledger remembers the batches themselves."""
-    found = []
-    for batch in batches:
-        if batch.state in _ENDED and batch.folder.is_dir() and _age_days(batch.created) >= config.batch_days:
-            found.append(Old("batch", batch.folder, _size(batch.folder), f"batch {batch.number} was {batch.state}"))
-    return found
-
-
-def old_records(workdir: Path, errors: Path, config: RetentionConfig) -> list[Old]:
+def old_records(workdir: Path, errors: Path, config: RetentionConfig, which: Checkpoints) -> list[Old]:
     """Records of runs beyond the newest, tracebacks of faults, and models fetched from MLflow, each unused for long.
 
     Args:
         workdir: working folder.
         errors: folder of the tracebacks.
         config: what is kept.
+        which: checkpoints that stay.
     """
+    stay = {digest.removeprefix("sha256:") for digest in which.kept}
     runs = sorted((path.parent for path in (workdir / _RUNS).glob(f"*/{RunDocument.NAME}")), reverse=True)
     began = sorted(path for path in (workdir / _RUNS).glob("*") if path.is_dir() and path not in runs)
     places = [("record of a run", path) for path in [*runs[config.keep_runs :], *began]]
@@ -114,7 +105,7 @@ def old_records(workdir: Path, errors: Path, config: RetentionConfig) -> list[Ol
     found += [
         Old("model fetched from MLflow", path, _size(path), f"not used for {config.keep_days:g} days")
         for path in sorted((workdir / _MODELS).glob("[!.]*"))
-        if path.is_dir() and _unused_days(path) >= config.keep_days
+        if path.is_dir() and path.name not in stay and _unused_days(path) >= config.keep_days
     ]
     return found
 

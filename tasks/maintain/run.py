@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.documents.promotion import Decision
 from storage.documents.provenance import Provenance
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError
 from storage.files import remove_leftovers
-from storage.inbox_ledger import Batch
-from storage.numbered import Numbered
+from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion
+from tasks.inbox.batches import remove_finished
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import free_bytes
-from tasks.maintain.retention import Old, checkpoints, old_batches, old_records, remove_old, stages
+from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, stages
 from tasks.maintain.verify import verify_store
 from tasks.prune.plan import Checkpoints, StageDirectory, plan
 from tasks.prune.remove import remove_all
+from tasks.retrain.decisions import decisions
 from tasks.run.progress import Advance
 
 LINEAGE = "lineage"  # in the working folder
@@ -41,7 +41,6 @@ class Installation:
         services: state of the local services.
         arrivals: ledger and batches.
         errors: reports of faults.
-        batches: of the ledger.
         versions: of the registered model; None while MLflow does not answer.
     """
 
@@ -50,18 +49,11 @@ class Installation:
     services: Path
     arrivals: Path
     errors: Path
-    batches: Sequence[Batch] = ()
     versions: Sequence[ModelVersion] | None = None
-
-    @property
-    def decisions(self) -> list[Decision]:
-        """All decisions about champion and challenger, oldest first. Raises: StorageError: one is damaged."""
-        steps = Numbered(self.workdir / "decisions", Decision)
-        return [steps.read(number) for number in steps.numbers()]
 
     def checkpoints(self, config: RetentionConfig) -> Checkpoints:
         """Which checkpoints are kept whatever their age, and which were given up."""
-        return checkpoints(self.decisions, self.versions, config)
+        return checkpoints(decisions(self.workdir / "decisions"), self.versions, config)
 
 
 def verify(store: Path, notes: list[str], progress: Advance | None = None) -> tuple[int | None, list[Damage]]:
@@ -124,9 +116,10 @@ def keep_lineage(workdir: Path, rows: Iterable[StageDirectory]) -> None:
 
 
 def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:
-    old = [*old_batches(place.batches, config), *old_records(place.workdir, place.errors, config)]
     leftovers = remove_leftovers(place.workdir, below=True) if place.workdir.is_dir() else []
-    removed = _counted(remove_old(old))
+    removed = _counted(remove_old(old_records(place.workdir, place.errors, config, place.checkpoints(config))))
+    if (place.arrivals / "ledger.sqlite").exists() and (count := remove_finished(Ledger(place.arrivals))):
+        removed.append(Removal(what="folder of a finished batch", count=count, size_bytes=0))
     if leftovers:
         removed.append(Removal(what="temporary file of an ended process", count=len(leftovers), size_bytes=0))
     return removed

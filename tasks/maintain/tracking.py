@@ -16,7 +16,6 @@ from storage.documents.run_record import RunDocument
 from storage.mlflow_server import EndedRun, RecordedModel, Server
 
 _DAY_MS = 86_400_000
-_PER_CALL = 200  # ids on one command line
 _GC_S = 1800.0
 
 
@@ -74,48 +73,33 @@ def _root(ended: dict[str, EndedRun], run_id: str) -> str:
     return run_id
 
 
-def remove_runs(server: Server, old: OldRuns, backend: str | None, artifacts: str | None) -> str:
-    """Delete runs and models on the server, and for good where its database is within reach.
-
-    Args:
-        server: of the runs.
-        old: what is to go.
-        backend: address of the server's database; None: out of reach.
-        artifacts: where the server keeps artifacts; None: where its runs say.
-    Returns: what could not be done; empty where all is gone.
-    Raises: ServerAwayError, RefusedError.
-    """
+def trash(server: Server, old: OldRuns) -> None:
+    """Mark models and runs as deleted: they are in MLflow's trash. Raises: ServerAwayError, RefusedError."""
     for model_id in old.models:
         server.delete_model(model_id)
     for run_id in old.runs:
         server.delete_run(run_id)
-    if not old.runs:
-        return ""
-    if backend is None:
-        return (
-            f"{len(old.runs)} old runs of MLflow are in its trash, but its database is not within reach of this machine: call "
-            "`mlflow gc` beside it to remove them for good"
-        )
-    for start in range(0, len(old.runs), _PER_CALL):
-        runs = old.runs[start : start + _PER_CALL]
-        if problem := _collect(server.uri, backend, artifacts, "--run-ids", runs):
-            return problem
-    for start in range(0, len(old.models), _PER_CALL):
-        if problem := _collect(
-            server.uri, backend, artifacts, "--logged-model-ids", old.models[start : start + _PER_CALL]
-        ):
-            return problem
-    return ""
 
 
-def _collect(uri: str, backend: str, artifacts: str | None, which: str, ids: tuple[str, ...]) -> str:
-    """Call `mlflow gc`, which works on the database itself; returns what it complained about."""
-    command = [sys.executable, "-m", "mlflow", "gc", which, ",".join(ids), "--tracking-uri", uri]
+def empty_trash(uri: str, backend: str, artifacts: str | None, days: float) -> str:
+    """Remove for good what is in MLflow's trash for some days, whoever deleted it; `mlflow gc` works on the database itself.
+
+    Args:
+        uri: tracking address of the server, which knows the artifacts.
+        backend: address of its database.
+        artifacts: where it keeps artifacts; None: where its runs say.
+        days: in the trash.
+    Returns: what it complained about; empty where it did not.
+    """
+    command = [sys.executable, "-m", "mlflow", "gc", "--older-than", f"{days:g}d", "--tracking-uri", uri]
     if artifacts:
         command += ["--artifacts-destination", artifacts]
-    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": backend, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment["MLFLOW_TRACKING_URI"] = uri
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GC_S, check=False)
+    # It takes the database from here while the option names the server: a password does not stand on a command line.
+    environment = os.environ | {"MLFLOW_TRACKING_URI": backend, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GC_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"`mlflow gc` did not end within {_GC_S:.0f} s; the next maintenance goes on"
     if done.returncode == 0:
         return ""
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]

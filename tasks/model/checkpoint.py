@@ -108,6 +108,21 @@ class CheckpointInfo:
         return self.view.voxel_mm(self.spacing_mm)
 
 
+def differences(one: CheckpointInfo, other: CheckpointInfo) -> dict[str, tuple[Any, Any]]:
+    """What two checkpoints differ in besides their weights: values of both by key, such as `model.depth` and `view.size`."""
+    here, there = _described(one), _described(other)
+    return {key: (here.get(key), there.get(key)) for key in (here | there) if here.get(key) != there.get(key)}
+
+
+def _described(info: CheckpointInfo) -> dict[str, Any]:
+    """What a checkpoint is, flat; the parts of model, process, window and view one by one."""
+    process = None if info.process is None else info.process.to_dict()
+    nested = {"model": info.model, "process": process, "window": asdict(info.window), "view": info.view.model_dump()}
+    parts = {f"{name}.{key}": value for name, values in nested.items() for key, value in (values or {}).items()}
+    labels = {"label_column": info.label_column, "label_values": info.label_values}
+    return {"family": info.family, "spacing_mm": info.spacing_mm, "axes": info.axes} | labels | parts
+
+
 def load_info(checkpoint: Ref) -> CheckpointInfo:
     """Family, model, process, window and view of a checkpoint, without its weights.
 

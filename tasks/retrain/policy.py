@@ -54,6 +54,13 @@ class RetrainPolicy(BaseModel):
         lt=1,
         description="a challenger whose share of copies of training volumes is above this beyond noise is held; null: no limit",
     )
+    min_anatomy_share: float | None = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="a first champion needs this share of samples that could be a chest: held where it has fewer beyond noise; "
+        "null: no limit",
+    )
     drift: DriftConfig = Field(
         default_factory=DriftConfig, description="limits of the gate that new scans have to pass"
     )

@@ -1,15 +1,12 @@
 """A training that begins with the weights of an earlier one like it, instead of fresh ones."""
 
-from dataclasses import asdict
-from typing import Any
-
 import torch
 from torch import nn
 
 from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.errors import InputError, as_input_error
-from tasks.model.checkpoint import CheckpointInfo, load_info, load_state
+from tasks.model.checkpoint import CheckpointInfo, differences, load_info, load_state
 
 _REMEDY = "Train from scratch instead: `start: scratch` in the policy of retraining."
 
@@ -27,16 +24,11 @@ def check_initial(initial: Ref, info: CheckpointInfo) -> None:
     if initial.kind != "checkpoint":
         raise InputError(f"A training begins with the weights of a checkpoint, got a {initial.kind} at {initial.uri}.")
     known = load_info(initial)
-    there, here = _described(known), _described(info)
-    lines = [
-        f"{key}: {there.get(key)} there, {here.get(key)} here"
-        for key in here | there
-        if there.get(key) != here.get(key)
-    ]
-    if lines:
+    found = differences(known, info)
+    if found:
         raise InputError(
             f"The training cannot begin with the weights of the checkpoint at {initial.uri}, which differs in\n  "
-            + "\n  ".join(lines)
+            + "\n  ".join(f"{key}: {there} there, {here} here" for key, (there, here) in found.items())
             + f"\n{_REMEDY}"
         )
 
@@ -60,12 +52,3 @@ def continue_from(module: nn.Module, initial: Ref) -> None:
     parameters = dict(module.named_parameters())
     for name, value in frozen.items():
         parameters[name].copy_(value)
-
-
-def _described(info: CheckpointInfo) -> dict[str, Any]:
-    """What must be equal, by key; the parts of models, processes, windows and views one by one."""
-    process = None if info.process is None else info.process.to_dict()
-    nested = {"model": info.model, "process": process, "window": asdict(info.window), "view": info.view.model_dump()}
-    parts = {f"{name}.{key}": value for name, values in nested.items() for key, value in (values or {}).items()}
-    labels = {"label_column": info.label_column, "label_values": info.label_values}
-    return {"family": info.family, "spacing_mm": info.spacing_mm, "axes": info.axes} | labels | parts

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests import namespaces, slurm
 from tests.drills import (
+    arrivals,
     at_once,
     browser,
     corpus,
@@ -22,12 +23,14 @@ from tests.drills import (
     kill_training,
     lost_hosts,
     memorisation,
+    queue,
     sampling,
     slurm_losses,
     slurm_pipeline,
     store_damage,
     torch_versions,
     tracking_away,
+    zombies,
 )
 
 if __name__ == "__main__":
@@ -43,6 +46,7 @@ if __name__ == "__main__":
         "forgetting": forgetting.run,
         "store_damage": store_damage.run,
         "at_once": at_once.run,
+        "arrivals": arrivals.run,
         "browser": partial(browser.run, shots=shots),
         "lost_hosts": lambda folder, _: {"missing": why} if (why := namespaces.missing()) else lost_hosts.run(folder),
         "slurm_losses": lambda folder, _: {"missing": why} if (why := slurm.missing()) else slurm_losses.run(folder),
@@ -51,6 +55,8 @@ if __name__ == "__main__":
         ),
         "tracking_away": tracking_away.run,
         "memorisation": memorisation.run,
+        "queue": lambda folder, _: queue.run(folder, 5),
+        "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

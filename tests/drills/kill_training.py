@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from storage.artifacts import Ref
 from storage.checkpoints import ResumeStates, load_tensors
@@ -18,6 +17,7 @@ from tasks.run.stage import StageRun
 from tasks.train.launch import launch
 from tasks.train.spec import RESUME_STATES, TrainSpec
 from tests.factories import global_config, local_config, make_data, train_spec, trained
+from tests.processes import descendants, kill
 
 MOMENTS = ("any time", "while a state is written", "just after a rename")
 _LATEST_S = 8.0
@@ -115,13 +115,11 @@ class _Killer:
             time.sleep(0.0005)
 
     def _kill(self, moment: str) -> None:
-        tree = psutil.Process().children(recursive=True)
-        ranks = [process for process in tree if "tasks.train" in process.cmdline()]
+        tree, ranks = descendants(), descendants(None, "tasks.train ")
         if not ranks:
             return
         everything = self._chance.random() < 0.5
-        for process in tree if everything else [self._chance.choice(ranks)]:
-            process.kill()
+        kill(tree if everything else [self._chance.choice(ranks)])
         self._launcher_gone = everything
         self._hits[f"{moment}, {'all processes' if everything else 'one rank'}"] += 1
 

@@ -17,8 +17,9 @@ from typing import Any
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.launchers.launcher import request_stop, run_job
 from tests.namespaces import Host, hosts
+from tests.processes import wait_for
 from tests.unit.tasks.launchers.dask_processes import dask_cluster
-from tests.unit.tasks.launchers.jobs import Toys, wait_for
+from tests.unit.tasks.launchers.jobs import Toys
 
 TIMEOUT_S = 20.0
 BACK_S = 60.0

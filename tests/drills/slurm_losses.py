@@ -16,8 +16,9 @@ from typing import Any
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.launchers.launcher import run_job
 from tasks.run.launchers.process import node_environment
+from tests.processes import wait_for
 from tests.slurm import Slurm, slurm_cluster
-from tests.unit.tasks.launchers.jobs import TOY, Toys, wait_for
+from tests.unit.tasks.launchers.jobs import TOY, Toys
 
 _LAUNCH = """
     import sys

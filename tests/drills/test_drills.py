@@ -1,12 +1,14 @@
 """Each drill once, at its smallest size; `make drills` runs them longer."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.drills import (
+    arrivals,
     at_once,
     browser,
     damaged_states,
@@ -16,13 +18,16 @@ from tests.drills import (
     kill_training,
     lost_hosts,
     memorisation,
+    queue,
     sampling,
     slurm_losses,
     slurm_pipeline,
     store_damage,
     torch_versions,
     tracking_away,
+    zombies,
 )
+from tests.drills.deployed import Deployed, deployed
 from tests.namespaces import skip_without_namespaces
 from tests.parity.location import REPOSITORY
 from tests.slurm import skip_without_slurm
@@ -43,6 +48,13 @@ def test_store_damage(tmp_path: Path) -> None:
 
 def test_at_once(tmp_path: Path) -> None:
     assert at_once.run(tmp_path, rounds=1)["stores"] == 3
+
+
+def test_arrivals(tmp_path: Path) -> None:
+    found = arrivals.run(tmp_path, rounds=3, num_series=30)
+    assert found["listed_series_in_exactly_one_batch"] == 21
+    assert found["batches"] >= 2
+    assert sum(found["killed"].values()) == 3
 
 
 def test_kill_training(tmp_path: Path) -> None:
@@ -146,3 +158,22 @@ def test_memorisation(tmp_path: Path) -> None:
     found = memorisation.run(tmp_path, rounds=1, steps=2, patients=3)
     assert found["not memorised"]["training_patients"] == 3
     assert found["not memorised"]["figures"]["copy_rate_held_out"] == 0
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    with deployed(tmp_path_factory.mktemp("deployed")) as found:
+        yield found
+
+
+@pytest.mark.e2e
+def test_queue(site: Deployed) -> None:
+    found = queue.at_once(site, 2)
+    assert (found["deployments"], found["complete"]) == (2, 2)
+
+
+@pytest.mark.e2e
+def test_zombies(site: Deployed) -> None:
+    [found] = zombies.smallest(site)["flow"]
+    assert found["crashed_s"] < zombies.LIMIT_S
+    assert found["next_complete_s"] > found["crashed_s"]

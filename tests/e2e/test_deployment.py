@@ -1,10 +1,13 @@
-"""The tiny configuration through real servers, a real worker and `prefect deployment run`; then cancellation and `prdit down`."""
+"""The tiny configuration through real servers, a real worker and `prefect deployment run`; then messages, cancel, retry, down."""
 
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +15,29 @@ import psutil
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import services as local
+from flows.automations import RETRAIN_QUEUE, crash_silent, ensure_automations
 from flows.config import load_config
+from flows.events import DEPLOYMENT, emit_arrived
+from flows.site import FILE as SITE
 from storage.files import read_json
 from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest
 from tests.factories import page_submits
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+PATIENCE_S = 300.0  # machines that run tests may be busy
 
 
 class Site:
-    """Servers, a source and a working directory."""
+    """Servers, a source, a working directory, and the messages that the site's webhook got."""
 
-    def __init__(self, root: Path, services: local.Services) -> None:
-        self.root, self.services = root, services
+    def __init__(self, root: Path, services: local.Services, messages: list[dict[str, str]]) -> None:
+        self.root, self.services, self.messages = root, services, messages
 
     def run(self, deployment: str, *flags: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
         """Start a deployment with the configuration tiny, as a person would in a shell."""
@@ -41,7 +51,7 @@ class Site:
             env=local.child_environment(self.services),
             capture_output=True,
             text=True,
-            timeout=170,
+            timeout=600,
         )
 
     def submit(self, deployment: str, **fields: Any) -> dict[str, Any]:
@@ -55,13 +65,22 @@ class Site:
         created = local.call_api(self.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)
 
         def ended() -> dict[str, Any] | None:
-            run: dict[str, Any] = local.call_api(self.services, "GET", f"/flow_runs/{created['id']}")
+            run: dict[str, Any] = self.api("GET", f"/flow_runs/{created['id']}")
             return run if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
 
-        return wait_for(ended, 120)
+        return wait_for(ended, PATIENCE_S)
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """One request, tried again while the server's database is busy."""
+
+        def answer() -> Any:
+            with suppress(local.ServiceError):
+                return (local.call_api(self.services, method, path, body),)
+
+        return wait_for(answer, 60)[0]
 
     def flow_runs(self) -> list[dict[str, Any]]:
-        found = local.call_api(self.services, "POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        found = self.api("POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
         assert isinstance(found, list)
         return found
 
@@ -71,13 +90,36 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("site")
     write_demo_data(root / "source", num_patients=3, small=True)
     folder = root / "folder"  # where runs work: a form left untouched takes `.prdit/store` of that folder
-    folder.mkdir()
-    services = local.start(root / "services")
-    try:
-        local.deploy(services, folder)
-        yield Site(root, services)
-    finally:
-        local.stop(root / "services")
+    (folder / ".prdit").mkdir(parents=True)
+    with webhook() as (url, messages):
+        (folder / SITE).write_text(yaml.safe_dump({"notify": {"least": "info", "webhook": {"url": url}}}))
+        services = local.start(root / "services")
+        try:
+            local.deploy(services, folder)
+            ensure_automations(services)
+            yield Site(root, services, messages)
+        finally:
+            local.stop(root / "services")
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server that keeps the messages that are posted to it."""
+    messages: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", messages
+        server.shutdown()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
@@ -132,6 +174,9 @@ def test_an_unknown_setting_in_the_form_is_named_on_the_runs_page(site: Site) ->
     run = site.submit("full-pipeline", overrides={"__prefect_kind": "json", "value": text})
     assert run["state_type"] == "FAILED"
     assert "recipe.local.learning_rate: unknown key. Known here: accumulation, " in run["state"]["message"]
+    assert run["run_count"] == 1  # a retry would not change it
+    message = wait_for(lambda: [one for one in site.messages if run["name"] in one["text"]], PATIENCE_S)
+    assert [(one["severity"], one["subject"]) for one in message] == [("failure", "prdit failed (ConfigError)")]
     for wrong in ({"configuration": "nothing"}, {"stage": "train"}):
         with pytest.raises(local.ServiceError):
             site.submit("full-pipeline", **wrong)
@@ -149,34 +194,116 @@ def test_a_stages_deployment_finds_what_has_run(site: Site) -> None:
     assert client.get_run(run.data.tags["prdit.cached_from"]).data.tags["prdit.stage"] == "train-local"
 
 
-def begin_training(site: Site, seed: int) -> tuple[str, list[psutil.Process], Path]:
-    """A training too long to end by itself: the flow run's id, its two ranks, the folder of its states."""
-    long = {"seed": seed, "steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
-    site.run("prdit/train-local", recipe={"local": long}, launcher={"ranks_per_node": 2})
+def test_new_scans_run_retrain_once_also_when_it_is_deployed_again(site: Site) -> None:
+    """The run is created by the server from the event; its queue is paused meanwhile, so that it waits."""
+    [queue] = [
+        item for item in site.api("POST", "/work_pools/prdit/queues/filter", {}) if item["name"] == RETRAIN_QUEUE
+    ]
+    assert queue["concurrency_limit"] == 1
+    site.api("PATCH", f"/work_pools/prdit/queues/{RETRAIN_QUEUE}", {"is_paused": True})
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", DEPLOYMENT]
+    env = {**local.child_environment(site.services), "PRDIT_HOME": str(site.root / "folder")}
+    before = site.api("POST", "/automations/filter", {})
+    subprocess.run([*command, "--prefect-file", str(local.DEPLOYMENTS)], env=env, check=True, capture_output=True)
+    ensure_automations(site.services)
+    after = site.api("POST", "/automations/filter", {})
+    assert sorted(item["name"] for item in after) == sorted(item["name"] for item in before)
+    assert len({item["name"] for item in after}) == len(after) == 3
 
-    def ranks() -> list[psutil.Process]:
-        found = [p for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()]
-        return found if len(found) == 2 else []
+    deployment = site.api("GET", f"/deployments/name/{DEPLOYMENT}")
+    mine = {"deployments": {"id": {"any_": [deployment["id"]]}}}
+    with temporary_settings({PREFECT_API_URL: site.services.prefect_api_url}):
+        assert emit_arrived(2, 0)
+        [run] = wait_for(lambda: site.api("POST", "/flow_runs/filter", mine), PATIENCE_S)
+        assert emit_arrived(3, 0)  # a run waits, so no event is needed
+    site.api("DELETE", f"/flow_runs/{run['id']}")
+    site.api("PATCH", f"/work_pools/prdit/queues/{RETRAIN_QUEUE}", {"is_paused": False})
+    assert set(run["tags"]) >= {"prdit", "retrain"}
+    assert run["work_queue_name"] == RETRAIN_QUEUE
+    arrived = {"filter": {"event": {"name": ["prdit.scans.arrived"]}}}
+    assert [event["payload"] for event in site.api("POST", "/events/filter", arrived)["events"]] == [
+        {"num_series": 2, "num_batches_open": 0}
+    ]
 
-    found = wait_for(ranks, 60)
-    scratch = Path(found[0].cmdline()[-2]).parent
-    metrics = scratch / "metrics.jsonl"
-    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 2, 60)
-    return site.flow_runs()[0]["id"], found, scratch / "checkpoints"
+
+def test_a_run_whose_process_says_nothing_is_crashed_and_one_that_never_starts_is_scheduled_again(site: Site) -> None:
+    """Runs without any process, set to the states in which a killed process or worker leaves them."""
+    deployment = site.api("GET", "/deployments/name/prdit/split")
+
+    def left_in(state: str) -> str:
+        later = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
+        run_id = str(site.api("POST", f"/deployments/{deployment['id']}/create_flow_run", later)["id"])
+        site.api("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": state}, "force": True})
+        return run_id
+
+    ensure_automations(site.services, silence_s=2.0)
+    site.api("PATCH", "/work_pools/prdit", {"is_paused": True})
+    try:
+        silent, stuck = left_in("RUNNING"), left_in("PENDING")
+
+        def state(run_id: str) -> dict[str, Any]:
+            found: dict[str, Any] = site.api("GET", f"/flow_runs/{run_id}")["state"]
+            return found
+
+        wait_for(lambda: state(silent)["type"] == "CRASHED", PATIENCE_S)
+        assert (
+            state(silent)["message"]
+            == "No heartbeat: the process of this run died. Retry goes on from the last checkpoint."
+        )
+        wait_for(lambda: state(stuck)["type"] == "SCHEDULED", PATIENCE_S)
+        assert state(stuck)["message"] == "It did not start in time: scheduled again."
+        site.api("DELETE", f"/flow_runs/{stuck}")
+        lost = left_in("RUNNING")  # and the event of it was lost: asked when deployments are registered
+        assert crash_silent(site.services, silence_s=0.0) == [lost]
+        assert state(lost)["type"] == "CRASHED"
+    finally:
+        site.api("PATCH", "/work_pools/prdit", {"is_paused": False})
+        ensure_automations(site.services)
 
 
-def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> None:
-    run_id, ranks, checkpoints = begin_training(site, seed=1)
-    local.call_api(
-        site.services, "POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    )
-    wait_for(lambda: not any(rank.is_running() for rank in ranks), 60)
-    assert len(list(checkpoints.glob("step-*"))) == 1
+class Training:
+    """A training too long to end by itself: its flow run, its two ranks, the folder of its states, and what it has logged."""
+
+    def __init__(self, site: Site) -> None:
+        self.run_id = site.flow_runs()[0]["id"]
+
+        def ranks() -> list[psutil.Process]:
+            found = [p for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()]
+            return found if len(found) == 2 else []
+
+        self.ranks = wait_for(ranks, PATIENCE_S)
+        self.scratch = Path(self.ranks[0].cmdline()[-2]).parent
+        wait_for(lambda: len(self.logged()) > 2, PATIENCE_S)
+
+    @classmethod
+    def begin(cls, site: Site) -> "Training":
+        long = {"seed": 1, "steps": 100_000, "val_every": 100_000, "checkpoint_every": 100_000}
+        site.run("prdit/train-local", recipe={"local": long}, launcher={"ranks_per_node": 2})
+        return cls(site)
+
+    def logged(self) -> list[str]:
+        path = self.scratch / "metrics.jsonl"
+        return path.read_text().splitlines() if path.is_file() else []
+
+    def saved(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in self.scratch.glob("checkpoints/step-*"))
+
+
+@pytest.fixture(scope="module")
+def cancelled(site: Site) -> Training:
+    """A training that was cancelled in the page."""
+    training = Training.begin(site)
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    site.api("POST", f"/flow_runs/{training.run_id}/set_state", state)
+    wait_for(lambda: not any(rank.is_running() for rank in training.ranks), PATIENCE_S)
+    return training
+
+
+def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site, cancelled: Training) -> None:
+    assert len(cancelled.saved()) == 1
+    run = site.api("GET", f"/flow_runs/{cancelled.run_id}")
     state = wait_for(
-        lambda: (
-            (s := local.call_api(site.services, "GET", f"/flow_runs/{run_id}")["state"])["type"] != "CANCELLING" and s
-        ),
-        60,
+        lambda: (s := site.api("GET", f"/flow_runs/{run['id']}")["state"])["type"] != "CANCELLING" and s, 60
     )
     assert state["type"] in ("CANCELLED", "CRASHED")
     worker = (site.services.state_dir / "logs" / "worker.log").read_text()
@@ -187,17 +314,28 @@ def test_cancelling_the_flow_run_stops_and_saves_the_training(site: Site) -> Non
     assert record["error"]
     client = MlflowClient(site.services.mlflow_url)
     assert client.get_run(record["mlflow_run_id"]).info.status == "KILLED"
+    said = [one["subject"] for one in site.messages if run["name"] in one["text"]]
+    assert said in (["prdit was cancelled"], ["prdit crashed"])
 
 
-def test_down_saves_the_training_and_ends_everything(site: Site) -> None:
-    run_id, ranks, checkpoints = begin_training(site, seed=2)
+def test_a_retry_goes_on_from_the_saved_step_and_down_saves_it_again(site: Site, cancelled: Training) -> None:
+    [step], logged = cancelled.saved(), cancelled.logged()
+    retry = [sys.executable, "-m", "prefect", "--no-prompt", "flow-run", "retry", cancelled.run_id]
+    subprocess.run(retry, env=local.child_environment(site.services), check=True, capture_output=True)
+    wait_for(lambda: len(cancelled.logged()) > len(logged) + 2, PATIENCE_S)
+    assert site.api("GET", f"/flow_runs/{cancelled.run_id}")["run_count"] == 2
+
     members = {process.pid for process in local._started(site.services.state_dir)}
-    assert {rank.pid for rank in ranks} <= members
-    assert set(local.stop(site.services.state_dir)) == members
+    ranks = {p.pid for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()}
+    assert len(ranks) == 2
+    assert set(local.stop(site.services.state_dir)) == members | ranks
     assert [pid for pid in members if psutil.pid_exists(pid)] == []
-    assert len(list(checkpoints.glob("step-*"))) == 1
+    assert cancelled.saved()[-1] > step
+    steps = [json.loads(line)["step"] for line in cancelled.logged()]
+    assert cancelled.logged()[: len(logged)] == logged  # nothing was begun anew
+    assert steps == sorted(set(steps))
     site.services = local.start(
         site.services.state_dir
     )  # the history is the same; the run had time to say how it ended
-    state = local.call_api(site.services, "GET", f"/flow_runs/{run_id}")["state"]
+    state = site.api("GET", f"/flow_runs/{cancelled.run_id}")["state"]
     assert state["type"] in ("CANCELLED", "CRASHED", "FAILED"), state

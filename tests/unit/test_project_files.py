@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from flows.services import DEPLOYMENTS, WORK_POOL
+from flows.services import DEPLOYMENTS
 from flows.stages import stage_names
 from tests.constraints import canonical, installed_closure
 from tests.licences import core_licences, is_copyleft, listed
@@ -104,15 +104,18 @@ def test_the_checkouts_deployments_are_the_installed_ones(repository: Path) -> N
     assert (repository / "prefect.yaml").read_text() == DEPLOYMENTS.read_text()
 
 
-def test_deployments_are_the_flow_with_another_stage() -> None:
-    """`full-pipeline`, and one of every stage; the flow's own defaults are what the form shows but for the stage."""
+def test_stages_are_the_pipeline_with_another_end() -> None:
+    """One deployment per stage; the flow's own defaults are what the form shows but for the stage."""
     content = yaml.safe_load(DEPLOYMENTS.read_text())
-    names = [item["name"] for item in content["deployments"]]
-    assert names == ["full-pipeline", *stage_names()]
-    for item in content["deployments"]:
-        assert item["entrypoint"] == "flows.pipeline.pipeline"  # a path of modules: in a checkout and installed
-        assert item.get("parameters", {}) == ({} if item["name"] == "full-pipeline" else {"stage": item["name"]})
-        assert item["work_pool"]["name"] == WORK_POOL
+    stages = [item for item in content["deployments"] if "stage" in item["tags"]]
+    assert [item["name"] for item in stages] == list(stage_names())
+    assert all(item["parameters"] == {"stage": item["name"]} for item in stages)
+    for item in content["deployments"]:  # entry points are paths of modules: in a checkout and installed
+        assert item["entrypoint"] in (
+            "flows.pipeline.pipeline",
+            "flows.retrain.retrain",
+            "flows.maintenance.maintenance",
+        )
     assert content["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PRDIT_HOME }}"}}]
 
 

@@ -9,8 +9,10 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.schema_tools.hydration import HydrationContext, hydrate
 
 from flows import pipeline
+from flows.automations import RETRAIN_QUEUE
 from flows.config import PipelineConfig, as_parameters, config_names, from_parameters, load_config
-from flows.services import DEPLOYMENTS
+from flows.events import ARRIVED, DEPLOYMENT
+from flows.services import DEPLOYMENTS, WORK_POOL
 from flows.stages import needed, rows, stage_names
 from storage.artifacts import Ref
 from storage.errors import ConfigError
@@ -41,18 +43,77 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PipelineConfig, str]]:
     return calls
 
 
+def full_name(deployment: dict[str, Any]) -> str:
+    flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
+    return f"{flow.name}/{deployment['name']}"
+
+
+def test_every_deployment_is_there_once() -> None:
+    stages = ["ingest", "split", "train-local", "train-global", "train-refiner", "sample", "evaluate"]
+    assert tuple(stages) == stage_names()
+    assert sorted(map(full_name, deployments())) == sorted(
+        [f"prdit/{name}" for name in ("full-pipeline", "lidc-128", "radchest-128", "lidc-256", *stages)]
+        + ["retrain/on-new-scans", "retrain/nightly", "maintenance/verify"]
+    )
+
+
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda item: item["name"])
 def test_the_form_of_every_deployment(deployment: dict[str, Any]) -> None:
     flow: Any = load_flow_from_entrypoint(deployment["entrypoint"])
-    assert flow.name == "prdit"
     schema = flow.parameters.model_dump_for_openapi()
-    assert page_submits(schema) == RECORDED
-    fields = schema["properties"]
-    assert fields["configuration"]["enum"] == config_names()
-    assert fields["stage"]["enum"] == list(stage_names())
-    assert set(deployment.get("parameters", {})) <= set(fields)
+    fields, given = schema["properties"], deployment.get("parameters", {})
+    assert set(given) <= set(fields)
     assert all(len(field["description"]) > 40 for field in fields.values())
+    assert all(given[key] in field["enum"] for key, field in fields.items() if key in given and "enum" in field)
     assert "required" not in schema
+    assert 40 < len(deployment["description"]) < 160
+    assert deployment["tags"][0] == "prdit"
+    assert flow.timeout_seconds >= 24 * 3600
+    assert flow.retries == 2
+    if flow.name == "prdit":
+        assert page_submits(schema) == RECORDED
+        assert fields["configuration"]["enum"] == config_names()
+        assert fields["stage"]["enum"] == list(stage_names())
+    else:  # untouched, the site's settings
+        assert {"", *config_names()} == {*fields["configuration"]["enum"]}
+        untouched = dict.fromkeys(fields, "") | {"overrides": RECORDED["overrides"]}
+        assert page_submits(schema) == untouched
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration"),
+    [
+        ("full-pipeline", "demo"),
+        ("lidc-128", "published/lidc-128"),
+        ("radchest-128", "published/rad-128"),
+        ("lidc-256", "published/lidc-256"),
+    ],
+)
+def test_a_deployments_form_untouched_runs_what_its_name_says(
+    name: str, configuration: str, ran: list[tuple[PipelineConfig, str]]
+) -> None:
+    [deployment] = [item for item in deployments() if item["name"] == name]
+    submitted = hydrate(RECORDED | deployment.get("parameters", {}), HydrationContext())
+    pipeline.pipeline.fn(**submitted)
+    assert ran == [(load_config(configuration), "evaluate")]
+
+
+def test_one_retraining_runs_at_a_time_by_event_or_by_night() -> None:
+    found = {full_name(item): item for item in deployments()}
+    event, nightly, verify = (found[n] for n in ("retrain/on-new-scans", "retrain/nightly", "maintenance/verify"))
+    assert {item["work_pool"]["name"] for item in found.values()} == {WORK_POOL}
+    assert [n for n, item in found.items() if item["work_pool"]["work_queue_name"] == RETRAIN_QUEUE] == [
+        "retrain/on-new-scans",
+        "retrain/nightly",
+    ]
+    [trigger] = event["triggers"]
+    assert trigger["expect"] == [ARRIVED]
+    assert DEPLOYMENT == "retrain/on-new-scans"
+    assert [item["cron"].split()[2:] for item in nightly["schedules"]] == [["*", "*", "*"]]  # every day
+    assert [item["cron"].split()[2:] for item in verify["schedules"]] == [["*", "*", "0"]]  # every Sunday
+    assert all(
+        "schedules" not in item for n, item in found.items() if n not in ("retrain/nightly", "maintenance/verify")
+    )
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -64,9 +64,9 @@ class StandIns:
         self.scripts = {name: root / f"{name}.py" for name in ("server", "mlflow", "worker")}
         text = CONFIGURATION.read_text()
         for command, script in (
-            ("prefect server start", "server"),
-            ("mlflow server", "mlflow"),
-            ("prefect worker start", "worker"),
+            ("flows.serve prefect", "server"),
+            ("flows.serve mlflow", "mlflow"),
+            ("flows.serve worker", "worker"),
         ):
             text, count = re.subn(f"-m {command}", str(self.scripts[script]), text)
             assert count == 1

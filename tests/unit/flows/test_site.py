@@ -10,11 +10,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.site import InboxSettings, ListenerSettings, ServiceSettings, SiteConfig, load_site
+from flows.site import InboxSettings, ServiceSettings, SiteConfig, load_site
 from storage.errors import ConfigError
+from tasks.inbox.config import ListenerConfig
 from tasks.maintain.config import RetentionConfig
 
-NESTED = (InboxSettings, ListenerSettings, RetentionConfig, ServiceSettings)
+NESTED = (InboxSettings, ListenerConfig, RetentionConfig, ServiceSettings)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_given_keys_replace_defaults(site_file: Path) -> None:
         ("retention: {keep_days: -1}", "retention.keep_days: Input should be greater than or equal to 0, got -1"),
         ("configuration: nosuch", "configuration: 'nosuch' is no configuration of prdit; there are "),
         ("configuration: nosuch.yaml", "configuration: 'nosuch.yaml' is no such file; there are "),
-        ("policy: nosuch", "policy: 'nosuch' is no policy of prdit; there are default"),
+        ("policy: nosuch", "policy: 'nosuch' is no policy of prdit; there are cautious, default"),
         ("store: s\ninbox: {folder: s/inbox}", "inbox.folder: s/inbox is inside store (s)"),
         ("store: in/store\ninbox: {folder: in}", "inbox.folder: in is a folder that contains store (in/store)"),
         ("inbox: {folder: in, arrivals: in/a}", "inbox.folder: in is a folder that contains inbox.arrivals (in/a)"),
@@ -112,7 +113,7 @@ def test_the_example_of_a_listener_can_be_uncommented(site_file: Path) -> None:
     example = text[text.index("# listener:") : text.index("# where messages go")]
     uncommented = re.sub(r"^# ", "", example, flags=re.MULTILINE)
     site_file.write_text(text.replace("listener: null\n", "").replace(example, uncommented))
-    assert load_site(site_file).listener == ListenerSettings()
+    assert load_site(site_file).listener == ListenerConfig()
 
 
 def test_a_file_is_never_replaced(site_file: Path) -> None:
@@ -128,10 +129,12 @@ def test_secrets_are_hidden(site_file: Path, monkeypatch: pytest.MonkeyPatch) ->
     site_file.write_text(
         "services: {database: 'postgresql://prdit:hunter2@db:5432', auth_file: /etc/prdit/auth}\n"
         "overrides: {launcher: {settings: {api_token: hunter2}}}\n"
+        "notify: {webhook: {url: 'https://chat.example/hooks/hunter2'}}\n"
     )
     for output in (call().stdout, call("--json").stdout):
         assert "hunter2" not in output
         assert "postgresql://prdit:<hidden>@db:5432" in output
+        assert "https://chat.example/<hidden>" in output
         assert "/etc/prdit/auth" in output
         assert "PRDIT_AUTH" in output
     assert "hunter2" in str(load_site(site_file).services.database)

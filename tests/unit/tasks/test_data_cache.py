@@ -129,9 +129,9 @@ def test_one_process_at_a_time_fills_a_place(tmp_path: Path) -> None:
 def cache_descriptors() -> list[str]:
     """Open files of caches in memory; the process has others, whose number changes with its threads."""
     targets = []
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # another thread closed it meanwhile
-            targets.append(os.readlink(f"/proc/self/fd/{name}"))
+            targets.append(str(descriptor.readlink()))
     return [target for target in targets if "prdit-cache" in target]
 
 

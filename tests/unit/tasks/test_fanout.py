@@ -21,6 +21,9 @@ from storage.errors import UnusableSeriesError, UnwritableError
 from tasks.run.child import Child
 from tasks.run.fanout import Allowance, Lost, Pool, need_more
 from tasks.run.runners import Address, Local
+from tests.processes import PATIENCE_S, descendants, wait_for
+
+FOR_EVER_S = 3600.0  # longer than a test may take: what is not ended fails it by pytest's own limit
 
 
 def square_or_die(number: int) -> int:
@@ -94,17 +97,13 @@ def test_one_pool_starts_once_and_only_when_needed() -> None:
     with Pool(Local(2)) as pool:
         few = dict(pool.map(process, range(5), few=5))
         assert len(set(few.values()) - {os.getpid()}) == 1  # one process beside this
-        assert not _workers()
+        assert not descendants(None, "spawn_main")
         first = set(dict(pool.map(process, range(20))).values())
         second = set(dict(pool.map(process, range(20))).values())
         assert os.getpid() not in first
         assert first == second
         assert len(first) == 2
-    assert not _workers()
-
-
-def _workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    assert not descendants(None, "spawn_main")
 
 
 def test_a_pool_grows() -> None:
@@ -114,15 +113,13 @@ def test_a_pool_grows() -> None:
 
 
 def test_an_error_ends_the_workers_at_once() -> None:
-    began = time.monotonic()
-    with pytest.raises(ZeroDivisionError), Pool(Local(2)) as pool:
-        _ = [1 / result for _, result in pool.map(slow, [0.0, *([60.0] * 5)])]
-    assert time.monotonic() - began < 20
-    assert not _workers()
+    with pytest.raises(ZeroDivisionError), Pool(Local(2)) as pool:  # what they do takes longer than a test may
+        _ = [1 / result for _, result in pool.map(slow, [0.0, *([FOR_EVER_S] * 5)])]
+    assert not descendants(None, "spawn_main")
 
 
-@pytest.mark.parametrize("wait_s", [0.2, 0.7, 1.5, 5.0])
-def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float, repository: Path) -> None:
+@pytest.mark.parametrize("wait_s", [0.2, 0.7, 1.5, None])
+def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float | None, repository: Path) -> None:
     """SIGINT to the whole process group, as a terminal sends it: while the workers start, and while they work."""
     code = (
         "import sys\nfrom tasks.run.fanout import Pool\nfrom tasks.run.runners import Local\n"
@@ -131,7 +128,7 @@ def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float, repository: Path
         "    try:\n"
         "        with Pool(Local(2)) as pool:\n"
         "            print('ready', flush=True)\n"
-        "            list(pool.map(slow, [60.0] * 9))\n"
+        "            list(pool.map(slow, [600.0] * 9))\n"
         "    except KeyboardInterrupt:\n"
         "        sys.exit(130)\n"
     )
@@ -145,15 +142,16 @@ def test_ctrl_c_prints_nothing_and_leaves_nobody(wait_s: float, repository: Path
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
-    time.sleep(wait_s)
+    if wait_s is None:  # until both workers have a process beside them
+        wait_for(lambda: len(descendants(child.pid, "tasks.run.child")) >= 2)
+    else:
+        time.sleep(wait_s)
     family = psutil.Process(child.pid).children(recursive=True)
-    if wait_s == 5.0:
-        assert len(family) >= 2  # the workers were there
     os.killpg(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
+    _, errors = child.communicate(timeout=PATIENCE_S)
     assert errors == ""
     assert child.returncode == 130
-    assert psutil.wait_procs(family, 5)[1] == []
+    assert psutil.wait_procs(family, PATIENCE_S)[1] == []
 
 
 # ---- limits and deaths ---------------------------------------------------------------------------------------------------
@@ -168,7 +166,7 @@ def spin(seconds: float) -> None:
 
 def waits(number: int) -> int:
     if number == 1:
-        time.sleep(60)
+        time.sleep(FOR_EVER_S)
     return number
 
 
@@ -181,7 +179,7 @@ def asks(number: int) -> int:
 def asks_again(number: int) -> int:
     for _ in range(100):
         need_more(1000.0)
-    spin(60)
+    spin(FOR_EVER_S)
     return number
 
 
@@ -195,7 +193,7 @@ def costly(number: int) -> int:
     if number == 1:
         return len(bytearray(600 << 20))
     if number == 2:
-        spin(60)
+        spin(FOR_EVER_S)
     if number == 4:
         time.sleep(3 * LIMITS.seconds)
     return number
@@ -207,7 +205,7 @@ def yields_then(number: int) -> Iterator[int]:
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 2:
-        spin(60)
+        spin(FOR_EVER_S)
     if number == 3:
         raise UnwritableError("/store/x cannot be written: no space is left.")
     yield 30
@@ -232,7 +230,6 @@ LIMITS = Allowance(memory_mb=300, seconds=2.0)
 @pytest.mark.parametrize("few", [0, 5])
 def test_an_item_that_costs_too_much_is_stopped(few: int) -> None:
     """In one process beside this, and in those of Dask."""
-    began = time.monotonic()
     with Pool(Local(2)) as pool:
         results = dict(pool.map(costly, range(5), few=few, allowance=lambda _: LIMITS))
     assert results == {
@@ -242,7 +239,6 @@ def test_an_item_that_costs_too_much_is_stopped(few: int) -> None:
         3: 3,
         4: 4,  # it waits, as on a busy machine
     }
-    assert time.monotonic() - began < 40
 
 
 def test_what_never_ends_is_stopped_and_what_is_large_may_take_longer() -> None:

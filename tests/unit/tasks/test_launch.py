@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tasks.train.launch import TrainingFailedError, launch
 from tasks.train.spec import Outcome, TrainSpec
 from tasks.train.stage import train
 from tests.factories import global_config, in_the_ranks, local_config, make_data, train_spec, trained
+from tests.processes import PATIENCE_S, descendants, kill, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +34,12 @@ def start(spec: TrainSpec, progress: Any = lambda done, total: None, ranks: int 
     return launch(spec, StageRun(spec.directory, None, "", {}), progress, LauncherConfig(ranks_per_node=ranks))
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.1)
-
-
 def resume_steps(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "work" / "checkpoints").glob("step-*"))
 
 
-def ranks_of(parent: psutil.Process) -> list[psutil.Process]:
-    return [process for process in parent.children(recursive=True) if "tasks.train" in process.cmdline()]
+def ranks_of(parent: int | None = None) -> list[psutil.Process]:
+    return descendants(parent, "tasks.train ")
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -69,7 +62,7 @@ def test_two_ranks_take_the_same_steps_as_one_and_survive_the_loss_of_one(
     def kill_the_second(done: int, total: int) -> None:
         seen.append((done, total))
         if done >= 10 and not killed:
-            victim = ranks_of(psutil.Process())[-1]
+            victim = ranks_of()[-1]
             victim.kill()
             killed.append(victim.pid)
 
@@ -92,8 +85,7 @@ def test_kill_minus_nine_of_everything_then_again_gives_the_same_artifact(
 
     def kill_after_ten(done: int, total: int) -> None:
         if done >= 10:
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
+            kill(descendants())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -232,11 +224,11 @@ def test_ranks_end_with_their_launcher_and_save_first(
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(PARENT), str(path)], stderr=subprocess.PIPE)
     try:
         wait_for(lambda: (spec.directory / "work" / "metrics.jsonl").is_file())
-        ranks = ranks_of(psutil.Process(parent.pid))
+        ranks = ranks_of(parent.pid)
         assert len(ranks) == 2
         os.kill(parent.pid, number)
-        parent.wait(100)
-        gone, alive = psutil.wait_procs(ranks, timeout=60)
+        parent.wait(PATIENCE_S)
+        gone, alive = psutil.wait_procs(ranks, timeout=PATIENCE_S)
         assert (len(gone), alive) == (2, [])
     finally:
         if parent.poll() is None:

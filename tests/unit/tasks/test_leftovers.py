@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from storage.artifacts import SCRATCH, Ref, committed_ref
@@ -18,6 +17,7 @@ from storage.files import temporary_path
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.train.stage import train
 from tests.factories import in_the_ranks, local_config, make_data
+from tests.processes import descendants
 
 # A rank that announces one moment and waits there to be killed.
 RANK = """
@@ -64,8 +64,7 @@ def kill_at(moment: str, tmp_path: Path, data: tuple[Ref, Ref], monkeypatch: pyt
 
     def kill(self: Any, *, final: bool = False) -> list[Any]:
         if mark.exists() and not final:
-            for child in psutil.Process().children(recursive=True):
-                child.kill()
+            kill(descendants())
             raise KeyboardInterrupt
         return []
 

@@ -7,16 +7,17 @@ import pytest
 
 from storage.documents.promotion import Action, Decision
 from storage.errors import StorageError
-from storage.inbox_ledger import Batch, BatchState
+from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import NoRoomError, check_room
-from tasks.maintain.retention import checkpoints, old_batches, old_records, remove_old, stages
+from tasks.maintain.retention import checkpoints, old_records, stages
 from tasks.maintain.run import LINEAGE, Installation, prune
+from tasks.prune.plan import Checkpoints
 from tasks.run.stage import StageOutcome
 from tests.unit.tasks.aged_work import Work, age
 
-CONFIG = RetentionConfig(keep_runs=1, keep_days=7, challenger_days=20, keep_champions=1, batch_days=5, log_days=30)
+CONFIG = RetentionConfig(keep_runs=1, keep_days=7, challenger_days=20, keep_champions=1, log_days=30)
 
 
 def ago(days: float) -> str:
@@ -110,24 +111,19 @@ def test_a_chain_of_warm_starts_does_not_keep_every_champion(work: Work) -> None
     assert first.ref.digest in record.read_text()
 
 
-def test_batches_that_ended_lose_their_folder_of_links(tmp_path: Path) -> None:
-    image = tmp_path / "inbox" / "image.dcm"
-    image.parent.mkdir()
-    image.write_bytes(b"pixels")
-
-    def batch(number: int, state: BatchState, days: float) -> Batch:
-        folder = tmp_path / "batches" / str(number)
-        folder.mkdir(parents=True)
-        (folder / "image.dcm").symlink_to(image)
-        return Batch(number, state, folder, 1, ago(days))
-
-    states: list[tuple[BatchState, float]] = [("listed", 9), ("rejected", 9), ("held", 9), ("open", 9), ("listed", 1)]
-    batches = [batch(number, state, days) for number, (state, days) in enumerate(states)]
-    removed = remove_old(old_batches(batches, CONFIG))
-    assert [old.path.name for old in removed] == ["0", "1"]
-    assert sorted(path.name for path in (tmp_path / "batches").iterdir()) == ["2", "3", "4"]
-    assert image.read_bytes() == b"pixels"
-    assert old_batches(batches, CONFIG) == []
+def test_batches_that_ended_lose_their_folder_of_links(work: Work, tmp_path: Path) -> None:
+    place = installation(work, [])
+    ledger = Ledger(place.arrivals)
+    for number, state in enumerate(("listed", "held"), start=1):
+        ledger.database.run(
+            "INSERT INTO batches (state, created, reason, volumes, released, series) VALUES (?, ?, '', '[]', 0, 1)",
+            (state, ago(1)),
+        )
+        ledger.database.run("INSERT INTO batch_files VALUES (?, 'i', 'f', ?, 1, 1, 'sha')", (number, str(number)))
+        ledger.batch_folder(number).mkdir(parents=True)
+    assert [(each.what, each.count) for each in prune(place, CONFIG, [])] == [("folder of a finished batch", 1)]
+    assert [path.name for path in (place.arrivals / "batches").iterdir()] == ["000002"]
+    assert prune(place, CONFIG, []) == []
 
 
 def test_records_of_runs_and_faults_go_when_they_are_old(work: Work, tmp_path: Path) -> None:
@@ -143,10 +139,23 @@ def test_records_of_runs_and_faults_go_when_they_are_old(work: Work, tmp_path: P
     for name, days in (("old.txt", 60), ("new.txt", 1)):
         (errors / name).write_text("traceback")
         age(errors / name, days)
-    names = {old.path.name for old in old_records(work.root, errors, CONFIG)}
+    names = {old.path.name for old in old_records(work.root, errors, CONFIG, Checkpoints())}
     assert names == {"20260101T000000.000000Z", "20260201T000000.000000Z", "old.txt"}
     kept = CONFIG.model_copy(update={"keep_runs": 2})
-    assert {old.path.name for old in old_records(work.root, errors, kept)} == {"20260101T000000.000000Z", "old.txt"}
+    assert {old.path.name for old in old_records(work.root, errors, kept, Checkpoints())} == {
+        "20260101T000000.000000Z",
+        "old.txt",
+    }
+
+
+def test_models_fetched_from_mlflow_go_unless_they_are_kept(work: Work, tmp_path: Path) -> None:
+    for digest in ("aa", "bb"):
+        folder = work.root / "models" / digest
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(bytes(10))
+        age(folder, 60)
+    found = old_records(work.root, tmp_path / "errors", CONFIG, Checkpoints(kept={"sha256:aa": "champion"}))
+    assert [(old.path.name, old.size_bytes) for old in found] == [("bb", 10)]
 
 
 def test_a_stage_that_a_process_works_on_stays(work: Work) -> None:
@@ -189,5 +198,5 @@ def installation(work: Work, versions: list[ModelVersion] | None) -> Installatio
     work.root.mkdir(exist_ok=True)
     beside = work.root.parent
     return Installation(
-        beside / "store", work.root, beside / "services", beside / "arrivals", beside / "errors", (), versions
+        beside / "store", work.root, beside / "services", beside / "arrivals", beside / "errors", versions
     )

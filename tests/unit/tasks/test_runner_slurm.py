@@ -16,6 +16,7 @@ from tasks.run.runners import Local, Slurm
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
 from tests.factories import small_ingest
+from tests.processes import wait_for
 from tests.slurm import Slurm as Site
 from tests.slurm import skip_without_slurm, slurm_cluster
 from tests.unit.storage.dicom_files import write_series
@@ -30,12 +31,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield found
 
 
-def all_jobs_end(site: Site) -> bool:
-    """Whether none is left a moment after its end was asked for."""
-    deadline = time.monotonic() + 10
-    while site.jobs() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return not site.jobs()
+def await_no_jobs(site: Site) -> None:
+    """None is left after its end was asked for: a job's own limit is ten minutes."""
+    wait_for(lambda: not site.jobs())
 
 
 def runner(folder: Path, **settings: Any) -> Slurm:
@@ -55,14 +53,14 @@ def test_jobs_make_what_this_machine_makes(site: Site, tmp_path: Path) -> None:
     theirs = ingest(tmp_path / "src", tmp_path / "there", small_ingest(), runner=runner(tmp_path))
     assert len(theirs.committed) == 3
     assert theirs.snapshot == ours.snapshot
-    assert all_jobs_end(site)
+    await_no_jobs(site)
 
     checkpoint = commit_checkpoint(tmp_path / "global", "global", {})
     settings = SampleConfig(num_volumes=4, num_steps=5, batch_size=2, num_threads=1, device="cpu")
     sample(checkpoint, settings, tmp_path / "one", lambda *_: None)
     sample(checkpoint, settings, tmp_path / "all", lambda *_: None, runner=runner(tmp_path, num_workers=1))
     assert artifact_files(tmp_path / "all") == artifact_files(tmp_path / "one")
-    assert all_jobs_end(site)
+    await_no_jobs(site)
     assert len(list((tmp_path / "logs").glob("*.out"))) == 3
 
 
@@ -81,7 +79,7 @@ def test_a_job_that_is_cancelled_is_submitted_again_and_one_that_waits_is_said(
                 time.sleep(1)
             assert item in (0.0, 0.1, 0.2)
         assert set(site.jobs()).isdisjoint(first)
-    assert all_jobs_end(site)
+    await_no_jobs(site)
     assert caplog.messages[0] == (
         f"no worker is connected to Slurm's jobs, waiting; see `squeue --me`, and what they printed in {tmp_path / 'logs'}"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.parity.location import REPOSITORY
-from tests.unit.tasks.launchers.jobs import wait_for
+from tests.processes import wait_for
 
 
 @dataclass

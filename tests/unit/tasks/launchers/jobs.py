@@ -1,16 +1,13 @@
 """Jobs of toy ranks, and what they leave."""
 
 import json
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tasks.run.launchers.launcher import Job
+from tests.processes import alive
 
 TOY = "tests.unit.tasks.launchers.toy"
 
@@ -49,7 +46,7 @@ class Toys:
     def pids(self) -> set[int]:
         """Ranks and node processes that run."""
         known = {pid for rank, shown in self.started().items() for pid in (rank, shown["parent"])}
-        return {pid for pid in known if running(pid)}
+        return {pid for pid in known if alive(pid)}
 
     def marks(self, kind: str) -> dict[str, Any]:
         """Content of `saved-*` or `done-*` by name."""
@@ -58,16 +55,3 @@ class Toys:
 
     def log(self, node: int = 0) -> str:
         return (self.work / f"node-{node}.log").read_text()
-
-
-def running(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.1)

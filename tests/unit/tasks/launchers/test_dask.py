@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +13,9 @@ import pytest
 from tasks.run.launchers import dask
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.launchers.launcher import LAUNCHERS, LauncherError, run_job
+from tests.processes import wait_for
 from tests.unit.tasks.launchers.dask_processes import Cluster, dask_cluster
-from tests.unit.tasks.launchers.jobs import Toys, wait_for
+from tests.unit.tasks.launchers.jobs import Toys
 
 HOSTS = ("127.0.0.1", "127.0.0.2")
 
@@ -95,15 +95,15 @@ def test_a_folder_that_a_host_does_not_see_is_said(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_takes_its_ranks_with_it_and_the_others_stop(tmp_path: Path, toys: Toys) -> None:
     (tmp_path / "dask").mkdir()
     with dask_cluster(tmp_path / "dask", HOSTS) as cluster:
-        killed: list[float] = []
+        killed: list[int] = []
 
         def watch() -> None:
             if toys.step() >= 3 and not killed:
                 os.kill(cluster.workers[HOSTS[1]].pid, signal.SIGKILL)
-                killed.append(time.monotonic())
+                killed.append(toys.step())
 
         run_job(toys.job(100_000), config(cluster.address), watch)
-    assert time.monotonic() - killed[0] < 30
+    assert len(killed) == 1
     assert "has ended: ranks are stopped" in toys.log(1)
     assert not toys.marks("done")
-    wait_for(lambda: not toys.pids(), 20)
+    wait_for(lambda: not toys.pids())

@@ -13,7 +13,8 @@ from tasks.run.launchers import local
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.launchers.launcher import LAUNCHERS, LauncherError, request_stop, run_job, write_order
 from tasks.run.launchers.process import node_command, node_environment
-from tests.unit.tasks.launchers.jobs import TOY, Toys, running, wait_for
+from tests.processes import PATIENCE_S, alive, wait_for
+from tests.unit.tasks.launchers.jobs import TOY, Toys
 
 
 class Cancelled(BaseException):
@@ -125,7 +126,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(toys: Toys) -> None:
         assert len(toys.pids()) == 2
         launcher.kill()
         launcher.wait()
-        wait_for(lambda: not toys.pids(), 20)
+        wait_for(lambda: not toys.pids())
     finally:
         launcher.kill()
         launcher.wait()
@@ -136,10 +137,18 @@ def test_nothing_outlives_a_launcher_that_is_killed(toys: Toys) -> None:
 def test_a_node_process_that_hears_nothing_of_its_launcher_stops(toys: Toys) -> None:
     path = write_order(toys.job(100_000), LauncherConfig(ranks_per_node=1), 1)
     path.write_text(path.read_text().replace('"beat_s": 60.0', '"beat_s": 4.0'))
+    beat = toys.work / "beat-1"
+    beat.touch()
     command = node_command(path, node=0, host="127.0.0.1")
     node = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=node_environment())
     try:
-        assert node.wait(60) == 143
+
+        def counts() -> bool:
+            os.utime(beat)
+            return toys.step() >= 1
+
+        wait_for(counts)
+        assert node.wait(PATIENCE_S) == 143
     finally:
         node.kill()
         node.wait()
@@ -160,9 +169,9 @@ def test_a_new_launch_stops_what_an_older_one_left(toys: Toys) -> None:
         run_job(
             toys.job(toys.step(), token=2),
             LauncherConfig(ranks_per_node=1),
-            lambda: wait_for(lambda: not running(orphan)),
+            lambda: wait_for(lambda: not alive(orphan)),
         )
-        assert node.wait(20) == 143
+        assert node.wait(PATIENCE_S) == 143
     finally:
         node.kill()
         node.wait()

@@ -84,7 +84,7 @@ def _watch_parent(parent: int, stop: list[int]) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     stop.append(0)
-    time.sleep(5)
+    time.sleep(30)  # for the step under way, and to save: ranks that wait for a lost host never come to it
     os._exit(1)
 
 

@@ -1,0 +1,169 @@
+"""The flow `retrain`: new scans to a challenger, which is promoted or held.
+
+It may be killed at any point and started again: batches have states, a retraining is recorded before it begins, stages are cached,
+a checkpoint is registered once, and a decision is made once for each version.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+from pydantic import Field
+
+from flows.hooks import ATTENDED, DAY_S, HELD, attended
+from flows.named_files import config_names, policy_names
+from flows.notify import notify
+from flows.retrain_batches import Taken, notify_held, take_batches
+from flows.retrain_challenger import Challenge, decided
+from flows.retrain_setup import LOCK, Setup
+from storage.documents.promotion import Decision
+from storage.documents.retraining import Outcome, Retraining
+from storage.errors import ComputationError, LockedError
+from storage.locks import locked
+from storage.registry import CHAMPION, ModelVersion
+from tasks.maintain.disk import check_room
+from tasks.retrain.due import Due, due
+from tasks.retrain.facts import facts_of, newest_snapshot
+from tasks.retrain.rounds import Rounds
+
+NOTHING, WAITING, PROMOTED, CHALLENGER_HELD = (
+    "Nothing new",
+    "Waiting",
+    "Promoted",
+    "Challenger held",
+)  # names of final states
+T = TypeVar("T")
+SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
+PolicyChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *policy_names()]})]
+logger = logging.getLogger("prdit.retrain")
+
+
+@flow(name="retrain", timeout_seconds=14 * DAY_S, **ATTENDED)
+def retrain(
+    configuration: SiteChoice = "",
+    inbox: str = "",
+    store: str = "",
+    policy: PolicyChoice = "",
+    overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
+    arrivals: str = "",
+) -> dict[str, Any]:
+    """New scans to a challenger: ingest with the drift gate, training when the policy says so, judgement, promotion or not.
+
+    Args:
+        configuration: Named configuration that the challenger is trained with. Empty: the site's (.prdit/site.yaml).
+        inbox: Folder where new scans arrive, as the worker sees it; read-only. Empty: the site's (.prdit/inbox).
+        store: Folder of the volume store that new scans are added to. Empty: the site's (.prdit/store).
+        policy: When to train, how, and what is promoted: a policy by name. Empty: the site's.
+        overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml, on top of the site's. An unknown
+            key is an error.
+        arrivals: Folder of the inbox's ledger and batches. Empty: the site's (.prdit/arrivals).
+    """
+    with attended():
+        found: Any = run_retraining(Setup.of(configuration, inbox, store, policy, overrides, arrivals))
+        return found  # a state, which Prefect makes the run's
+
+
+def run_retraining(setup: Setup) -> Any:
+    """One retraining, as a final state with its name: what was done, with the reason as message."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(setup.workdir / LOCK, timeout_s=0.0))
+        except LockedError:
+            return _ended(WAITING, "Another retraining works in the same working folder; it takes new scans as well.")
+        taken = take_batches(setup)
+        name, reason, decision = _trained(setup)
+    reasons = [*taken.sentences, reason]
+    if taken.held and name in (NOTHING, WAITING):
+        name = HELD
+    elif taken.held:
+        notify_held(setup, taken)
+    return _ended(name, " ".join(reasons), taken, decision)
+
+
+def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
+    """Train and judge a challenger where one is due, or was begun: name of the state, reason, decision."""
+    rounds, registry = Rounds(setup.workdir), setup.registry()
+    retraining = rounds.under_way(setup.settings)
+    if retraining is None:
+        champion = registry.find(CHAMPION)
+        decision = _step("is it due", lambda: is_due(setup, rounds, champion))
+        if not decision.train:
+            return (NOTHING if decision.state == "nothing" else WAITING), decision.reason, None
+        retraining = rounds.begin(begun(setup, rounds, champion, decision))
+    else:
+        logger.warning("the retraining that was begun at %s goes on: %s", retraining.begun, retraining.reason)
+    check_room(setup.workdir, min_free_gb=setup.site.retention.min_free_gb)
+    challenge = Challenge(setup, registry, retraining, _step)
+    try:
+        made = decided(challenge) or challenge.run()
+    except ComputationError as error:  # the same again would come to the same
+        rounds.end("failed")
+        reason = f"The challenger came to nothing usable, and is held: {error}"
+        notify(setup.site.notify, "attention", "retrain: the challenger came to nothing usable", reason)
+        return CHALLENGER_HELD, reason, None
+    outcome: Outcome = "promoted" if made.action == "promoted" else "held"
+    rounds.end(outcome, made.challenger)
+    text = f"{made.reason} `prdit models ls` lists the versions, `prdit models rollback` takes a promotion back."
+    notify(setup.site.notify, "info", f"retrain: version {made.challenger} {outcome}", text)
+    return (PROMOTED if outcome == "promoted" else CHALLENGER_HELD), made.reason, made
+
+
+def is_due(setup: Setup, rounds: Rounds, champion: ModelVersion | None) -> Due:
+    """Whether a retraining is due now. Raises: StorageError: store or records cannot be read."""
+    snapshot = newest_snapshot(setup.store, setup.config.ingest)
+    decision = due(setup.policy, facts_of(snapshot, rounds, champion, datetime.now(UTC)))
+    logger.info("%s: %s", decision.state, decision.reason)
+    return decision
+
+
+def begun(setup: Setup, rounds: Rounds, champion: ModelVersion | None, decision: Due) -> Retraining:
+    """The record of a retraining that begins now. Weights of a champion that must not be used any more are not gone on from."""
+    now = datetime.now(UTC)
+    facts = facts_of(newest_snapshot(setup.store, setup.config.ingest), rounds, champion, now)
+    warm = champion is not None and not champion.refused and setup.policy.start == "champion"
+    return Retraining(
+        snapshot=facts.snapshot,
+        num_volumes=facts.num_volumes,
+        num_patients=facts.num_patients,
+        reason=decision.reason,
+        policy=setup.policy_name,
+        settings=setup.settings,
+        champion=champion.version if champion else None,
+        initial=champion.checkpoint.digest if champion and warm else "",
+        begun=now.isoformat(timespec="seconds"),
+    )
+
+
+def _step(name: str, work: Callable[[], T]) -> T:
+    """Do some work as a task run of a name, which Prefect's page shows."""
+
+    @task(name=name, persist_result=False, cache_policy=NO_CACHE)
+    def step() -> Any:
+        return work()
+
+    state: Any = step(return_state=True)
+    found: T = state.result()
+    return found
+
+
+def _ended(name: str, reason: str, taken: Taken | None = None, decision: Decision | None = None) -> Any:
+    """The final state of a run; its reason is on the page as well."""
+    try:
+        create_markdown_artifact(key="prdit-retrain", markdown=f"**{name}**\n\n{reason}")
+    except Exception as error:  # noqa: BLE001  # a page must never end a retraining
+        logger.warning("the reason is not on the run's page: %s", error)
+    logger.info("%s: %s", name, reason)
+    result = {
+        "state": name,
+        "reason": reason,
+        "listed": taken.listed if taken else [],
+        "held": taken.held if taken else [],
+        "decision": decision.to_json() if decision else None,
+    }
+    return Completed(name=name, message=reason, data=result)

@@ -1,0 +1,184 @@
+"""The first half of a retraining: batches of new scans into the store, past the drift gate."""
+
+import base64
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from flows.notify import notify
+from flows.retrain_setup import Setup
+from storage.artifacts import Ref
+from storage.documents.snapshot import SnapshotVolume
+from storage.errors import NothingUsableError, SourceError
+from storage.files import write_bytes_atomic
+from storage.inbox_ledger import Batch, Ledger
+from storage.snapshots import load_snapshot
+from storage.volume_store import VolumeStore
+from tasks.drift.gate import DriftVerdict, HeldError, check_drift
+from tasks.inbox.batches import take_batch
+from tasks.ingest.run import Admit
+from tasks.ingest.stage import ingest_stage
+from tasks.maintain.disk import check_room
+from tasks.retrain.facts import newest_snapshot
+from tasks.run.private import without_paths
+from tasks.run.stage import RunContext
+from tasks.run.task import as_state, publish_table, task_progress
+
+PICTURES = "pictures"  # beside the ledger: of held batches, by their number
+logger = logging.getLogger("prdit.retrain")
+
+
+@dataclass
+class Taken:
+    """What became of the batches of a run.
+
+    Attributes:
+        listed, held: numbers of batches.
+        sentences: on each.
+    """
+
+    listed: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Why a batch is held."""
+
+    reason: str
+    volumes: tuple[str, ...] = ()
+    verdict: DriftVerdict | None = None
+
+
+def take_batches(setup: Setup) -> Taken:
+    """Ingest every batch that is open or can be made of complete series, one after the other.
+
+    A batch that an ended process left open is ingested again, which changes nothing where it was done already.
+
+    Raises: StorageError, SourceError: inbox, ledger, store or disk cannot be used; the batch stays open.
+    """
+    taken = Taken()
+    if not setup.inbox.is_dir() and not (setup.arrivals / "ledger.sqlite").exists():
+        logger.info("there is no inbox at %s, and no batch of it", setup.inbox)
+        return taken
+    ledger = Ledger(setup.arrivals)
+    try:
+        while (batch := _next_batch(ledger, setup)) is not None:
+            _settle(ledger, batch, setup, taken)
+    finally:
+        ledger.close()
+    return taken
+
+
+def _next_batch(ledger: Ledger, setup: Setup) -> Batch | None:
+    @task(name="take batch", persist_result=False, cache_policy=NO_CACHE)
+    def take() -> Any:
+        batch = take_batch(ledger, setup.inbox, timing=setup.timing)
+        message = "nothing is complete" if batch is None else f"batch {batch.number}: {batch.num_series} series"
+        return Completed(message=message, data=[batch])  # Prefect takes None for a result that is missing
+
+    state: Any = take(return_state=True)
+    batch: Batch | None = state.result()[0]
+    return batch
+
+
+def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
+    check_room(setup.store, min_free_gb=setup.site.retention.min_free_gb)
+    before = _listed(setup)
+    held = _ingested(batch, setup)
+    if held is None:
+        new = sorted(_listed(setup) - before)
+        ledger.set_batch(batch.number, "listed", volumes=tuple(new))
+        taken.listed.append(batch.number)
+        taken.sentences.append(f"Batch {batch.number} ({batch.num_series} series): {len(new)} new volume(s) listed.")
+        return
+    _show(ledger, batch, held)
+    ledger.set_batch(batch.number, "held", reason=held.reason, volumes=held.volumes)
+    taken.held.append(batch.number)
+    taken.sentences.append(f"Batch {batch.number} is held: {held.reason}")
+
+
+def _ingested(batch: Batch, setup: Setup) -> _Held | None:
+    """Ingest one batch; why it is held, or None where its volumes are listed."""
+    context = RunContext(workdir=setup.workdir)
+    admit = None if batch.released else gate(setup)
+
+    @task(name="ingest", persist_result=False, cache_policy=NO_CACHE)
+    def ingest() -> Any:
+        with without_paths(str(batch.folder)), task_progress("ingest") as progress:
+            try:
+                outcome = ingest_stage(
+                    batch.folder,
+                    setup.store,
+                    setup.config.ingest,
+                    context,
+                    progress,
+                    runner=setup.config.runner,
+                    publish=lambda rows: publish_table("ingest", rows),
+                    admit=admit,
+                )
+            except HeldError as held:
+                return Completed(name="Held", message=str(held), data=_Held(str(held), held.volumes, held.verdict))
+            except (NothingUsableError, SourceError) as error:
+                reason = f"nothing in it can be used: {error}"
+                return Completed(name="Held", message=reason, data=_Held(reason))
+            return as_state(outcome)
+
+    state: Any = ingest(return_state=True)
+    found = state.result()
+    return found if isinstance(found, _Held) else None
+
+
+def gate(setup: Setup) -> Admit:
+    """What asks the drift gate before volumes are listed. The first batch of a store is compared with nothing."""
+
+    def admit(store: VolumeStore, new: Mapping[str, SnapshotVolume], snapshot: Ref | None) -> None:
+        verdict = check_drift(store, new, snapshot, setup.policy.drift)
+        for note in verdict.notes:
+            logger.info("drift gate: %s", note)
+        if verdict.held:
+            raise HeldError(verdict, tuple(new))
+
+    return admit
+
+
+def _listed(setup: Setup) -> set[str]:
+    snapshot = newest_snapshot(setup.store, setup.config.ingest)
+    return set(load_snapshot(snapshot).volumes) if snapshot else set()
+
+
+def _show(ledger: Ledger, batch: Batch, held: _Held) -> None:
+    """Keep the picture of a held batch beside the ledger, and show it with the reason on the run's page."""
+    lines = [f"**Batch {batch.number} is held** ({batch.num_series} series)", "", held.reason, ""]
+    if held.verdict and held.verdict.picture:
+        write_bytes_atomic(picture_of(ledger.folder, batch.number), held.verdict.picture)
+        data = base64.b64encode(held.verdict.picture).decode()
+        lines += [f"![what was compared](data:image/png;base64,{data})", ""]
+    if held.verdict:
+        lines += [f"- {note}" for note in held.verdict.notes]
+    lines += ["", f"Decide: `prdit inbox release {batch.number}` or `prdit inbox reject {batch.number}`."]
+    try:
+        create_markdown_artifact(key=f"prdit-batch-{batch.number}", markdown="\n".join(lines))
+    except Exception as error:  # noqa: BLE001  # a page must never end a retraining
+        logger.warning("the picture of batch %d is not on the run's page: %s", batch.number, error)
+
+
+def picture_of(arrivals: Path, number: int) -> Path:
+    """File of the picture of a held batch."""
+    return arrivals / PICTURES / f"{number:06d}.png"
+
+
+def notify_held(setup: Setup, taken: Taken) -> None:
+    """A message on what is held; for runs whose own end does not say so."""
+    if taken.held:
+        numbers = ", ".join(map(str, taken.held))
+        text = f"New scans are held for a person: batch {numbers}. `prdit inbox ls` says why, and how to decide."
+        notify(setup.site.notify, "attention", "retrain: new scans are held", text)

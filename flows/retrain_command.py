@@ -1,0 +1,103 @@
+"""`prdit retrain`: what `retrain/on-new-scans` runs, in this process. Heavy libraries are imported where they are needed."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.console import Json, Set, Store, clear_errors, given_path, overrides, show_result, stop_as_ctrl_c
+
+if TYPE_CHECKING:
+    from flows.retrain_setup import Setup
+
+
+def retrain(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Named configuration or a YAML file; default: the site's.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy by name (default, eager, cautious) or a YAML file; default: the site's.")
+    ] = None,
+    inbox: Annotated[Path | None, typer.Option(help="Inbox (default: the site's).", parser=given_path)] = None,
+    arrivals: Annotated[
+        Path | None, typer.Option(help="Folder of ledger and batches (default: the site's).", parser=given_path)
+    ] = None,
+    store: Store = None,
+    settings: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen and why; nothing is changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ingest new scans of the inbox, and train, judge and promote or hold a challenger where the policy says so.
+
+    Exit code 0 whatever was decided: the reason is printed. docs/operations.md says what the states mean and what to do.
+    """
+    with clear_errors():
+        given = {"configuration": config, "inbox": inbox, "store": store, "policy": policy, "arrivals": arrivals}
+        texts = {name: "" if value is None else str(value) for name, value in given.items()}
+        from flows.retrain_setup import Setup
+
+        setup = Setup.of(**texts, overrides=overrides(settings))  # before the server starts
+        if dry_run:
+            value = foreseen(setup)
+            show_result(value, as_json, lambda: _foreseen_text(value))
+            return
+        # The temporary server of a run without PREFECT_API_URL starts slowly on a busy machine.
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        from flows.retrain import retrain as run
+
+        stop_as_ctrl_c()
+        result = run(**texts, overrides=overrides(settings))
+        show_result(result, as_json, lambda: f"{result['state']}: {result['reason']}")
+
+
+def foreseen(setup: "Setup") -> dict[str, Any]:
+    """What a retraining would do now: batches as the ledger knows them, what is due, and how it would train; reads only."""
+    from datetime import UTC, datetime
+
+    from storage.inbox_database import NAME
+    from storage.inbox_ledger import Ledger
+    from storage.registry import CHAMPION
+    from tasks.retrain.due import due
+    from tasks.retrain.facts import facts_of, newest_snapshot
+    from tasks.retrain.rounds import Rounds
+
+    rounds, champion = Rounds(setup.workdir), setup.registry().find(CHAMPION)
+    snapshot = newest_snapshot(setup.store, setup.config.ingest)
+    known = Ledger(setup.arrivals).batches() if (setup.arrivals / NAME).is_file() else []
+    open_ = [one.number for one in known if one.state == "open"]
+    begun = rounds.newest()
+    goes_on = begun is not None and not begun.outcome and begun.settings == setup.settings
+    decision = due(setup.policy, facts_of(snapshot, rounds, champion, datetime.now(UTC)))
+    warm = champion is not None and not champion.refused and setup.policy.start == "champion"
+    return {
+        "policy": setup.policy_name,
+        "batches_open": open_,
+        "batches_held": [one.number for one in known if one.state == "held"],
+        "goes_on": begun.begun if begun and goes_on else None,
+        "state": "train" if goes_on else decision.state,
+        "reason": begun.reason if begun and goes_on else decision.reason,
+        "champion": champion.version if champion else None,
+        "start": "champion" if warm else "scratch",
+    }
+
+
+def _foreseen_text(value: dict[str, Any]) -> str:
+    lines = []
+    if value["batches_open"]:
+        numbers = ", ".join(map(str, value["batches_open"]))
+        lines.append(f"batches that would be ingested first, which may change what follows: {numbers}")
+    if value["batches_held"]:
+        lines.append(f"batches that wait for a person: {', '.join(map(str, value['batches_held']))} (prdit inbox ls)")
+    champion = "there is no champion" if value["champion"] is None else f"champion: version {value['champion']}"
+    lines.append(f"policy {value['policy']}; {champion}")
+    if value["goes_on"]:
+        lines.append(f"the retraining that was begun at {value['goes_on']} would go on: {value['reason']}")
+    elif value["state"] == "train":
+        start = "the champion's weights" if value["start"] == "champion" else "fresh weights"
+        lines.append(f"a challenger would be trained, from {start}: {value['reason']}")
+    else:
+        lines.append(f"no training ({value['state']}): {value['reason']}")
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""What a retraining works with: the site's settings, its parameters, and where things are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.config import PipelineConfig
+from flows.installation import site_config
+from flows.pipeline import check_sampling
+from flows.policy import load_policy
+from flows.record import tracking_uri
+from flows.site import SiteConfig, load_site
+from storage.files import sha256_json
+from storage.registry import Registry
+from tasks.inbox.config import Timing, check_places
+from tasks.retrain.policy import RetrainPolicy
+
+LOCK = "retrain.lock"  # in the working folder: held by the one retraining that works there
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a retraining is given.
+
+    Attributes:
+        site: settings of the installation.
+        config: what a challenger is trained with; without a source.
+        policy_name, policy: when, how, and what is promoted.
+        inbox, arrivals: folders: new scans, and their ledger.
+    """
+
+    site: SiteConfig
+    config: PipelineConfig
+    policy_name: str
+    policy: RetrainPolicy
+    inbox: Path
+    arrivals: Path
+
+    @classmethod
+    def of(
+        cls,
+        configuration: str = "",
+        inbox: str = "",
+        store: str = "",
+        policy: str = "",
+        overrides: Mapping[str, Any] | None = None,
+        arrivals: str = "",
+    ) -> "Setup":
+        """From the parameters of the flow; empty text stands for the site's.
+
+        Raises:
+            ConfigError: settings that cannot be used, a policy that can never fire, an inbox in the store.
+            InputError: what is trained could not be sampled or evaluated.
+        """
+        site = load_site()
+        config = site_config(site, configuration, store, overrides).model_copy(
+            update={"source": None, "snapshot": None}
+        )
+        name = policy.strip() or site.policy
+        setup = cls(
+            site=site,
+            config=config,
+            policy_name=name,
+            policy=load_policy(name),
+            inbox=Path(inbox.strip() or site.inbox.folder),
+            arrivals=Path(arrivals.strip() or site.inbox.arrivals),
+        )
+        check_places(setup.inbox, setup.arrivals, setup.store)
+        check_sampling(config)
+        return setup
+
+    @property
+    def store(self) -> Path:
+        """The volume store."""
+        return Path(self.config.store)
+
+    @property
+    def workdir(self) -> Path:
+        """The working folder."""
+        return Path(self.config.workdir).resolve()
+
+    @property
+    def timing(self) -> Timing:
+        """When a series of the inbox counts as complete."""
+        return Timing(quiet_s=self.site.inbox.quiet_s)
+
+    @property
+    def settings(self) -> str:
+        """Digest of policy and configuration: a retraining that was begun with others is not continued."""
+        values = {"policy": self.policy.model_dump(mode="json"), "config": self.config.digest()}
+        return f"sha256:{sha256_json(values)}"
+
+    def registry(self) -> Registry:
+        """The registered model. Raises: RegistryUnavailableError: MLflow does not answer."""
+        return Registry(tracking_uri(self.workdir), workdir=self.workdir)

@@ -1,0 +1,381 @@
+"""What an installation is doing and what needs a person: read from files, and from the servers where they answer.
+
+Nothing here changes anything, and no part needs another: what cannot be read is said in its place.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from flows.installation import mlflow_address, site_config
+from flows.maintenance import damage_text, disk_text
+from flows.servers import LoginError, ServiceError, Services, call_api, is_healthy
+from flows.services import DEFAULT_STATE_DIR, processes, supervised
+from flows.site import SiteConfig, load_site
+from storage.documents.run_record import RunDocument
+from storage.documents.upkeep import Upkeep
+from storage.errors import MissingArtifactError, StorageError, UserError
+from storage.inbox_ledger import Ledger
+from storage.registry import CHALLENGER, CHAMPION, ModelVersion, Registry
+from storage.snapshots import history
+from tasks.maintain.disk import free_bytes
+from tasks.retrain.decisions import decisions
+from tasks.run.printable import one_line
+
+SHOWN = 10  # runs, decisions, batches
+_DAYS = 14  # flow runs that are looked at
+_REJECTED = re.compile(r"an association of .* was rejected: .*")
+_LOG_BYTES = 1 << 18  # end of a log that is read
+_VERIFIED_DAYS = 15.0  # the store is checked weekly
+_ENDED_BADLY = ("FAILED", "CRASHED")
+Part = dict[str, Any]
+
+
+def status(site: SiteConfig | None = None) -> Part:
+    """Everything, as JSON values; `needs_person` first."""
+    found = site or load_site()
+    config = site_config(found)
+    workdir, store = Path(config.workdir), Path(config.store)
+    parts: dict[str, Callable[[], Part]] = {
+        "services": services,
+        "runs": lambda: runs(workdir),
+        "flow_runs": flow_runs,
+        "store": lambda: store_growth(store),
+        "model": lambda: model(workdir),
+        "inbox": lambda: inbox(found),
+        "disk": lambda: disk(found, workdir),
+    }
+    value: Part = {name: _read(part) for name, part in parts.items()}
+    head = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": str(Path.cwd()),
+        "configuration": found.configuration,
+        "policy": found.policy,
+        "store_folder": str(store),
+        "workdir": str(workdir),
+        "needs_person": needs_person(value, store),
+    }
+    return head | value
+
+
+def _read(part: Callable[[], Part]) -> Part:
+    try:
+        return {"problem": ""} | part()
+    except (UserError, OSError) as error:
+        return {"problem": one_line(str(error))}
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------------
+
+
+def services() -> Part:
+    """Which services run; servers that the environment names, too."""
+    found = _supervised()
+    rows = []
+    if found:
+        for name, info in processes(found).items():
+            up = info["statename"] in ("RUNNING", "STARTING")
+            healthy = up and (name not in ("prefect", "mlflow") or is_healthy(found, name))
+            state = "up" if healthy else "does not answer" if up else info["statename"].lower()
+            rows.append({"name": name, "state": state, "up": healthy, "detail": info.get("description", "")})
+    return {
+        "running": bool(found),
+        "services": rows,
+        "prefect_page": found.prefect_ui_url if found else None,
+        "mlflow_page": found.mlflow_url if found else os.environ.get("MLFLOW_TRACKING_URI"),
+        "rejected_senders": _rejected_senders(DEFAULT_STATE_DIR / "logs" / "listener.log"),
+    }
+
+
+def _supervised() -> Services | None:
+    with suppress(ServiceError):
+        return supervised(DEFAULT_STATE_DIR)
+    return None
+
+
+def _rejected_senders(log: Path) -> Part | None:
+    """How often the listener rejected a sender, in the end of its log, and the last time; None: never."""
+    with suppress(OSError), log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        lines = [line for line in stream.read().decode(errors="replace").splitlines() if _REJECTED.search(line)]
+        if lines:
+            return {"count": len(lines), "last": one_line(lines[-1])}
+    return None
+
+
+def runs(workdir: Path) -> Part:
+    """The newest runs by their records, newest first; one without a record goes on, or its process died."""
+    rows = []
+    for folder in sorted((path for path in (workdir / "runs").glob("*") if path.is_dir()), reverse=True)[:SHOWN]:
+        row: Part = {"name": folder.name, "began": _stamp_time(folder.name), "state": "no record", "error": None}
+        with suppress(MissingArtifactError):
+            record = RunDocument.load(folder)
+            row |= {
+                "state": "failed" if record.error else "completed",
+                "error": record.error and one_line(record.error),
+                "seconds": record.seconds,
+                "stages": {
+                    name: "cached" if stage.cached else f"{stage.seconds:.0f} s"
+                    for name, stage in record.stages.items()
+                },
+                "gates": record.gates,
+                "report": record.report,
+                "mlflow_run_id": record.mlflow_run_id,
+            }
+        rows.append(row)
+    return {"runs": rows}
+
+
+def _stamp_time(name: str) -> str:
+    """The time in a run's name."""
+    with suppress(ValueError):
+        return datetime.strptime(name, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC).isoformat(timespec="seconds")
+    return ""
+
+
+def flow_runs() -> Part:
+    """What the Prefect server has of the last two weeks, newest first, and what is scheduled."""
+    found = _supervised()
+    if found is None:
+        return {"problem": "the Prefect server of this folder does not run (`prdit up` starts it)"}
+    since = (datetime.now(UTC) - timedelta(days=_DAYS)).isoformat()
+    flows = {flow["id"]: flow["name"] for flow in call_api(found, "POST", "/flows/filter", {"limit": 50})}
+    asked = {"sort": "EXPECTED_START_TIME_DESC", "limit": 100, "flow_runs": {"expected_start_time": {"after_": since}}}
+    rows = [
+        {
+            "name": run["name"],
+            "flow": flows.get(run["flow_id"], "?"),
+            "state": run["state_name"] or "?",
+            "type": run["state_type"],
+            "expected": run["expected_start_time"],
+            "began": run["start_time"],
+            "ended": run["end_time"],
+            "seconds": run["total_run_time"],
+            "message": one_line((run.get("state") or {}).get("message") or ""),
+        }
+        for run in call_api(found, "POST", "/flow_runs/filter", asked)
+    ]
+    late = [row for row in rows if row["type"] == "SCHEDULED"]
+    return {"flow_runs": [row for row in rows if row["type"] != "SCHEDULED"], "scheduled": late[::-1][:SHOWN]}
+
+
+def store_growth(store: Path) -> Part:
+    """Volumes and patients over time, from the store's history."""
+    if not store.exists():
+        return {"steps": [], "volumes": 0, "patients": 0}
+    steps = history(store)
+    entries = [steps.read(number) for number in steps.numbers()]
+    rows = [
+        {"created": each.created, "volumes": each.num_volumes, "patients": each.num_patients, "change": each.change}
+        for each in entries
+    ]
+    last = rows[-1] if rows else {"volumes": 0, "patients": 0}
+    withdrawn = len(entries[-1].withdrawn) if entries else 0
+    return {"steps": rows, "volumes": last["volumes"], "patients": last["patients"], "withdrawn": withdrawn}
+
+
+def model(workdir: Path) -> Part:
+    """Champion and challenger, and the newest decisions."""
+    made = decisions(workdir / "decisions")
+    value: Part = {"decisions": [each.to_json() for each in made[::-1][:SHOWN]]}
+    uri = mlflow_address()
+    if uri is None:
+        return value | {"champion": None, "challenger": None, "registry": "MLflow does not run (`prdit up` starts it)"}
+    try:
+        versions = Registry(uri, workdir=workdir).versions()
+    except StorageError as error:
+        return value | {"champion": None, "challenger": None, "registry": one_line(str(error))}
+    value |= {alias: _version(versions, alias) for alias in (CHAMPION, CHALLENGER)}
+    by_version = {each.champion: each for each in made if each.action in ("promoted", "rolled back")}
+    if value[CHAMPION] and (promoted := by_version.get(value[CHAMPION]["version"])):
+        value[CHAMPION] |= {"since": promoted.created, "reason": promoted.reason, "figures": promoted.figures}
+    return value | {"registry": "", "num_versions": len(versions)}
+
+
+def _version(versions: list[ModelVersion], alias: str) -> Part | None:
+    for each in versions:
+        if alias in each.aliases:
+            return {
+                "version": each.version,
+                "created": each.created,
+                "family": each.tags.get("prdit.family", ""),
+                "volume_size": each.tags.get("prdit.volume_size", ""),
+                "patients": each.tags.get("prdit.patients", ""),
+                "checkpoint": each.checkpoint.uri,
+                "on_disk": each.checkpoint.path.is_dir(),
+                "refused": each.refused,
+            }
+    return None
+
+
+def inbox(site: SiteConfig) -> Part:
+    """What arrives or waits, and the batches."""
+    folder = Path(site.inbox.arrivals)
+    if not (folder / "ledger.sqlite").exists():
+        return {"folder": site.inbox.folder, "items": {}, "batches": {}, "held": [], "newest": []}
+    ledger = Ledger(folder)
+    found = ledger.batches()
+    rows = [
+        {
+            "number": each.number,
+            "state": each.state,
+            "created": each.created,
+            "num_series": each.num_series,
+            "num_volumes": len(each.volumes),
+            "reason": one_line(each.reason),
+            "released": each.released,
+        }
+        for each in found
+    ]
+    return {
+        "folder": site.inbox.folder,
+        "items": ledger.counts(),
+        "batches": dict(ledger.batch_counts()),
+        "held": [row for row in rows if row["state"] == "held"],
+        "newest": rows[::-1][:SHOWN],
+    }
+
+
+def disk(site: SiteConfig, workdir: Path) -> Part:
+    """Free disk now, and what the last maintenance found."""
+    least = int(site.retention.min_free_gb * 1e9)
+    free = free_bytes(workdir)
+    value: Part = {"free_bytes": free, "min_free_bytes": least, "low": free < least}
+    last: Part | None = None
+    with suppress(MissingArtifactError):
+        found = Upkeep.load(workdir)
+        last = found.to_json() | {"damage_text": damage_text(found) if found.damage else ""}
+        value["disk_text"] = disk_text(found.model_copy(update={"free_bytes": free, "min_free_bytes": least}))
+    return value | {"maintenance": last, "retention": site.retention.model_dump()}
+
+
+# ---- what needs a person ---------------------------------------------------------------------------------------------------
+
+
+def needs_person(value: Part, store: Path) -> list[Part]:
+    """What a person has to do, most urgent first: `what`, `detail`, `do` (a command, or empty)."""
+    found = [*_damaged(value, store), *_disk_low(value), *_services_down(value), *_held_batches(value)]
+    found += [*_failed(value), *_refused_champion(value), *_unverified(value, store), *_rejected(value)]
+    titles = {
+        "store": "the store",
+        "model": "champion and challenger",
+        "inbox": "the inbox",
+        "runs": "the runs",
+        "disk": "the disk",
+    }
+    for part, title in titles.items():
+        if problem := value[part].get("problem"):
+            found.insert(0, _need(f"{title} cannot be read", problem, ""))
+    return found
+
+
+def _need(what: str, detail: str, do: str) -> Part:
+    return {"what": what, "detail": detail, "do": do}
+
+
+def _damaged(value: Part, store: Path) -> list[Part]:
+    last = value["disk"].get("maintenance")
+    if not last or not last["damage"]:
+        return []
+    return [_need(f"damage in the store: {len(last['damage'])} findings", last["damage_text"], f"prdit verify {store}")]
+
+
+def _disk_low(value: Part) -> list[Part]:
+    if not value["disk"].get("low"):
+        return []
+    free, least = value["disk"]["free_bytes"] / 1e9, value["disk"]["min_free_bytes"] / 1e9
+    text = (
+        value["disk"].get("disk_text")
+        or f"{free:.1f} GB are free, {least:g} GB should be: no flow starts work that writes."
+    )
+    return [_need("little disk is free", text, "prdit maintain --no-verify")]
+
+
+def _services_down(value: Part) -> list[Part]:
+    part = value["services"]
+    if problem := part.get("problem"):
+        return [_need("the services cannot be asked", problem, "prdit doctor")]
+    if not part["running"]:
+        return [_need("the services do not run", "No scan is taken in, and nothing starts by itself.", "prdit up")]
+    down = [row for row in part["services"] if not row["up"]]
+    return [_need(f"{row['name']} {row['state']}", row["detail"], "prdit doctor") for row in down]
+
+
+def _held_batches(value: Part) -> list[Part]:
+    return [
+        _need(
+            f"batch {row['number']} is held: {row['num_series']} series",
+            row["reason"],
+            f"prdit inbox release {row['number']}   or   prdit inbox reject {row['number']}",
+        )
+        for row in value["inbox"].get("held", [])
+    ]
+
+
+def _failed(value: Part) -> list[Part]:
+    """Flows whose newest run ended badly; without the Prefect server, the newest run by its record."""
+    if "flow_runs" in value["flow_runs"]:
+        newest: dict[str, Part] = {}
+        for row in value["flow_runs"]["flow_runs"]:
+            if row["ended"]:
+                newest.setdefault(row["flow"], row)
+        return [
+            _need(f"the last run of {name} {row['state'].lower()}", row["message"], "")
+            for name, row in newest.items()
+            if row["type"] in _ENDED_BADLY
+        ]
+    ended = [row for row in value["runs"].get("runs", []) if row["state"] != "no record"]
+    if ended and ended[0]["state"] == "failed":
+        return [_need(f"the last run failed: {ended[0]['name']}", ended[0]["error"], "")]
+    return []
+
+
+def _refused_champion(value: Part) -> list[Part]:
+    champion = value["model"].get("champion")
+    if not champion or not champion["refused"]:
+        return []
+    return [
+        _need(
+            f"the champion, version {champion['version']}, is marked as refused",
+            champion["refused"],
+            "prdit models rollback",
+        )
+    ]
+
+
+def _unverified(value: Part, store: Path) -> list[Part]:
+    last = value["disk"].get("maintenance")
+    if not store.exists() or not value["store"].get("steps"):
+        return []
+    if last is None:
+        began = datetime.fromisoformat(value["store"]["steps"][0]["created"]).timestamp()
+        if time.time() - began < _VERIFIED_DAYS * 86400:
+            return []
+        return [
+            _need("the store was never verified", "The deployment maintenance/verify does it weekly.", "prdit maintain")
+        ]
+    days = (time.time() - datetime.fromisoformat(last["created"]).timestamp()) / 86400
+    if days < _VERIFIED_DAYS:
+        return []
+    return [
+        _need(
+            f"the last maintenance was {days:.0f} days ago",
+            "The deployment maintenance/verify does it weekly.",
+            "prdit maintain",
+        )
+    ]
+
+
+def _rejected(value: Part) -> list[Part]:
+    rejected = value["services"].get("rejected_senders")
+    if not rejected:
+        return []
+    return [_need(f"the listener rejected {rejected['count']} associations", rejected["last"], "prdit site")]
+
+
+__all__ = ["LoginError", "status"]

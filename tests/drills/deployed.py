@@ -1,0 +1,126 @@
+"""An installation for drills: services, deployments of prdit, a small store, and runs of the configuration tiny."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows import services as local
+from flows.automations import SILENCE_S, ensure_automations
+from flows.config import load_config
+from storage.phantom.series import write_demo_data
+from tasks.ingest.run import ingest
+
+PATIENCE_S = 240.0  # two cores that everything shares
+OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_ENDLESS = {"steps": 1_000_000, "val_every": 1_000_000, "checkpoint_every": 1_000_000}
+
+
+def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
+    """What a condition gives as soon as it is true. Raises: AssertionError: it is not in time."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.2)
+    return value
+
+
+class Deployed:
+    """Runs of deployments, and their processes.
+
+    Args:
+        root: with the store and the folder of stages.
+        services: that run.
+    """
+
+    def __init__(self, root: Path, services: local.Services) -> None:
+        self.root, self.services = root, services
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """One request; tried again while a server starts anew."""
+
+        def answer() -> Any:
+            with contextlib.suppress(local.ServiceError):
+                return (local.call_api(self.services, method, path, body),)
+
+        return until(answer)[0]
+
+    def start(self, deployment: str, **overrides: Any) -> str:
+        """Schedule a run on the store, at once; returns its id."""
+        found = self.api("GET", f"/deployments/name/prdit/{deployment}")
+        parameters = {
+            "configuration": "tiny",
+            "store": str(self.root / "store"),
+            "overrides": {"workdir": str(self.root / "work"), **overrides},
+        }
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.api("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def train(self, seed: int) -> str:
+        """Schedule a training that does not end by itself; returns the run's id."""
+        return self.start("train-local", recipe={"local": {"seed": seed, **_ENDLESS}})
+
+    def read(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.api("GET", f"/flow_runs/{run_id}")
+        return found
+
+    def state(self, run_id: str) -> str:
+        return str(self.read(run_id)["state"]["type"])
+
+    def ended(self, run_id: str) -> dict[str, Any]:
+        """The run, once it is over."""
+        found: dict[str, Any] = until(lambda: (run := self.read(run_id))["state"]["type"] in OVER and run)
+        return found
+
+    def training(self, run_id: str) -> list[psutil.Process]:
+        """The processes of a run, once it trains: the first is the flow's."""
+        until(lambda: any("tasks.train" in process.cmdline() for process in self.processes(run_id)))
+        return self.processes(run_id)
+
+    def processes(self, run_id: str) -> list[psutil.Process]:
+        """Every process of a run that is alive, the flow's first."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run_id.replace("-", ""):
+                    process.cmdline()
+                    found.append(process)
+        return sorted(found, key=lambda process: "prefect.engine" not in process.cmdline())
+
+    def cancel(self, run_id: str) -> str:
+        """Cancel a run, as on its page; returns the type of its last state."""
+        self.api("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+        return str(self.ended(run_id)["state"]["type"])
+
+    def pid(self, service: str) -> int:
+        """Process of a service, once it runs."""
+
+        def running() -> int:
+            with contextlib.suppress(local.ServiceError):
+                return local.pids(self.services)[service]
+            return 0
+
+        return int(until(running))
+
+    def free(self) -> bool:
+        """Whether no run holds a slot, and none of their processes is left."""
+        busy = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
+        return not self.api("POST", "/flow_runs/filter", busy)
+
+
+@contextlib.contextmanager
+def deployed(root: Path, *, silence_s: float = SILENCE_S) -> Iterator[Deployed]:
+    """Start services and register the deployments, with a store of three patients."""
+    write_demo_data(root / "source", num_patients=3, small=True)
+    ingest(root / "source", root / "store", load_config("tiny").ingest)
+    (root / "folder").mkdir(exist_ok=True)
+    services = local.start(root / "services")
+    try:
+        local.deploy(services, root / "folder")
+        ensure_automations(services, silence_s=silence_s)
+        yield Deployed(root, services)
+    finally:
+        local.stop(root / "services")

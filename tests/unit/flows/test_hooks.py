@@ -1,0 +1,99 @@
+"""What a flow's end says to people, and which errors Prefect tries again; real runs on the temporary server are in e2e."""
+
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from flows import hooks
+from flows.maintenance import maintenance
+from flows.pipeline import pipeline
+from flows.retrain import retrain
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[tuple[str, str, str]]:
+    """Messages that would be sent; the site has no settings."""
+    messages: list[tuple[str, str, str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hooks, "notify", lambda _, severity, subject, text: messages.append((severity, subject, text)))
+    monkeypatch.setattr(hooks, "url_for", lambda _: "http://127.0.0.1:1/runs/flow-run/x")
+    return messages
+
+
+def a_run(*, deployed: bool = True) -> Any:
+    return SimpleNamespace(id=uuid4(), name="brave-owl", deployment_id=uuid4() if deployed else None, tags=[])
+
+
+@pytest.mark.parametrize("flow", [pipeline, retrain, maintenance], ids=lambda flow: flow.name)
+def test_every_flow_is_attended(flow: Any) -> None:
+    assert [hook.__name__ for hook in flow.on_failure_hooks] == ["on_failure"]
+    assert [hook.__name__ for hook in flow.on_crashed_hooks] == ["on_crashed"]
+    assert [hook.__name__ for hook in flow.on_cancellation_hooks] == ["on_cancellation"]
+    assert [hook.__name__ for hook in flow.on_completion_hooks] == ["on_completion"]
+    assert [hook.__name__ for hook in flow.on_running_hooks] == ["on_running"]
+
+
+def test_a_failure_names_its_kind_and_how_to_go_on_but_no_file(said: list[tuple[str, str, str]]) -> None:
+    run = a_run()
+    state: Any = Failed(message="Flow run encountered an exception: SourceError: /data/Miller^Anna/1.dcm is no CT")
+    hooks.on_failure(retrain, run, state)
+    [(severity, subject, text)] = said
+    assert (severity, subject) == ("failure", "retrain failed (SourceError)")
+    assert "Run brave-owl: The page of the run says why." in text
+    assert f"`prefect flow-run retry {run.id}`" in text
+    assert text.splitlines()[-1] == "http://127.0.0.1:1/runs/flow-run/x"
+    assert "Miller" not in subject + text
+
+
+def test_a_timeout_is_named_by_its_state(said: list[tuple[str, str, str]]) -> None:
+    state: Any = Failed(name="TimedOut", message="Flow run exceeded timeout of 5 second(s)")
+    hooks.on_failure(pipeline, a_run(), state)
+    assert [subject for _, subject, _ in said] == ["prdit failed (TimedOut)"]
+
+
+def test_a_held_run_asks_for_a_person_and_another_says_nothing(said: list[tuple[str, str, str]]) -> None:
+    held: Any = Completed(name="Held", message="Batch 3 is held: {median} is 200 HU above the store's.")
+    done: Any = Completed()
+    hooks.on_completion(retrain, a_run(), held)
+    hooks.on_completion(retrain, a_run(), done)
+    [(severity, subject, text)] = said
+    assert (severity, subject) == ("attention", "retrain: new scans are held")
+    assert "Batch 3 is held: {median} is 200 HU above the store's. `prdit inbox ls`" in text
+
+
+@pytest.mark.parametrize(
+    ("hook", "state", "severity", "subject"),
+    [
+        (hooks.on_crashed, Crashed(), "failure", "prdit crashed"),
+        (hooks.on_cancellation, Cancelled(), "info", "prdit was cancelled"),
+    ],
+)
+def test_crash_and_cancellation(
+    hook: Any, state: Any, severity: str, subject: str, said: list[tuple[str, str, str]]
+) -> None:
+    hook(pipeline, a_run(), state)
+    assert [(one, two) for one, two, _ in said] == [(severity, subject)]
+
+
+def test_whoever_runs_in_a_terminal_gets_no_message(said: list[tuple[str, str, str]]) -> None:
+    run, states = a_run(deployed=False), (Failed(), Crashed(), Cancelled(), Completed(name="Held"))
+    every = (hooks.on_failure, hooks.on_crashed, hooks.on_cancellation, hooks.on_completion)
+    for hook, state in zip(every, states, strict=True):
+        hook(pipeline, run, state)
+    hooks.on_running(pipeline, run, Completed())
+    assert said == []
+
+
+def test_settings_of_the_site_that_are_wrong_leave_the_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".prdit").mkdir()
+    (tmp_path / ".prdit" / "site.yaml").write_text("notify: {mail: x}\n")
+    state: Any = Crashed()
+    hooks.on_crashed(pipeline, a_run(), state)
+    assert "messages go to the log alone: site settings .prdit/site.yaml:\n  notify.mail: unknown key" in caplog.text
+    assert "prdit crashed: Run brave-owl" in caplog.text

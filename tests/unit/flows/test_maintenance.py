@@ -1,0 +1,172 @@
+"""Maintenance: damage is named and ends the run as failed, what is not kept goes, and little disk is said."""
+
+import json
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from flows import maintenance as module
+from flows.cli import app
+from flows.config import load_config
+from flows.maintenance import DamageError, maintain, maintenance
+from flows.pipeline import pipeline
+from flows.room import make_room
+from storage.artifacts import Ref
+from storage.documents.upkeep import Upkeep
+from storage.registry import ModelVersion
+from tasks.maintain.config import RetentionConfig
+from tasks.maintain.disk import NoRoomError
+from tasks.maintain.run import Installation
+from tests.factories import make_store
+from tests.mlflow_process import Server
+from tests.store_damage import flip
+from tests.unit.tasks.aged_work import Work
+
+DAY_MS = 86_400_000
+Sent = list[tuple[str, str, str]]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    messages: Sent = []
+    monkeypatch.setattr(
+        module, "notify", lambda config, severity, subject, text: messages.append((severity, subject, text))
+    )
+    return messages
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = Path(".prdit")
+    make_store(root / "store")
+    (root / "work").mkdir()
+    return Installation(root / "store", root / "work", root / "services", root / "arrivals", root / "errors")
+
+
+def now_ms() -> float:
+    return time.time() * 1000
+
+
+def damage_one(store: Path) -> str:
+    """Flip a byte of a volume; its id."""
+    path = next(path for path in sorted(store.glob("volumes/**/c/0/0/0")) if path.is_file())
+    flip(path)
+    return path.relative_to(store / "volumes").parts[0].partition("-")[0]
+
+
+def test_a_whole_store_is_verified_and_the_record_kept(place: Installation) -> None:
+    found = maintain(place, RetentionConfig(), None)
+    assert (found.verified, found.damage) == (3, ())
+    assert Upkeep.load(place.workdir) == found
+    sizes = {each.name: each.size_bytes for each in found.places}
+    assert sizes["store"] == sum(path.stat().st_size for path in place.store.rglob("*") if path.is_file())
+
+
+def test_damage_ends_the_flow_as_failed_and_is_named_by_id(place: Installation, sent: Sent) -> None:
+    volume = damage_one(place.store)
+    with pytest.raises(DamageError, match=volume):
+        maintenance.fn()
+    (message,) = [each for each in sent if each[0] == "failure"]
+    assert volume in message[2]
+    assert [each.name for each in Upkeep.load(place.workdir).damage] == [volume]
+
+
+def test_the_command_says_damage_and_exits_1(place: Installation) -> None:
+    volume = damage_one(place.store)
+    done = CliRunner().invoke(app, ["maintain", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["verified"]) == (1, 3)
+    assert volume in done.stderr
+
+
+def test_little_disk_is_a_message_and_refuses_work_after_retention_was_applied(
+    place: Installation, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(place.store)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3e9}))
+    maintenance.fn()
+    assert [each[:2] for each in sent] == [("attention", "little disk is free")]
+    old = Work(place.workdir).stage("split", 1, 100)
+    with pytest.raises(NoRoomError, match=r"3\.0 GB are free; 5 GB stay free"):
+        make_room(load_config("tiny"))
+    assert not Path(old.directory).exists()
+    with pytest.raises(NoRoomError, match="Nothing was started"):
+        pipeline.fn("tiny")
+    assert not (place.workdir / "runs").exists()
+
+
+def test_work_begins_when_retention_has_made_room(place: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Path(Work(place.workdir).stage("split", 1, 100).directory)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3e9 if old.exists() else 6e9}))
+    make_room(load_config("tiny"))
+    assert not old.exists()
+
+
+def test_an_installation_with_nothing_in_it_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: Sent
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = maintenance.fn()
+    assert (found["verified"], found["damage"]) == (None, [])
+
+
+def test_old_runs_of_mlflow_go_for_good_and_the_champions_stay(tmp_path: Path, place: Installation) -> None:
+    """On a real server: rows of the database and files of the artifacts."""
+    server = Server(tmp_path / "mlflow")
+    server.root.mkdir()
+    server.start()
+    try:
+        client = MlflowClient(server.uri)
+        experiment = client.create_experiment("prdit")
+
+        def tree(days: float, digest: str) -> tuple[str, str, str]:
+            """A run of the pipeline with a stage that made a model."""
+            ended = int(now_ms() - days * DAY_MS)
+            parent = client.create_run(experiment, ended - 1000).info.run_id
+            child = client.create_run(experiment, ended - 1000, tags={"mlflow.parentRunId": parent}).info.run_id
+            (tmp_path / "weights").write_bytes(b"weights of " + digest.encode())
+            client.log_artifact(child, str(tmp_path / "weights"))
+            model = client.create_logged_model(
+                experiment, name="prdit", source_run_id=child, tags={"prdit.digest": digest}
+            )
+            client.log_model_artifact(model.model_id, str(tmp_path / "weights"))
+            for run in (child, parent):
+                client.set_terminated(run, end_time=ended)
+            return parent, child, model.model_id
+
+        _, champion, young = tree(200, "sha256:a"), tree(200, "sha256:b"), tree(1, "sha256:c")
+        running = client.create_run(experiment, int(now_ms() - 200 * DAY_MS)).info.run_id
+        ref = Ref(kind="checkpoint", uri="/x", digest="sha256:b")
+        known = Installation(
+            place.store,
+            place.workdir,
+            tmp_path / "services",
+            place.arrivals,
+            place.errors,
+            versions=[ModelVersion(1, ref, champion[1], ("champion",))],
+        )
+        (tmp_path / "services").mkdir()
+        (tmp_path / "services" / "mlflow").symlink_to(server.root)  # as `prdit up` has it
+        config = RetentionConfig(trash_days=0)
+        found = maintain(known, config, server.uri, verified=False)
+        assert [(each.what, each.count) for each in found.removed] == [("run of MLflow, into its trash", 2)]
+        assert found.notes == ()
+        with sqlite3.connect(server.root / "mlflow.db") as database:
+            rows: Any = database.execute("select run_uuid from runs").fetchall()
+            models: Any = database.execute("select model_id from logged_models").fetchall()
+        assert {row[0] for row in rows} == {*champion[:2], *young[:2], running}
+        assert {row[0] for row in models} == {champion[2], young[2]}
+        files = [path.read_bytes() for path in (server.root / "artifacts").rglob("weights")]
+        assert sorted(set(files)) == [b"weights of sha256:b", b"weights of sha256:c"]
+        assert len(files) == 4
+        assert maintain(known, config, server.uri, verified=False).removed == ()
+    finally:
+        server.stop()
