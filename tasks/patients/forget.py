@@ -209,7 +209,7 @@ def _redact_work(found: Plan, places: Places, sentence: str) -> int:
     marked = {one.made.digest for one in found.learned}
     count = 0
     for workdir in places.workdirs:
-        for one in made_in(workdir):
+        for one in (each for each in made_in(workdir) if each.uri):
             names = redact_directory(Path(one.uri), found.patient, forgotten=sentence if one.digest in marked else "")
             count += len(names)
         for directory, _ in unfinished_in(workdir):

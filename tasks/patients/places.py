@@ -155,9 +155,7 @@ def redact_comparisons(workdir: Path, patient: Patient) -> None:
     """Take what says or shows something of a patient out of the comparisons of runs, and out of what waits to be sent to MLflow."""
     for folder in (workdir / "compare", workdir / "tracking"):
         for path in _texts(folder):
-            words = patient.words | (
-                frozenset() if path.name in (Split.NAME, "records.jsonl") else patient.volume_ids
-            )
+            words = patient.words | (frozenset() if path.name in (Split.NAME, "records.jsonl") else patient.volume_ids)
             _redact_text(path, words)
 
 
