@@ -25,8 +25,8 @@ from tasks.patients.places import (
     forget_roles,
     forget_scratch,
     forget_verdicts,
-    redact_comparisons,
     redact_directory,
+    redact_rest,
 )
 from tasks.patients.reference import forget_reference
 from tasks.patients.tracked import Tracked, names_of, refuse, versions
@@ -216,5 +216,5 @@ def _redact_work(found: Plan, places: Places, sentence: str) -> int:
             forget_scratch(directory, found.patient)
             if directory in found.unfinished and directory.parent.name == _STAGE:
                 clear_unfinished(directory)
-        redact_comparisons(workdir, found.patient)
+        redact_rest(workdir, found.patient)
     return count
