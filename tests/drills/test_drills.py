@@ -12,6 +12,7 @@ from tests.drills import (
     at_once,
     browser,
     damaged_states,
+    forgetting,
     kill_ingest,
     kill_launcher,
     kill_training,
@@ -77,6 +78,14 @@ def test_damaged_states(tmp_path: Path) -> None:
         "bit flipped": 200,
         "lost": 5,
     }
+
+
+def test_forgetting(tmp_path: Path) -> None:
+    found = forgetting.run(tmp_path, rounds=1)
+    assert len(found["killed_before_line"]) == 1
+    assert min(found["files_with_traces_before"].values()) > 0
+    (left,) = found["left"]
+    assert left.startswith("store/tombstones/")
 
 
 def test_sampling(tmp_path: Path) -> None:
