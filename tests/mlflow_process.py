@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import descendants, kill
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -35,7 +37,7 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
@@ -47,9 +49,8 @@ class Server:
     def stop(self) -> None:
         if self.process is None:
             return
-        family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        for process in family:
-            process.kill()
+        family = [*descendants(self.process.pid), psutil.Process(self.process.pid)]
+        kill(family)
         self.process.wait(30)
         psutil.wait_procs(family, 30)
         self.process = None

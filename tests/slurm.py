@@ -19,7 +19,7 @@ import pytest
 
 PROGRAMS = ("sbatch", "srun", "slurmctld", "slurmd", "munged")
 _PACKAGES = "slurm-wlm munge"
-_START_S = 60.0
+_START_S = 180.0
 _CONFIGURATION = """
 ClusterName=t
 SlurmctldHost={host}(127.0.0.1)
@@ -65,7 +65,7 @@ class Slurm:
     def command(self, *words: str) -> str:
         """Output of one of Slurm's commands."""
         environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=_START_S, check=False)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
