@@ -1,7 +1,6 @@
 """A real MLflow server that can be stopped and started again on its port."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,20 +9,15 @@ from pathlib import Path
 
 import psutil
 
+from tests.ports import free_ports
 from tests.processes import descendants, kill
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
     """MLflow with a SQLite file below a folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.port = root, free_port()
+        self.root, self.port = root, free_ports()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

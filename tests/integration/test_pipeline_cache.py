@@ -26,7 +26,7 @@ from storage.outbox import Outbox
 from storage.phantom.series import write_demo_data
 from storage.snapshots import newest
 from storage.volume_store import VolumeStore
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -221,7 +221,7 @@ def test_a_run_needs_no_tracking_server(
     story: Story, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it would have shown waits in the working directory; the record says so by empty ids."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports()}")
     record = story.run("split", workdir=str(tmp_path))
     assert list(record["stages"]) == ["ingest", "split"]
     assert (record["error"], record["mlflow_run_id"], record["mlflow_experiment_id"]) == (None, "", "")

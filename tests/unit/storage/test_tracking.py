@@ -23,7 +23,8 @@ from storage.locks import locked
 from storage.metric_stream import MetricStream
 from storage.outbox import Outbox, Sent
 from storage.tracking import Tracker, TrackingUnavailableError, attach
-from tests.mlflow_process import Server, free_port
+from tests.mlflow_process import Server
+from tests.ports import free_ports
 from tests.processes import PATIENCE_S
 
 
@@ -145,7 +146,7 @@ def test_a_killed_process_and_a_server_that_comes_back_at_another_address(
     )
     assert (run.info.status, history(server.uri, run.info.run_id)) == ("RUNNING", written(1, 2))
     server.stop()
-    server.port = free_port()
+    server.port = free_ports()
     server.start()
     again = Tracker(server.uri, "another", outbox)
     again.flush()
@@ -251,7 +252,7 @@ def test_a_server_that_is_away_at_the_start_is_named_and_the_run_goes_to_the_nex
     server: Server, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No server had the run, so the one of the next start gets it, at whatever address."""
-    nowhere = f"http://127.0.0.1:{free_port()}"
+    nowhere = f"http://127.0.0.1:{free_ports()}"
     began = time.monotonic()
     tracker = Tracker(nowhere, "moved", outbox)
     run = start(tracker)
@@ -475,5 +476,5 @@ def test_files_are_put_on_a_run_that_has_ended(server: Server, tmp_path: Path, o
     found = client.get_run(run_id)
     assert (found.info.status, found.data.tags["prdit.compare"]) == ("FINISHED", "second")
     assert "not found" in attach(server.uri, "0" * 32, [page], folder="compare", tags={})
-    away = f"http://127.0.0.1:{free_port()}"
+    away = f"http://127.0.0.1:{free_ports()}"
     assert "refused" in attach(away, "1" * 32, [page], folder="compare", tags={"prdit.compare": "third"})
