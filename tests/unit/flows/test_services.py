@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -37,6 +37,7 @@ from flows.services import (
     stop,
 )
 from storage.errors import ConfigError
+from tests.processes import PATIENCE_S, alive, wait_for
 
 # Two processes, as `mlflow server` is. Answers as Prefect (health, the worker's status) and as MLflow (health) do.
 FAKE_SERVER = """
@@ -54,13 +55,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = answer
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-SLEEP = "import time; time.sleep(120)"
+SLEEP = "import time; time.sleep(3600)"
 # A flow run in a session of its own, which a signal to the worker's group does not reach, and deaf to SIGTERM.
 WITH_STUBBORN_RUN = """
 import subprocess, sys, time
-run = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+run = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(3600)"
 subprocess.Popen([sys.executable, "-c", run], start_new_session=True)
-time.sleep(120)
+time.sleep(3600)
 """
 
 
@@ -110,15 +111,9 @@ class StandIns:
         return [pid for pid in found if alive(pid)]
 
 
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.1)
+def started_again(services: Services, name: str, before: int) -> bool:
+    """Whether a service has another process than before; that all were down meanwhile may be over before anybody looks."""
+    return pids(services)[name] not in (0, before)
 
 
 @pytest.fixture
@@ -164,7 +159,7 @@ def test_what_is_killed_is_started_again_and_the_others_stay(stand_ins: StandIns
     for name in ("prefect", "mlflow", "worker"):
         before = pids(services)
         os.kill(before[name], signal.SIGKILL)  # of a server, this leaves a child that holds the port
-        wait_for(lambda: running(stand_ins.state_dir) is None)
+        wait_for(lambda name=name, pid=before[name]: started_again(services, name, pid))
         wait_for(lambda: running(stand_ins.state_dir) == services)
         after = pids(services)
         assert {key for key in after if after[key] != before[key]} == {name}
@@ -221,7 +216,7 @@ def test_runs_of_a_killed_worker_are_ended(stand_ins: StandIns, monkeypatch: pyt
     worker = pids(services)["worker"]
     (run,) = [child.pid for child in psutil.Process(worker).children()]
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: pids(services)["worker"] not in (0, worker))
+    wait_for(lambda: started_again(services, "worker", worker))
     assert alive(run)  # it outlives its worker
     assert run in stop(stand_ins.state_dir)
     assert not alive(run)
@@ -338,7 +333,7 @@ class _Stranger(http.server.BaseHTTPRequestHandler):
     ("script", "message"),
     [
         (FAKE_SERVER, "(?s)mlflow ended while starting.*Address already in use"),
-        (SLEEP, "mlflow did not answer within 3 s"),
+        (SLEEP, "mlflow did not answer within 10 s"),
     ],
 )
 def test_a_port_that_somebody_else_answers_on_is_not_ours(
@@ -351,7 +346,7 @@ def test_a_port_that_somebody_else_answers_on_is_not_ours(
         free, _ = local._free_ports()
         with monkeypatch.context() as patch:
             patch.setattr(local, "_free_ports", lambda: (free, str(stranger.server_port)))
-            patch.setattr(local, "_START_TIMEOUT_S", 3.0 if script == SLEEP else 30.0)
+            patch.setattr(local, "_START_TIMEOUT_S", 10.0 if script == SLEEP else 90.0)
             with pytest.raises(ServiceError, match=message):
                 start(stand_ins.state_dir)
         assert stand_ins.started() == []
@@ -360,7 +355,7 @@ def test_a_port_that_somebody_else_answers_on_is_not_ours(
 
 def taken(port: int) -> socket.socket:
     """A listener of somebody else's; the connections of who listened there before may take a moment to go."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             return socket.create_server(("127.0.0.1", port))
@@ -382,10 +377,17 @@ def test_a_port_lost_at_a_restart_is_replaced_by_the_next_start(stand_ins: Stand
 
 def test_ctrl_c_while_starting_leaves_nothing(stand_ins: StandIns) -> None:
     stand_ins.scripts["mlflow"].write_text(SLEEP)
-    timer = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    worker_log = stand_ins.state_dir / "logs" / "worker.log"  # the last program is started, and mlflow never answers
+
+    def interrupt() -> None:
+        wait_for(worker_log.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         start(stand_ins.state_dir)
+    thread.join()
     assert stand_ins.started() == []
     assert not local._socket(stand_ins.state_dir.resolve()).exists()
 
@@ -497,8 +499,8 @@ def test_the_real_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         before = pids(services)
         for name in ("mlflow", "prefect"):
             os.kill(before[name], signal.SIGKILL)
-            wait_for(lambda: running(state_dir) is None)
-        wait_for(lambda: running(state_dir) == services, 60)
+            wait_for(lambda name=name, pid=before[name]: started_again(services, name, pid))
+        wait_for(lambda: running(state_dir) == services)
         after = pids(services)
         assert {name for name in after if after[name] != before[name]} == {"mlflow", "prefect"}
     finally:
