@@ -193,8 +193,6 @@ def test_all_services_run_and_the_inbox_is_made(site: Site) -> None:
     assert local.running(site.state_dir) == site.services
     prefect, mlflow = databases(server_settings(), site.state_dir)
     assert schema(prefect)[0] == schema(mlflow)[0] == "current"
-    local.deploy(site.services, site.folder)
-    assert "prdit" in site.flows()
     findings = check_services(site.state_dir)
     assert {finding.name: finding.status for finding in findings if finding.status != "ok"} == {}
     assert len(findings) == 9  # five services, login, two databases, artifacts
@@ -223,6 +221,8 @@ def test_nobody_gets_in_without_the_login(site: Site, monkeypatch: pytest.Monkey
 def test_runs_log_in(site: Site) -> None:
     """A run of the worker's asks the server for its parameters and reports how it ended."""
     assert site.services
+    local.deploy(site.services, site.folder)
+    assert "prdit" in site.flows()
     found = local.call_api(site.services, "GET", "/deployments/name/prdit/split")
     body = {"parameters": {"overrides": {"nonsense": 1}}, "state": {"type": "SCHEDULED"}}
     run = local.call_api(site.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)
