@@ -50,7 +50,7 @@ def ensure_automations(services: Services, off: Collection[str] = frozenset(), *
     Args:
         services: the Prefect server among them.
         off: what was `switched_off` before the deployments were registered.
-        silence_s: seconds without a heartbeat after which a process counts as dead.
+        silence_s: seconds without a heartbeat after which a process counts as dead; Prefect's least is 10.
     Raises: ServiceError: the server does not answer, or refuses.
     """
     _switch_off(services, off)
