@@ -77,12 +77,12 @@ class Deployed:
 
     def training(self, run_id: str) -> list[psutil.Process]:
         """The processes of a run, once it trains: the first is the flow's."""
-        return until(
-            lambda: (
-                any("tasks.train" in words for _, words in (found := self._processes(run_id)))
-                and [process for process, _ in found]
-            )
-        )
+
+        def training() -> list[psutil.Process]:
+            found = self._processes(run_id)
+            return [one for one, _ in found] if any("tasks.train" in words for _, words in found) else []
+
+        return list(until(training))
 
     def processes(self, run_id: str) -> list[psutil.Process]:
         """Every process of a run that is alive, the flow's first."""
