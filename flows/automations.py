@@ -23,7 +23,8 @@ LOST = "No heartbeat: the process of this run died."  # the message of such a ru
 _ALIVE = "prefect.flow-run.heartbeat"
 _WAITING = ("Pending", "Submitting")
 _BEGUN = ("Running", "Retrying", "Rerunning")
-_OVER = ("Completed", "Held", "Failed", "TimedOut", "Crashed", "Cancelled")
+_OVER = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled")
+_OVER_RETRAIN = ("Held", "Nothing new", "Waiting", "Promoted", "Challenger held")  # names of its Completed
 _LATER = ("Scheduled", "Late", "AwaitingConcurrencySlot", "Paused", "Suspended", "Resuming")
 _AGAIN = "AwaitingRetry"  # in the same process, without heartbeats, for a time that is shorter than the silence
 _SILENT_NAME = "prdit: a run without a heartbeat is Crashed"
@@ -50,7 +51,7 @@ def ensure_automations(services: Services, off: Collection[str] = frozenset(), *
     Args:
         services: the Prefect server among them.
         off: what was `switched_off` before the deployments were registered.
-        silence_s: seconds without a heartbeat after which a process counts as dead.
+        silence_s: seconds without a heartbeat after which a process counts as dead; Prefect's least is 10.
     Raises: ServiceError: the server does not answer, or refuses.
     """
     _switch_off(services, off)
@@ -108,7 +109,7 @@ def _api(services: Services, method: str, path: str, body: Any = None) -> Any:
 def _automations(silence_s: float) -> tuple[dict[str, Any], ...]:
     beats = [_ALIVE, f"prefect.flow-run.{_AGAIN}"]
     begins = [f"prefect.flow-run.{name}" for name in _BEGUN]
-    ends = [f"prefect.flow-run.{name}" for name in (*_OVER, *_LATER)]
+    ends = [f"prefect.flow-run.{name}" for name in (*_OVER, *_OVER_RETRAIN, *_LATER)]
     waits = [f"prefect.flow-run.{name}" for name in _WAITING]
     return (
         _silence(

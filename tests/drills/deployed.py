@@ -77,18 +77,24 @@ class Deployed:
 
     def training(self, run_id: str) -> list[psutil.Process]:
         """The processes of a run, once it trains: the first is the flow's."""
-        until(lambda: any("tasks.train" in process.cmdline() for process in self.processes(run_id)))
-        return self.processes(run_id)
+
+        def training() -> list[psutil.Process]:
+            found = self._processes(run_id)
+            return [one for one, _ in found] if any("tasks.train" in words for _, words in found) else []
+
+        return list(until(training))
 
     def processes(self, run_id: str) -> list[psutil.Process]:
         """Every process of a run that is alive, the flow's first."""
+        return [process for process, _ in self._processes(run_id)]
+
+    def _processes(self, run_id: str) -> list[tuple[psutil.Process, list[str]]]:
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error):  # it ends at this moment
                 if process.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run_id.replace("-", ""):
-                    process.cmdline()
-                    found.append(process)
-        return sorted(found, key=lambda process: "prefect.engine" not in process.cmdline())
+                    found.append((process, process.cmdline()))
+        return sorted(found, key=lambda item: "prefect.engine" not in item[1])
 
     def cancel(self, run_id: str) -> str:
         """Cancel a run, as on its page; returns the type of its last state."""

@@ -80,7 +80,9 @@ class Site:
         return wait_for(answer, 60)[0]
 
     def flow_runs(self) -> list[dict[str, Any]]:
-        found = self.api("POST", "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
+        """Runs of the pipeline, the newest first; those of schedules lie in the future."""
+        mine = {"flows": {"name": {"any_": ["prdit"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        found = self.api("POST", "/flow_runs/filter", mine)
         assert isinstance(found, list)
         return found
 
@@ -192,7 +194,7 @@ def test_new_scans_run_retrain_once_also_when_it_is_deployed_again(site: Site) -
     ]
     assert queue["concurrency_limit"] == 1
     site.api("PATCH", f"/work_pools/prdit/queues/{RETRAIN_QUEUE}", {"is_paused": True})
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", DEPLOYMENT]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", DEPLOYMENT.partition("/")[2]]
     env = {**local.child_environment(site.services), "PRDIT_HOME": str(site.root / "folder")}
     before = site.api("POST", "/automations/filter", {})
     subprocess.run([*command, "--prefect-file", str(local.DEPLOYMENTS)], env=env, check=True, capture_output=True)
@@ -227,7 +229,7 @@ def test_a_run_whose_process_says_nothing_is_crashed_and_one_that_never_starts_i
         site.api("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": state}, "force": True})
         return run_id
 
-    ensure_automations(site.services, silence_s=2.0)
+    ensure_automations(site.services, silence_s=10.0)  # Prefect's least
     site.api("PATCH", "/work_pools/prdit", {"is_paused": True})
     try:
         silent, stuck = left_in("RUNNING"), left_in("PENDING")
@@ -243,13 +245,24 @@ def test_a_run_whose_process_says_nothing_is_crashed_and_one_that_never_starts_i
         )
         wait_for(lambda: state(stuck)["type"] == "SCHEDULED", PATIENCE_S)
         assert state(stuck)["message"] == "It did not start in time: scheduled again."
-        site.api("DELETE", f"/flow_runs/{stuck}")
         lost = left_in("RUNNING")  # and the event of it was lost: asked when deployments are registered
         assert crash_silent(site.services, silence_s=0.0) == [lost]
         assert state(lost)["type"] == "CRASHED"
+        for run_id in (silent, stuck, lost):
+            site.api("DELETE", f"/flow_runs/{run_id}")
     finally:
         site.api("PATCH", "/work_pools/prdit", {"is_paused": False})
         ensure_automations(site.services)
+
+
+def ranks(site: Site) -> list[psutil.Process]:
+    """The processes that train."""
+    found = []
+    for process in local._started(site.services.state_dir):
+        with suppress(psutil.Error):  # it ends at this moment
+            if "tasks.train" in process.cmdline():
+                found.append(process)
+    return found
 
 
 class Training:
@@ -258,11 +271,7 @@ class Training:
     def __init__(self, site: Site) -> None:
         self.run_id = site.flow_runs()[0]["id"]
 
-        def ranks() -> list[psutil.Process]:
-            found = [p for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()]
-            return found if len(found) == 2 else []
-
-        self.ranks = wait_for(ranks, PATIENCE_S)
+        self.ranks = wait_for(lambda: len(found := ranks(site)) == 2 and found, PATIENCE_S)
         self.scratch = Path(self.ranks[0].cmdline()[-2]).parent
         wait_for(lambda: len(self.logged()) > 2, PATIENCE_S)
 
@@ -317,10 +326,10 @@ def test_a_retry_goes_on_from_the_saved_step_and_down_saves_it_again(site: Site,
     assert site.api("GET", f"/flow_runs/{cancelled.run_id}")["run_count"] == 2
 
     members = {process.pid for process in local._started(site.services.state_dir)}
-    ranks = {p.pid for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()}
-    assert len(ranks) == 2
+    training = {process.pid for process in ranks(site)}
+    assert len(training) == 2
     # Servers start helpers and end them again, so what was there a moment ago need not be what is ended.
-    lasting = ranks | {pid for name, pid in local.pids(site.services).items() if pid and name != "supervisord"}
+    lasting = training | {pid for name, pid in local.pids(site.services).items() if pid and name != "supervisord"}
     stopped = set(local.stop(site.services.state_dir))
     assert lasting <= stopped
     assert [pid for pid in members | stopped if alive(pid)] == []

@@ -5,8 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from flows import automations
+from flows import automations, retrain
 from flows.automations import ensure_automations, switched_off
+from flows.hooks import HELD
 from flows.services import ServiceError, Services
 
 
@@ -110,3 +111,9 @@ def test_a_busy_server_is_asked_again_and_one_that_is_away_is_an_error(server: S
     server.busy = 100
     with pytest.raises(ServiceError, match="503"):
         ensure_automations(SERVICES)
+
+
+def test_an_end_of_every_name_is_an_end() -> None:
+    names = {retrain.NOTHING, retrain.WAITING, retrain.PROMOTED, retrain.CHALLENGER_HELD, HELD}
+    for automation in automations._automations(150.0):
+        assert {f"prefect.flow-run.{name}" for name in names} <= set(automation["trigger"]["expect"])
