@@ -44,10 +44,14 @@ class Servers:
 
     def __enter__(self) -> "Servers":
         (self.state / "logs").mkdir(parents=True)
-        for name in self.ports:
-            self._start(name)
-        for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
-            self._wait(name, f"http://127.0.0.1:{self.ports[name]}{path}")
+        try:
+            for name in self.ports:
+                self._start(name)
+            for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
+                self._wait(name, f"http://127.0.0.1:{self.ports[name]}{path}")
+        except BaseException:
+            self._end()
+            raise
         client = MlflowClient(self.mlflow_uri)
         self.client, self.experiment = client, client.create_experiment("prdit")
         self.flow = self._ask("/flows/", {"name": "retrain"})["id"]
@@ -56,7 +60,12 @@ class Servers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self._processes.values():
+            if process.poll() is not None:
+                continue
             family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
             for member in family:
                 member.kill()
