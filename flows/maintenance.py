@@ -17,6 +17,7 @@ from flows.site import SiteConfig, load_site
 from storage.documents.upkeep import Removal, Upkeep
 from storage.errors import StorageError
 from storage.outbox import RefusedError, ServerAwayError
+from storage.verdicts import counted
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.run import Installation, prune, record, verify
 from tasks.run.progress import Advance, show_progress
@@ -113,7 +114,7 @@ def prune_tracking(
 def tell(site: SiteConfig, found: Upkeep) -> None:
     """Send messages about what needs a person; nothing where there is nothing."""
     if found.damage:
-        notify(site.notify, "failure", f"{len(found.damage)} findings in the store", damage_text(found))
+        notify(site.notify, "failure", f"{counted(len(found.damage), 'finding')} in the store", damage_text(found))
     if found.is_low:
         notify(site.notify, "attention", "little disk is free", disk_text(found))
 

@@ -23,6 +23,7 @@ from storage.errors import MissingArtifactError, StorageError, UserError
 from storage.inbox_ledger import Ledger
 from storage.registry import CHALLENGER, CHAMPION, ModelVersion, Registry
 from storage.snapshots import history
+from storage.verdicts import counted
 from tasks.maintain.disk import free_bytes
 from tasks.retrain.decisions import decisions
 from tasks.run.printable import one_line
@@ -297,7 +298,8 @@ def _damaged(value: Part, store: Path) -> list[Part]:
     last = value["disk"].get("maintenance")
     if not last or not last["damage"]:
         return []
-    return [_need(f"damage in the store: {len(last['damage'])} findings", last["damage_text"], f"prdit verify {store}")]
+    what = f"damage in the store: {counted(len(last['damage']), 'finding')}"
+    return [_need(what, last["damage_text"], f"prdit verify {store}")]
 
 
 def _disk_low(value: Part) -> list[Part]:

@@ -44,7 +44,7 @@ def test_what_needs_a_person_comes_first_with_the_command(tmp_path: Path) -> Non
     make_site(tmp_path)
     value = status()
     assert [(need["what"], need["do"]) for need in value["needs_person"]] == [
-        ("damage in the store: 1 findings", "prdit verify .prdit/store"),
+        ("damage in the store: 1 finding", "prdit verify .prdit/store"),
         ("the services do not run", "prdit up"),
         ("batch 3 is held: 4 series", "prdit inbox release 3   or   prdit inbox reject 3"),
         ("the last run failed: 20261109T020000.000000Z", ""),
