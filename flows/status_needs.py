@@ -108,19 +108,19 @@ def _unverified(value: Part, store: Path) -> list[Part]:
     last = value["disk"].get("maintenance")
     if not store.exists() or not value["store"].get("steps"):
         return []
-    if last is None:
+    if last is None or last["verified_at"] is None:
         began = datetime.fromisoformat(value["store"]["steps"][0]["created"]).timestamp()
         if time.time() - began < _VERIFIED_DAYS * 86400:
             return []
         return [
             _need("the store was never verified", "The deployment maintenance/verify does it weekly.", "prdit maintain")
         ]
-    days = (time.time() - datetime.fromisoformat(last["created"]).timestamp()) / 86400
+    days = (time.time() - datetime.fromisoformat(last["verified_at"]).timestamp()) / 86400
     if days < _VERIFIED_DAYS:
         return []
     return [
         _need(
-            f"the last maintenance was {days:.0f} days ago",
+            f"the store was last verified {days:.0f} days ago",
             "The deployment maintenance/verify does it weekly.",
             "prdit maintain",
         )
