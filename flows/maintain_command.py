@@ -43,6 +43,6 @@ def maintain(
 
         value: dict[str, Any] = found.to_json()
         show_result(value, as_json, text)
-        if found.damage:
+        if found.damage and verify:
             say_error(damage_text(found))
             raise typer.Exit(1)

@@ -17,8 +17,9 @@ from flows.site import SiteConfig, load_site
 from storage.documents.upkeep import Removal, Upkeep
 from storage.errors import StorageError
 from storage.outbox import RefusedError, ServerAwayError
+from storage.verdicts import counted
 from tasks.maintain.config import RetentionConfig
-from tasks.maintain.run import Installation, prune, record, verify
+from tasks.maintain.run import Installation, last_verified, prune, record, verify
 from tasks.run.progress import Advance, show_progress
 
 _GB = 1e9
@@ -74,14 +75,14 @@ def maintain(
         retention: what is kept.
         tracking_uri: of MLflow; None: its runs are left alone.
         progress: called with (volumes checked, total).
-        verified: whether the store is verified, too.
+        verified: whether the store is verified, too; else what the last verification found still stands.
     """
     notes: list[str] = []
-    checked, damage = verify(place.store, notes, progress) if verified else (None, [])
+    found = verify(place.store, notes, progress) if verified else last_verified(place.workdir)
     removed = prune(place, retention, notes)
     if tracking_uri:
         removed += prune_tracking(place, retention, tracking_uri, notes)
-    return record(place, retention, verified=checked, damage=damage, removed=removed, notes=notes)
+    return record(place, retention, verified=found, removed=removed, notes=notes)
 
 
 def prune_tracking(
@@ -113,7 +114,7 @@ def prune_tracking(
 def tell(site: SiteConfig, found: Upkeep) -> None:
     """Send messages about what needs a person; nothing where there is nothing."""
     if found.damage:
-        notify(site.notify, "failure", f"{len(found.damage)} findings in the store", damage_text(found))
+        notify(site.notify, "failure", f"{counted(len(found.damage), 'finding')} in the store", damage_text(found))
     if found.is_low:
         notify(site.notify, "attention", "little disk is free", disk_text(found))
 

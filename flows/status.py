@@ -5,7 +5,6 @@ Nothing here changes anything, and no part needs another: what cannot be read is
 
 import os
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -14,9 +13,10 @@ from typing import Any
 
 from flows.installation import mlflow_address, site_config
 from flows.maintenance import damage_text, disk_text
-from flows.servers import LoginError, ServiceError, Services, call_api, is_healthy
+from flows.servers import ServiceError, Services, call_api, is_healthy
 from flows.services import DEFAULT_STATE_DIR, processes, supervised
 from flows.site import SiteConfig, load_site
+from flows.status_needs import needs_person
 from storage.documents.run_record import RunDocument
 from storage.documents.upkeep import Upkeep
 from storage.errors import MissingArtifactError, StorageError, UserError
@@ -31,8 +31,6 @@ SHOWN = 10  # runs, decisions, batches
 _DAYS = 14  # flow runs that are looked at
 _REJECTED = re.compile(r"an association of .* was rejected: .*")
 _LOG_BYTES = 1 << 18  # end of a log that is read
-_VERIFIED_DAYS = 15.0  # the store is checked weekly
-_ENDED_BADLY = ("FAILED", "CRASHED")
 Part = dict[str, Any]
 
 
@@ -267,130 +265,3 @@ def disk(site: SiteConfig, workdir: Path) -> Part:
         last = found.to_json() | {"damage_text": damage_text(found) if found.damage else ""}
         value["disk_text"] = disk_text(found.model_copy(update={"free_bytes": free, "min_free_bytes": least}))
     return value | {"maintenance": last, "retention": site.retention.model_dump()}
-
-
-# ---- what needs a person ---------------------------------------------------------------------------------------------------
-
-
-def needs_person(value: Part, store: Path) -> list[Part]:
-    """What a person has to do, most urgent first: `what`, `detail`, `do` (a command, or empty)."""
-    found = [*_damaged(value, store), *_disk_low(value), *_services_down(value), *_held_batches(value)]
-    found += [*_failed(value), *_refused_champion(value), *_unverified(value, store), *_rejected(value)]
-    titles = {
-        "store": "the store",
-        "model": "champion and challenger",
-        "inbox": "the inbox",
-        "runs": "the runs",
-        "disk": "the disk",
-    }
-    for part, title in titles.items():
-        if problem := value[part].get("problem"):
-            found.insert(0, _need(f"{title} cannot be read", problem, ""))
-    return found
-
-
-def _need(what: str, detail: str, do: str) -> Part:
-    return {"what": what, "detail": detail, "do": do}
-
-
-def _damaged(value: Part, store: Path) -> list[Part]:
-    last = value["disk"].get("maintenance")
-    if not last or not last["damage"]:
-        return []
-    return [_need(f"damage in the store: {len(last['damage'])} findings", last["damage_text"], f"prdit verify {store}")]
-
-
-def _disk_low(value: Part) -> list[Part]:
-    if not value["disk"].get("low"):
-        return []
-    free, least = value["disk"]["free_bytes"] / 1e9, value["disk"]["min_free_bytes"] / 1e9
-    text = (
-        value["disk"].get("disk_text")
-        or f"{free:.1f} GB are free, {least:g} GB should be: no flow starts work that writes."
-    )
-    return [_need("little disk is free", text, "prdit maintain --no-verify")]
-
-
-def _services_down(value: Part) -> list[Part]:
-    part = value["services"]
-    if problem := part.get("problem"):
-        return [_need("the services cannot be asked", problem, "prdit doctor")]
-    if not part["running"]:
-        return [_need("the services do not run", "No scan is taken in, and nothing starts by itself.", "prdit up")]
-    down = [row for row in part["services"] if not row["up"]]
-    return [_need(f"{row['name']} {row['state']}", row["detail"], "prdit doctor") for row in down]
-
-
-def _held_batches(value: Part) -> list[Part]:
-    return [
-        _need(
-            f"batch {row['number']} is held: {row['num_series']} series",
-            row["reason"],
-            f"prdit inbox release {row['number']}   or   prdit inbox reject {row['number']}",
-        )
-        for row in value["inbox"].get("held", [])
-    ]
-
-
-def _failed(value: Part) -> list[Part]:
-    """Flows whose newest run ended badly; without the Prefect server, the newest run by its record."""
-    if "flow_runs" in value["flow_runs"]:
-        newest: dict[str, Part] = {}
-        for row in value["flow_runs"]["flow_runs"]:
-            if row["ended"]:
-                newest.setdefault(row["flow"], row)
-        return [
-            _need(f"the last run of {name} {row['state'].lower()}", row["message"], "")
-            for name, row in newest.items()
-            if row["type"] in _ENDED_BADLY
-        ]
-    ended = [row for row in value["runs"].get("runs", []) if row["state"] != "no record"]
-    if ended and ended[0]["state"] == "failed":
-        return [_need(f"the last run failed: {ended[0]['name']}", ended[0]["error"], "")]
-    return []
-
-
-def _refused_champion(value: Part) -> list[Part]:
-    champion = value["model"].get("champion")
-    if not champion or not champion["refused"]:
-        return []
-    return [
-        _need(
-            f"the champion, version {champion['version']}, is marked as refused",
-            champion["refused"],
-            "prdit models rollback",
-        )
-    ]
-
-
-def _unverified(value: Part, store: Path) -> list[Part]:
-    last = value["disk"].get("maintenance")
-    if not store.exists() or not value["store"].get("steps"):
-        return []
-    if last is None:
-        began = datetime.fromisoformat(value["store"]["steps"][0]["created"]).timestamp()
-        if time.time() - began < _VERIFIED_DAYS * 86400:
-            return []
-        return [
-            _need("the store was never verified", "The deployment maintenance/verify does it weekly.", "prdit maintain")
-        ]
-    days = (time.time() - datetime.fromisoformat(last["created"]).timestamp()) / 86400
-    if days < _VERIFIED_DAYS:
-        return []
-    return [
-        _need(
-            f"the last maintenance was {days:.0f} days ago",
-            "The deployment maintenance/verify does it weekly.",
-            "prdit maintain",
-        )
-    ]
-
-
-def _rejected(value: Part) -> list[Part]:
-    rejected = value["services"].get("rejected_senders")
-    if not rejected:
-        return []
-    return [_need(f"the listener rejected {rejected['count']} associations", rejected["last"], "prdit site")]
-
-
-__all__ = ["LoginError", "status"]

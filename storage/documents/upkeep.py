@@ -52,8 +52,9 @@ class Upkeep(Document):
 
     Attributes:
         created: UTC time of its end.
-        verified: volumes whose every byte was checked; None: there is no store, or it was not checked.
-        damage: what is damaged or lost.
+        verified: volumes whose every byte was checked, at the last verification; None: there was none.
+        verified_at: UTC time of that; None: there was none.
+        damage: what it found damaged or lost.
         removed: what was removed by retention.
         places: what the parts of the installation take, afterwards.
         free_bytes: free disk, afterwards.
@@ -69,6 +70,7 @@ class Upkeep(Document):
 
     created: str
     verified: int | None
+    verified_at: str | None = None
     damage: tuple[Damage, ...] = ()
     removed: tuple[Removal, ...] = ()
     places: tuple[Place, ...] = ()

@@ -54,17 +54,33 @@ class Installation:
         return checkpoints(decisions(self.workdir / "decisions"), self.versions, config)
 
 
-def verify(store: Path, notes: list[str], progress: Advance | None = None) -> tuple[int | None, list[Damage]]:
+@dataclass(frozen=True)
+class Verified:
+    """The last verification of a store; see `Upkeep`."""
+
+    volumes: int | None = None
+    at: str | None = None
+    damage: tuple[Damage, ...] = ()
+
+
+def last_verified(workdir: Path) -> Verified:
+    """What the record of an earlier maintenance says; nothing where there is none, or it cannot be read."""
+    with suppress(StorageError):
+        found = Upkeep.load(workdir)
+        return Verified(found.verified, found.verified_at, found.damage)
+    return Verified()
+
+
+def verify(store: Path, notes: list[str], progress: Advance | None = None) -> Verified:
     """Check every byte of a store.
 
     Args:
         store: it need not exist.
         notes: what could not be checked is added.
         progress: called with (volumes checked, total).
-    Returns: how many volumes were checked, and what is damaged.
     """
     if not store.exists():
-        return None, []
+        return Verified()
     counted = 0
 
     def count(done: int, total: int) -> None:
@@ -76,9 +92,10 @@ def verify(store: Path, notes: list[str], progress: Advance | None = None) -> tu
     try:
         found, harmless = verify_store(store, progress=count)
     except StorageError as error:
-        return None, [Damage(kind="store", name=store.name, message=str(error))]
+        return Verified(None, _now(), (Damage(kind="store", name=store.name, message=str(error)),))
     notes += harmless
-    return counted, [Damage(kind=each.kind, name=each.name, message=each.message) for each in found]
+    damage = tuple(Damage(kind=each.kind, name=each.name, message=each.message) for each in found)
+    return Verified(counted, _now(), damage)
 
 
 def prune(place: Installation, config: RetentionConfig, notes: list[str]) -> list[Removal]:
@@ -158,16 +175,16 @@ def record(
     place: Installation,
     config: RetentionConfig,
     *,
-    verified: int | None,
-    damage: Sequence[Damage],
+    verified: Verified,
     removed: Sequence[Removal],
     notes: Sequence[str],
 ) -> Upkeep:
     """The record of a maintenance, written into the working folder. Raises: UnwritableError."""
     found = Upkeep(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        verified=verified,
-        damage=tuple(damage),
+        created=_now(),
+        verified=verified.volumes,
+        verified_at=verified.at,
+        damage=verified.damage,
         removed=tuple(removed),
         places=tuple(places(place)),
         free_bytes=free_bytes(place.workdir),
@@ -177,3 +194,7 @@ def record(
     )
     found.save(place.workdir)
     return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.servers import ServiceError, Services, call_api
 from tasks.maintain.config import RetentionConfig
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 
 RUNS, LINES = 10, 20  # flow runs per week, lines of log of each
 _START_S, _VACUUM_S, _BUSY_S = 240.0, 240.0, 240.0
@@ -33,7 +33,7 @@ class Servers:
 
     def __init__(self, state: Path, config: RetentionConfig) -> None:
         self.state, self.config = state, config
-        self.ports = {"prefect": free_port(), "mlflow": free_port()}
+        self.ports = {"prefect": free_ports(), "mlflow": free_ports()}
         self.mlflow_uri = f"http://127.0.0.1:{self.ports['mlflow']}"
         self.services = Services(
             state_dir=state, prefect_ui_url=f"http://127.0.0.1:{self.ports['prefect']}", mlflow_url=self.mlflow_uri
@@ -44,10 +44,14 @@ class Servers:
 
     def __enter__(self) -> "Servers":
         (self.state / "logs").mkdir(parents=True)
-        for name in self.ports:
-            self._start(name)
-        for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
-            self._wait(name, f"http://127.0.0.1:{self.ports[name]}{path}")
+        try:
+            for name in self.ports:
+                self._start(name)
+            for name, path in (("prefect", "/api/health"), ("mlflow", "/health")):
+                self._wait(name, f"http://127.0.0.1:{self.ports[name]}{path}")
+        except BaseException:
+            self._end()
+            raise
         client = MlflowClient(self.mlflow_uri)
         self.client, self.experiment = client, client.create_experiment("prdit")
         self.flow = self._ask("/flows/", {"name": "retrain"})["id"]
@@ -56,7 +60,12 @@ class Servers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self._processes.values():
+            if process.poll() is not None:
+                continue
             family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
             for member in family:
                 member.kill()

@@ -126,6 +126,7 @@ def maintained(work: Path, troubled: bool) -> None:
     Upkeep(
         created=ago(2),
         verified=119,
+        verified_at=ago(2),
         damage=damage,
         removed=(Removal(what="stage sample", count=3, size_bytes=4_200_000_000),),
         places=(Place(name="store", size_bytes=7_100_000_000), Place(name="stages", size_bytes=2_900_000_000)),

@@ -80,6 +80,9 @@ def test_damage_ends_the_flow_as_failed_and_is_named_by_id(place: Installation, 
     (message,) = [each for each in sent if each[0] == "failure"]
     assert volume in message[2]
     assert [each.name for each in Upkeep.load(place.workdir).damage] == [volume]
+    again = maintain(place, RetentionConfig(), None, verified=False)  # which does not look, so the finding stands
+    assert [each.name for each in again.damage] == [volume]
+    assert (again.verified, again.verified_at is not None) == (3, True)
 
 
 def test_the_command_says_damage_and_exits_1(place: Installation) -> None:

@@ -13,6 +13,7 @@ from flows.cli import app
 from flows.status import status
 from flows.status_page import chart, duration, page, text
 from flows.status_page import figures as drawn_figures
+from storage.documents.upkeep import Upkeep
 from tests.unit.flows.lived_in import make_site
 from tests.unit.tasks.html_tags import Tags
 
@@ -44,7 +45,7 @@ def test_what_needs_a_person_comes_first_with_the_command(tmp_path: Path) -> Non
     make_site(tmp_path)
     value = status()
     assert [(need["what"], need["do"]) for need in value["needs_person"]] == [
-        ("damage in the store: 1 findings", "prdit verify .prdit/store"),
+        ("damage in the store: 1 finding", "prdit verify .prdit/store"),
         ("the services do not run", "prdit up"),
         ("batch 3 is held: 4 series", "prdit inbox release 3   or   prdit inbox reject 3"),
         ("the last run failed: 20261109T020000.000000Z", ""),
@@ -107,6 +108,23 @@ def test_what_is_damaged_is_said_in_its_place(tmp_path: Path) -> None:
     assert "champion and challenger cannot be read" in titles
     assert "batch 3 is held: 4 series" in titles
     assert "is damaged: it is no complete JSON" in Tags(page(value)).text
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"verified_at": "2026-01-01T00:00:00+00:00"}, "the store was last verified"),
+        ({"verified": None, "verified_at": None}, "the store was never verified"),
+        ({}, ""),
+    ],
+)
+def test_a_store_that_nobody_verified_for_long_is_said(tmp_path: Path, changed: dict[str, Any], expected: str) -> None:
+    make_site(tmp_path, troubled=False)
+    place = tmp_path / ".prdit/work"
+    Upkeep.load(place).model_copy(update=changed).save(place)
+    found = [need["what"] for need in status()["needs_person"] if "verified" in need["what"]]
+    assert len(found) == bool(expected)
+    assert all(what.startswith(expected) for what in found)
 
 
 def test_little_disk_is_said_with_what_takes_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
