@@ -23,7 +23,7 @@ CREATE TABLE files (
     read INTEGER NOT NULL, sha256 TEXT NOT NULL, item TEXT NOT NULL, format TEXT NOT NULL, reason TEXT NOT NULL,
     PRIMARY KEY (folder, name)
 ) WITHOUT ROWID;
-CREATE INDEX files_by_item ON files (item) WHERE item != '';
+CREATE INDEX files_by_item ON files (item);
 CREATE INDEX files_unread ON files (folder, name) WHERE read = 0;
 CREATE INDEX files_by_reason ON files (reason) WHERE reason != '';
 CREATE TABLE counts (

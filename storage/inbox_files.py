@@ -86,10 +86,10 @@ class InboxFiles:
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
-    def in_folder(self, folder: bytes) -> dict[bytes, SeenFile]:
-        """The recorded files of a folder by name."""
-        rows = self._database.rows(f"SELECT {_FILE} FROM files WHERE folder = ?", (folder,))
-        return {row[1]: _seen(row) for row in rows}
+    def in_folder(self, folder: bytes) -> dict[bytes, tuple[int, int]]:
+        """Sizes and times of last change of the recorded files of a folder, by name."""
+        rows = self._database.rows("SELECT name, size, mtime_ns FROM files WHERE folder = ?", (folder,))
+        return {name: (size, mtime_ns) for name, size, mtime_ns in rows}
 
     def folders(self) -> list[bytes]:
         """The folders that have recorded files."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from storage.inbox_files import SeenFile, joined, split
+from storage.inbox_files import SeenFile, joined
 from storage.inbox_ledger import Ledger
 from storage.locks import locked
 from storage.privacy import opaque_id
@@ -32,7 +32,7 @@ from tasks.run.fanout import Lost, Pool
 _MEMORY_MB = 1300
 # What is being written is called so by browsers, rsync and us, or lies in a folder that is; so is what is hidden.
 _TEMPORARY = re.compile(
-    rb"(.*/)?(\.[^/]*|[^/]*~|[^/]*\.(part|partial|filepart|tmp|temp|crdownload|download|incomplete|inprogress|lock|swp))(/.*)?",
+    r"\..*|.*~|.*\.(part|partial|filepart|tmp|temp|crdownload|download|incomplete|inprogress|lock|swp)",
     re.IGNORECASE | re.DOTALL,
 )
 _DETACHED = re.compile(rb"(.+)\.(nhdr|mhd)", re.IGNORECASE | re.DOTALL)
@@ -118,8 +118,8 @@ class _Walk:
         self.failed: list[bytes] = []
         self._temporary: dict[bytes, float] = {}  # last change of what is being written, by folder
         visited: set[bytes] = set()
-        for folder, found in groupby(self._found(), lambda one: split(one.path)[0]):
-            visited.add(folder)
+        for folder, found in groupby(self._found(), lambda one: one.path.rpartition("/")[0]):
+            visited.add(os.fsencode(folder))
             self._compare(folder, list(found))
         for folder in self._files.folders():
             if folder not in visited and not self._below_failed(folder):
@@ -146,17 +146,20 @@ class _Walk:
     def _below_failed(self, path: bytes) -> bool:
         return any(not one or path == one or path.startswith(one + b"/") for one in self.failed)
 
-    def _compare(self, folder: bytes, found: list[FoundFile]) -> None:
+    def _compare(self, place: str, found: list[FoundFile]) -> None:
+        folder = os.fsencode(place)
+        start = len(place) + 1 if place else 0
+        hidden = any(_TEMPORARY.fullmatch(part) for part in place.split("/"))
         known = self._files.in_folder(folder)
         changed = []
         for file in found:
-            name = split(file.path)[1]
-            if _TEMPORARY.fullmatch(os.fsencode(file.path)):
+            if hidden or _TEMPORARY.fullmatch(file.path, start):
                 self._temporary[folder] = max(self._temporary.get(folder, 0.0), file.mtime_ns / 1e9)
                 continue
             self.num_files += 1
+            name = os.fsencode(file.path[start:])
             before = known.pop(name, None)
-            if before is None or (before.size, before.mtime_ns) != (file.size, file.mtime_ns):
+            if before != (file.size, file.mtime_ns):
                 since = self._clock() if before else self._first_seen(file)
                 changed.append(SeenFile(folder, name, file.size, file.mtime_ns, since))
         if changed:
