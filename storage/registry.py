@@ -248,8 +248,9 @@ def _facts(checkpoint: Ref) -> dict[str, str]:
     if "split" in record.inputs:
         with suppress(StorageError):
             split = Split.load(record.inputs["split"].path)
-            facts[PATIENTS] = str(len(split.patients.get("train", [])))
-            facts[VOLUMES] = str(len(split.roles.get("train", [])))
+            facts[VOLUMES] = str(len(split.role("train")))
+            if patients := split.patients.get("train"):
+                facts[PATIENTS] = str(len(patients))
     return facts
 
 

@@ -62,6 +62,20 @@ def absolute_checks(batch: Batch, reference: Reference, config: DriftConfig, *, 
     return [*findings, *_one_patient(batch, config)]
 
 
+def without_consequences(findings: list[Finding]) -> list[Finding]:
+    """The findings without those that follow from shifted HU, and without a second one about the same figure and volumes."""
+    shifted = {volume for one in findings if one.name == "hu_shift" for volume in one.volumes}
+    kept: list[Finding] = []
+    known: set[tuple[str, tuple[str, ...]]] = set()
+    for one in findings:
+        what = (one.sentence.partition(":")[0], one.volumes)
+        of_a_figure = one.name in ("anatomy", "figures")
+        if not of_a_figure or not (what in known or shifted >= set(one.volumes)):
+            kept.append(one)
+        known.add(what)
+    return kept
+
+
 def relative_checks(batch: Batch, reference: Reference, config: DriftConfig) -> list[Finding]:
     """What holds for the store: each figure near its own, spacing within its range, the histogram of the batch as its own."""
     findings = []
@@ -149,7 +163,7 @@ def _histogram(batch: Batch, reference: Reference, config: DriftConfig) -> list[
         f"HU histogram: {found:.3g} HU from the store's (Wasserstein-1), allowed {limit:.3g}; the furthest listed volume is at "
         f"{own:.3g}. {_SHIFT}, or the batch is of another protocol."
     )
-    return [Finding("hu_histogram", found, limit, sentence, tuple(batch.measured))]
+    return [Finding("hu_histogram", found, limit, sentence)]
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from storage.documents.snapshot import Snapshot, SnapshotVolume
 from storage.errors import UserError
 from storage.snapshots import load_snapshot
 from storage.volume_store import VolumeStore
-from tasks.drift.checks import Batch, absolute_checks, relative_checks
+from tasks.drift.checks import Batch, absolute_checks, relative_checks, without_consequences
 from tasks.drift.config import DriftConfig
 from tasks.drift.copies import copy_checks
 from tasks.drift.finding import Finding
@@ -103,6 +103,6 @@ def check_drift(store: VolumeStore, new: New, snapshot: Ref | None, config: Drif
     findings = absolute_checks(batch, reference, config, alone=not enough)
     if enough:
         findings += relative_checks(batch, reference, config)
-    findings += copy_checks(store, batch, listed, config)
+    findings = without_consequences([*findings, *copy_checks(store, batch, listed, config)])
     picture = draw(store, batch, reference, findings) if findings else b""
     return DriftVerdict(tuple(findings), tuple(notes), picture)

@@ -16,9 +16,10 @@ from storage.artifacts import Ref
 from storage.documents.snapshot import Snapshot, SnapshotVolume
 from storage.snapshots import load_snapshot, newest, snapshot_file, snapshot_ref
 from storage.volume_store import VolumeStore
+from tasks.drift import gate
 from tasks.drift.config import DriftConfig
 from tasks.drift.gate import check_drift
-from tests.unit.tasks.drift_store import DriftStore, Hu
+from tests.unit.tasks.drift_store import DriftStore, Hu, phantom
 
 CONFIG = DriftConfig()
 _EDGE_MM = 256
@@ -91,8 +92,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("stores", nargs="*", type=Path)
     parser.add_argument("--batches", type=int, default=300)
     given = parser.parse_args(arguments)
-    from tests.unit.tasks.drift_store import phantom
-
+    setattr(gate, "draw", lambda *_: b"")  # noqa: B010 - pictures take most of the time
     sys.stdout.write(good_batches(given.batches) + "\n\n")
     groups = {"phantoms": {f"p{k}": (phantom(k, seed=11), f"patient{k}") for k in range(12)}}
     groups |= {str(path.parent.name): real(path) for path in given.stores}

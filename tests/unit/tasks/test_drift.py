@@ -64,6 +64,7 @@ def test_shifted_hu_are_held_even_of_one_volume(lab: DriftStore, snapshot: Ref, 
         assert (air.value, air.limit) == (pytest.approx(-800, abs=15), -920.0)
         assert "allowed -1024 to -920 HU, in 1 of 1 volumes (shift200)" in air.sentence
         assert "RescaleIntercept" in air.sentence
+        assert _names(verdict) <= {"hu_shift", "hu_histogram"}  # what follows from it is not said again
     if not alone:
         assert "hu_histogram" in _names(verdict)
 
@@ -110,7 +111,7 @@ def test_spacing_beyond_that_of_the_store_is_held(lab: DriftStore, snapshot: Ref
 def test_what_is_no_chest_is_held(lab: DriftStore) -> None:
     noise = np.random.default_rng(0).normal(-300, 400, (64,) * 3).astype(np.float32)
     verdict = _check(lab, "noise", np.clip(noise, -1000, 1000), None)
-    assert "anatomy" in _names(verdict)
+    assert {"hu_shift", "anatomy"} & _names(verdict)
     empty = _check(lab, "empty", np.full((64,) * 3, -1024, dtype=np.float32), None)
     assert "anatomy" in _names(empty)
 
@@ -176,9 +177,9 @@ def test_the_box_that_is_looked_at(tmp_path: Path, spacing_mm: float, expected: 
 def test_good_batches_are_seldom_held(tmp_path: Path) -> None:
     """At most 2 % of batches of 1 to 5 phantoms of other seeds, against stores of 3 to 40."""
     lab, held, total = DriftStore(tmp_path / "store"), [], 0
-    pool = lab.phantoms(range(50), seed=11, prefix="q")
+    pool = lab.phantoms(range(46), seed=11, prefix="q")
     names, rng = list(pool), np.random.default_rng(1)
-    for _ in range(100):
+    for _ in range(60):
         order = rng.permutation(names)
         num_listed, num_new = int(rng.integers(3, 41)), int(rng.integers(1, 6))
         reference = _snapshot(lab, {name: pool[name] for name in order[:num_listed]})
