@@ -13,6 +13,7 @@ from prefect.states import Completed
 
 from flows.notify import notify
 from flows.retrain_setup import Setup
+from flows.room import make_room
 from storage.errors import NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_ledger import Batch, Ledger
@@ -21,7 +22,6 @@ from storage.snapshots import load_snapshot
 from tasks.drift.gate import DriftVerdict, HeldError, gate
 from tasks.inbox.batches import take_batch
 from tasks.ingest.stage import ingest_stage
-from tasks.maintain.disk import check_room
 from tasks.retrain.facts import newest_snapshot
 from tasks.run.private import without_paths
 from tasks.run.stage import RunContext
@@ -87,7 +87,7 @@ def _next_batch(ledger: Ledger, setup: Setup) -> Batch | None:
 
 
 def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
-    check_room(setup.store, min_free_gb=setup.site.retention.min_free_gb)
+    make_room(setup.config, setup.site)
     before = _listed(setup)
     held = _ingested(batch, setup)
     if held is None:

@@ -19,14 +19,15 @@ def killed_at(number: int, files: str | tuple[str, ...], call: Callable[[], Any]
     """
     child = os.fork()
     if child == 0:
-        _trace(number, files)
+        trace_and_kill(number, files)
         call()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def _trace(number: int, files: str | tuple[str, ...]) -> None:
+def trace_and_kill(number: int, files: str | tuple[str, ...]) -> None:
+    """Kill this process before the line of a number that it runs from now on, see `killed_at`."""
     count = 0
 
     def trace(frame: FrameType, event: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ from storage.sources.index import known_patients
 from tasks.ingest.scan import file_cache
 from tasks.patients.patient import Patient
 
-BATCHES, LEDGER = "batches", "ledger.sqlite"
+BATCHES, PICTURES, LEDGER = "batches", "pictures", "ledger.sqlite"
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class Arrivals:
     Attributes:
         num_inbox: files in the inbox, which is only read: a person deletes them.
         links: of batches.
+        pictures: of batches that the drift gate held, which show slices of the patient's volumes among others.
     """
 
     num_inbox: int = 0
     links: tuple[Path, ...] = ()
+    pictures: tuple[Path, ...] = ()
 
 
 def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path, secret: bytes | None) -> Arrivals:
@@ -49,26 +51,29 @@ def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path,
         for path in _files_of(patient, folder, store, secret)
     ]
     same = {_identity(path) for path in links}
-    here = _recorded(patient, arrivals)
-    here |= {
+    recorded, numbers = _recorded(patient, arrivals)
+    numbers |= {path.relative_to(arrivals / BATCHES).parts[0] for path in links}
+    pictures = [path for path in sorted((arrivals / PICTURES).glob("[!.]*.png")) if path.stem in numbers]
+    linked = {
         os.fsencode(path.relative_to(inbox))
         for path in inbox.rglob("*")
         if links and path.is_file() and _identity(path) in same
     }
-    return Arrivals(len(here), tuple(links))
+    return Arrivals(len(recorded | linked), tuple(links), tuple(pictures))
 
 
-def _recorded(patient: Patient, arrivals: Path) -> set[bytes]:
-    """Paths in the inbox of the patient's scans, by its ledger."""
+def _recorded(patient: Patient, arrivals: Path) -> tuple[set[bytes], set[str]]:
+    """By the ledger: paths in the inbox of the patient's scans, and names of batches whose ingest made the patient's volumes."""
     if not (arrivals / LEDGER).is_file():
-        return set()
+        return set(), set()
     with closing(Ledger(arrivals)) as ledger:
-        return {os.fsencode(path) for path in ledger.files.paths_of(patient.scans)}
+        batches = {one.folder.name for one in ledger.batches() if patient.volume_ids.intersection(one.volumes)}
+        return {os.fsencode(path) for path in ledger.files.paths_of(patient.scans)}, batches
 
 
 def remove_links(found: Arrivals) -> int:
-    """Remove the links of a patient's files from the batches; how many. The files in the inbox stay."""
-    for path in found.links:
+    """Remove the links of a patient's files from the batches, and pictures; how many links. The files in the inbox stay."""
+    for path in (*found.links, *found.pictures):
         with naming_path(path):
             path.unlink(missing_ok=True)
     return len(found.links)

@@ -25,8 +25,8 @@ from tasks.patients.places import (
     forget_roles,
     forget_scratch,
     forget_verdicts,
-    redact_comparisons,
     redact_directory,
+    redact_rest,
 )
 from tasks.patients.reference import forget_reference
 from tasks.patients.tracked import Tracked, names_of, refuse, versions
@@ -209,12 +209,12 @@ def _redact_work(found: Plan, places: Places, sentence: str) -> int:
     marked = {one.made.digest for one in found.learned}
     count = 0
     for workdir in places.workdirs:
-        for one in made_in(workdir):
+        for one in (each for each in made_in(workdir) if each.uri):
             names = redact_directory(Path(one.uri), found.patient, forgotten=sentence if one.digest in marked else "")
             count += len(names)
         for directory, _ in unfinished_in(workdir):
             forget_scratch(directory, found.patient)
             if directory in found.unfinished and directory.parent.name == _STAGE:
                 clear_unfinished(directory)
-        redact_comparisons(workdir, found.patient)
+        redact_rest(workdir, found.patient)
     return count

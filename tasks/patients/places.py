@@ -12,6 +12,7 @@ from pathlib import Path
 from storage.artifacts import PROVENANCE, SCRATCH, redact_artifact
 from storage.documents.provenance import Provenance
 from storage.documents.snapshot import Roles
+from storage.documents.split import Split
 from storage.documents.verdicts import SourceVerdicts
 from storage.errors import StorageError
 from storage.files import naming_path, remove_leftovers, write_bytes_atomic
@@ -150,13 +151,13 @@ def clear_unfinished(directory: Path) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def redact_comparisons(workdir: Path, patient: Patient) -> None:
-    """Take what says or shows something of a patient out of the comparisons of runs, and out of what waits to be sent to MLflow."""
-    for folder in (workdir / "compare", workdir / "tracking"):
+def redact_rest(workdir: Path, patient: Patient) -> None:
+    """Redact what else a working folder has: comparisons, held-out losses, decisions, and files that wait to be sent to MLflow."""
+    for folder in (workdir / name for name in ("compare", "held-out", "decisions", "tracking")):
         for path in _texts(folder):
-            words = patient.words | (
-                frozenset() if path.name in ("split.json", "records.jsonl") else patient.volume_ids
-            )
+            if folder.name == "tracking" and "files" not in path.relative_to(folder).parts:
+                continue  # records of the outbox, which are read by offset, name nobody
+            words = patient.words | (frozenset() if path.name == Split.NAME else patient.volume_ids)
             _redact_text(path, words)
 
 

@@ -17,6 +17,7 @@ from tests.drills import (
     browser,
     corpus,
     damaged_states,
+    forgetting,
     kill_ingest,
     kill_launcher,
     kill_training,
@@ -30,6 +31,7 @@ from tests.drills import (
     store_damage,
     torch_versions,
     tracking_away,
+    year,
     zombies,
 )
 
@@ -43,6 +45,7 @@ if __name__ == "__main__":
         "kill_training": kill_training.run,
         "sampling": sampling.run,
         "damaged_states": damaged_states.run,
+        "forgetting": forgetting.run,
         "store_damage": store_damage.run,
         "at_once": at_once.run,
         "arrivals": arrivals.run,
@@ -57,6 +60,7 @@ if __name__ == "__main__":
         "retraining": lambda folder, _: retraining.run(folder),
         "queue": lambda folder, _: queue.run(folder, 5),
         "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
+        "year": year.run,
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

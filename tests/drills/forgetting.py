@@ -13,14 +13,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pydicom
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.config import load_config
 from flows.console import run_stages
 from storage.artifacts import Ref, load_provenance
+from storage.documents.snapshot import Roles
 from storage.errors import InputError
+from storage.numbered import Numbered
 from storage.ome_zarr import open_level
 from storage.phantom.series import write_demo_data
 from storage.registry import CHAMPION, REFUSED, Registry
@@ -30,6 +35,8 @@ from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
 from tasks.retrain.decisions import promote
 from tasks.run.runners import Local
+from tests.parity.location import REPOSITORY
+from tests.traced_kill import trace_and_kill
 
 NAME = "ZQFORGETME77"
 _PICTURE = re.compile(rb"data:image/[a-z]+;base64,([A-Za-z0-9+/=]{200,})")
@@ -45,14 +52,19 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
     Raises: AssertionError: something of the patient is left, came back, or a model that learned from the patient can be promoted.
     """
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    os.environ["MLFLOW_TRACKING_URI"] = uri
+    with mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": uri}):
+        return _run(root, rounds, uri)
+
+
+def _run(root: Path, rounds: int, uri: str) -> dict[str, Any]:
     series = _source(root / "source")
     config = load_config("tiny", _settings(root))
     ingested = run_stages(config, "ingest", {})
-    outcome = run_stages(config, "evaluate", {"ingest": ingested.ref})
     store = VolumeStore.open(root / "store")
     volume = _volume_of(store, series)
     key = load_snapshot(newest(store)).volumes[volume].patient_key
+    Numbered(store.path / "roles" / config.split.name, Roles).update(lambda old: Roles(roles={key: "train"}))
+    outcome = run_stages(config, "evaluate", {"ingest": ingested.ref})
     rows = _rows(store, volume)
     pictures = _pictures(root, outcome.ref)
     model = _model(outcome.ref)
@@ -62,8 +74,8 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
     assert before["words"], "the search finds nothing where there is something"
     assert before["rows"], "the search finds no voxels where there are some"
     assert before["pictures"], "the search finds no pictures where there are some"
-    killed = [line for line in _LINES[:rounds] if _forget(root, line) == -9]
-    assert _forget(root, 0) == 0
+    killed = [line for line in _LINES[:rounds] if _killed(root, line) == -9]
+    _forget_here(root)
     after = _found(root, [NAME.encode(), series.encode(), key.encode()], rows, pictures)
     assert after["words"] == [f"store/tombstones/{key}.json"], after["words"]
     assert (after["rows"], after["pictures"]) == ([], []), after
@@ -196,31 +208,31 @@ def _check_refused(uri: str, root: Path, model: Ref) -> None:
     raise AssertionError("a model that learned from a forgotten patient was promoted")
 
 
-def _forget(root: Path, line: int) -> int:
-    """Exit code of a process that forgets the patient, killed before a line of it (0: not)."""
+def _killed(root: Path, line: int) -> int:
+    """Exit code of a process that forgets the patient, killed before a line of it."""
     command = [sys.executable, "-m", "tests.drills.forgetting", "forget", str(root), str(line)]
-    return subprocess.run(command, input=NAME + "\n", text=True, stdout=subprocess.DEVNULL, timeout=300).returncode
+    return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode
 
 
-def _forget_here(root: Path, line: int) -> None:
-    from flows.cli import app
-    from tests.parity.location import REPOSITORY
-    from tests.traced_kill import _trace
+def _forget_here(root: Path) -> None:
+    result = CliRunner().invoke(app, ["forget", "-", "--yes", "--json", *_places(root)], input=NAME + "\n")
+    assert result.exit_code == 0, result.output
+    assert NAME not in result.output
 
-    if line:
+
+def _places(root: Path) -> list[str]:
+    return ["--store", str(root / "store"), "--workdir", str(root / "work")]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "forget":
         names = (
             "tasks/patients/forget.py",
             "tasks/patients/places.py",
             "tasks/patients/tracked.py",
             "storage/tombstones.py",
         )
-        _trace(line, tuple(str(REPOSITORY / name) for name in names))
-    os.chdir(root)
-    app(["forget", "-", "--yes", "--json", "--store", str(root / "store"), "--workdir", str(root / "work")])
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "forget":
-        _forget_here(Path(sys.argv[2]), int(sys.argv[3]))
+        trace_and_kill(int(sys.argv[3]), tuple(str(REPOSITORY / name) for name in names))
+        _forget_here(Path(sys.argv[2]))
     else:
         sys.stdout.write(json.dumps(run(Path(sys.argv[1]), int(sys.argv[2]))) + "\n")

@@ -18,6 +18,7 @@ from storage.documents.samples import Excluded, Redraw, SamplerSettings, Samples
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.documents.split import Split
 from storage.documents.synthetic import Synthetic
+from storage.documents.tombstone import Tombstone
 from storage.documents.training_state import GROUPS, BestValidation, TrainingPosition, TrainingState
 from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredArray, StoredFile, StoreRoot, VolumeRecord
@@ -236,6 +237,26 @@ EXAMPLES: dict[str, Document] = {
             "v": SnapshotVolume(patient_key="p", patient_known=True, shape=(40, 64, 64), labels={"nodule": "yes"})
         },
     ),
+    "tombstone": Tombstone(
+        patient_key="a" * 32,
+        scan_keys=("b" * 32,),
+        volume_ids=("v1",),
+        pixels=("c" * 64,),
+        created="2026-01-01T00:00:00+00:00",
+        scans=("1.2.3",),
+    ),
+    "redacted provenance": Provenance(
+        kind="report",
+        digest="sha256:" + "1" * 64,
+        stage="evaluate",
+        recipe=2,
+        inputs={},
+        config={},
+        files={"report.html": "2" * 64, "figures/real-0.png": "3" * 64},
+        created="2026-01-01T00:00:00+00:00",
+        forgotten="a patient was forgotten on 2026-01-02",
+        redacted={"report.html": "4" * 64, "figures/real-0.png": ""},
+    ),
     "history": HistoryEntry(
         snapshot=REF.digest, change="ingest: 1 new", created="2026-01-01T00:00:00+00:00", num_volumes=1, num_patients=1
     ),
@@ -250,6 +271,7 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
 
 REQUIRED = {
     "pid",
+    "patient_key",
     "key_id",
     "volumes",
     "spacing_mm",
