@@ -9,7 +9,7 @@ from flows import console
 from flows import stages as module
 from flows.config import PipelineConfig, config_names, load_config, load_named
 from flows.pipeline import PipelineRun
-from flows.stages import Row, needed, rows, stage_names, training_row
+from flows.stages import Row, needed, rows, stage_names, training_row, walk
 from storage.artifacts import Ref
 from storage.errors import ConfigError, InputError
 from storage.snapshots import withdraw
@@ -159,7 +159,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str], dict
     """What was run instead of the stages: name, digests of the inputs by role, tags; a stage's digest is its name."""
     calls: list[tuple[str, dict[str, str], dict[str, str]]] = []
 
-    def table(config: PipelineConfig) -> dict[str, Row]:
+    def table(config: PipelineConfig, initial: Any = None) -> dict[str, Row]:
         def stand_in(name: str) -> Any:
             def run(inputs: Any, context: RunContext, progress: Any) -> StageOutcome:
                 calls.append((name, {role: ref.digest for role, ref in inputs.items()}, context.tags))
@@ -235,3 +235,20 @@ def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> Non
     ran.clear()
     console.run_stages(config, "sample", {"train-global": below})  # no store is looked for
     assert [(name, inputs) for name, inputs, _ in ran] == [("sample", {"checkpoint": "sha256:mine"})]
+
+
+def test_the_weights_that_a_training_begins_with_reach_it_alone() -> None:
+    champion = Ref(kind="checkpoint", uri="/champion", digest="sha256:champion")
+    table = rows(load_config("tiny"), {"global": champion})
+    given: dict[str, dict[str, str]] = {}
+
+    def run(row: Row, inputs: Any) -> StageOutcome:
+        given[row.name] = {role: ref.digest for role, ref in inputs.items()}
+        ref = Ref(kind="checkpoint", uri=f"/{row.name}", digest=f"sha256:{row.name}")
+        return StageOutcome(ref=ref, cached=False, seconds=0.0, mlflow_run_id="")
+
+    for _ in walk(table, "sample", {}, run):
+        pass
+    assert given["train-global"]["initial"] == champion.digest
+    assert [name for name, inputs in given.items() if "initial" in inputs] == ["train-global"]
+    assert all("initial" not in row.inputs for row in table.values())
