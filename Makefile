@@ -50,7 +50,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole pipeline on a synthetic phantom, or DICOM=<folder>; KEEP=1 leaves the servers up
 	@$(BIN)/prdit demo --config '$(CONFIG)' $(if $(DICOM),--dicom '$(DICOM)') $(if $(KEEP),--keep)
 
-up: $(STAMP) ## start the Prefect server, MLflow server and worker, and register the deployments
+up: $(STAMP) ## start Prefect server, MLflow server, worker and scan watcher; register the deployments (docs/operations.md)
 	@$(BIN)/prdit up
 
 wheel: $(STAMP) ## build dist/prdit-*.whl: pip install it anywhere, then prdit demo, or prdit up and prdit down
@@ -66,8 +66,9 @@ lint: $(STAMP) ## ruff, import contracts, mypy strict
 	@out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out" >&2; exit 1; }
 	@$(BIN)/mypy
 
-test: lint ## lint, then every test (each drill once, at its smallest), two files at a time: what CI runs
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# Three files at a time on two cores: where processes and servers start, most of a test's time is waiting.
+test: lint ## lint, then every test (each drill once, at its smallest), three files at a time: what CI runs
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.md
 	@$(BIN)/python -m tests.bench

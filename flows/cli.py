@@ -377,13 +377,18 @@ def up(
     one, and a health checker; what dies or no longer answers is started again. docs/operations.md.
     """
     with clear_errors():
+        from flows.server_settings import server_settings
         from flows.services import deploy, mlflow_page, start
 
         services = start(state, home=Path.cwd())
         deploy(services, Path.cwd())
         value = services.model_dump(mode="json")
         pages = f"Prefect: {services.prefect_ui_url}\nMLflow:  {mlflow_page(services)}"
-        show_result(value, as_json, lambda: f"{pages}\nShell:   export PREFECT_API_URL={services.prefect_api_url}")
+        shell = f"Shell:   export PREFECT_API_URL={services.prefect_api_url}"
+        if server_settings().login:
+            pages += "\nLogin:   user:password as set; Prefect's page asks for the whole text, a shell needs it too"
+            shell += " PREFECT_API_AUTH_STRING=user:password"
+        show_result(value, as_json, lambda: f"{pages}\n{shell}")
 
 
 @app.command(epilog=example("prdit down"))

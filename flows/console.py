@@ -94,11 +94,11 @@ def find_ref(text: str, workdir: Path | str | None = None) -> Any:
         with pydantic_explained(f'{text!r} is not a reference {{"kind", "uri", "digest"}}'):
             return Ref.model_validate_json(text)
     if is_model_name(text):
-        from flows.record import tracking_uri
+        from flows.registry_commands import registry_uri
         from storage.model_names import resolve
 
         place = Path(workdir or load_settings("small", None).workdir).resolve()
-        return resolve(text, tracking_uri(place), place)
+        return resolve(text, registry_uri(place), place)
     found = committed_ref(Path(text)) if Path(text).is_dir() else None
     if found is None:
         raise MissingArtifactError(

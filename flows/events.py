@@ -39,7 +39,8 @@ def emit_arrived(num_series: int, num_batches_open: int) -> bool:
     try:
         return _waits() or _post(event)
     except Exception as error:  # noqa: BLE001  # no answer, an error status, a wrong password, a server of another version
-        logger.warning("Prefect's server did not take the event %s: %s", ARRIVED, type(error).__name__)
+        status = getattr(getattr(error, "response", None), "status_code", "no answer")  # 401: authentication
+        logger.warning("Prefect's server did not take the event %s: %s, %s", ARRIVED, type(error).__name__, status)
         return False
 
 

@@ -22,12 +22,12 @@ from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
 from flows.retrain_challenger import Challenge, decided
 from flows.retrain_setup import LOCK, Setup
+from flows.room import make_room
 from storage.documents.promotion import Decision
 from storage.documents.retraining import Outcome, Retraining
-from storage.errors import ComputationError, LockedError
+from storage.errors import LockedError
 from storage.locks import locked
 from storage.registry import CHAMPION, ModelVersion
-from tasks.maintain.disk import check_room
 from tasks.retrain.due import Due, due
 from tasks.retrain.facts import facts_of, newest_snapshot
 from tasks.retrain.rounds import Rounds
@@ -98,15 +98,9 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
         retraining = rounds.begin(begun(setup, rounds, champion, decision))
     else:
         logger.warning("the retraining that was begun at %s goes on: %s", retraining.begun, retraining.reason)
-    check_room(setup.workdir, min_free_gb=setup.site.retention.min_free_gb)
+    make_room(setup.config, setup.site)
     challenge = Challenge(setup, registry, retraining, _step)
-    try:
-        made = decided(challenge) or challenge.run()
-    except ComputationError as error:  # the same again would come to the same
-        rounds.end("failed")
-        reason = f"The challenger came to nothing usable, and is held: {error}"
-        notify(setup.site.notify, "attention", "retrain: the challenger came to nothing usable", reason)
-        return CHALLENGER_HELD, reason, None
+    made = decided(challenge) or challenge.run()
     outcome: Outcome = "promoted" if made.action == "promoted" else "held"
     rounds.end(outcome, made.challenger)
     text = f"{made.reason} `prdit models ls` lists the versions, `prdit models rollback` takes a promotion back."

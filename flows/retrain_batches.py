@@ -2,7 +2,6 @@
 
 import base64
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,15 @@ from prefect.states import Completed
 
 from flows.notify import notify
 from flows.retrain_setup import Setup
-from storage.artifacts import Ref
-from storage.documents.snapshot import SnapshotVolume
+from flows.room import make_room
 from storage.errors import NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_ledger import Batch, Ledger
+from storage.privacy import without_folder
 from storage.snapshots import load_snapshot
-from storage.volume_store import VolumeStore
-from tasks.drift.gate import DriftVerdict, HeldError, check_drift
+from tasks.drift.gate import DriftVerdict, HeldError, gate
 from tasks.inbox.batches import take_batch
-from tasks.ingest.run import Admit
 from tasks.ingest.stage import ingest_stage
-from tasks.maintain.disk import check_room
 from tasks.retrain.facts import newest_snapshot
 from tasks.run.private import without_paths
 from tasks.run.stage import RunContext
@@ -91,7 +87,7 @@ def _next_batch(ledger: Ledger, setup: Setup) -> Batch | None:
 
 
 def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
-    check_room(setup.store, min_free_gb=setup.site.retention.min_free_gb)
+    make_room(setup.config, setup.site)
     before = _listed(setup)
     held = _ingested(batch, setup)
     if held is None:
@@ -109,7 +105,7 @@ def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
 def _ingested(batch: Batch, setup: Setup) -> _Held | None:
     """Ingest one batch; why it is held, or None where its volumes are listed."""
     context = RunContext(workdir=setup.workdir)
-    admit = None if batch.released else gate(setup)
+    admit = None if batch.released else gate(setup.policy.drift)
 
     @task(name="ingest", persist_result=False, cache_policy=NO_CACHE)
     def ingest() -> Any:
@@ -128,26 +124,13 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
             except HeldError as held:
                 return Completed(name="Held", message=str(held), data=_Held(str(held), held.volumes, held.verdict))
             except (NothingUsableError, SourceError) as error:
-                reason = f"nothing in it can be used: {error}"
+                reason = f"nothing in it can be used: {without_folder(str(error), str(batch.folder))}"
                 return Completed(name="Held", message=reason, data=_Held(reason))
             return as_state(outcome)
 
     state: Any = ingest(return_state=True)
     found = state.result()
     return found if isinstance(found, _Held) else None
-
-
-def gate(setup: Setup) -> Admit:
-    """What asks the drift gate before volumes are listed. The first batch of a store is compared with nothing."""
-
-    def admit(store: VolumeStore, new: Mapping[str, SnapshotVolume], snapshot: Ref | None) -> None:
-        verdict = check_drift(store, new, snapshot, setup.policy.drift)
-        for note in verdict.notes:
-            logger.info("drift gate: %s", note)
-        if verdict.held:
-            raise HeldError(verdict, tuple(new))
-
-    return admit
 
 
 def _listed(setup: Setup) -> set[str]:

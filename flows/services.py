@@ -105,15 +105,15 @@ def start(state_dir: Path, *, home: Path | None = None) -> Services:
         IntakeError: they run, but the intake does not.
     """
     state_dir = state_dir.resolve()
-    intake = _intake() if home else ()
-    for name in ("prefect", "mlflow", "logs"):
-        with naming_path(state_dir / name):
-            (state_dir / name).mkdir(parents=True, exist_ok=True)
     with _locked(state_dir):
-        services = _start_core(state_dir)
         if home:
-            _check_home(services, home)
-            _start_intake(services, intake)
+            _check_home(state_dir, home)
+        intake = _intake() if home else ()
+        for name in ("prefect", "mlflow", "logs"):
+            with naming_path(state_dir / name):
+                (state_dir / name).mkdir(parents=True, exist_ok=True)
+        services = _start_core(state_dir)
+        _start_intake(services, intake)
     return services
 
 
@@ -143,13 +143,13 @@ def _intake() -> tuple[str, ...]:
     return ("watcher", *(["listener"] if site.listener else []), "health")
 
 
-def _check_home(services: Services, home: Path) -> None:
-    with contextlib.suppress(psutil.Error):
-        other = psutil.Process(_supervisor(services.state_dir, "getPID")).environ().get("PRDIT_HOME", "")
+def _check_home(state_dir: Path, home: Path) -> None:
+    with contextlib.suppress(psutil.Error, ServiceError):  # none run
+        other = psutil.Process(_supervisor(state_dir, "getPID")).environ().get("PRDIT_HOME", "")
         if other and Path(other) != home.resolve():
             raise ConfigError(
-                f"The services of {services.state_dir} run for the folder {other}. Call `prdit up` there, or end them first: "
-                f"prdit down --state {services.state_dir}"
+                f"The services of {state_dir} run for the folder {other}. Call `prdit up` there, or end them first: "
+                f"prdit down --state {state_dir}"
             )
 
 
@@ -191,7 +191,7 @@ def running_processes(state_dir: Path) -> list[int]:
 
 
 def deploy(services: Services, directory: Path) -> str:
-    """Register the deployments of prdit.
+    """Register the deployments of prdit, and what Prefect's server does by itself (flows/automations.py).
 
     Args:
         services: the Prefect server among them.
@@ -207,6 +207,9 @@ def deploy(services: Services, directory: Path) -> str:
             f"{directory} has Python modules named {', '.join(own)}. Prefect looks for modules in the folder a run works in, so "
             "runs there would import them instead of prdit's. Call prdit in another folder."
         )
+    from flows.automations import ensure_automations, switched_off  # which need the services themselves
+
+    off = switched_off(services)
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS)],
         cwd=directory,
@@ -220,6 +223,7 @@ def deploy(services: Services, directory: Path) -> str:
         raise ServiceError(
             f"`prefect deploy --all` in {directory} ended with exit code {done.returncode}:\n{done.stdout[-2000:]}"
         )
+    ensure_automations(services, off)
     return done.stdout
 
 

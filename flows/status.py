@@ -75,19 +75,24 @@ def _read(part: Callable[[], Part]) -> Part:
 
 def services() -> Part:
     """Which services run; servers that the environment names, too."""
-    found = _supervised()
+    found, elsewhere = _supervised(), _elsewhere()
     rows = []
-    if found:
+    if found is None and elsewhere:
+        for name in ("prefect", "mlflow"):
+            healthy = is_healthy(elsewhere, name)
+            rows.append({"name": name, "state": "up" if healthy else "does not answer", "up": healthy, "detail": ""})
+    elif found:
         for name, info in processes(found).items():
             up = info["statename"] in ("RUNNING", "STARTING")
             healthy = up and (name not in ("prefect", "mlflow") or is_healthy(found, name))
             state = "up" if healthy else "does not answer" if up else info["statename"].lower()
             rows.append({"name": name, "state": state, "up": healthy, "detail": info.get("description", "")})
+    known = found or elsewhere
     return {
-        "running": bool(found),
+        "running": bool(known),
         "services": rows,
-        "prefect_page": found.prefect_ui_url if found else None,
-        "mlflow_page": found.mlflow_url if found else os.environ.get("MLFLOW_TRACKING_URI"),
+        "prefect_page": known.prefect_ui_url if known else None,
+        "mlflow_page": known.mlflow_url if known else None,
         "rejected_senders": _rejected_senders(DEFAULT_STATE_DIR / "logs" / "listener.log"),
     }
 
@@ -96,6 +101,16 @@ def _supervised() -> Services | None:
     with suppress(ServiceError):
         return supervised(DEFAULT_STATE_DIR)
     return None
+
+
+def _elsewhere() -> Services | None:
+    """Servers that the environment names: those of systemd units, of containers, of another machine."""
+    prefect, mlflow = os.environ.get("PREFECT_API_URL", ""), os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not (prefect.startswith("http") and mlflow.startswith("http")):
+        return None
+    return Services(
+        state_dir=DEFAULT_STATE_DIR, prefect_ui_url=prefect.rstrip("/").removesuffix("/api"), mlflow_url=mlflow
+    )
 
 
 def _rejected_senders(log: Path) -> Part | None:
@@ -140,7 +155,7 @@ def _stamp_time(name: str) -> str:
 
 def flow_runs() -> Part:
     """What the Prefect server has of the last two weeks, newest first, and what is scheduled."""
-    found = _supervised()
+    found = _supervised() or _elsewhere()
     if found is None:
         return {"problem": "the Prefect server of this folder does not run (`prdit up` starts it)"}
     since = (datetime.now(UTC) - timedelta(days=_DAYS)).isoformat()

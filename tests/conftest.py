@@ -1,6 +1,8 @@
 """Fixtures that all tests share: where the real CT and the parity arrays are, and quiet dependencies."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ from tests.parity.location import REPOSITORY, is_parity_set, parity_folder
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+# In the background of a shell Ctrl-C is ignored, here and in all that is started from here; tests send it, to both.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A real MLflow server that can be stopped and started again on its port."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,18 +9,15 @@ from pathlib import Path
 
 import psutil
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_ports
+from tests.processes import descendants, kill
 
 
 class Server:
     """MLflow with a SQLite file below a folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.port = root, free_port()
+        self.root, self.port = root, free_ports()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -35,7 +31,7 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.root / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while True:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
@@ -47,9 +43,8 @@ class Server:
     def stop(self) -> None:
         if self.process is None:
             return
-        family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        for process in family:
-            process.kill()
+        family = [*descendants(self.process.pid), psutil.Process(self.process.pid)]
+        kill(family)
         self.process.wait(30)
         psutil.wait_procs(family, 30)
         self.process = None

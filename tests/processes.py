@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,6 +34,15 @@ def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def has_open(pid: int, name: str) -> bool:
+    """Whether a process has a file of this name open, as one that waits for the lock of that name has."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if descriptor.readlink().name == name:
+                return True
     return False
 
 

@@ -24,7 +24,7 @@ from tasks.train.loop import Training
 from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec
 
-POLICY = {
+POLICY: dict[str, Any] = {
     "min_new_volumes": 1,
     "min_new_share": None,
     "max_days": None,
@@ -32,6 +32,7 @@ POLICY = {
     "min_reference_volumes": 2,
     "num_noises": 2,
     "max_copy_rate": None,
+    "drift": {"pixel_mm": [0.2, 10.0]},  # small phantoms have few and large pixels
 }
 
 

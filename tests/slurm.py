@@ -17,9 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.ports import free_ports
+
 PROGRAMS = ("sbatch", "srun", "slurmctld", "slurmd", "munged")
 _PACKAGES = "slurm-wlm munge"
-_START_S = 60.0
+_START_S = 180.0
 _CONFIGURATION = """
 ClusterName=t
 SlurmctldHost={host}(127.0.0.1)
@@ -65,7 +67,7 @@ class Slurm:
     def command(self, *words: str) -> str:
         """Output of one of Slurm's commands."""
         environment = {**os.environ, "SLURM_CONF": str(self.configuration)}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=_START_S, check=False)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
@@ -116,7 +118,7 @@ def slurm_cluster(folder: Path, nodes: int = 2) -> Iterator[Slurm]:
         folder: an empty folder.
         nodes: number of nodes.
     """
-    port, first = _free_ports(1), _free_ports(nodes)
+    port, first = free_ports(), free_ports(nodes)
     configuration = folder / "slurm.conf"
     for name in ("ctld", "munge", *(f"dn{number}" for number in range(1, nodes + 1))):
         (folder / name).mkdir()
@@ -170,18 +172,3 @@ def _end_all(folder: Path) -> None:
             ours = known.get("SLURM_CONF") == str(folder / "slurm.conf")
             if ours and (process.name() == "slurmstepd" or "SLURM_JOB_ID" in known):
                 process.kill()
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that are free."""
-    while True:
-        with ExitStack() as stack:
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-            try:
-                for port in range(first + 1, first + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first

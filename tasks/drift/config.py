@@ -29,7 +29,7 @@ class DriftConfig(BaseModel):
         description="distance (Wasserstein-1) of the batch's HU histogram from the store's; more where the store's own do",
     )
     slice_mm: tuple[float, float] = Field((0.2, 10.0), description="slice distance of a scan, least and most")
-    pixel_mm: tuple[float, float] = Field((0.2, 2.5), description="pixel distance of a scan, least and most")
+    pixel_mm: tuple[float, float] = Field((0.2, 6.5), description="pixel distance of a scan, least and most")
     spacing_factor: float = Field(
         1.5, ge=1, description="factor that slice and pixel distance may lie beyond the range of the store's scans"
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from storage.errors import ConfigError
 
@@ -50,11 +50,19 @@ class ListenerConfig(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for the whole network")
     port: int = Field(11112, ge=1, le=65535, description="TCP port")
-    ae_title: str = Field(
-        "PRDIT", min_length=1, max_length=16, description="its own AE title; calls to another are rejected"
-    )
+    ae_title: str = Field("PRDIT", description="its own AE title; calls to another are rejected")
     allowed: tuple[str, ...] = Field((), description="AE titles that may send; none: the listener does not start")
     max_object_mb: int = Field(2048, ge=1, description="larger objects end their association")
     min_free_gb: float = Field(5.0, ge=0, description="free space in the inbox below which nothing is accepted")
     max_associations: int = Field(8, ge=1, le=100, description="at the same time")
     timeout_s: float = Field(60.0, gt=0, description="without a word from a sender, its association is ended")
+
+    @field_validator("ae_title", "allowed")
+    @classmethod
+    def _are_titles(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for title in (value,) if isinstance(value, str) else value:
+            if not title.strip() or len(title) > 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+                raise ValueError(
+                    f"{title!r} is no AE title: 1 to 16 characters of ASCII, no backslash (DICOM PS3.5, value representation AE)"
+                )
+        return value

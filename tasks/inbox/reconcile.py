@@ -50,6 +50,7 @@ class Look:
         num_complete: items that are complete and that no batch has.
         num_arriving: items that are not complete yet.
         unreadable: folders that could not be listed.
+        outside: links that lead out of the inbox, or nowhere, and are not followed.
     """
 
     num_files: int
@@ -58,6 +59,7 @@ class Look:
     num_complete: int
     num_arriving: int
     unreadable: int
+    outside: int = 0
 
     @property
     def settled(self) -> bool:
@@ -103,6 +105,7 @@ def look(
         counts.get("complete", 0),
         counts.get("arriving", 0),
         len(walked.failed),
+        walked.num_outside,
     )
 
 
@@ -111,7 +114,7 @@ class _Walk:
 
     def __init__(self, ledger: Ledger, inbox: Path, clock: Callable[[], float]) -> None:
         self._files, self._inbox, self._clock = ledger.files, inbox, clock
-        self.num_files = 0
+        self.num_files = self.num_outside = 0
         self.failed: list[bytes] = []
         self._temporary: dict[bytes, float] = {}  # last change of what is being written, by folder
         visited: set[bytes] = set()
@@ -133,6 +136,8 @@ class _Walk:
                 yield one
             elif one.reason == "unreadable_file":
                 self._note_failed(one)
+            else:
+                self.num_outside += 1
 
     def _note_failed(self, other: FoundOther) -> None:
         # It may be a folder, or a file: what is recorded of it and below stays as it is.

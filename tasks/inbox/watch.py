@@ -57,7 +57,7 @@ def watch(
         inbox: folder; it is only read.
         arrived: called with the numbers of complete series that wait and of open batches, when there are any: when the numbers
             change, and again every few minutes, for what it tells may get lost. Where it returns False, or raises, it is called
-            again at the next look.
+            again after a minute.
         timing: when things count as whole.
         pace: how often it works.
         stop: ends it.
@@ -66,7 +66,7 @@ def watch(
     pace, stop = pace or Pace(), stop or threading.Event()
     wake = _Wake(inbox, stop, events=pace.events)
     said: tuple[tuple[int, int], float] = ((0, 0), 0.0)
-    trouble = ""
+    trouble, outside = "", 0
     with ExitStack() as stack:
         pool = stack.enter_context(reading_pool())
         while not stop.is_set():
@@ -76,6 +76,11 @@ def watch(
             try:
                 found = look(ledger, inbox, timing, pool=pool)
                 remove_finished(ledger)
+                if found.outside > outside:
+                    logger.warning(
+                        "%d links and special files of the inbox are not followed: copy scans into it", found.outside
+                    )
+                outside = found.outside
                 said = _say(ledger.waiting(), said, arrived, pace)
             except (DamagedArtifactError, VersionError):
                 raise
@@ -101,7 +106,8 @@ def _say(
     now = time.monotonic()
     if not any(waiting):
         return waiting, when
-    if waiting == before and now - when < pace.again_s:
+    wait_s = {waiting: pace.again_s, _NOTHING_SAID: pace.look_s}.get(before, 0.0)
+    if now - when < wait_s:
         return said
     try:
         done = arrived(*waiting)

@@ -49,5 +49,5 @@ class RetentionConfig(BaseModel):
         return {
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": f"{self.server_days * _DAY_S:.0f}",
-            "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"{self.event_days * _DAY_S:.0f}",
+            "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": f"PT{self.event_days * _DAY_S:.0f}S",
         }

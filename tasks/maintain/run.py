@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.documents.provenance import Provenance
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
-from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError
+from storage.errors import StorageError
 from storage.files import remove_leftovers
 from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion
@@ -21,12 +20,11 @@ from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import free_bytes
 from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, stages
 from tasks.maintain.verify import verify_store
-from tasks.prune.plan import Checkpoints, StageDirectory, plan
+from tasks.prune.plan import Checkpoints, plan
 from tasks.prune.remove import remove_all
 from tasks.retrain.decisions import decisions
 from tasks.run.progress import Advance
 
-LINEAGE = "lineage"  # in the working folder
 _GB = 1e9
 logger = logging.getLogger("prdit.maintain")
 
@@ -96,23 +94,10 @@ def prune(place: Installation, config: RetentionConfig, notes: list[str]) -> lis
 
 def _prune_stages(place: Installation, config: RetentionConfig) -> list[Removal]:
     removable = stages(place.workdir, config, place.checkpoints(config))
-    keep_lineage(place.workdir, removable)
     rows = remove_all(removable, lambda done, total: None)
     kinds = dict.fromkeys(row.stage for row in rows)
     of_kind = {kind: [row.size_bytes for row in rows if row.stage == kind] for kind in kinds}
     return [Removal(what=f"stage {kind}", count=len(sizes), size_bytes=sum(sizes)) for kind, sizes in of_kind.items()]
-
-
-def keep_lineage(workdir: Path, rows: Iterable[StageDirectory]) -> None:
-    """Keep the provenance records of checkpoints that are removed: later ones may have begun with their weights.
-
-    They stand in `<workdir>/lineage/<stage>-<key>.json`. Raises: UnwritableError.
-    """
-    for row in rows:
-        with suppress(MissingArtifactError, DamagedArtifactError):
-            found = Provenance.load(row.path)
-            if found.kind == "checkpoint":
-                found.put(workdir / LINEAGE / f"{row.stage}-{row.key}.json")
 
 
 def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:

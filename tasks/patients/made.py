@@ -12,6 +12,7 @@ from storage.documents.provenance import Provenance
 from storage.documents.split import Split
 from storage.errors import StorageError
 from storage.snapshots import load_snapshot
+from tasks.prune.remove import LINEAGE
 
 TRAINED, FROM_TRAINED, HELD_OUT, MEASURED = (
     "trained on it",
@@ -64,9 +65,10 @@ class Affected:
 
 
 def made_in(workdir: Path) -> list[Made]:
-    """Every artifact below a working folder; records that cannot be read are left out with a warning."""
+    """Every artifact below a working folder, and checkpoints that were there; of records that cannot be read there is a warning."""
     found = []
-    for path in sorted({*workdir.glob(f"*/{PROVENANCE}"), *workdir.glob(f"*/*/{PROVENANCE}")}):
+    removed = workdir / LINEAGE  # records of checkpoints that retention removed
+    for path in sorted({*workdir.glob(f"*/{PROVENANCE}"), *workdir.glob(f"*/*/{PROVENANCE}"), *removed.glob("*.json")}):
         try:
             record = Provenance.read(path)
         except StorageError as error:
@@ -78,7 +80,7 @@ def made_in(workdir: Path) -> list[Made]:
                 record.digest,
                 record.stage,
                 record.inputs,
-                str(path.parent.resolve()),
+                "" if path.parent == removed else str(path.parent.resolve()),
                 record.created,
                 record.forgotten,
                 record.mlflow_run_id or "",

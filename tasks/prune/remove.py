@@ -2,15 +2,19 @@
 
 import logging
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 from storage.artifacts import PROVENANCE, SCRATCH
-from storage.errors import LockedError
+from storage.documents.provenance import Provenance
+from storage.errors import DamagedArtifactError, LockedError, MissingArtifactError, VersionError
 from storage.files import fsync_directory, is_abandoned, naming_path, temporary_path
 from storage.locks import locked
 from tasks.prune.plan import StageDirectory, is_busy
 from tasks.run.progress import Advance
 from tasks.run.stage import LOCK
 
+LINEAGE = "lineage"  # in the working folder: records of checkpoints that were removed
 logger = logging.getLogger("prdit.prune")
 
 
@@ -49,6 +53,7 @@ def remove(directory: StageDirectory) -> bool:
             if lock.stat().st_mtime > directory.last_used or is_busy(path):
                 return False
             with locked(lock, timeout_s=0):
+                _keep_lineage(path)
                 (path / PROVENANCE).unlink(missing_ok=True)
                 fsync_directory(path)
                 temporary = temporary_path(path)
@@ -57,3 +62,11 @@ def remove(directory: StageDirectory) -> bool:
     except (LockedError, FileNotFoundError):  # a run has it, or another `prdit prune` has removed it
         return False
     return True
+
+
+def _keep_lineage(path: Path) -> None:
+    """Keep the record of a checkpoint: later ones may have begun with its weights, and descend from its training volumes."""
+    with suppress(MissingArtifactError, DamagedArtifactError, VersionError):
+        record = Provenance.load(path)
+        if record.kind == "checkpoint":
+            record.put(path.parents[1] / LINEAGE / f"{path.parent.name}-{path.name}.json")

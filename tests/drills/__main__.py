@@ -24,12 +24,14 @@ from tests.drills import (
     lost_hosts,
     memorisation,
     queue,
+    retraining,
     sampling,
     slurm_losses,
     slurm_pipeline,
     store_damage,
     torch_versions,
     tracking_away,
+    year,
     zombies,
 )
 
@@ -55,8 +57,10 @@ if __name__ == "__main__":
         ),
         "tracking_away": tracking_away.run,
         "memorisation": memorisation.run,
+        "retraining": lambda folder, _: retraining.run(folder),
         "queue": lambda folder, _: queue.run(folder, 5),
         "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
+        "year": year.run,
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }
     results = {}

@@ -9,10 +9,10 @@ from typing import Any
 import psutil
 
 from flows import services as local
-from flows.automations import SILENCE_S, ensure_automations
 from flows.config import load_config
 from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest
+from tasks.run.runners import Local
 
 PATIENCE_S = 240.0  # two cores that everything shares
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -106,21 +106,20 @@ class Deployed:
         return int(until(running))
 
     def free(self) -> bool:
-        """Whether no run holds a slot, and none of their processes is left."""
+        """Whether no run holds a slot."""
         busy = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
         return not self.api("POST", "/flow_runs/filter", busy)
 
 
 @contextlib.contextmanager
-def deployed(root: Path, *, silence_s: float = SILENCE_S) -> Iterator[Deployed]:
+def deployed(root: Path) -> Iterator[Deployed]:
     """Start services and register the deployments, with a store of three patients."""
     write_demo_data(root / "source", num_patients=3, small=True)
-    ingest(root / "source", root / "store", load_config("tiny").ingest)
+    ingest(root / "source", root / "store", load_config("tiny").ingest, runner=Local(1))
     (root / "folder").mkdir(exist_ok=True)
     services = local.start(root / "services")
     try:
         local.deploy(services, root / "folder")
-        ensure_automations(services, silence_s=silence_s)
         yield Deployed(root, services)
     finally:
         local.stop(root / "services")

@@ -11,11 +11,12 @@ from typing import Any
 
 import psutil
 
+from storage.artifacts import Ref
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.stage import StageRun
 from tasks.train.launch import launch
 from tasks.train.spec import TrainSpec
-from tests.factories import local_config, make_data, train_spec
+from tests.factories import local_config, make_data, train_spec, trained
 
 _LAUNCHER = """
 import sys
@@ -25,7 +26,8 @@ from tasks.run.stage import StageRun
 from tasks.train.launch import launch
 from tasks.train.spec import TrainSpec
 spec = TrainSpec.model_validate_json(Path(sys.argv[1]).read_text())
-launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None, LauncherConfig(ranks_per_node=2))
+ranks = LauncherConfig(ranks_per_node=int(sys.argv[2]))
+launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None, ranks)
 """
 # Every rank notes when it was allowed to write: launch, begin, end.
 _RANK = """
@@ -45,12 +47,17 @@ if "RANK" in os.environ:
                 stream.write(line)
     lease.guard = guard
 """
-_LATEST_S = 6.0
 
 
-def run(root: Path, rounds: int, steps: int = 500) -> dict[str, Any]:
+def run(root: Path, rounds: int, steps: int = 500, ranks: int = 2, latest_s: float = 6.0) -> dict[str, Any]:
     """Kill so many launchers; the next one is started at once, while ranks of the one before live.
 
+    Args:
+        root: an empty folder.
+        rounds: launchers to kill; a training may be over before.
+        steps: of the training.
+        ranks: of each launch.
+        latest_s: a launcher is killed up to so long after its ranks have written.
     Returns: how many ranks lived when the next launch began, and how often each launch wrote.
     Raises: AssertionError: a launch wrote after a newer one had, or at the same time; or the artifact is another.
     """
@@ -58,22 +65,22 @@ def run(root: Path, rounds: int, steps: int = 500) -> dict[str, Any]:
     config = local_config(steps=steps, val_every=steps, checkpoint_every=3, log_every=2)
     (root / "sitecustomize.py").write_text(_RANK)
     path = os.pathsep.join([str(root), *filter(None, sys.path)])
-    launcher = LauncherConfig(ranks_per_node=2)
+    launcher = LauncherConfig(ranks_per_node=ranks)
     whole = train_spec(config, *data, root / "whole")
-    expected = launch(whole, StageRun(whole.directory, None, "", {}), lambda done, total: None, launcher)
+    expected = _undisturbed(whole, launcher)
     spec = train_spec(config, *data, root / "killed")
     (root / "spec.json").write_text(spec.model_dump_json())
     chance, alive = random.Random(11), []
     for _ in range(rounds):
         with (root / "launchers.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCHER, str(root / "spec.json")],
+                [sys.executable, "-c", _LAUNCHER, str(root / "spec.json"), str(ranks)],
                 env=os.environ | {"PYTHONPATH": path},
                 stdout=log,
                 stderr=log,
             )
         _wait_for_more(spec, process)
-        time.sleep(chance.uniform(0.0, _LATEST_S))
+        time.sleep(chance.uniform(0.0, latest_s))
         if process.poll() is not None:
             break
         process.kill()
@@ -84,7 +91,7 @@ def run(root: Path, rounds: int, steps: int = 500) -> dict[str, Any]:
         ref = launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None, launcher)
     finally:
         sys.path.remove(str(root))
-    assert ref.digest == expected.digest
+    assert ref.digest == expected.digest, "the killed launches made another artifact"
     writes = sorted(
         tuple(map(int, line.split())) for line in (spec.directory / "work" / "writes").read_text().splitlines()
     )
@@ -93,6 +100,13 @@ def run(root: Path, rounds: int, steps: int = 500) -> dict[str, Any]:
     assert all(first[2] <= second[1] for first, second in pairwise(in_order)), "two wrote at once"
     counts = {token: sum(write[0] == token for write in writes) for token in sorted({write[0] for write in writes})}
     return {"launchers_killed": len(alive), "ranks_alive_after_each_kill": alive, "writes_of_each_launch": counts}
+
+
+def _undisturbed(spec: TrainSpec, launcher: LauncherConfig) -> Ref:
+    """The artifact of a training that nobody disturbs; one rank does in a process of its own what it does in this one."""
+    if launcher.ranks_per_node == 1:
+        return trained(spec)
+    return launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None, launcher)
 
 
 def _wait_for_more(spec: TrainSpec, process: "subprocess.Popen[bytes]") -> None:

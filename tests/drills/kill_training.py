@@ -51,7 +51,7 @@ def run(root: Path, rounds: int, cases: Sequence[tuple[str, int]] = CASES, steps
             for name in ("whole", "killed")
         )
         began = time.monotonic()
-        expected = _train(whole, ranks, None)
+        expected = trained(whole) if ranks == 1 else _train(whole, ranks, None)
         seconds = time.monotonic() - began
         hits: Counter[str] = Counter()
         ref: Ref | None = None

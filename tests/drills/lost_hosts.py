@@ -25,19 +25,20 @@ TIMEOUT_S = 20.0
 BACK_S = 60.0
 
 
-def run(root: Path, rounds: int = 1, *, both: bool = True) -> dict[str, Any]:
+def run(root: Path, rounds: int = 1, *, both: bool = True, back_s: float = BACK_S) -> dict[str, Any]:
     """Seconds until the group is back after each loss, per round.
 
     Args:
         root: an empty folder.
         rounds: how often it is done.
         both: also with a job that cannot go on with one host.
+        back_s: seconds after which a group must be back.
     Raises: AssertionError: a group was not back in time, or something ran on.
     """
-    return {"timeout_s": TIMEOUT_S, "rounds": [_round(root / str(number), both) for number in range(rounds)]}
+    return {"timeout_s": TIMEOUT_S, "rounds": [_round(root / str(number), both, back_s) for number in range(rounds)]}
 
 
-def _round(root: Path, both: bool) -> dict[str, float]:
+def _round(root: Path, both: bool, back_s: float) -> dict[str, float]:
     figures: dict[str, float] = {}
     with hosts(2) as (here, pair):
         addresses, prefixes = [host.address for host in pair], [host.prefix for host in pair]
@@ -49,11 +50,11 @@ def _round(root: Path, both: bool) -> dict[str, float]:
                 config = LauncherConfig(
                     name="dask", nodes=2, min_nodes=fewest, ranks_per_node=2, timeout_s=TIMEOUT_S, settings=settings
                 )
-                figures |= part(toys, config, pair[1])
+                figures |= part(toys, config, pair[1], back_s)
     return figures
 
 
-def _losses(toys: Toys, config: LauncherConfig, host: Host) -> dict[str, float]:
+def _losses(toys: Toys, config: LauncherConfig, host: Host, back_s: float) -> dict[str, float]:
     """A job that goes on with one host: a rank is killed, the second host is cut off, and joins again."""
     job = toys.job(10_000_000)
     figures: dict[str, float] = {}
@@ -64,11 +65,11 @@ def _losses(toys: Toys, config: LauncherConfig, host: Host) -> dict[str, float]:
             wait_for(lambda: toys.step() > 20)
             victim = list(toys.started())[-1]
             os.kill(victim, signal.SIGKILL)
-            figures["rank_killed_s"] = _until_on(toys, 4)
+            figures["rank_killed_s"] = _until_on(toys, 4, back_s)
             host.cut()
-            figures["host_cut_s"] = _until_on(toys, 2)
+            figures["host_cut_s"] = _until_on(toys, 2, back_s)
             host.join()
-            figures["host_back_s"] = _until_on(toys, 4, seconds=180)
+            figures["host_back_s"] = _until_on(toys, 4, 3 * back_s)
         except BaseException as error:
             failed.append(error)
             raise
@@ -80,12 +81,12 @@ def _losses(toys: Toys, config: LauncherConfig, host: Host) -> dict[str, float]:
     run_job(job, config, lambda: None)
     thread.join()
     assert not failed, failed
-    wait_for(lambda: not toys.pids(), 90)
+    wait_for(lambda: not toys.pids())
     assert toys.marks("saved")
     return figures
 
 
-def _fixed(toys: Toys, config: LauncherConfig, host: Host) -> dict[str, float]:
+def _fixed(toys: Toys, config: LauncherConfig, host: Host, back_s: float) -> dict[str, float]:
     """A job that needs both hosts ends when one is cut off."""
     cut: list[float] = []
 
@@ -97,11 +98,11 @@ def _fixed(toys: Toys, config: LauncherConfig, host: Host) -> dict[str, float]:
     run_job(toys.job(10_000_000), config, watch)
     figures = {"fixed_ended_s": round(time.monotonic() - cut[0], 1)}
     host.join()
-    wait_for(lambda: not toys.pids(), 120)
+    wait_for(lambda: not toys.pids(), 2 * back_s)
     return figures | {"fixed_nothing_runs_s": round(time.monotonic() - cut[0], 1)}
 
 
-def _until_on(toys: Toys, world: int, seconds: float = BACK_S) -> float:
+def _until_on(toys: Toys, world: int, seconds: float) -> float:
     """Seconds until a group of another start counts again, with so many ranks."""
     began, known = time.monotonic(), set(toys.started())
 

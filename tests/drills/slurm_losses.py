@@ -49,7 +49,7 @@ def run(root: Path, parts: Sequence[str] = ()) -> dict[str, Any]:
                 slurm.await_idle()
                 began = time.monotonic()
                 figures[name] = part(slurm, toys) | {"seconds": round(time.monotonic() - began, 1)}
-                wait_for(lambda toys=toys: not toys.pids(), 60)
+                wait_for(lambda toys=toys: not toys.pids())
                 assert slurm.jobs() == []
     return figures
 
@@ -96,7 +96,7 @@ def _launcher_killed(slurm: Slurm, toys: Toys) -> dict[str, Any]:
         launcher.kill()
         launcher.wait()
     began = time.monotonic()
-    wait_for(lambda: not slurm.jobs(), 120)
+    wait_for(lambda: not slurm.jobs())
     assert sorted(toys.marks("saved")) == ["saved-0", "saved-1"]
     return {"ended_after_s": round(time.monotonic() - began, 1)}
 

@@ -1,43 +1,14 @@
-"""Each drill once, at its smallest size; `make drills` runs them longer."""
+"""Each drill once, at its smallest size; `make drills` runs them longer. Kills, clusters and servers have files of their own."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.drills import (
-    arrivals,
-    at_once,
-    browser,
-    damaged_states,
-    forgetting,
-    kill_ingest,
-    kill_launcher,
-    kill_training,
-    lost_hosts,
-    memorisation,
-    queue,
-    sampling,
-    slurm_losses,
-    slurm_pipeline,
-    store_damage,
-    torch_versions,
-    tracking_away,
-    zombies,
-)
-from tests.drills.deployed import Deployed, deployed
-from tests.namespaces import skip_without_namespaces
+from tests.drills import at_once, damaged_states, memorisation, sampling, store_damage, torch_versions
 from tests.parity.location import REPOSITORY
-from tests.slurm import skip_without_slurm
 
 pytestmark = pytest.mark.slow
-
-
-def test_kill_ingest(tmp_path: Path) -> None:
-    (committed,) = kill_ingest.run(tmp_path, rounds=1)["committed_after_each_kill"]
-    assert committed > 0
 
 
 def test_store_damage(tmp_path: Path) -> None:
@@ -50,25 +21,6 @@ def test_at_once(tmp_path: Path) -> None:
     assert at_once.run(tmp_path, rounds=1)["stores"] == 3
 
 
-def test_arrivals(tmp_path: Path) -> None:
-    found = arrivals.run(tmp_path, rounds=3, num_series=30)
-    assert found["listed_series_in_exactly_one_batch"] == 21
-    assert found["batches"] >= 2
-    assert sum(found["killed"].values()) == 3
-
-
-def test_kill_training(tmp_path: Path) -> None:
-    found = kill_training.run(tmp_path, rounds=1, cases=[("local", 1)], steps=60)
-    assert found["identical"] == ["local, 1 rank(s)"]
-    assert found["local, 1 rank(s)"]["kills"] == 1
-
-
-def test_kill_launcher(tmp_path: Path) -> None:
-    found = kill_launcher.run(tmp_path, rounds=1, steps=40)
-    assert found["launchers_killed"] == 1
-    assert len(found["writes_of_each_launch"]) == 2
-
-
 def test_damaged_states(tmp_path: Path) -> None:
     found = damaged_states.run(tmp_path, rounds=1)
     assert {what: found[what]["damages"] for what in ("truncated", "bit flipped", "lost")} == {
@@ -78,55 +30,10 @@ def test_damaged_states(tmp_path: Path) -> None:
     }
 
 
-def test_forgetting(tmp_path: Path) -> None:
-    found = forgetting.run(tmp_path, rounds=1)
-    assert len(found["killed_before_line"]) == 1
-    assert min(found["files_with_traces_before"].values()) > 0
-    (left,) = found["left"]
-    assert left.startswith("store/tombstones/")
-
-
 def test_sampling(tmp_path: Path) -> None:
     found = sampling.run(tmp_path, rounds=1, workers=(), num_volumes=4)
     assert found["equal"] == ["one process", "after all kills"]
     assert found["killed"]["everything"] == 1
-
-
-def test_lost_hosts(tmp_path: Path) -> None:
-    skip_without_namespaces()
-    (found,) = lost_hosts.run(tmp_path, rounds=1, both=False)["rounds"]
-    assert max(found["rank_killed_s"], found["host_cut_s"]) < lost_hosts.BACK_S
-
-
-def test_slurm_losses(tmp_path: Path) -> None:
-    skip_without_slurm()
-    assert slurm_losses.run(tmp_path, ["node_down"])["node_down"]["starts"] == 2
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(900)
-def test_slurm_pipeline(tmp_path: Path) -> None:
-    skip_without_slurm()
-    found = slurm_pipeline.run(tmp_path, steps=2, one_rank=False)
-    assert set(found["jobs"].values()) == {2}  # every kind of job ran on both nodes
-    assert found["same_ranks"]["figures"] > 20
-    assert found["same_ranks"]["differ"] == {}
-
-
-def test_tracking_away(tmp_path: Path) -> None:
-    figures = tracking_away.run(tmp_path, seconds_away=1.0)
-    assert figures.pop("seconds_away") == 1.0
-    assert {name: found["status"] for name, found in figures.items()} == {
-        "start": "FINISHED",
-        "middle": "FINISHED",
-        "end": "FINISHED",
-        "for_ever": "KILLED",
-    }
-    for found in figures.values():
-        assert found["steps"] > 10
-        assert (found["steps_lost"], found["points_twice"]) == (0, 0)
-        assert found["points_on_server"] == found["steps"]
-        assert found["longest_stall_s"] <= 1.0
 
 
 def test_prdit_models_needs_nothing_but_torch_and_the_few_beside_it(tmp_path: Path) -> None:
@@ -137,43 +44,7 @@ def test_prdit_models_needs_nothing_but_torch_and_the_few_beside_it(tmp_path: Pa
     assert found["passed"] > 50
 
 
-@pytest.mark.e2e
-@pytest.mark.timeout(900)
-def test_browser(tmp_path: Path) -> None:
-    if packages := browser.missing():
-        reason = f"not on PATH: {', '.join(packages)} (Debian packages)"
-        if os.environ.get("PRDIT_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"PRDIT_REQUIRE_BROWSER=1 but {reason}")
-        pytest.skip(reason)
-    seen = browser.run(tmp_path, rounds=1)
-    assert seen["runs"] == 2
-    assert seen["mlflow_compare"]["differing"] == [browser.CHANGED]
-    assert seen["report"]["pictures"] > 0
-    assert {"prefect-form-0.png", "prefect-run.png", "mlflow-runs.png", "mlflow-compare.png", "report.png"} <= set(
-        seen["shots"]
-    )
-
-
 def test_memorisation(tmp_path: Path) -> None:
     found = memorisation.run(tmp_path, rounds=1, steps=2, patients=3)
     assert found["not memorised"]["training_patients"] == 3
     assert found["not memorised"]["figures"]["copy_rate_held_out"] == 0
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    with deployed(tmp_path_factory.mktemp("deployed")) as found:
-        yield found
-
-
-@pytest.mark.e2e
-def test_queue(site: Deployed) -> None:
-    found = queue.at_once(site, 2)
-    assert (found["deployments"], found["complete"]) == (2, 2)
-
-
-@pytest.mark.e2e
-def test_zombies(site: Deployed) -> None:
-    [found] = zombies.smallest(site)["flow"]
-    assert found["crashed_s"] < zombies.LIMIT_S
-    assert found["next_complete_s"] > found["crashed_s"]

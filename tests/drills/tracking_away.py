@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -103,13 +104,19 @@ class _Run:
 
 
 def _make_points(uri: str, folder: Path) -> None:
-    """Do to the tracker what a stage and its training do, and note how long each call took."""
+    """Do to the tracker what a stage and its training do; note how long each call took, and how often a poll talked to a server."""
     began = time.monotonic()
     tracker = Tracker(uri, "drill", folder / "tracking")
     run_id = tracker.start_run(folder.name, parent=None, source="prdit/drill", tags={}, params={"a.lr": 0.1})
-    times = {"start_wait_s": time.monotonic() - began, "longest_stall_s": 0.0}
+    times = {"start_wait_s": time.monotonic() - began, "longest_stall_s": 0.0, "connections": 0}
     stream = MetricStream(folder / _METRICS, tracker, run_id, prefix="train/")
-    step = 0
+    step, polling = 0, False
+
+    def count(event: str, _: object) -> None:
+        if event == "socket.connect" and polling and threading.current_thread() is threading.main_thread():
+            times["connections"] += 1
+
+    sys.addaudithook(count)
     with (folder / _METRICS).open("a") as metrics:
         while not (folder / _STOP).exists():
             step += 1
@@ -117,8 +124,9 @@ def _make_points(uri: str, folder: Path) -> None:
             metrics.flush()
             os.fsync(metrics.fileno())
             if step % _POLL_STEPS == 0:
-                before = time.monotonic()
+                before, polling = time.monotonic(), True
                 stream.poll()
+                polling = False
                 times["longest_stall_s"] = max(times["longest_stall_s"], time.monotonic() - before)
                 (folder / _TIMES).write_text(json.dumps({name: round(value, 3) for name, value in times.items()}))
             time.sleep(_STEP_S)

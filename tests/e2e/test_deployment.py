@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +25,7 @@ from storage.files import read_json
 from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest
 from tests.factories import page_submits
+from tests.processes import alive, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -96,7 +96,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         services = local.start(root / "services")
         try:
             local.deploy(services, folder)
-            ensure_automations(services)
             yield Site(root, services, messages)
         finally:
             local.stop(root / "services")
@@ -120,14 +119,6 @@ def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/", messages
         server.shutdown()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.3)
-    return value
 
 
 def test_deployment_run_leaves_report_runs_and_records(site: Site) -> None:
@@ -328,8 +319,11 @@ def test_a_retry_goes_on_from_the_saved_step_and_down_saves_it_again(site: Site,
     members = {process.pid for process in local._started(site.services.state_dir)}
     ranks = {p.pid for p in local._started(site.services.state_dir) if "tasks.train" in p.cmdline()}
     assert len(ranks) == 2
-    assert set(local.stop(site.services.state_dir)) == members | ranks
-    assert [pid for pid in members if psutil.pid_exists(pid)] == []
+    # Servers start helpers and end them again, so what was there a moment ago need not be what is ended.
+    lasting = ranks | {pid for name, pid in local.pids(site.services).items() if pid and name != "supervisord"}
+    stopped = set(local.stop(site.services.state_dir))
+    assert lasting <= stopped
+    assert [pid for pid in members | stopped if alive(pid)] == []
     assert cancelled.saved()[-1] > step
     steps = [json.loads(line)["step"] for line in cancelled.logged()]
     assert cancelled.logged()[: len(logged)] == logged  # nothing was begun anew

@@ -15,7 +15,7 @@ import pytest
 from flows.demo import _parameters as demo_parameters
 from storage.files import read_json
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOMS = ("flows", "tasks", "prdit_models", "storage")
 

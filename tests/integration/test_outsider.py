@@ -14,7 +14,7 @@ from storage.files import read_json
 from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PACKAGE = Path(__file__).with_name("outsider")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,14 +29,14 @@ class Installed:
         source = root / "source"  # building writes beside the sources
         subprocess.run(["cp", "-r", str(PACKAGE), str(source)], check=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*command, "--target", str(self.site), str(source)], check=True, timeout=120)
+        subprocess.run([*command, "--target", str(self.site), str(source)], check=True, timeout=300)
         write_demo_data(root / "scans", num_patients=3, small=True)
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command beside the package, in an empty folder."""
         path = os.pathsep.join([str(self.site), str(REPOSITORY)])
         env = {**os.environ, "PYTHONPATH": path, "PREFECT_HOME": str(self.root / "prefect")}
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=500, check=False)
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done
 

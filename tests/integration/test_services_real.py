@@ -29,12 +29,13 @@ from websockets.exceptions import ConnectionClosed
 from flows import services as local
 from flows.backup import back_up_and_migrate, backup, restore
 from flows.databases import Database, DatabaseError, connected, databases, schema
+from flows.doctor_services import check_services
 from flows.server_settings import server_settings
 from storage.errors import ConfigError
 from tests.mlflow_process import free_port
 from tests.postgres import PASSWORD, postgres_server, skip_without_postgres
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 on_sqlite = pytest.mark.parametrize("site", ["sqlite"], indirect=True)  # where the database makes no difference
 LOGIN = "operator:pass-of-the-login"
@@ -194,6 +195,9 @@ def test_all_services_run_and_the_inbox_is_made(site: Site) -> None:
     assert schema(prefect)[0] == schema(mlflow)[0] == "current"
     local.deploy(site.services, site.folder)
     assert "prdit" in site.flows()
+    findings = check_services(site.state_dir)
+    assert {finding.name: finding.status for finding in findings if finding.status != "ok"} == {}
+    assert len(findings) == 9  # five services, login, two databases, artifacts
 
 
 @on_sqlite
@@ -213,6 +217,23 @@ def test_nobody_gets_in_without_the_login(site: Site, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PRDIT_AUTH", "operator:another-password")
     with pytest.raises(local.LoginError, match="another login than PRDIT_AUTH"):
         local.running(site.state_dir)
+
+
+@on_sqlite
+def test_runs_log_in(site: Site) -> None:
+    """A run of the worker's asks the server for its parameters and reports how it ended."""
+    assert site.services
+    found = local.call_api(site.services, "GET", "/deployments/name/prdit/split")
+    body = {"parameters": {"overrides": {"nonsense": 1}}, "state": {"type": "SCHEDULED"}}
+    run = local.call_api(site.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)
+
+    def ended() -> Any:
+        state = local.call_api(site.services, "GET", f"/flow_runs/{run['id']}")["state"]  # type: ignore[arg-type]
+        return state if state["type"] in ("FAILED", "CRASHED", "COMPLETED") else None
+
+    state = wait_for(ended, 180)
+    assert state["type"] == "FAILED"
+    assert "nonsense: unknown key" in state["message"]
 
 
 @on_sqlite

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.config import load_config
 from flows.doctor_cluster import check_cluster, check_launcher, check_shared
-from tasks.run.launchers import dask, local
+from tasks.run import clusters
+from tasks.run.launchers import local
 from tasks.run.launchers.config import LauncherConfig
 
 Partition = namedtuple("Partition", ["mountpoint", "fstype"])
@@ -41,7 +42,7 @@ def test_a_program_or_a_scheduler_is_missing(monkeypatch: pytest.MonkeyPatch, tm
     assert finding.status == "fail"
     assert finding.detail == "sbatch, squeue, scancel, scontrol are not on PATH."
     assert "login node" in finding.remedy
-    monkeypatch.setattr(dask, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(clusters, "_CONNECT_S", 0.5)
     finding = check_launcher(config(name="dask", settings={"scheduler": "tcp://127.0.0.1:1"}))
     assert finding.status == "fail"
     assert finding.detail.startswith("no Dask scheduler answers at tcp://127.0.0.1:1 (launcher.settings.scheduler; ")

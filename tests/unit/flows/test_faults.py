@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from flows.cli import app
 from storage.errors import ConfigError, InputError, UnwritableError
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -140,14 +141,14 @@ def test_control_c_in_a_real_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "demo-data", str(tmp_path / "out"), "--patients", "500"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not (tmp_path / "out").is_dir():
             assert time.monotonic() < deadline
             assert child.poll() is None
             time.sleep(0.05)
         time.sleep(0.3)
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=PATIENCE_S)
     finally:
         child.kill()
     assert child.returncode == 130

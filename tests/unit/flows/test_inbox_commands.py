@@ -105,10 +105,10 @@ def test_a_port_in_use_is_refused(here: Path) -> None:
     assert list((here / ".prdit" / "inbox").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"), [(("--ae-title", "LONGER-THAN-16-LETTERS"), "ae_title"), (("--ae-title", ""), "ae_title")]
-)
-def test_settings_that_cannot_be_are_named(arguments: tuple[str, ...], named: str) -> None:
-    result = prdit("listen", "--allow", "SCANNER", *arguments)
+@pytest.mark.parametrize("title", ["LONGER-THAN-16-LETTERS", "", "  ", "A\\B", "ÄÖ", "A\nB"])
+@pytest.mark.parametrize("option", ["--ae-title", "--allow"])
+def test_what_is_no_ae_title_is_refused(here: Path, option: str, title: str) -> None:
+    result = prdit("listen", "--allow", "SCANNER", option, title)
     assert result.exit_code == 2
-    assert named in result.stderr
+    assert "is no AE title: 1 to 16 characters of ASCII" in result.stderr
+    assert not (here / ".prdit").exists()

@@ -1,8 +1,11 @@
 """Maintenance: damage is named and ends the run as failed, what is not kept goes, and little disk is said."""
 
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -170,3 +173,14 @@ def test_old_runs_of_mlflow_go_for_good_and_the_champions_stay(tmp_path: Path, p
         assert maintain(known, config, server.uri, verified=False).removed == ()
     finally:
         server.stop()
+
+
+def test_prefect_takes_the_settings_of_its_own_retention() -> None:
+    """In a process of its own: this one has read its settings."""
+    code = (
+        "import prefect.settings as s; server = s.get_current_settings().server; vacuum = server.services.db_vacuum; "
+    )
+    code += "print(vacuum.enabled_vacuum_types >= {'flow_runs', 'events'}, vacuum.retention_period, server.events.retention_period)"
+    environment = os.environ | RetentionConfig(server_days=45, event_days=3.5).prefect_environment()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True 45 days, 0:00:00 3 days, 12:00:00"

@@ -9,13 +9,14 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,20 @@ import pytest
 import yaml
 
 from flows import services as local
-from flows.services import CONFIGURATION, ServiceError, Services, child_environment, pids, running, start, stop
+from flows.databases import DatabaseError
+from flows.services import (
+    CONFIGURATION,
+    IntakeError,
+    ServiceError,
+    Services,
+    child_environment,
+    pids,
+    running,
+    start,
+    stop,
+)
+from storage.errors import ConfigError
+from tests.processes import PATIENCE_S, alive, wait_for
 
 # Two processes, as `mlflow server` is. Answers as Prefect (health, the worker's status) and as MLflow (health) do.
 FAKE_SERVER = """
@@ -41,13 +55,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = answer
 http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-SLEEP = "import time; time.sleep(120)"
+SLEEP = "import time; time.sleep(3600)"
 # A flow run in a session of its own, which a signal to the worker's group does not reach, and deaf to SIGTERM.
 WITH_STUBBORN_RUN = """
 import subprocess, sys, time
-run = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(120)"
+run = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(3600)"
 subprocess.Popen([sys.executable, "-c", run], start_new_session=True)
-time.sleep(120)
+time.sleep(3600)
 """
 
 
@@ -61,18 +75,23 @@ class StandIns:
     def __init__(self, root: Path) -> None:
         self.state_dir = root / ("long" * 40) / "50% ; #1 'quoted' \"twice\""
         self.configuration = root / "supervisord.conf"
-        self.scripts = {name: root / f"{name}.py" for name in ("server", "mlflow", "worker")}
+        self.scripts = {
+            name: root / f"{name}.py" for name in ("server", "mlflow", "worker", "watcher", "listener", "health")
+        }
         text = CONFIGURATION.read_text()
         for command, script in (
             ("flows.serve prefect", "server"),
             ("flows.serve mlflow", "mlflow"),
             ("flows.serve worker", "worker"),
+            ("flows.serve watcher", "watcher"),
+            ("flows.serve listener", "listener"),
+            ("flows.health", "health"),
         ):
             text, count = re.subn(f"-m {command}", str(self.scripts[script]), text)
             assert count == 1
         self.configuration.write_text(text)
-        for name, script in (("server", FAKE_SERVER), ("mlflow", FAKE_SERVER), ("worker", SLEEP)):
-            self.scripts[name].write_text(script)
+        for name, place in self.scripts.items():
+            place.write_text(FAKE_SERVER if name in ("server", "mlflow") else SLEEP)
 
     @property
     def broken(self) -> Path:
@@ -92,15 +111,9 @@ class StandIns:
         return [pid for pid in found if alive(pid)]
 
 
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.1)
+def started_again(services: Services, name: str, before: int) -> bool:
+    """Whether a service has another process than before; that all were down meanwhile may be over before anybody looks."""
+    return pids(services)[name] not in (0, before)
 
 
 @pytest.fixture
@@ -146,7 +159,7 @@ def test_what_is_killed_is_started_again_and_the_others_stay(stand_ins: StandIns
     for name in ("prefect", "mlflow", "worker"):
         before = pids(services)
         os.kill(before[name], signal.SIGKILL)  # of a server, this leaves a child that holds the port
-        wait_for(lambda: running(stand_ins.state_dir) is None)
+        wait_for(lambda name=name, pid=before[name]: started_again(services, name, pid))
         wait_for(lambda: running(stand_ins.state_dir) == services)
         after = pids(services)
         assert {key for key in after if after[key] != before[key]} == {name}
@@ -203,10 +216,67 @@ def test_runs_of_a_killed_worker_are_ended(stand_ins: StandIns, monkeypatch: pyt
     worker = pids(services)["worker"]
     (run,) = [child.pid for child in psutil.Process(worker).children()]
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: pids(services)["worker"] not in (0, worker))
+    wait_for(lambda: started_again(services, "worker", worker))
     assert alive(run)  # it outlives its worker
     assert run in stop(stand_ins.state_dir)
     assert not alive(run)
+
+
+def test_a_site_has_its_intake_too(stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added to servers that run already, as after a demo; the listener only where one is configured."""
+    monkeypatch.chdir(tmp_path)
+    before = pids(start(stand_ins.state_dir))
+    services = start(stand_ins.state_dir, home=tmp_path)
+    assert (tmp_path / ".prdit" / "inbox").is_dir()
+    after = pids(services)
+    assert set(after) == {*before, "watcher", "health"}
+    assert {name: after[name] for name in before} == before
+    (tmp_path / ".prdit" / "site.yaml").write_text("listener: {allowed: [SCANNER]}\ninbox: {folder: new}\n")
+    services = start(stand_ins.state_dir, home=tmp_path)
+    assert (tmp_path / "new").is_dir()
+    assert set(pids(services)) == {*after, "listener"}
+    assert start(stand_ins.state_dir) == services  # a demo beside it leaves it alone
+    assert {name: pid for name, pid in pids(services).items() if name != "listener"} == after
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    with pytest.raises(ConfigError, match=f"run for the folder {tmp_path}"):
+        start(stand_ins.state_dir, home=other)
+    assert list(other.iterdir()) == []
+
+
+def test_an_intake_that_ends_leaves_the_servers_up(
+    stand_ins: StandIns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stand_ins.scripts["watcher"].write_text("import sys; sys.exit('the inbox lies in the store')")
+    before = pids(start(stand_ins.state_dir))
+    with pytest.raises(
+        IntakeError, match=r"(?s)watcher ended while starting.*watcher\.log.*the inbox lies in the store"
+    ):
+        start(stand_ins.state_dir, home=tmp_path)
+    services = running(stand_ins.state_dir)
+    assert services is not None
+    assert {name: pid for name, pid in pids(services).items() if name in before} == before
+    stand_ins.scripts["watcher"].write_text(SLEEP)
+    start(stand_ins.state_dir, home=tmp_path)
+    assert pids(services)["watcher"] > 0
+
+
+def test_an_old_database_keeps_everything_from_starting(stand_ins: StandIns) -> None:
+    folder = stand_ins.state_dir / "mlflow"
+    folder.mkdir(parents=True)
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('f5a4f2784254')")
+        connection.execute("CREATE TABLE runs (run_uuid TEXT)")
+        connection.execute("INSERT INTO runs VALUES ('1')")
+    connection.close()
+    content = (folder / "mlflow.db").read_bytes()
+    with pytest.raises(DatabaseError, match="prdit migrate"):
+        start(stand_ins.state_dir)
+    assert stand_ins.started() == []
+    assert (folder / "mlflow.db").read_bytes() == content
 
 
 def test_other_processes_are_not_touched(stand_ins: StandIns) -> None:
@@ -263,7 +333,7 @@ class _Stranger(http.server.BaseHTTPRequestHandler):
     ("script", "message"),
     [
         (FAKE_SERVER, "(?s)mlflow ended while starting.*Address already in use"),
-        (SLEEP, "mlflow did not answer within 3 s"),
+        (SLEEP, "mlflow did not answer within 10 s"),
     ],
 )
 def test_a_port_that_somebody_else_answers_on_is_not_ours(
@@ -276,7 +346,7 @@ def test_a_port_that_somebody_else_answers_on_is_not_ours(
         free, _ = local._free_ports()
         with monkeypatch.context() as patch:
             patch.setattr(local, "_free_ports", lambda: (free, str(stranger.server_port)))
-            patch.setattr(local, "_START_TIMEOUT_S", 3.0 if script == SLEEP else 30.0)
+            patch.setattr(local, "_START_TIMEOUT_S", 10.0 if script == SLEEP else 90.0)
             with pytest.raises(ServiceError, match=message):
                 start(stand_ins.state_dir)
         assert stand_ins.started() == []
@@ -285,7 +355,7 @@ def test_a_port_that_somebody_else_answers_on_is_not_ours(
 
 def taken(port: int) -> socket.socket:
     """A listener of somebody else's; the connections of who listened there before may take a moment to go."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             return socket.create_server(("127.0.0.1", port))
@@ -307,10 +377,17 @@ def test_a_port_lost_at_a_restart_is_replaced_by_the_next_start(stand_ins: Stand
 
 def test_ctrl_c_while_starting_leaves_nothing(stand_ins: StandIns) -> None:
     stand_ins.scripts["mlflow"].write_text(SLEEP)
-    timer = threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    worker_log = stand_ins.state_dir / "logs" / "worker.log"  # the last program is started, and mlflow never answers
+
+    def interrupt() -> None:
+        wait_for(worker_log.exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         start(stand_ins.state_dir)
+    thread.join()
     assert stand_ins.started() == []
     assert not local._socket(stand_ins.state_dir.resolve()).exists()
 
@@ -422,8 +499,8 @@ def test_the_real_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         before = pids(services)
         for name in ("mlflow", "prefect"):
             os.kill(before[name], signal.SIGKILL)
-            wait_for(lambda: running(state_dir) is None)
-        wait_for(lambda: running(state_dir) == services, 60)
+            wait_for(lambda name=name, pid=before[name]: started_again(services, name, pid))
+        wait_for(lambda: running(state_dir) == services)
         after = pids(services)
         assert {name for name in after if after[name] != before[name]} == {"mlflow", "prefect"}
     finally:

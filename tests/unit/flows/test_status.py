@@ -20,7 +20,8 @@ from tests.unit.tasks.html_tags import Tags
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def call(*arguments: str) -> Result:
@@ -151,6 +152,20 @@ def test_the_champion_of_a_local_mlflow_is_shown(
     assert "loss.value" in words
 
 
+def test_servers_that_the_environment_names_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(module, "is_healthy", lambda services, name: name == "prefect")
+    value = status()
+    assert [(row["name"], row["state"]) for row in value["services"]["services"]] == [
+        ("prefect", "up"),
+        ("mlflow", "does not answer"),
+    ]
+    assert value["services"]["prefect_page"] == "http://127.0.0.1:9"
+    assert [need["what"] for need in value["needs_person"]] == ["mlflow does not answer"]
+    assert "/flow_runs" in value["flow_runs"]["problem"] or "/flows" in value["flow_runs"]["problem"]
+
+
 def test_an_mlflow_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_site(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -166,6 +181,48 @@ def test_senders_that_the_listener_rejected_are_counted(tmp_path: Path) -> None:
     value = status()
     assert value["services"]["rejected_senders"]["count"] == 2
     assert any("rejected 2 associations" in need["what"] for need in value["needs_person"])
+
+
+def test_a_flow_whose_newest_run_failed_needs_a_person_and_one_that_recovered_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_site(tmp_path)
+    up = {"running": True, "services": [], "prefect_page": "", "mlflow_page": "", "rejected_senders": None}
+    monkeypatch.setattr(module, "services", lambda: up)
+    monkeypatch.setattr(module, "_supervised", lambda: "services")
+    asked: list[dict[str, Any]] = []
+
+    def run(flow: str, kind: str, day: int, ended: bool = True) -> dict[str, Any]:
+        time = f"2026-11-{day:02d}T02:00:00.123456Z"
+        return {
+            "name": f"{flow}-{day}", "flow_id": flow, "state_name": kind.title(), "state_type": kind,
+            "expected_start_time": time, "start_time": time, "end_time": time if ended else None, "total_run_time": 90.0,
+            "state": {"message": f"said by {flow}-{day}"},
+        }  # fmt: skip
+
+    def answer(services: Any, method: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        asked.append(body)
+        if path == "/flows/filter":
+            return [{"id": name, "name": name} for name in ("retrain", "prdit", "maintenance")]
+        return [
+            run("maintenance", "SCHEDULED", 30, ended=False),
+            run("retrain", "RUNNING", 28, ended=False),
+            run("retrain", "CRASHED", 27),
+            run("prdit", "COMPLETED", 26),
+            run("prdit", "FAILED", 25),
+        ]
+
+    monkeypatch.setattr(module, "call_api", answer)
+    value = status()
+    found = [need for need in value["needs_person"] if need["what"].startswith("the last run of")]
+    assert [(need["what"], need["detail"]) for need in found] == [
+        ("the last run of retrain crashed", "said by retrain-27")
+    ]
+    assert [row["flow"] for row in value["flow_runs"]["scheduled"]] == ["maintenance"]
+    assert asked[1]["sort"] == "EXPECTED_START_TIME_DESC"
+    words = " ".join(Tags(page(value)).text.split())
+    assert "Next: maintenance 2026-11-30 02:00" in words
+    assert "said by retrain-27" in words
 
 
 def test_a_file_without_html_is_wrong_usage() -> None:

@@ -16,6 +16,8 @@ import pytest
 from storage import files
 from storage.errors import LockedError
 from storage.locks import is_locked, locked
+from tests.logs import said
+from tests.processes import PATIENCE_S, has_open, wait_for
 
 HOLD = """
     import sys, time
@@ -38,7 +40,7 @@ def holder(path: Path, seconds: float) -> subprocess.Popen[bytes]:
 
 def test_another_process_is_waited_for_named_and_gone_with_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "work" / "stage.lock"
-    with holder(path, 60) as child:
+    with holder(path, 3600) as child:
         assert is_locked(path)
         message = rf"Another process works on {tmp_path}/work \(it holds stage.lock\)"
         with pytest.raises(LockedError, match=message), locked(path, timeout_s=0.3):
@@ -56,18 +58,11 @@ def test_a_lock_whose_folder_was_removed_is_taken_anew(tmp_path: Path) -> None:
     waiting = [sys.executable, "-c", textwrap.dedent(HOLD), str(path), "0.1"]
     with locked(path):
         child = subprocess.Popen(waiting, stdout=subprocess.PIPE)
-        deadline = time.monotonic() + 20
-        while not _blocked(child.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: has_open(child.pid, "stage.lock"))  # it closes it only once it has the lock
         shutil.rmtree(tmp_path / "key")
-    out, _ = child.communicate(timeout=20)
+    out, _ = child.communicate(timeout=PATIENCE_S)
     assert (out, child.returncode) == (b"held\n", 0)
     assert path.is_file()  # what it holds is the file others will ask for
-
-
-def _blocked(pid: int) -> bool:
-    """Whether a process has the lock file open, which it closes only once it has it."""
-    return any(path.resolve().name == "stage.lock" for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_the_time_of_the_lock_file_is_that_of_its_last_holder(tmp_path: Path) -> None:
@@ -152,4 +147,4 @@ def test_nfs_without_lockd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
     monkeypatch.setattr(files, "_warned", set())
     with caplog.at_level(logging.WARNING), locked(tmp_path / "a.lock", timeout_s=0), locked(tmp_path / "b.lock"):
         pass
-    assert caplog.messages == [f"the file system of {tmp_path} has no locks; do not start the same run twice at once"]
+    assert said(caplog) == [f"the file system of {tmp_path} has no locks; do not start the same run twice at once"]

@@ -14,6 +14,7 @@ from storage import outbox as module
 from storage.outbox import Outbox
 from storage.outbox_sender import _together
 from storage.processes import process_ended, process_token
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_a_process_that_was_killed_and_not_waited_for_has_ended() -> None:
         assert child.stdout is not None
         token = child.stdout.readline().strip()
         assert token.split("-")[1] == str(child.pid)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not process_ended(token):  # a zombie until the block ends
             assert time.monotonic() < deadline
             time.sleep(0.02)

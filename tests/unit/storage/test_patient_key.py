@@ -7,6 +7,7 @@ import pytest
 
 from storage.errors import SourceError, StoreFormatError
 from storage.patient_key import alike_key, check_patient_key, keys_of_no_ids, load_patient_key, patient_key
+from tests.processes import PATIENCE_S
 
 
 def load(path: Path, start: "multiprocessing.synchronize.Barrier", queue: "multiprocessing.Queue[bytes]") -> None:
@@ -21,7 +22,7 @@ def test_all_who_make_it_at_once_get_the_same(tmp_path: Path) -> None:
         makers = [context.Process(target=load, args=(path, start, queue)) for _ in range(4)]
         for maker in makers:
             maker.start()
-        keys = {queue.get(timeout=30) for _ in makers}
+        keys = {queue.get(timeout=PATIENCE_S) for _ in makers}
         for maker in makers:
             maker.join()
         assert keys == {load_patient_key(path)}

@@ -20,6 +20,8 @@ from storage.checkpoints import ResumeStates, StateWriter, Tensors, save_tensors
 from storage.documents.training_state import GROUPS, TrainingPosition, TrainingState
 from storage.errors import LeaseLostError, StorageError, UnwritableError
 from storage.files import replacing, sha256_file
+from tests.logs import said
+from tests.processes import PATIENCE_S
 from tests.unit.disks import small_disk
 from tests.unit.storage.documents.examples import POSITION
 
@@ -128,7 +130,7 @@ def test_each_damaged_file_is_named_in_one_line(tmp_path: Path, caplog: pytest.L
     changed, lost = spoil(states, "step-00000020"), tmp_path / "step-00000020" / "model.safetensors"
     lost.unlink()
     assert value_of(states) == 10
-    assert caplog.messages == [
+    assert said(caplog) == [
         f"resume state {tmp_path}/step-00000020 cannot be used ({changed} was changed after it was written; {lost} cannot be read: "
         "No such file or directory); trying the one before it"
     ]
@@ -231,7 +233,7 @@ KILLED = """
 
 def test_a_kill_at_any_step_of_a_save_leaves_only_whole_states(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "11"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")  # no state is damaged, or there would be a warning
     lines = done.stdout.splitlines()
     assert len(lines) > 40
@@ -248,7 +250,7 @@ def test_states_are_written_beside_the_training(tmp_path: Path, monkeypatch: pyt
 
     def slowly(path: Path, tensors: Tensors) -> str:
         threads.add(threading.current_thread().name)
-        assert may_write.wait(20)
+        assert may_write.wait(PATIENCE_S)
         return save_tensors(path, tensors)
 
     monkeypatch.setattr(checkpoints, "save_tensors", slowly)
@@ -270,7 +272,7 @@ def test_a_signal_that_comes_while_a_state_is_written_does_not_lose_it(
     may_write = threading.Event()
 
     def slowly(path: Path, tensors: Tensors) -> str:
-        assert may_write.wait(20)
+        assert may_write.wait(PATIENCE_S)
         time.sleep(0.05)
         return save_tensors(path, tensors)
 
@@ -278,9 +280,13 @@ def test_a_signal_that_comes_while_a_state_is_written_does_not_lose_it(
     states = ResumeStates(tmp_path)
     writer = StateWriter(states)
     writer.submit(at(10), groups(10))
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()  # in here, however late anything is
         writer.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     may_write.set()
     writer.wait()
     assert names(states) == ["step-00000010"]

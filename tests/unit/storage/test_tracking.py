@@ -23,7 +23,9 @@ from storage.locks import locked
 from storage.metric_stream import MetricStream
 from storage.outbox import Outbox, Sent
 from storage.tracking import Tracker, TrackingUnavailableError, attach
-from tests.mlflow_process import Server, free_port
+from tests.mlflow_process import Server
+from tests.ports import free_ports
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,9 @@ def test_points_survive_a_server_that_goes_away_and_comes_back(
         stream.poll()
         assert tracker.end_run(later, "FINISHED")
         tracker.flush()
-        assert time.monotonic() - began < 5  # a second for the id, and one for the rest
+        assert (
+            time.monotonic() - began < 30
+        )  # a second for the id, and one for the rest; MLflow's client would try for minutes
         assert "does not answer (connection refused)" in caplog.text
         assert "MLflow does not have all of 2 runs" in caplog.text
     finally:
@@ -142,11 +146,11 @@ def test_a_killed_process_and_a_server_that_comes_back_at_another_address(
     )
     assert (run.info.status, history(server.uri, run.info.run_id)) == ("RUNNING", written(1, 2))
     server.stop()
-    server.port = free_port()
+    server.port = free_ports()
     server.start()
     again = Tracker(server.uri, "another", outbox)
     again.flush()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while [path for path in outbox.iterdir() if path.is_dir()]:  # of another process: `flush` does not wait for it
         assert time.monotonic() < deadline, list(outbox.rglob("*"))
         time.sleep(0.05)
@@ -248,14 +252,14 @@ def test_a_server_that_is_away_at_the_start_is_named_and_the_run_goes_to_the_nex
     server: Server, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No server had the run, so the one of the next start gets it, at whatever address."""
-    nowhere = f"http://127.0.0.1:{free_port()}"
+    nowhere = f"http://127.0.0.1:{free_ports()}"
     began = time.monotonic()
     tracker = Tracker(nowhere, "moved", outbox)
     run = start(tracker)
     tracker.log_points(run, [{"step": 1, "loss": 0.5}])
     tracker.end_run(run, "FINISHED")
     tracker.flush()
-    assert time.monotonic() - began < 8  # imports included
+    assert time.monotonic() - began < 30  # imports included; MLflow's client would try for minutes
     assert f"MLflow at {nowhere} does not answer" in caplog.text
     assert "correct MLFLOW_TRACKING_URI" in caplog.text
     assert tracker.experiment_id == ""
@@ -472,5 +476,5 @@ def test_files_are_put_on_a_run_that_has_ended(server: Server, tmp_path: Path, o
     found = client.get_run(run_id)
     assert (found.info.status, found.data.tags["prdit.compare"]) == ("FINISHED", "second")
     assert "not found" in attach(server.uri, "0" * 32, [page], folder="compare", tags={})
-    away = f"http://127.0.0.1:{free_port()}"
+    away = f"http://127.0.0.1:{free_ports()}"
     assert "refused" in attach(away, "1" * 32, [page], folder="compare", tags={"prdit.compare": "third"})

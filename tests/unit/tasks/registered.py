@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from storage.artifacts import Ref
+from storage.artifacts import Ref, commit_artifact
+from storage.documents.split import Split
 from storage.registry import Registry
 from tests.factories import make_data
 from tests.unit.tasks.checkpoints import commit_checkpoint, tiny_model
@@ -19,7 +20,11 @@ class Lab:
     def __init__(self, root: Path, uri: str) -> None:
         self.root, self.uri = root, uri
         self.workdir, self.decisions = root / "work", root / "work" / "decisions"
-        self.snapshot, self.split = make_data(root / "DOE^JOHN")
+        self.snapshot, _ = make_data(root / "DOE^JOHN")
+        roles, patients = {"train": ["v0", "v1"], "val": ["v2"]}, {"train": ["p0", "p1"], "val": ["p2"]}
+        Split(roles=roles, patients=patients, notes=[]).save(root / "split")
+        inputs = {"snapshot": self.snapshot}
+        self.split = commit_artifact(root / "split", "split", stage="split", recipe=1, inputs=inputs, config={})
         self.registry = Registry(uri, root.name, workdir=self.workdir)
 
     def checkpoint(self, number: int) -> Ref:

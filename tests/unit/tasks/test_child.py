@@ -11,6 +11,7 @@ import cloudpickle
 import pytest
 
 from tasks.run.child import Child
+from tests.processes import PATIENCE_S
 
 # The thread that ends the process may be later than what is sent: here it never comes.
 CODE = (
@@ -41,7 +42,7 @@ def test_nobody_waits_for_the_result(function: object, repository: Path) -> None
     ours.send_bytes(cloudpickle.dumps((function, 1)))
     assert ours.recv_bytes() == b"started"
     ours.close()
-    assert process.communicate("", timeout=30) == ("", "")
+    assert process.communicate("", timeout=PATIENCE_S) == ("", "")
     assert process.returncode == 0
 
 
@@ -71,5 +72,5 @@ def test_a_process_that_nobody_gives_work_ends(repository: Path) -> None:
     command = [sys.executable, "-c", code, str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=repository)
     theirs.close()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     ours.close()

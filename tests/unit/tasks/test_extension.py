@@ -19,6 +19,7 @@ from tasks.train.loop import Training
 from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec
 from tests.factories import local_config, make_data, train_spec
+from tests.logs import said
 from tests.unit.storage.documents.examples import POSITION
 
 SNAPSHOT = Ref(kind="snapshot", uri="/data/store", digest="sha256:1")
@@ -58,9 +59,7 @@ def test_a_longer_training_goes_on_from_the_last_state(tmp_path: Path, caplog: p
     train(short, (300, 400))
     with caplog.at_level(logging.INFO):
         assert continue_shorter(long) == 400
-    assert caplog.messages == [
-        f"going on from step 400 of {short.directory}, which differs in its number of steps alone"
-    ]
+    assert said(caplog) == [f"going on from step 400 of {short.directory}, which differs in its number of steps alone"]
     own = ResumeStates(long.directory / "work" / "checkpoints").newest_good()
     assert own is not None
     assert own[0].step == 400

@@ -47,6 +47,7 @@ from tasks.train.averages import FOLDER
 from tasks.train.check import check_training
 from tasks.train.gates import GatesConfig, check_gates
 from tests.factories import local_config, make_split, make_store
+from tests.logs import said
 from tests.unit.storage.documents.examples import EXAMPLES, FAULTS
 from tests.unit.tasks.checkpoints import commit_pair
 from tests.unit.tasks.test_evaluate import make_samples
@@ -200,7 +201,7 @@ def test_a_cached_stage_whose_record_is_faulty_is_made_again(
     path = ref.path / Provenance.NAME
     path.write_bytes(FAULTS[fault][0](path.read_bytes()) or b"")
     assert run() == (ref, False)
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    (warning,) = said(caplog, logging.WARNING)
     assert "made again" in warning
     assert str(path) in warning
     assert warning.isprintable()
@@ -226,9 +227,9 @@ def test_a_resume_passes_over_a_faulty_state(tmp_path: Path, caplog: pytest.LogC
     assert {group: arrays["w"].tolist() for group, arrays in groups.items()} == {
         group: [10.0, 10.0] for group in GROUPS
     }
-    (record,) = caplog.records
-    assert str(newest) in record.getMessage()
-    assert record.getMessage().isprintable()
+    (message,) = said(caplog)
+    assert str(newest) in message
+    assert message.isprintable()
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -42,7 +42,8 @@ def test_a_batch_has_the_complete_series_and_only_these(arrivals: Arrivals) -> N
     assert arrivals.ledger.batches("listed")[0].volumes == ("v1", "v2")
 
 
-def test_names_of_a_batch_are_of_the_ledger_alone(arrivals: Arrivals) -> None:
+def test_names_of_a_batch_are_of_the_ledger_alone(arrivals: Arrivals, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
     arrivals.series("Smith^John/PID 007/19500601", "1.2.3")
     write_image(arrivals.inbox / "Smith-1950.nii.gz", np.zeros((6, 7, 8), np.int16))
     arrivals.settle()
@@ -51,6 +52,8 @@ def test_names_of_a_batch_are_of_the_ledger_alone(arrivals: Arrivals) -> None:
     names = [path.relative_to(batch.folder).as_posix() for path in batch.folder.rglob("*") if path.is_file()]
     assert len(names) == 6
     assert all(re.fullmatch(r"([0-9a-f]{16}/)*[0-9a-f]{16}\.(dcm|nii\.gz)", name) for name in names)
+    assert "Smith" not in caplog.text
+    assert "1.2.3" not in caplog.text
     assert opaque_path("a/b.dcm", b"1") != opaque_path("a/b.dcm", b"2")
 
 

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from storage.inbox_ledger import Ledger
 from tasks.inbox.batches import take_batch
 from tasks.inbox.config import Timing
 from tasks.inbox.reconcile import look
-from tasks.run.fanout import Pool
+from tasks.run.fanout import Lost, Pool
 from tasks.run.runners import Local
 from tests.unit.storage.dicom_files import write_series
 from tests.unit.storage.sources.archive_files import pack_folder
@@ -238,6 +240,39 @@ def test_what_lay_untouched_before_the_first_look_need_not_wait(tmp_path: Path) 
         found = look(later, tmp_path / "inbox", timing, clock=lambda: time.time() + 3700, pool=pool)
         assert (found.num_read, found.num_complete) == (4, 1)
         assert take_batch(ledger, tmp_path / "inbox", timing=timing, pool=pool) is None
+
+
+def test_a_file_that_ends_its_reader_costs_that_file(arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrivals.series("a", "1.2.3", num_slices=70)  # more than are read at once
+    arrivals.look()
+    real = arrivals.pool.map
+
+    def dying(function: Any, items: list[Any], **kwargs: Any) -> Iterator[tuple[Any, Any]]:
+        ((item, result),) = real(function, items, **kwargs)
+        names = [file.path for file in item.files]
+        if "a/005.dcm" in names:
+            yield item, Lost("worker_died", "SIGKILL", done=result[: names.index("a/005.dcm")])
+        else:
+            yield item, result
+
+    monkeypatch.setattr(arrivals.pool, "map", dying)
+    assert arrivals.look(after=3).num_read == 70
+    assert arrivals.ledger.files.items()[0].images == 69
+    assert arrivals.ledger.files.reasons() == {"unreadable_file": 1}
+    monkeypatch.undo()
+    assert arrivals.look(after=3).num_read == 1  # it is tried again
+    assert arrivals.ledger.files.items()[0].images == 70
+
+
+def test_links_out_of_the_inbox_are_not_followed_and_counted(arrivals: Arrivals, tmp_path: Path) -> None:
+    write_series(tmp_path / "elsewhere", shape=(3, 6, 6), uid="1.2.9")
+    (arrivals.inbox / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    inside = arrivals.series("a", "1.2.3")
+    (arrivals.inbox / "again").symlink_to(inside, target_is_directory=True)
+    (arrivals.inbox / "nowhere").symlink_to("missing")
+    found = arrivals.settle()
+    assert (found.outside, found.num_complete) == (2, 1)
+    assert arrivals.states() == {"1.2.3": "complete"}
 
 
 def test_nothing_in_the_inbox_is_changed(arrivals: Arrivals) -> None:

@@ -1,5 +1,6 @@
 """The artifacts of a task: when its progress appears and how often it is written, pictures, and that a failure stops nothing."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ class Server:
         self.written: list[tuple[str, float, str]] = []
         self.seconds = 100.0
         monkeypatch.setattr(orchestration.TaskRunContext, "get", lambda: object() if in_task else None)
-        monkeypatch.setattr(orchestration.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(orchestration, "time", SimpleNamespace(monotonic=lambda: self.seconds))
         monkeypatch.setattr(orchestration, "create_progress_artifact", self.create)
         monkeypatch.setattr(orchestration, "update_progress_artifact", self.update)
 

@@ -1,6 +1,7 @@
 """Progress where there is no terminal: lines with how much is done, how fast, and how long it will take."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,9 @@ from tasks.run.progress import show_progress
 
 def test_lines_say_rate_and_time_left(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([130.0, 160.0, 700.0])
-    monkeypatch.setattr("tasks.run.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "tasks.run.progress.time", SimpleNamespace(monotonic=lambda: next(clock))
+    )  # its own, not the process's
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     caplog.set_level(logging.INFO, "prdit.progress")
     with show_progress("ingest") as advance:

@@ -89,7 +89,7 @@ HOLD = """
     from storage.locks import locked
     with locked(Path(sys.argv[1])):
         print("held", flush=True)
-        time.sleep(60)
+        time.sleep(3600)
 """
 
 

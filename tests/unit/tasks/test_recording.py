@@ -19,6 +19,7 @@ from storage.metric_stream import MetricStream
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 from tasks.train.spec import METRICS, training_stage
 from tests.factories import make_data
+from tests.processes import PATIENCE_S
 from tests.unit.tasks.checkpoints import commit_checkpoint
 
 POINTS = [
@@ -191,7 +192,7 @@ from tasks.run.stage import Stage, run_stage
 
 def body(run):
     print("works", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 
 with run_context(load_config("tiny", {"workdir": sys.argv[1], "experiment": sys.argv[2]})) as context:
     run_stage(Stage("split", "split", 1), inputs={}, config={}, context=context, body=body)
@@ -205,7 +206,7 @@ def test_a_command_that_gets_sigterm_closes_its_run_as_killed(site: Site) -> Non
         assert child.stdout is not None
         assert child.stdout.readline() == "works\n"
         child.terminate()
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=PATIENCE_S)
     assert "KeyboardInterrupt" in errors  # which the command line turns into exit code 130
     (run,) = site.client.search_runs([site.client.get_experiment_by_name(site.context.experiment).experiment_id])
     assert (run.info.status, run.data.tags["prdit.error"]) == ("KILLED", "KeyboardInterrupt")

@@ -12,7 +12,8 @@ from storage.registry import ModelVersion
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import NoRoomError, check_room
 from tasks.maintain.retention import checkpoints, old_records, stages
-from tasks.maintain.run import LINEAGE, Installation, prune
+from tasks.maintain.run import Installation, prune
+from tasks.patients.made import made_in
 from tasks.prune.plan import Checkpoints
 from tasks.run.stage import StageOutcome
 from tests.unit.tasks.aged_work import Work, age
@@ -107,8 +108,8 @@ def test_a_chain_of_warm_starts_does_not_keep_every_champion(work: Work) -> None
     assert [(each.what, each.count) for each in prune(place, CONFIG, [])] == [("stage train-global", 1)]
     assert not Path(first.directory).exists()
     assert Path(second.directory).exists()
-    (record,) = (work.root / LINEAGE).iterdir()  # what the second began with can still be looked up
-    assert first.ref.digest in record.read_text()
+    (before,) = [one for one in made_in(work.root) if one.digest == first.ref.digest]
+    assert (before.kind, before.uri) == ("checkpoint", "")  # what the second descends from is still known
 
 
 def test_batches_that_ended_lose_their_folder_of_links(work: Work, tmp_path: Path) -> None:

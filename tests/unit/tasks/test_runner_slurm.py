@@ -16,6 +16,7 @@ from tasks.run.runners import Local, Slurm
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
 from tests.factories import small_ingest
+from tests.logs import said
 from tests.processes import wait_for
 from tests.slurm import Slurm as Site
 from tests.slurm import skip_without_slurm, slurm_cluster
@@ -80,7 +81,7 @@ def test_a_job_that_is_cancelled_is_submitted_again_and_one_that_waits_is_said(
             assert item in (0.0, 0.1, 0.2)
         assert set(site.jobs()).isdisjoint(first)
     await_no_jobs(site)
-    assert caplog.messages[0] == (
+    assert said(caplog)[0] == (
         f"no worker is connected to Slurm's jobs, waiting; see `squeue --me`, and what they printed in {tmp_path / 'logs'}"
     )
 

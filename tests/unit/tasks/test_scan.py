@@ -25,6 +25,7 @@ from tasks.ingest.scan import Scan, file_cache, scan_source
 from tasks.run.fanout import Pool
 from tasks.run.runners import Local
 from tests.factories import small_ingest
+from tests.processes import PATIENCE_S
 from tests.unit.storage.dicom_files import write_series
 from tests.unit.storage.sources.archive_files import pack_folder
 from tests.unit.storage.sources.nifti_files import centred, world_linear, write_image
@@ -277,7 +278,7 @@ def test_scans_at_once_share_the_cache(tmp_path: Path, read: list[str]) -> None:
         scanners = [context.Process(target=scan_at_once, args=arguments) for _ in range(3)]
         for scanner in scanners:
             scanner.start()
-        assert [queue.get(timeout=60) for _ in scanners] == [digest] * 3
+        assert [queue.get(timeout=PATIENCE_S) for _ in scanners] == [digest] * 3
         for scanner in scanners:
             scanner.join()
         read.clear()

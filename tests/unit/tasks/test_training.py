@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -280,7 +281,7 @@ def test_rates_are_of_the_steps_since_a_resume(
 ) -> None:
     spec = train_spec(local_config(), *data, tmp_path / "run")
     now = 100.0
-    monkeypatch.setattr("tasks.train.speed.time.monotonic", lambda: now)
+    monkeypatch.setattr("tasks.train.speed.time", SimpleNamespace(monotonic=lambda: now))
     speed = Speed(assemble(spec), spec.config, Ranks(), 5)
     now += 2.0
     assert speed.values(9, 0.5)["speed/steps_per_s"] == 2.0

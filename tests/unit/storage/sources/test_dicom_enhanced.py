@@ -18,6 +18,7 @@ from storage.geometry import FILL_HU
 from storage.sources.dicom import DICOM
 from storage.sources.dicom_series import SeriesImages
 from storage.sources.source import FileFacts, Limits, ScanRequest, SourceVolume
+from tests.processes import PATIENCE_S
 from tests.unit.storage.dicom_files import linear_hu, write_series
 from tests.unit.storage.enhanced_files import ENHANCED, LEGACY, write_enhanced
 
@@ -283,7 +284,7 @@ def test_three_hundred_frames_need_less_than_a_gigabyte(tmp_path: Path) -> None:
 
     write_enhanced(tmp_path / "one.dcm", shape=(300, 8, 8), change=change)
     out = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     *shape, peak = out.stdout.replace("(", "").replace(")", "").replace(",", "").split()
     assert shape == ["300", "512", "512"]

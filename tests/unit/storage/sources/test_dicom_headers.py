@@ -29,6 +29,7 @@ from storage.sources.source import FileFacts, Limits, ScanRequest, SourceVolume
 from tasks.ingest.run import ingest
 from tasks.run.runners import Local
 from tests.factories import small_ingest
+from tests.processes import PATIENCE_S
 from tests.unit.storage.dicom_files import linear_hu, write_series
 
 SYNTAXES = Path("/work/shared/ct/robustness/transfer_syntaxes")
@@ -346,7 +347,7 @@ from pathlib import Path
 from storage.sources.dicom import DICOM
 from storage.sources.source import ScanRequest
 path = Path(sys.argv[1])
-start = time.monotonic()
+start = time.process_time()  # other work on the machine changes it little
 with path.open("rb") as stream:
     facts = DICOM.read_header(stream, path)
 try:
@@ -355,7 +356,7 @@ try:
 except Exception as error:
     loaded = error.reason
 peak = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
-print(facts.reason, loaded, f"{time.monotonic() - start:.2f}", peak)
+print(facts.reason, loaded, f"{time.process_time() - start:.2f}", peak)
 """
 
 
@@ -380,7 +381,7 @@ def test_small_files_that_claim_much(
     path.write_bytes(content())
     assert path.stat().st_size < 10 << 20
     run = subprocess.run(
-        [sys.executable, "-c", _MEASURED, str(path)], capture_output=True, text=True, timeout=90, check=True
+        [sys.executable, "-c", _MEASURED, str(path)], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     scanned, loaded, seconds, peak = run.stdout.split()
     assert scanned == reason
@@ -417,9 +418,9 @@ def test_a_deflated_image_that_is_one_is_read(tmp_path: Path) -> None:
 )
 def test_headers_that_lie_about_the_pixels(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
     write_series(tmp_path / "src", change=lambda k, data: data.update(tags))
-    start = time.monotonic()
+    start = time.process_time()
     assert refusal(tmp_path / "src").reason == reason
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_many_small_compressed_images_that_claim_to_be_large(tmp_path: Path) -> None:
