@@ -63,7 +63,7 @@ def _lineage(what: str, store: Path, workdirs: list[Path]) -> Any:
     if tracked is not None:
         from storage.registry import Registry
 
-        records += tracked.made()
+        records += tracked.made({one.digest for one in records})
         runs = tracked.runs_of({one.digest for one in records})
         versions = Registry(tracked.uri).versions()
     known = lines.Known(store, workdirs, records, runs, versions)

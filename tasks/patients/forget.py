@@ -126,7 +126,7 @@ def plan(patient: Patient, places: Places, secret: bytes | None) -> Plan:
     """
     store = places.store.path
     here = [one for workdir in places.workdirs for one in made_in(workdir)]
-    records = [*here, *(places.tracked.made() if places.tracked else [])]
+    records = [*here, *(places.tracked.made({one.digest for one in here}) if places.tracked else [])]
     affected = affected_by(patient.volume_ids, records, store)
     unfinished = _unfinished(patient, places.workdirs, affected, by_digest(records))
     digests = {one.made.digest for one in affected if one.learned}

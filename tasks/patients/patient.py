@@ -68,7 +68,7 @@ def key_of_volume(store: VolumeStore, volume_id: str) -> str:
         found = find_tombstone(store.path, grave.stem)
         if found and volume_id in found.volume_ids:
             return found.patient_key
-    owner = _owners(store.path).get(volume_id)
+    owner = _listed(store.path)[0].get(volume_id)
     if owner is None:
         raise ConfigError(
             f"No snapshot of {store.path} lists volume {volume_id}. `prdit ls {store.path} --volumes` shows those."
@@ -86,7 +86,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
         text: the PatientID, where it is known.
     Raises: ConfigError: nobody knows such a patient.
     """
-    owners = _owners(store.path)
+    owners, series = _listed(store.path)
     key = _whole_key(store.path, key, {*owners.values(), *_ledger(store.path)})
     grave = find_tombstone(store.path, key)
     scans = scans_of_patient(file_cache(store.path), key) | set(grave.scans if grave else ())
@@ -102,11 +102,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
                 volumes.add(volume_id)
                 of_volumes.add(scan)
                 pixels.add(facts.pixels)
-    for snapshot in _snapshots(store.path):
-        listed = (volume for name, volume in snapshot.volumes.items() if name in volumes)
-        of_volumes |= {
-            str(one.attributes["SeriesInstanceUID"]) for one in listed if "SeriesInstanceUID" in one.attributes
-        }
+    of_volumes |= {series[name] for name in volumes if name in series}
     known = key in owners.values() or grave is not None or key in _ledger(store.path)
     if not (volumes or scans or known):
         raise ConfigError(
@@ -149,13 +145,17 @@ def _snapshots(store: Path) -> Iterator[Snapshot]:
         yield load_snapshot(snapshot_ref(store, digest))
 
 
-def _owners(store: Path) -> dict[str, str]:
-    """Patient key by volume id, as it was listed last."""
-    found: dict[str, str] = {}
+def _listed(store: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Patient key, and SeriesInstanceUID where there is one, by volume id: as a volume was listed last."""
+    owners: dict[str, str] = {}
+    series: dict[str, str] = {}
     for snapshot in _snapshots(store):
-        for name, volume in snapshot.volumes.items():
-            found.setdefault(name, volume.patient_key)
-    return found
+        for name in snapshot.volumes.keys() - owners.keys():
+            volume = snapshot.volumes[name]
+            owners[name] = volume.patient_key
+            if uid := volume.attributes.get("SeriesInstanceUID"):
+                series[name] = str(uid)
+    return owners, series
 
 
 def _ledger(store: Path) -> set[str]:

@@ -47,11 +47,11 @@ class Tracked:
                 "Start it (`prdit up`), or set MLFLOW_TRACKING_URI to its address, and run this again."
             ) from error
 
-    def made(self) -> list[Made]:
-        """What the runs made, by the records that they have; of runs that ended with an artifact."""
+    def made(self, known: Collection[str]) -> list[Made]:
+        """What the runs made, by the records that they have; without the artifacts of known digests."""
         found = []
         for run_id, tags in self._runs.items():
-            if _DIGEST not in tags or PROVENANCE not in self._server.artifact_names(run_id):
+            if not tags.get(_DIGEST) or tags[_DIGEST] in known or PROVENANCE not in self._server.artifact_names(run_id):
                 continue
             try:
                 record = json.loads(self._server.read_artifact(run_id, PROVENANCE))
