@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.servers import ServiceError, Services, call_api
 from tasks.maintain.config import RetentionConfig
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 
 RUNS, LINES = 10, 20  # flow runs per week, lines of log of each
 _START_S, _VACUUM_S, _BUSY_S = 240.0, 240.0, 240.0
@@ -33,7 +33,7 @@ class Servers:
 
     def __init__(self, state: Path, config: RetentionConfig) -> None:
         self.state, self.config = state, config
-        self.ports = {"prefect": free_port(), "mlflow": free_port()}
+        self.ports = {"prefect": free_ports(), "mlflow": free_ports()}
         self.mlflow_uri = f"http://127.0.0.1:{self.ports['mlflow']}"
         self.services = Services(
             state_dir=state, prefect_ui_url=f"http://127.0.0.1:{self.ports['prefect']}", mlflow_url=self.mlflow_uri
