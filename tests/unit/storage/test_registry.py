@@ -13,6 +13,7 @@ from storage.model_names import resolve
 from storage.registry import CHALLENGER, CHAMPION, REFUSED, Registry, is_model_name
 from storage.tracking import Tracker, TrackingUnavailableError
 from tests.mlflow_process import Server
+from tests.ports import free_ports
 from tests.unit.tasks.registered import Lab
 
 

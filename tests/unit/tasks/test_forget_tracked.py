@@ -10,6 +10,7 @@ from storage.registry import REFUSED
 from storage.tracking import TrackingUnavailableError
 from tasks.patients.tracked import FORGOTTEN, Tracked
 from tests.mlflow_process import Server
+from tests.ports import free_ports
 
 WORDS, VOLUME = {"1.2.826.77.1", "ab" * 16}, "cd" * 16
 DIGEST = "sha256:" + "1" * 64
