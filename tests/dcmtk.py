@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from storage.files import json_text
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 
 PROGRAMS = ("storescu", "echoscu", "dcmsend")
 AE_TITLE = "SCANNER"
@@ -45,7 +45,7 @@ class ListenerProcess:
     """
 
     def __init__(self, root: Path, **settings: Any) -> None:
-        self.root, self.port = root, free_port()
+        self.root, self.port = root, free_ports()
         self.inbox, self.arrivals = root / ".prdit" / "inbox", root / ".prdit" / "arrivals"
         self.log = root / "listener.log"
         site = {"listener": {"port": self.port, "allowed": [AE_TITLE, "SECOND"]} | settings}

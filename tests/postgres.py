@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 
 USER, PASSWORD = "prdit", "p%40s-of-the-database"  # as in an address: the @ is quoted
 _PROGRAMS = ("initdb", "pg_ctl")
@@ -81,7 +81,7 @@ def postgres_server() -> Iterator[Postgres]:
     if os.geteuid() == 0:
         shutil.chown(root, "postgres")
         shutil.chown(password, "postgres")
-    server = Postgres(free_port(), root / "data")
+    server = Postgres(free_ports(), root / "data")
     options = f"-p {server.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
     try:
         _run(["initdb", "-U", USER, "-A", "scram-sha-256", f"--pwfile={password}", "-D", str(server.folder)])

@@ -49,7 +49,9 @@ if "RANK" in os.environ:
 """
 
 
-def run(root: Path, rounds: int, steps: int = 500, ranks: int = 2, latest_s: float = 6.0) -> dict[str, Any]:
+def run(
+    root: Path, rounds: int, steps: int = 500, ranks: int = 2, latest_s: float = 6.0, preset: str = "XS/10/0"
+) -> dict[str, Any]:
     """Kill so many launchers; the next one is started at once, while ranks of the one before live.
 
     Args:
@@ -57,12 +59,13 @@ def run(root: Path, rounds: int, steps: int = 500, ranks: int = 2, latest_s: flo
         rounds: launchers to kill; a training may be over before.
         steps: of the training.
         ranks: of each launch.
+        preset: of the network; a state of "XS/10/0" has 200 MB, one of "XS/4/0" 2.
         latest_s: a launcher is killed up to so long after its ranks have written.
     Returns: how many ranks lived when the next launch began, and how often each launch wrote.
     Raises: AssertionError: a launch wrote after a newer one had, or at the same time; or the artifact is another.
     """
     data = make_data(root)
-    config = local_config(steps=steps, val_every=steps, checkpoint_every=3, log_every=2)
+    config = local_config(preset=preset, steps=steps, val_every=steps, checkpoint_every=3, log_every=2)
     (root / "sitecustomize.py").write_text(_RANK)
     path = os.pathsep.join([str(root), *filter(None, sys.path)])
     launcher = LauncherConfig(ranks_per_node=ranks)

@@ -28,7 +28,9 @@ class LauncherKilledError(Exception):
     """Stands for the end of the launching process, whose children were killed."""
 
 
-def run(root: Path, rounds: int, cases: Sequence[tuple[str, int]] = CASES, steps: int = 400) -> dict[str, Any]:
+def run(
+    root: Path, rounds: int, cases: Sequence[tuple[str, int]] = CASES, steps: int = 400, preset: str = "XS/10/0"
+) -> dict[str, Any]:
     """Train undisturbed, and with `rounds` kills.
 
     Args:
@@ -36,16 +38,17 @@ def run(root: Path, rounds: int, cases: Sequence[tuple[str, int]] = CASES, steps
         rounds: kills of each case at most; a training may be over before.
         cases: stages, and on how many ranks.
         steps: of each training.
+        preset: of the local network; one without overlap takes no global transformer on top.
     Returns: how many kills at which moments, and what they hit.
     Raises: AssertionError: weights, average, optimiser, points or digest differ.
     """
     data = make_data(root)
     chance = random.Random(7)
     settings = {"steps": steps, "batch_size": 2, "val_every": 100, "checkpoint_every": 7, "log_every": 9}
-    local = trained(train_spec(local_config(), *data, root / "start"))
+    local = trained(train_spec(local_config(preset=preset), *data, root / "start"))
     found: dict[str, Any] = {}
     for stage, ranks in cases:
-        config = local_config(**settings) if stage == "local" else global_config(**settings)
+        config = local_config(preset=preset, **settings) if stage == "local" else global_config(**settings)
         whole, killed = (
             train_spec(config, *data, root / f"{stage}-{ranks}-{name}", local if stage == "global" else None)
             for name in ("whole", "killed")

@@ -15,12 +15,12 @@ def test_kill_ingest(tmp_path: Path) -> None:
 
 
 def test_kill_training(tmp_path: Path) -> None:
-    found = kill_training.run(tmp_path, rounds=1, cases=[("local", 1)], steps=60)
+    found = kill_training.run(tmp_path, rounds=1, cases=[("local", 1)], steps=300, preset="XS/4/0")
     assert found["identical"] == ["local, 1 rank(s)"]
     assert found["local, 1 rank(s)"]["kills"] == 1
 
 
 def test_kill_launcher(tmp_path: Path) -> None:
-    found = kill_launcher.run(tmp_path, rounds=1, steps=100, ranks=1, latest_s=0.2)
+    found = kill_launcher.run(tmp_path, rounds=1, steps=200, ranks=1, latest_s=0.2, preset="XS/4/0")
     assert found["launchers_killed"] == 1
     assert len(found["writes_of_each_launch"]) == 2

@@ -32,7 +32,7 @@ from flows.databases import Database, DatabaseError, connected, databases, schem
 from flows.doctor_services import check_services
 from flows.server_settings import server_settings
 from storage.errors import ConfigError
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 from tests.postgres import PASSWORD, postgres_server, skip_without_postgres
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -141,7 +141,7 @@ def older(site: Site) -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """Address of a bucket on a real S3 server of this machine, which the environment names."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port())
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_ports())
     server.start()
     try:
         with pytest.MonkeyPatch.context() as patch:

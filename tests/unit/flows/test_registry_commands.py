@@ -11,7 +11,7 @@ from flows.cli import app
 from storage.artifacts import Ref
 from storage.registry import MODEL, REFUSED, Registry
 from tasks.run.stage import StageOutcome
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 from tests.unit.tasks.registered import Lab
 
 
@@ -107,7 +107,7 @@ def test_what_names_nothing_is_one_sentence(lab: Lab, arguments: tuple[str, ...]
 def test_a_server_that_is_away_is_one_sentence(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_ports()}")
     shown = call(lab, *arguments)
     assert shown.exit_code == 2, shown.output
     assert "cannot be used (connection refused). Start it (`prdit up`)" in shown.output

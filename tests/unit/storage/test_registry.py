@@ -12,7 +12,8 @@ from storage.errors import DamagedArtifactError, InputError, MissingArtifactErro
 from storage.model_names import resolve
 from storage.registry import CHALLENGER, CHAMPION, REFUSED, Registry, is_model_name
 from storage.tracking import Tracker, TrackingUnavailableError
-from tests.mlflow_process import Server, free_port
+from tests.mlflow_process import Server
+from tests.ports import free_ports
 from tests.unit.tasks.registered import Lab
 
 
@@ -164,7 +165,7 @@ def test_only_whole_checkpoints_are_registered(lab: Lab) -> None:
 
 
 def test_a_server_that_does_not_answer(lab: Lab) -> None:
-    uri = f"http://127.0.0.1:{free_port()}"
+    uri = f"http://127.0.0.1:{free_ports()}"
     with pytest.raises(TrackingUnavailableError, match=r"cannot be used \(connection refused\)"):
         Registry(uri)
     with pytest.raises(TrackingUnavailableError, match="is no address"):

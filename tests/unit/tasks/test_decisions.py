@@ -13,7 +13,7 @@ from storage.registry import CHALLENGER, CHAMPION, REFUSED, Registry
 from storage.tracking import TrackingUnavailableError
 from tasks.retrain import decisions as module
 from tasks.retrain.decisions import DECISION, FIGURES, NUMBER, REASON, decisions, hold, promote, rollback, settle
-from tests.mlflow_process import free_port
+from tests.ports import free_ports
 from tests.unit.tasks.registered import Lab
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_decision_is_said_and_nothing_is_decided(lab: Lab) -> None:
 def test_without_an_answer_of_mlflow_nothing_is_decided(lab: Lab) -> None:
     _promote(lab, 1)
     registry = Registry(lab.uri, lab.registry.name)
-    registry.uri, registry._opened = f"http://127.0.0.1:{free_port()}", None
+    registry.uri, registry._opened = f"http://127.0.0.1:{free_ports()}", None
     with pytest.raises(TrackingUnavailableError, match="connection refused"):
         promote(registry, lab.decisions, 2, reason="r", by="command")
     assert len(decisions(lab.decisions)) == 1

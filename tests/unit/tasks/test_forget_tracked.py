@@ -9,7 +9,8 @@ from mlflow.tracking import MlflowClient
 from storage.registry import REFUSED
 from storage.tracking import TrackingUnavailableError
 from tasks.patients.tracked import FORGOTTEN, Tracked
-from tests.mlflow_process import Server, free_port
+from tests.mlflow_process import Server
+from tests.ports import free_ports
 
 WORDS, VOLUME = {"1.2.826.77.1", "ab" * 16}, "cd" * 16
 DIGEST = "sha256:" + "1" * 64
@@ -29,7 +30,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, mlflow_file: Path) -> It
 def test_artifacts_are_replaced_and_runs_marked(uri: str, tmp_path: Path) -> None:
     client = MlflowClient(uri)
     experiment = client.create_experiment(
-        f"forget-{tmp_path.name}-{free_port()}", (tmp_path / "artifacts").as_uri() if "sqlite" in uri else None
+        f"forget-{tmp_path.name}-{free_ports()}", (tmp_path / "artifacts").as_uri() if "sqlite" in uri else None
     )
     files = {
         "report.html": f"<p>{VOLUME}</p><img>",
@@ -77,4 +78,4 @@ def test_artifacts_are_replaced_and_runs_marked(uri: str, tmp_path: Path) -> Non
 
 def test_a_server_that_is_not_there_is_said_before_anything_changes() -> None:
     with pytest.raises(TrackingUnavailableError, match="Nothing was changed"):
-        Tracked(f"http://127.0.0.1:{free_port()}")
+        Tracked(f"http://127.0.0.1:{free_ports()}")
