@@ -1,4 +1,4 @@
-"""Drills of what runs by itself: arrivals, retraining, lost processes, a year, forgotten patients; once each at their smallest size."""
+"""Drills of what runs by itself: arrivals, retraining, lost processes, a year, forgotten patients; each at its smallest size."""
 
 from collections.abc import Iterator
 from pathlib import Path
