@@ -53,7 +53,7 @@ def write_poisoned(series: Path, inbox: Path, name: str, change: Change, index: 
     target = inbox / f"{name}-{index}".replace(" ", "-")
     target.mkdir(parents=True)
     uid = generate_uid(entropy_srcs=[name, str(index)])
-    for path in sorted(series.glob("*.dcm")):
+    for path in sorted(series.rglob("*.dcm")):
         data = pydicom.dcmread(path)
         kind = data.pixel_array.dtype
         limits = np.iinfo(kind)
