@@ -25,7 +25,7 @@ from flows.retrain_setup import LOCK, Setup
 from flows.room import make_room
 from storage.documents.promotion import Decision
 from storage.documents.retraining import Outcome, Retraining
-from storage.errors import LockedError
+from storage.errors import ComputationError, LockedError
 from storage.locks import locked
 from storage.registry import CHAMPION, ModelVersion
 from tasks.retrain.due import Due, due
@@ -100,7 +100,13 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
         logger.warning("the retraining that was begun at %s goes on: %s", retraining.begun, retraining.reason)
     make_room(setup.config, setup.site)
     challenge = Challenge(setup, registry, retraining, _step)
-    made = decided(challenge) or challenge.run()
+    try:
+        made = decided(challenge) or challenge.run()
+    except ComputationError as error:  # the same again would come to the same
+        rounds.end("failed")
+        reason = f"The challenger came to nothing usable, and is held: {error}"
+        notify(setup.site.notify, "attention", "retrain: the challenger came to nothing usable", reason)
+        return CHALLENGER_HELD, reason, None
     outcome: Outcome = "promoted" if made.action == "promoted" else "held"
     rounds.end(outcome, made.challenger)
     text = f"{made.reason} `prdit models ls` lists the versions, `prdit models rollback` takes a promotion back."

@@ -102,9 +102,9 @@ def _story(place: Installation, rounds: int, poison: tuple[str, ...]) -> dict[st
         assert _champion(place) > champion
         champion = _champion(place)
     for name in poison:
-        change, count = POISON[name]
+        change, count, patient = POISON[name]
         for index in range(count):
-            write_poisoned(series[0], place.inbox, name, change, index)
+            write_poisoned(series[patient], place.inbox, name, change, index)
         found = place.run(lr=_WELL)
         said["poisoned"].append(_expect(found, "Held"))
         assert _champion(place) == champion
