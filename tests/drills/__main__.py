@@ -18,6 +18,7 @@ from tests.drills import (
     corpus,
     damaged_states,
     forgetting,
+    keeper,
     kill_ingest,
     kill_launcher,
     kill_training,
@@ -60,6 +61,7 @@ if __name__ == "__main__":
         "retraining": lambda folder, _: retraining.run(folder),
         "queue": lambda folder, _: queue.run(folder, 5),
         "zombies": lambda folder, rounds: zombies.run(folder, min(rounds, 5)),
+        "keeper": lambda folder, rounds: keeper.run(folder, min(rounds, 5)),
         "year": year.run,
         "torch_versions": lambda folder, _: torch_versions.run(folder),
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills import arrivals, forgetting, queue, retraining, year, zombies
+from tests.drills import arrivals, forgetting, keeper, queue, retraining, year, zombies
 from tests.drills.deployed import Deployed, deployed
 
 pytestmark = pytest.mark.slow
@@ -28,6 +28,14 @@ def test_zombies(site: Deployed) -> None:
     [found] = zombies.smallest(site)["flow"]
     assert found["crashed_s"] < zombies.LIMIT_S
     assert found["next_complete_s"] > found["crashed_s"]
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_keeper(tmp_path: Path) -> None:
+    found = keeper.smallest(tmp_path)
+    assert found["watcher"]["hit"]
+    assert (found["series"], found["decisions"]) == (2, {})
 
 
 @pytest.mark.timeout(900)

@@ -47,7 +47,7 @@ def against_frozen(case: Case, found: Values, what: str, atol: float) -> list[Me
     measures = []
     for key, expected in stored.items():
         assert now[key]["shape"] == expected["shape"], (case.name, key)
-        allowed = atol * case.amplified * scale_of(found[key])
+        allowed = atol * scale_of(found[key])
         measures.append(close(f"{key}, {what} against frozen", now[key]["values"], expected["values"], allowed))
         # errors of single numbers are as good as independent: their norm is bounded by the largest times the root of their number
         root = max(1.0, float(found[key].numel()) ** 0.5)
