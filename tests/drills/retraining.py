@@ -41,10 +41,11 @@ def copied(pixels: np.ndarray, index: int) -> np.ndarray:
 
 
 Change = Callable[[np.ndarray, int], np.ndarray]
-POISON: dict[str, tuple[Change, int]] = {
-    "200 HU": (bright, 2),
-    "flipped axis": (flipped, 2),
-    "copies": (copied, COPIES),
+# What is changed how, in how many copies, of which series: of small phantoms some are too alike front to back to tell a flip.
+POISON: dict[str, tuple[Change, int, int]] = {
+    "200 HU": (bright, 2, 0),
+    "flipped axis": (flipped, 2, 2),
+    "copies": (copied, COPIES, 0),
 }
 
 
