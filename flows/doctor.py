@@ -75,9 +75,9 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
 
 
 def _services(services_dir: Path) -> local.Services | None:
-    """The services where they all run; what is wrong with them otherwise has checks of its own."""
+    """The services where they were started; what is wrong with them has checks of its own."""
     with contextlib.suppress(UserError):
-        return local.running(services_dir)
+        return local.started(services_dir)
     return None
 
 

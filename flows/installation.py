@@ -11,7 +11,7 @@ from flows.databases import databases
 from flows.faults import ERRORS_DIRECTORY
 from flows.serve import artifacts_place
 from flows.server_settings import server_settings
-from flows.services import DEFAULT_STATE_DIR, running
+from flows.services import DEFAULT_STATE_DIR, started
 from flows.site import SiteConfig
 from storage.errors import StorageError
 from storage.inbox_ledger import Batch, Ledger
@@ -52,10 +52,10 @@ def installation(config: PipelineConfig, site: SiteConfig, tracking_uri: str | N
 
 
 def mlflow_address() -> str | None:
-    """Tracking address of MLflow: `MLFLOW_TRACKING_URI`, else that of the local services where they run."""
+    """Tracking address of MLflow: `MLFLOW_TRACKING_URI`, else that of the local services where they were started."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    services = running(DEFAULT_STATE_DIR)
+    services = started(DEFAULT_STATE_DIR)  # one that is down for a moment is not another one
     return services.mlflow_url if services else None
 
 

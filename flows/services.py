@@ -76,6 +76,13 @@ def running(state_dir: Path) -> Services | None:
     return None
 
 
+def started(state_dir: Path) -> Services | None:
+    """The services that were started under a state directory, also while one of them is down; None where none were."""
+    with contextlib.suppress(ServiceError):
+        return supervised(state_dir)
+    return None
+
+
 def pids(services: Services) -> dict[str, int]:
     """Process ids by name, supervisord's first; 0 for a service that should run and does not.
 
