@@ -30,6 +30,7 @@ _AGAIN = "AwaitingRetry"  # in the same process, without heartbeats, for a time 
 _SILENT_NAME = "prdit: a run without a heartbeat is Crashed"
 _STUCK_NAME = "prdit: a run that does not start is scheduled again"
 _ATTEMPTS, _PAUSE_S = 5, 2.0
+_ANSWER_S = 60.0  # a server that registers deployments on a busy machine answers late
 
 
 def switched_off(services: Services) -> frozenset[str]:
@@ -101,9 +102,9 @@ def _api(services: Services, method: str, path: str, body: Any = None) -> Any:
     """One request, tried again: a server that has just been given all deployments answers 503 where its database is busy."""
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(ServiceError):
-            return call_api(services, method, path, body)
+            return call_api(services, method, path, body, timeout_s=_ANSWER_S)
         time.sleep(_PAUSE_S)
-    return call_api(services, method, path, body)
+    return call_api(services, method, path, body, timeout_s=_ANSWER_S)
 
 
 def _automations(silence_s: float) -> tuple[dict[str, Any], ...]:

@@ -29,8 +29,9 @@ def _recorded_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours(ANGLES), recorded, rtol=2e-7, atol=0.0)
 
     def exp(value: Tensor, *arguments: object, **options: object) -> Tensor:
-        if value.dtype == torch.float32 and value.shape == ANGLES.shape and torch.equal(value.cpu(), ANGLES):
-            return recorded.to(value.device, copy=True)
+        every = max(1, len(ANGLES) // max(1, value.numel()))  # narrower tables have every second, every fourth, …
+        if value.dtype == torch.float32 and torch.equal(value.cpu(), ANGLES[::every]):
+            return recorded[::every].to(value.device, copy=True)
         found: Tensor = ours(value, *arguments, **options)
         return found
 

@@ -24,7 +24,7 @@ class Server:
         self.changes: list[tuple[str, str]] = []
         self.busy = 0
 
-    def __call__(self, services: Services, method: str, path: str, body: Any = None) -> Any:
+    def __call__(self, services: Services, method: str, path: str, body: Any = None, *, timeout_s: float) -> Any:
         if self.busy:
             self.busy -= 1
             raise ServiceError("HTTP Error 503: Service Unavailable")
