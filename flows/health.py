@@ -77,7 +77,10 @@ class Checker:
             del silent[key]
             if given_up:
                 logger.warning("%s was given up %.0f s ago and is tried again", name, now - since)
-                self._revive(name)
+                try:
+                    self._revive(name)
+                except local.ServiceError as error:  # the other services are looked at all the same
+                    logger.warning("%s: %s", name, error)
             else:
                 logger.warning("%s (process %d) has not answered for %.0f s and is killed", name, pid, now - since)
                 self._kill(pid)

@@ -23,7 +23,8 @@ from flows.automations import LOST
 from flows.notify import NotifyConfig, Severity, notify
 from flows.orphans import worker_lost, worker_watched
 from flows.site import load_site
-from storage.errors import ConfigError, UserError
+from storage.errors import ConfigError, LockedError, UserError
+from storage.registry import RegistryUnavailableError
 
 DAY_S = 24 * 3600.0
 HELD = "Held"  # name of the Completed state of a run that waits for a person
@@ -126,8 +127,8 @@ ATTENDED: dict[str, Any] = {
 def attended() -> Iterator[None]:
     """The body of a flow: an error that a retry cannot change is not retried, and a run in a terminal never; the worker is watched.
 
-    A `UserError` says what a person has to do; a timeout would only be reached again. Prefect has conditions for the retries of
-    tasks, not of flows: the run's own number of retries is set to 0.
+    A `UserError` says what a person has to do (but for a lock, and an MLflow that does not answer); a timeout would only be reached
+    again. Prefect has conditions for the retries of tasks, not of flows: the run's own number of retries is set to 0.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
@@ -138,9 +139,18 @@ def attended() -> Iterator[None]:
     except TerminationSignal:  # a cancelled run has no retries
         raise
     except BaseException as error:
-        final = isinstance(error, UserError) or not isinstance(error, Exception)  # a timeout is none
-        if run is not None and (final or not deployed):
+        if run is not None and (_is_final(error) or not deployed):
             policy = run.empirical_policy.model_copy(update={"retries": 0})
-            with get_client(sync_client=True) as client:
-                client.update_flow_run(run.id, empirical_policy=policy)
+            try:
+                with get_client(sync_client=True) as client:
+                    client.update_flow_run(run.id, empirical_policy=policy)
+            except Exception as away:  # noqa: BLE001  # the run's own error is what has to be seen
+                logger.warning("the run may be tried again in vain: Prefect does not answer (%s)", type(away).__name__)
         raise
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether a retry would come to the same: what a person has to correct, and a timeout, which is no Exception."""
+    if isinstance(error, (RegistryUnavailableError, LockedError)):  # the server or the lock may be there the next time
+        return False
+    return isinstance(error, UserError) or not isinstance(error, Exception)

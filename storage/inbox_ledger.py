@@ -191,6 +191,10 @@ class Ledger:
                 self.database.run(
                     "UPDATE items SET state = 'arriving', batch = NULL, dirty = 1 WHERE item = ?", (item,)
                 )
+            self.database.run(  # those taken for the content that a dropped one had: it may be theirs to bring now
+                "UPDATE items SET dirty = 1 WHERE batch = ? AND item NOT IN (SELECT item FROM batch_files WHERE batch = ?)",
+                (number, number),
+            )
             self._count_series(number)
             left = bool(self.database.rows("SELECT 1 FROM batch_files WHERE batch = ? LIMIT 1", (number,)))
             if not left:

@@ -51,14 +51,20 @@ def _program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([*places, os.environ["PATH"]]))
 
 
+def missing() -> str:
+    """Why there can be no PostgreSQL here; empty where it can."""
+    programs = [name for name in _PROGRAMS if _program(name) is None]
+    programs += [name for name in ("psql", "pg_dump", "pg_restore") if shutil.which(name) is None]
+    if programs:
+        return f"not found: {', '.join(programs)} (Debian package postgresql)"
+    if os.geteuid() == 0 and not _has_user("postgres"):
+        return "PostgreSQL does not run as root, and there is no user postgres"
+    return ""
+
+
 def skip_without_postgres() -> None:
     """Skip a test where there is no PostgreSQL; PRDIT_REQUIRE_POSTGRES=1 makes that a failure."""
-    missing = [name for name in _PROGRAMS if _program(name) is None]
-    missing += [name for name in ("psql", "pg_dump", "pg_restore") if shutil.which(name) is None]
-    reason = f"not found: {', '.join(missing)} (Debian package postgresql)" if missing else ""
-    if not reason and os.geteuid() == 0 and not _has_user("postgres"):
-        reason = "PostgreSQL does not run as root, and there is no user postgres"
-    if reason:
+    if reason := missing():
         if os.environ.get("PRDIT_REQUIRE_POSTGRES") == "1":
             pytest.fail(f"PRDIT_REQUIRE_POSTGRES=1 but {reason}")
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""The health checker's decisions, on a clock of the test's own. Real hanging services: tests/integration/test_services_real.py."""
+"""The health checker's decisions, on a clock of the test's own. Real hanging services: tests/drills/services.py."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.health import Checker, answers
-from flows.services import Services
+from flows.services import ServiceError, Services
 from tasks.run.heartbeat import VARIABLE, beat
 
 
@@ -68,6 +68,19 @@ def test_what_was_given_up_is_tried_again_and_again() -> None:
         world.at(now, watcher=("FATAL", 0), listener=("BACKOFF", 0))
     assert world.revived == ["watcher"] * 3
     assert world.killed == []
+
+
+def test_one_that_cannot_be_started_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    killed: list[int] = []
+
+    def revive(name: str) -> None:
+        raise ServiceError(f"{name} cannot be started")
+
+    checker = Checker(120, 120, lambda name, pid: False, killed.append, revive)
+    for now in (0, 120, 240):
+        checker.check({"watcher": ("FATAL", 0), "worker": ("RUNNING", 20)}, now)
+    assert killed == [20]
+    assert "watcher: watcher cannot be started" in caplog.text
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 """What a flow's end says to people, and which errors Prefect tries again; real runs on the temporary server are in e2e."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRunPolicy
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows import hooks
 from flows.maintenance import maintenance
 from flows.pipeline import pipeline
 from flows.retrain import retrain
+from storage.errors import InputError, LockedError
+from storage.registry import RegistryUnavailableError
 
 
 @pytest.fixture
@@ -97,3 +101,61 @@ def test_settings_of_the_site_that_are_wrong_leave_the_log(
     hooks.on_crashed(pipeline, a_run(), state)
     assert "messages go to the log alone: site settings .prdit/site.yaml:\n  notify.mail: unknown key" in caplog.text
     assert "prdit crashed: Run brave-owl" in caplog.text
+
+
+class Prefect:
+    """A client of Prefect that records which runs are not tried again, or cannot reach its server."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        self.policies: list[Any] = []
+        self._away = away
+
+    def __call__(self, **_: Any) -> "Prefect":
+        return self
+
+    def __enter__(self) -> "Prefect":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update_flow_run(self, run_id: Any, *, empirical_policy: Any) -> None:
+        if self._away:
+            raise ConnectionError("Prefect is away")
+        self.policies.append(empirical_policy)
+
+
+def end_with(error: BaseException, prefect: Prefect, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run()
+    run.empirical_policy = FlowRunPolicy(retries=2)
+    monkeypatch.setattr(hooks.FlowRunContext, "get", lambda: SimpleNamespace(flow_run=run))
+    monkeypatch.setattr(hooks, "worker_watched", nullcontext)
+    monkeypatch.setattr(hooks, "get_client", prefect)
+    with pytest.raises(type(error)) as seen, hooks.attended():
+        raise error
+    assert seen.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (InputError("no CT"), True),
+        (RegistryUnavailableError("MLflow does not answer"), False),
+        (LockedError("another process works there"), False),
+        (OSError("the disk"), False),
+        (KeyboardInterrupt(), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_what_a_retry_cannot_change_is_not_tried_again(
+    error: BaseException, final: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefect = Prefect()
+    end_with(error, prefect, monkeypatch)
+    assert [policy.retries for policy in prefect.policies] == ([0] if final else [])
+
+
+def test_the_error_of_a_run_is_not_hidden_by_a_prefect_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    end_with(InputError("no CT"), Prefect(away=True), monkeypatch)
+    assert "Prefect does not answer (ConnectionError)" in caplog.text

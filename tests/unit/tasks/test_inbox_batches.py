@@ -147,6 +147,28 @@ def test_a_batch_of_which_nothing_is_left_is_no_batch(arrivals: Arrivals) -> Non
     assert batch.number == 2  # a number is not given twice
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_the_copy_of_a_scan_that_vanished_before_it_was_linked_is_taken_later(arrivals: Arrivals, other: bool) -> None:
+    for name in ("one.nii", "two.nii"):
+        write_image(arrivals.inbox / name, np.zeros((6, 7, 8), np.int16))
+    if other:
+        arrivals.series("b", "1.2.4")
+    arrivals.settle()
+    new = arrivals.ledger.new_batch(10)
+    assert new is not None
+    [file] = [file for files in arrivals.ledger.files_of(new.number).values() for file in files if b"nii" in file.name]
+    (arrivals.inbox / file.path).unlink()
+    (copy,) = arrivals.inbox.glob("*.nii")
+    first = arrivals.take()
+    assert (first is not None) == other
+    if first:
+        arrivals.ledger.set_batch(first.number, "listed")
+    arrivals.settle()
+    later = arrivals.take()
+    assert later is not None
+    assert contents(later) == [copy.read_bytes()]
+
+
 class Killed(BaseException):
     """The process ends here."""
 
