@@ -48,6 +48,7 @@ def installation(config: PipelineConfig, site: SiteConfig, tracking_uri: str | N
         arrivals=Path(site.inbox.arrivals),
         errors=ERRORS_DIRECTORY,
         versions=versions(tracking_uri, Path(config.workdir)),
+        experiment=config.experiment,
     )
 
 

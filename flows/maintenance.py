@@ -88,9 +88,9 @@ def maintain(
 def prune_tracking(
     place: Installation, retention: RetentionConfig, tracking_uri: str, notes: list[str]
 ) -> list[Removal]:
-    """Remove MLflow's runs that are not kept; what could not be done is a note."""
+    """Remove MLflow's runs of this installation that are not kept; what could not be done is a note."""
     from storage.mlflow_server import Server
-    from tasks.maintain.tracking import empty_trash, old_runs, runs_of_newest, trash
+    from tasks.maintain.tracking import empty_trash, old_runs, run_of_each_experiment, runs_of_newest, trash
 
     if place.versions is None:
         notes.append("MLflow does not answer, so that none of its runs was removed")
@@ -100,7 +100,14 @@ def prune_tracking(
         kept = runs_of_newest(place.workdir, retention.keep_runs)
         kept |= {version.run_id for version in place.versions if version.checkpoint.digest in which.kept}
         server = Server(tracking_uri)
-        old = old_runs(server, retention.server_days, kept_runs=kept, kept_digests=set(which.kept))
+        old = old_runs(
+            server,
+            retention.server_days,
+            experiment=place.experiment,
+            beside=run_of_each_experiment(place.workdir),
+            kept_runs=kept,
+            kept_digests=set(which.kept),
+        )
         trash(server, old)
     except (ServerAwayError, RefusedError, StorageError) as error:
         notes.append(f"MLflow's old runs were not removed: {error}")

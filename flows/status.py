@@ -21,7 +21,7 @@ from storage.documents.run_record import RunDocument
 from storage.documents.upkeep import Upkeep
 from storage.errors import MissingArtifactError, StorageError, UserError
 from storage.inbox_ledger import Ledger
-from storage.registry import CHALLENGER, CHAMPION, ModelVersion, Registry
+from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry
 from storage.snapshots import history
 from tasks.maintain.disk import free_bytes
 from tasks.retrain.decisions import decisions
@@ -218,7 +218,7 @@ def _version(versions: list[ModelVersion], alias: str) -> Part | None:
                 "created": each.created,
                 "family": each.tags.get("prdit.family", ""),
                 "volume_size": each.tags.get("prdit.volume_size", ""),
-                "patients": each.tags.get("prdit.patients", ""),
+                "patients": each.tags.get(PATIENTS, ""),
                 "checkpoint": each.checkpoint.uri,
                 "on_disk": each.checkpoint.path.is_dir(),
                 "refused": each.refused,

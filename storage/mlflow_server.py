@@ -343,19 +343,40 @@ class Server:
 
     # ---- what is not kept any more ------------------------------------------------------------------------------------
 
-    def ended_before(self, time_ms: int) -> list[EndedRun]:
-        """The runs of all experiments that ended before a time. Raises: ServerAwayError, RefusedError."""
+    def ended_before(self, time_ms: int, *, experiment: str, beside: Collection[str] = ()) -> list[EndedRun]:
+        """The runs of prdit that ended before a time, in some experiments; a run without our tag is another's.
+
+        Args:
+            time_ms: the time.
+            experiment: name of one of them.
+            beside: ids of runs whose experiments are searched, too; those that the server does not know count for nothing.
+        Raises: ServerAwayError, RefusedError.
+        """
+        experiments = {self._experiment_of_run(run_id) for run_id in beside} - {""}
         with _explained():
-            experiments = [each.experiment_id for each in self._client.search_experiments()]
+            if experiment and (known := self._client.get_experiment_by_name(experiment)):
+                experiments.add(str(known.experiment_id))
             wanted, page = f"attributes.end_time < {time_ms}", None
             found: list[EndedRun] = []
             while experiments:
-                runs = self._client.search_runs(experiments, wanted, max_results=_PAGE, page_token=page)
-                found += [EndedRun(run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")) for run in runs]
+                runs = self._client.search_runs(sorted(experiments), wanted, max_results=_PAGE, page_token=page)
+                found += [
+                    EndedRun(run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
+                    for run in runs
+                    if _RUN_TAG in run.data.tags
+                ]
                 page = runs.token
                 if not page:
                     break
             return found
+
+    def _experiment_of_run(self, run_id: str) -> str:
+        """The id of a run's experiment; empty where the server has no such run."""
+        try:
+            with _explained():
+                return str(self._client.get_run(run_id).info.experiment_id)
+        except RefusedError:
+            return ""
 
     def models(self) -> list[RecordedModel]:
         """The logged models of all experiments. Raises: ServerAwayError, RefusedError."""

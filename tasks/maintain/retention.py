@@ -56,8 +56,11 @@ def checkpoints(
     for version in versions or ():
         if version.aliases:
             kept[version.checkpoint.digest] = f"version {version.version}, {' and '.join(version.aliases)}"
-    champions = [decision for decision in decisions if decision.action in ("promoted", "rolled back")]
-    for decision in champions[-config.keep_champions :] if config.keep_champions else []:
+    newest: dict[str, Decision] = {}  # one champion may have been made champion often
+    for decision in reversed(decisions):
+        if decision.action in ("promoted", "rolled back"):
+            newest.setdefault(decision.checkpoint, decision)
+    for decision in list(newest.values())[: config.keep_champions]:
         kept.setdefault(decision.checkpoint, f"champion of {decision.created[:10]}, for a rollback")
     if versions is None:
         for decision in decisions:

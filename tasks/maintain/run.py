@@ -40,6 +40,7 @@ class Installation:
         arrivals: ledger and batches.
         errors: reports of faults.
         versions: of the registered model; None while MLflow does not answer.
+        experiment: of MLflow, that the configuration names.
     """
 
     store: Path
@@ -48,6 +49,7 @@ class Installation:
     arrivals: Path
     errors: Path
     versions: Sequence[ModelVersion] | None = None
+    experiment: str = ""
 
     def checkpoints(self, config: RetentionConfig) -> Checkpoints:
         """Which checkpoints are kept whatever their age, and which were given up."""

@@ -33,17 +33,38 @@ def runs_of_newest(workdir: Path, count: int) -> set[str]:
     return {record.mlflow_run_id for record in map(RunDocument.read, paths) if record.mlflow_run_id}
 
 
-def old_runs(server: Server, days: float, *, kept_runs: Collection[str], kept_digests: Collection[str]) -> OldRuns:
-    """What is not kept any more.
+def run_of_each_experiment(workdir: Path) -> set[str]:
+    """MLflow's id of one recorded run for each experiment that runs of a working folder are in.
+
+    Raises: StorageError: a record is damaged.
+    """
+    records = map(RunDocument.read, sorted((workdir / "runs").glob(f"*/{RunDocument.NAME}")))
+    places = {(record.mlflow_uri, record.mlflow_experiment_id): record.mlflow_run_id for record in records}
+    return set(places.values()) - {""}
+
+
+def old_runs(
+    server: Server,
+    days: float,
+    *,
+    experiment: str,
+    beside: Collection[str],
+    kept_runs: Collection[str],
+    kept_digests: Collection[str],
+) -> OldRuns:
+    """What is not kept any more of prdit's own runs in the experiments of an installation; nothing else of a server is touched.
 
     Args:
         server: to be asked.
         days: since the root of a tree ended.
+        experiment: name of the experiment that its configuration names.
+        beside: ids of runs whose experiments are its own, too.
         kept_runs: ids of runs whose trees stay.
         kept_digests: digests of checkpoints; the trees of the runs that made them stay.
     Raises: ServerAwayError, RefusedError.
     """
-    ended = {run.run_id: run for run in server.ended_before(int(time.time() * 1000 - days * _DAY_MS))}
+    before = int(time.time() * 1000 - days * _DAY_MS)
+    ended = {run.run_id: run for run in server.ended_before(before, experiment=experiment, beside=beside)}
     models = server.models()
     kept = {*kept_runs, *(model.source_run for model in models if model.digest in kept_digests)}
     return choose(ended, models, kept)
@@ -61,7 +82,8 @@ def choose(ended: dict[str, EndedRun], models: Collection[RecordedModel], kept: 
     stay = {roots[run_id] for run_id in kept if run_id in roots}
     gone = [run_id for run_id, root in roots.items() if root in ended and root not in stay and root not in kept]
     gone.sort(key=lambda run_id: roots[run_id] == run_id)  # roots last: a tree that was removed in part stays a tree
-    return OldRuns(tuple(gone), tuple(model.model_id for model in models if model.source_run in set(gone)))
+    went = set(gone)
+    return OldRuns(tuple(gone), tuple(model.model_id for model in models if model.digest and model.source_run in went))
 
 
 def _root(ended: dict[str, EndedRun], run_id: str) -> str:

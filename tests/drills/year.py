@@ -75,7 +75,7 @@ class Site:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.place = Installation(
-            root / "store", root / "work", root / "services", root / "arrivals", root / "errors", []
+            root / "store", root / "work", root / "services", root / "arrivals", root / "errors", [], "prdit"
         )
         self.store = VolumeStore.create(self.place.store, spacing_mm=8.0, num_levels=1, interpolation="linear")
         self.ledger = Ledger(self.place.arrivals)

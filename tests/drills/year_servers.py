@@ -25,6 +25,7 @@ RUNS, LINES = 10, 20  # flow runs per week, lines of log of each
 _START_S, _VACUUM_S, _BUSY_S = 240.0, 240.0, 240.0
 _DAY_S = 86400.0
 ARTIFACT_BYTES = 50_000
+_TAGS = {"prdit.tracking_id": "1"}  # as the runs that prdit records have
 _ORPHANS = "SELECT count(*) FROM log WHERE flow_run_id NOT IN (SELECT id FROM flow_run)"
 
 
@@ -82,9 +83,11 @@ class Servers:
         for index in range(RUNS):
             self._flow_run(f"week-{number}-{index}", now)
         ended = int(now * 1000)
-        parent = self.client.create_run(self.experiment, ended - 9000).info.run_id
+        parent = self.client.create_run(self.experiment, ended - 9000, tags=_TAGS).info.run_id
         stages = [
-            self.client.create_run(self.experiment, ended - 8000, tags={"mlflow.parentRunId": parent}).info.run_id
+            self.client.create_run(
+                self.experiment, ended - 8000, tags=_TAGS | {"mlflow.parentRunId": parent}
+            ).info.run_id
             for _ in range(3)
         ]
         weights = self.state / "weights"

@@ -133,11 +133,15 @@ def test_old_runs_of_mlflow_go_for_good_and_the_champions_stay(tmp_path: Path, p
         client = MlflowClient(server.uri)
         experiment = client.create_experiment("prdit")
 
-        def tree(days: float, digest: str) -> tuple[str, str, str]:
+        others, demo = client.create_experiment("other-team"), client.create_experiment("prdit-demo")
+
+        def tree(days: float, digest: str, experiment: str = experiment, ours: bool = True) -> tuple[str, str, str]:
             """A run of the pipeline with a stage that made a model."""
+            tags = {"prdit.tracking_id": "1"} if ours else {}
             ended = int(now_ms() - days * DAY_MS)
-            parent = client.create_run(experiment, ended - 1000).info.run_id
-            child = client.create_run(experiment, ended - 1000, tags={"mlflow.parentRunId": parent}).info.run_id
+            parent = client.create_run(experiment, ended - 1000, tags=tags).info.run_id
+            tags = tags | {"mlflow.parentRunId": parent}
+            child = client.create_run(experiment, ended - 1000, tags=tags).info.run_id
             (tmp_path / "weights").write_bytes(b"weights of " + digest.encode())
             client.log_artifact(child, str(tmp_path / "weights"))
             model = client.create_logged_model(
@@ -149,6 +153,16 @@ def test_old_runs_of_mlflow_go_for_good_and_the_champions_stay(tmp_path: Path, p
             return parent, child, model.model_id
 
         _, champion, young = tree(200, "sha256:a"), tree(200, "sha256:b"), tree(1, "sha256:c")
+        foreign = [
+            tree(200, "sha256:d", others, ours=False),  # another team's
+            tree(200, "sha256:e", others),  # another installation of prdit
+            tree(200, "sha256:f", ours=False),  # by hand, in our experiment
+        ]
+        tree(200, "sha256:g", demo)  # of another configuration with our working folder, as its newest run says
+        recorded = tree(1, "sha256:h", demo)
+        path = Work(place.workdir).record("20261101T000000.000000Z")
+        path.write_text(path.read_text().replace('"mlflow_run_id": ""', f'"mlflow_run_id": "{recorded[0]}"'))
+        stay = [champion, young, recorded, *foreign]
         running = client.create_run(experiment, int(now_ms() - 200 * DAY_MS)).info.run_id
         ref = Ref(kind="checkpoint", uri="/x", digest="sha256:b")
         known = Installation(
@@ -158,21 +172,22 @@ def test_old_runs_of_mlflow_go_for_good_and_the_champions_stay(tmp_path: Path, p
             place.arrivals,
             place.errors,
             versions=[ModelVersion(1, ref, champion[1], ("champion",))],
+            experiment="prdit",
         )
         (tmp_path / "services").mkdir()
         (tmp_path / "services" / "mlflow").symlink_to(server.root)  # as `prdit up` has it
         config = RetentionConfig(trash_days=0)
         found = maintain(known, config, server.uri, verified=False)
-        assert [(each.what, each.count) for each in found.removed] == [("run of MLflow, into its trash", 2)]
+        assert [(each.what, each.count) for each in found.removed] == [("run of MLflow, into its trash", 4)]
         assert found.notes == ()
         with sqlite3.connect(server.root / "mlflow.db") as database:
             rows: Any = database.execute("select run_uuid from runs").fetchall()
             models: Any = database.execute("select model_id from logged_models").fetchall()
-        assert {row[0] for row in rows} == {*champion[:2], *young[:2], running}
-        assert {row[0] for row in models} == {champion[2], young[2]}
+        assert {row[0] for row in rows} == {running, *(run for made in stay for run in made[:2])}
+        assert {row[0] for row in models} == {made[2] for made in stay}
         files = [path.read_bytes() for path in (server.root / "artifacts").rglob("weights")]
-        assert sorted(set(files)) == [b"weights of sha256:b", b"weights of sha256:c"]
-        assert len(files) == 4
+        assert set(files) == {b"weights of sha256:" + letter for letter in (b"b", b"c", b"d", b"e", b"f", b"h")}
+        assert len(files) == 12
         assert maintain(known, config, server.uri, verified=False).removed == ()
     finally:
         server.stop()

@@ -139,11 +139,11 @@ def test_the_champion_of_a_local_mlflow_is_shown(
     tmp_path: Path, mlflow_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from storage.artifacts import Ref
-    from storage.registry import ModelVersion
+    from storage.registry import PATIENTS, ModelVersion
 
     make_site(tmp_path)
     ref = Ref(kind="checkpoint", uri=str(tmp_path / "gone"), digest="sha256:1")
-    tags = {"prdit.family": "global", "prdit.volume_size": "64", "prdit.patients": "80"}
+    tags = {"prdit.family": "global", "prdit.volume_size": "64", PATIENTS: "80"}
 
     class Known:
         def __init__(self, uri: str, workdir: Path) -> None:

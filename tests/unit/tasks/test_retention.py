@@ -99,6 +99,9 @@ def test_the_champions_before_stay_as_many_as_are_kept(work: Work) -> None:
     assert gone(1) == directories(first, second)
     assert gone(2) == directories(first)
     assert gone(3) == set()
+    decisions += [decision("rolled back", second, 60), decision("promoted", third, 50)]  # a champion counts once
+    assert gone(2) == directories(first)
+    assert gone(3) == set()
 
 
 def test_a_chain_of_warm_starts_does_not_keep_every_champion(work: Work) -> None:
