@@ -121,12 +121,14 @@ class Challenge:
         self, run: PipelineRun, version: ModelVersion, checkpoint: Ref, report: Ref, champion: ModelVersion | None
     ) -> Evidence:
         setup, snapshot = self.setup, snapshot_ref(self.setup.store, self.retraining.snapshot)
-        number, reference = frozen_reference(setup.workdir, snapshot, run.outcomes["split"].ref, setup.policy)
         usable = champion if champion and not champion.refused and champion.version != version.version else None
+        other = self._candidate(usable, Report.load(report.path)) if usable else None
+        split, trained = run.outcomes["split"].ref, other.checkpoint if other else None
+        number, reference = frozen_reference(setup.workdir, snapshot, split, setup.policy, trained)
         why = "there is no champion yet." if champion is None else f"the champion must not be used: {champion.refused}"
         evidence = gather(
             Candidate(checkpoint, report, _patients(version), version.version),
-            self._candidate(usable, Report.load(report.path)) if usable else None,
+            other,
             Measuring(
                 reference,
                 number,
