@@ -33,8 +33,8 @@ def frozen_reference(
     """The reference that counts, with its number.
 
     It is made of the held-out volumes of a split, and stays from then on. A new number is made only while it has fewer volumes than
-    the policy asks for and more are held out by now, where the policy asks for another number of noises, or where volumes leave it: those
-    that are not in the store or not listed any more, and those that champion or challenger were trained on.
+    the policy asks for and more are held out by now, where the policy asks for another number of noises, or where some leave it:
+    those that are not in the store or not listed any more, and those that champion or challenger were trained on.
 
     Args:
         workdir: working folder.
