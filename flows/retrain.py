@@ -25,9 +25,9 @@ from flows.retrain_setup import LOCK, Setup
 from flows.room import make_room
 from storage.documents.promotion import Decision
 from storage.documents.retraining import Outcome, Retraining
-from storage.errors import ComputationError, LockedError
+from storage.errors import ComputationError, ForgottenError, InputError, LockedError
 from storage.locks import locked
-from storage.registry import CHAMPION, ModelVersion
+from storage.registry import CHAMPION, ModelVersion, RegistryUnavailableError
 from tasks.retrain.due import Due, due
 from tasks.retrain.facts import facts_of, newest_snapshot
 from tasks.retrain.rounds import Rounds
@@ -107,6 +107,16 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
         reason = f"The challenger came to nothing usable, and is held: {error}"
         notify(setup.site.notify, "attention", "retrain: the challenger came to nothing usable", reason)
         return CHALLENGER_HELD, reason, None
+    except ForgottenError as error:  # its snapshot stays without the patient
+        rounds.end("given up")
+        reason = f"The retraining that was begun at {retraining.begun} is given up; the next run decides anew. {error}"
+        notify(setup.site.notify, "attention", "retrain: a retraining is given up", reason)
+        return WAITING, reason, None
+    except RegistryUnavailableError:  # it goes on once MLflow answers
+        raise
+    except InputError:  # what its snapshot is in the way of, a newer one may not be
+        rounds.end("given up")
+        raise
     outcome: Outcome = "promoted" if made.action == "promoted" else "held"
     rounds.end(outcome, made.challenger)
     text = f"{made.reason} `prdit models ls` lists the versions, `prdit models rollback` takes a promotion back."

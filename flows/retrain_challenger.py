@@ -14,9 +14,9 @@ from storage.artifacts import Ref
 from storage.documents.promotion import Decision
 from storage.documents.report import Report
 from storage.documents.retraining import Retraining
-from storage.errors import InputError
+from storage.errors import InputError, LockedError, StorageError
 from storage.model_names import checkpoint_of
-from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry
+from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry, RegistryUnavailableError
 from storage.snapshots import snapshot_ref
 from tasks.retrain.decisions import decisions, hold, promote, settle
 from tasks.retrain.evidence import Candidate, Measuring, gather, report_of
@@ -25,6 +25,10 @@ from tasks.retrain.judge import Evidence, Judgement, judge
 from tasks.retrain.reference import frozen_reference
 
 DECISIONS = "decisions"  # folder of the working folder
+_FROM_SCRATCH = (  # the reason is shown in MLflow, so that the paths of what is gone are in the log alone
+    "It was trained from scratch, because the champion's weights, or those of the training below, are not there any more (the log "
+    "names them). `start: scratch` in the policy always does so."
+)
 Step = Callable[[str, Callable[[], Any]], Any]
 logger = logging.getLogger("prdit.retrain")
 
@@ -48,13 +52,15 @@ class Challenge:
     def run(self) -> Decision:
         """Train, sample and evaluate the challenger as the pipeline does, under one MLflow run, and judge it.
 
-        Raises: as `flows.pipeline.run_through`; InputError: the champion's weights cannot be gone on from.
+        Where the champion's weights are not there any more it is trained from scratch, and the reason of the decision says so.
+
+        Raises: as `flows.pipeline.run_through`; RegistryUnavailableError.
         """
-        initial, made = self._initial(), []
+        (initial, note), made = self._initial(), []
         config = self._configured(warm=bool(initial))
 
         def judged(run: PipelineRun) -> Mapping[str, str]:
-            made.append(self._judged(run))
+            made.append(self._judged(run, note))
             return {"prdit.decision": made[-1].action, "prdit.challenger": str(made[-1].challenger)}
 
         tags = {"prdit.retrain": self.retraining.begun, "prdit.policy": self.retraining.policy}
@@ -70,14 +76,19 @@ class Challenge:
         }
         return config.model_copy(update={"snapshot": self.retraining.snapshot, "recipe": recipe})
 
-    def _initial(self) -> dict[str, Ref]:
-        """Checkpoints of the champion with whose weights the trainings begin; none from scratch."""
+    def _initial(self) -> tuple[dict[str, Ref], str]:
+        """Checkpoints of the champion with whose weights the trainings begin, none from scratch; and why there are none."""
         if not self.retraining.initial:
-            return {}
-        champion = self._version_of(self.retraining.initial)
-        checkpoint = checkpoint_of(self.registry, champion, self.setup.workdir)
+            return {}, ""
         starts = {name: training.start for name, training in self.setup.config.trainings.items()}
-        return initial_checkpoints(checkpoint, starts)
+        try:
+            champion = self._version_of(self.retraining.initial)
+            return initial_checkpoints(checkpoint_of(self.registry, champion, self.setup.workdir), starts), ""
+        except (RegistryUnavailableError, LockedError):  # it may be there a little later
+            raise
+        except (InputError, StorageError) as error:  # it would be the same at every later run
+            logger.warning("the challenger is trained from scratch: %s", error)
+            return {}, _FROM_SCRATCH
 
     def _version_of(self, digest: str) -> ModelVersion:
         for version in self.registry.versions():
@@ -90,8 +101,8 @@ class Challenge:
 
     # ---- judging -------------------------------------------------------------------------------------------------------------
 
-    def _judged(self, run: PipelineRun) -> Decision:
-        """Register the challenger, compare it with the champion, and promote or hold it."""
+    def _judged(self, run: PipelineRun, note: str) -> Decision:
+        """Register the challenger, compare it with the champion, and promote or hold it; a note is added to the reason."""
         last = training_row(list(self.setup.config.trainings)[-1])
         checkpoint, report = run.outcomes[last].ref, run.outcomes["evaluate"].ref
         tags = {"prdit.policy": self.retraining.policy, "prdit.retrain": self.retraining.begun}
@@ -103,18 +114,21 @@ class Challenge:
             self.registry.set_alias(CHALLENGER, version.version)
         evidence = self.step("compare", lambda: self._evidence(run, version, checkpoint, report, champion))
         judgement: Judgement = self.step("judge", lambda: judge(self.setup.policy, evidence))
+        judgement = replace(judgement, reason=f"{judgement.reason} {note}".strip())
         return self.step("decide", lambda: self._decide(version, judgement))
 
     def _evidence(
         self, run: PipelineRun, version: ModelVersion, checkpoint: Ref, report: Ref, champion: ModelVersion | None
     ) -> Evidence:
         setup, snapshot = self.setup, snapshot_ref(self.setup.store, self.retraining.snapshot)
-        number, reference = frozen_reference(setup.workdir, snapshot, run.outcomes["split"].ref, setup.policy)
         usable = champion if champion and not champion.refused and champion.version != version.version else None
+        other = self._candidate(usable, Report.load(report.path)) if usable else None
+        split, trained = run.outcomes["split"].ref, other.checkpoint if other else None
+        number, reference = frozen_reference(setup.workdir, snapshot, split, setup.policy, trained)
         why = "there is no champion yet." if champion is None else f"the champion must not be used: {champion.refused}"
         evidence = gather(
             Candidate(checkpoint, report, _patients(version), version.version),
-            self._candidate(usable, Report.load(report.path)) if usable else None,
+            other,
             Measuring(
                 reference,
                 number,

@@ -13,7 +13,8 @@ class Retraining(Document):
 
     Attributes:
         outcome: empty while it is under way, also after its process was killed; `failed`: its losses or samples came to nothing
-            usable; `given up`: its settings were changed before it came to an end.
+            usable; `given up`: its settings were changed before it came to an end, a patient of its snapshot was forgotten, or what
+            it was given could not be used.
         snapshot: digest of the snapshot that the challenger is trained on.
         num_volumes, num_patients: of the snapshot.
         reason: why it was begun.

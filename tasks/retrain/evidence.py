@@ -113,6 +113,8 @@ def _with_losses(
 ) -> Evidence:
     if why := why_losses_differ(champion.checkpoint, challenger.checkpoint):
         return replace(found, why_no_loss=why)
+    if not measuring.reference.volumes:
+        return replace(found, why_no_loss="the reference has no volume: none is held out of both trainings.")
     old, new = measuring.of(champion.checkpoint), measuring.of(challenger.checkpoint)
     losses = fmean(old.values()), fmean(new.values())
     if measuring.reference.num_patients < 2:

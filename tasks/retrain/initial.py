@@ -27,7 +27,7 @@ def initial_checkpoints(champion: Ref, starts: Mapping[str, str | None]) -> dict
         except StorageError as error:
             raise InputError(
                 f"The trainings cannot go on from the champion: the checkpoint of its training {below!r} is needed, too. {error} "
-                "Train from scratch instead: `start: scratch` in the policy of retraining."
+                "With `start: scratch` in the policy of retraining they always begin with fresh weights."
             ) from error
         name = below
     return {name: found[name] for name in starts if name in found}

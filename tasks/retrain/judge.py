@@ -111,7 +111,7 @@ def _decided(policy: RetrainPolicy, evidence: Evidence) -> tuple[bool, str]:
         return True, f"Promoted: {evidence.why_none} Its gates are met, and nothing speaks against it."
     if evidence.loss is not None:
         return _by_loss(policy, evidence, evidence.loss)
-    return _by_distances(evidence)
+    return _by_distances(policy, evidence)
 
 
 def _vetoes(policy: RetrainPolicy, evidence: Evidence) -> list[str]:
@@ -150,11 +150,8 @@ def _by_loss(policy: RetrainPolicy, evidence: Evidence, loss: MeanDifference) ->
         f"Its held-out loss on reference {evidence.reference} is {new:.5g}, that of version {evidence.champion} {old:.5g}: the "
         f"difference is {_interval(loss)} over {loss['num_patients']} patients ({loss['num_volumes']} volumes)."
     )
-    if evidence.reference_volumes < policy.min_reference_volumes:
-        return False, (
-            f"Held: the reference has {evidence.reference_volumes} held-out volume(s), and the policy asks for "
-            f"{policy.min_reference_volumes} (min_reference_volumes). {said}"
-        )
+    if few := _too_few(policy, evidence):
+        return False, f"{few} {said}"
     if loss["high"] < 0:
         return True, f"Promoted: better than the champion beyond noise. {said}"
     if loss["low"] > 0:
@@ -183,9 +180,21 @@ def _by_loss(policy: RetrainPolicy, evidence: Evidence, loss: MeanDifference) ->
     return False, f"Held: not better than the champion beyond noise, and {why}. {said}{needed}"
 
 
-def _by_distances(evidence: Evidence) -> tuple[bool, str]:
+def _too_few(policy: RetrainPolicy, evidence: Evidence) -> str:
+    """That the reference has too few volumes for a promotion over a champion; empty where it has enough."""
+    if evidence.reference_volumes >= policy.min_reference_volumes:
+        return ""
+    return (
+        f"Held: the reference has {evidence.reference_volumes} held-out volume(s), and the policy asks for "
+        f"{policy.min_reference_volumes} (min_reference_volumes)."
+    )
+
+
+def _by_distances(policy: RetrainPolicy, evidence: Evidence) -> tuple[bool, str]:
     """Of models whose losses do not compare: better in a distance beyond noise, and in none worse."""
     why = f"Held-out losses do not compare: {evidence.why_no_loss}"
+    if few := _too_few(policy, evidence):
+        return False, f"{few} {why}"
     better = [each.name for each in evidence.distances if each.better is True]
     worse = [each.name for each in evidence.distances if each.better is False]
     if better and not worse:

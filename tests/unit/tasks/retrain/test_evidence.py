@@ -1,5 +1,6 @@
 """What is gathered of champion and challenger: their reports, shares, losses, and what is missing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def test_of_another_process_only_the_reports_compare(world: World) -> None:
     found = gather(Candidate(other, None, None, 2), champion, measuring(world), POLICY)
     assert found.loss is None
     assert "process.name cosine and flow" in found.why_no_loss
+
+
+def test_losses_on_an_empty_reference_do_not_compare(world: World, other: Ref) -> None:
+    on = measuring(world)
+    empty = replace(on, reference=on.reference.model_copy(update={"volumes": {}}))
+    champion = Candidate(world.made["checkpoint"], None, None, 1)
+    found = gather(Candidate(other, None, None, 2), champion, empty, POLICY)
+    assert (found.loss, found.losses, found.reference_volumes) == (None, None, 0)
+    assert "the reference has no volume" in found.why_no_loss
 
 
 def test_the_newest_report_of_a_checkpoint_that_compares_is_found(world: World, other: Ref) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from prdit_models.families.family import HeldOut, Training
-from storage.artifacts import Ref
+from storage.artifacts import Ref, load_provenance
 from storage.documents.reference import Reference
 from storage.errors import ComputationError
-from storage.snapshots import load_snapshot
+from storage.snapshots import load_snapshot, withdraw
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_model
 from tasks.model.compute import ComputeConfig
@@ -158,3 +158,33 @@ def test_another_number_of_noises_makes_a_new_number_of_the_same_volumes(world: 
     more = RetrainPolicy(min_reference_volumes=2, num_noises=5)
     number, second = frozen_reference(work, world.snapshot, world.split, more)
     assert (number, second.volumes, second.num_noises) == (2, first.volumes, 5)
+
+
+def test_with_another_split_no_training_volume_stays_in_it(world: World) -> None:
+    policy, work = RetrainPolicy(min_reference_volumes=2), world.root / "work"
+    frozen_reference(work, world.snapshot, world.split, policy)
+    other = make_split(world.root / "other", world.snapshot, ["v3", "v4", "v5"], ["v0", "v1", "v2"])
+    number, left = frozen_reference(work, world.snapshot, other, policy)
+    assert (number, sorted(left.volumes)) == (2, ["v0", "v1", "v2"])
+    assert "3 volume(s) are not listed any more, or not held out" in left.why
+    assert frozen_reference(work, world.snapshot, other, policy) == (2, left)
+
+
+def test_what_the_champion_was_trained_on_is_never_in_it(world: World) -> None:
+    policy, work = RetrainPolicy(min_reference_volumes=2), world.root / "work"
+    other = make_split(world.root / "other", world.snapshot, ["v1", "v5"], ["v0", "v2", "v3", "v4"])
+    assert load_provenance(world.checkpoint).inputs["split"] == world.split  # it was trained on v0, v1 and v2
+    _, first = frozen_reference(work, world.snapshot, other, policy, world.checkpoint)
+    assert sorted(first.volumes) == ["v3", "v4"]
+    all_trained = make_split(world.root / "third", world.snapshot, ["v3", "v4", "v5"], ["v0", "v1", "v2"])
+    number, none = frozen_reference(work, world.snapshot, all_trained, policy, world.checkpoint)
+    assert (number, none.volumes) == (2, {})
+
+
+def test_a_withdrawn_volume_leaves_it(world: World) -> None:
+    policy, work = RetrainPolicy(min_reference_volumes=2), world.root / "work"
+    frozen_reference(work, world.snapshot, world.split, policy)
+    left = withdraw(VolumeStore.open(world.root / "store"), ["v4"])
+    split = make_split(world.root / "later", left, ["v0", "v1", "v2"], ["v3", "v5"])
+    number, reference = frozen_reference(work, left, split, policy)
+    assert (number, sorted(reference.volumes), reference.snapshot) == (2, ["v3", "v5"], left.digest)

@@ -121,6 +121,16 @@ def test_across_families_the_distances_decide(
     assert "family global and refiner" in found.reason
 
 
+def test_with_too_small_a_reference_distances_do_not_promote_either() -> None:
+    rows = (Distance("fid", -1.0, -2.0, -0.5, True),)
+    evidence = replace(GOOD, loss=None, why_no_loss="family global and refiner.", distances=rows)
+    assert judge(RetrainPolicy(min_reference_volumes=9), evidence).promote
+    found = judge(RetrainPolicy(min_reference_volumes=10), evidence)
+    assert not found.promote
+    assert "reference has 9 held-out volume(s), and the policy asks for 10 (min_reference_volumes)" in found.reason
+    assert "family global and refiner" in found.reason
+
+
 def test_figures_have_what_the_decision_rests_on_and_nothing_unknown() -> None:
     figures = judge(RetrainPolicy(), GOOD).figures
     assert figures["held_out_loss_champion"] == 0.30
