@@ -188,7 +188,9 @@ def forget(found: Plan, places: Places) -> dict[str, Any]:
         forget_roles(store, patient)
         done["verdicts_removed"] = forget_verdicts(store, patient)
         done["redacted_files"] = _redact_work(found, places, sentence)
-        done["redacted_in_mlflow"] = places.tracked.redact(patient.words, patient.volume_ids) if places.tracked else []
+        done["redacted_in_mlflow"] = (
+            places.tracked.redact(patient.words, patient.volume_ids, patient.text) if places.tracked else []
+        )
         done["references"] = [forget_reference(workdir, store, patient.volume_ids) for workdir in places.workdirs]
         done["links_removed"] = remove_links(found.arrivals)
         forget_beside(store, patient)

@@ -18,8 +18,6 @@ from storage.volume_store import VolumeStore
 from tasks.ingest.scan import file_cache
 from tasks.ingest.series import scan_and_part
 
-_MIN_TEXT = 4  # a shorter PatientID occurs by chance
-
 
 @dataclass(frozen=True)
 class Patient:
@@ -43,9 +41,8 @@ class Patient:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """What names the patient or the scans, and may stay nowhere but in the tombstone."""
-        given = {self.text} if len(self.text) >= _MIN_TEXT else set()
-        return frozenset({self.key, *self.scan_keys, *self.scans, *given})
+        """Keys and ids of the patient and the scans, which may stay nowhere but in the tombstone; the PatientID is no such word."""
+        return frozenset({self.key, *self.scan_keys, *self.scans})
 
 
 def key_of(patient_id: str, key_file: Path, store: Path) -> str:

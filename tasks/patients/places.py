@@ -8,8 +8,12 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from storage.artifacts import PROVENANCE, SCRATCH, redact_artifact
+from storage.documents.document import Document
+from storage.documents.held_out import HeldOutLosses
+from storage.documents.promotion import Decision
 from storage.documents.provenance import Provenance
 from storage.documents.snapshot import Roles
 from storage.documents.split import Split
@@ -24,11 +28,12 @@ from tasks.evaluate.cache import forget_features
 from tasks.ingest.qc import write_page
 from tasks.ingest.scan import file_cache
 from tasks.patients.patient import Patient
-from tasks.patients.redact import TEXTS, without
+from tasks.patients.redact import TEXTS, Names, without
 
 _OF_PATIENT = ("report", "verdicts")  # artifacts that say something of single volumes; a split only names them
 _LARGEST = 64 << 20  # a text of more is none that says something of a patient
 _PICTURES = ("real-", "pair-")  # of a report: whose they are, only the page says
+_MODELS: dict[str, type[Document]] = {"held-out": HeldOutLosses, "decisions": Decision}  # by folder of a working folder
 logger = logging.getLogger("prdit.patients")
 
 
@@ -38,6 +43,7 @@ logger = logging.getLogger("prdit.patients")
 def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
     """Take the patient's scans out of the verdicts of every source, in the store and beside it; how many entries."""
     words = patient.words | patient.volume_ids
+    names = Names(words, patient.text)
     beside = beside_store(store.path, ".ingests")
     count = 0
     for path in sorted([*beside.glob("[!.]*.json"), *(store.path / "exclusions").glob("[!.]*.json")]):
@@ -47,14 +53,14 @@ def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
             logger.warning("%s is removed, as it cannot be read: %s", path.name, error)
             path.unlink()
             continue
-        new, number = _without_entries(record, words)
+        new, number = _without_entries(record, names)
         if number:
             new.write(path)
             count += number
     for path in sorted(beside.glob("[!.]*.jsonl")):
-        _redact_text(path, words)
+        _redact_text(path, words, patient.text)
     damaged = [*(store.path / "snapshots").glob("*.damaged"), *(store.path / "history").glob("*.damaged")]
-    for path in (one for one in damaged if _says(one.read_text(encoding="utf-8", errors="replace"), words=words)):
+    for path in (one for one in damaged if names.named(one.read_text(encoding="utf-8", errors="replace"))):
         path.unlink()
     remove_leftovers(beside)
     for path in beside.glob("*.archives"):  # names of files in archives, which the next ingest lists again
@@ -63,18 +69,24 @@ def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
     return count
 
 
-def _without_entries(record: SourceVerdicts, words: Collection[str]) -> tuple[SourceVerdicts, int]:
-    changes, count = {}, 0
+def _without_entries(record: SourceVerdicts, names: Names) -> tuple[SourceVerdicts, int]:
+    """Entries of another scan stay: a PatientID in their path, as of a folder, is only taken out."""
+    changes: dict[str, Any] = {}
+    count = 0
     for name in ("committed", "unchanged", "skipped", "quarantined"):
-        entries = getattr(record, name)
-        kept = [one for one in entries if not _says(one.series_uid, one.volume_id, one.path, one.message, words=words)]
-        changes[name], count = kept, count + len(entries) - len(kept)
-    notes = [note for note in record.notes if not _says(note, words=words)]
+        kept = []
+        for one in getattr(record, name):
+            texts = (one.series_uid, one.volume_id, one.path, one.message)
+            says = names.worded if one.series_uid or one.volume_id else names.named
+            if any(says(text) for text in texts if text):
+                count += 1
+                continue
+            clean = {key: names.without_text(text) for key in ("path", "message") if (text := getattr(one, key))}
+            count += any(getattr(one, key) != text for key, text in clean.items())
+            kept.append(one.model_copy(update=clean))
+        changes[name] = kept
+    notes = [note for note in record.notes if not names.named(note)]
     return record.model_copy(update=changes | {"notes": notes}), count + len(record.notes) - len(notes)
-
-
-def _says(*texts: str | None, words: Collection[str]) -> bool:
-    return any(word in text for text in texts if text for word in words)
 
 
 def forget_beside(store: VolumeStore, patient: Patient) -> None:
@@ -120,7 +132,7 @@ def redact_directory(directory: Path, patient: Patient, *, forgotten: str = "") 
     changes: dict[str, bytes | None] = {}
     for name in record.files:
         path = directory / name
-        if path.suffix in TEXTS and (left := _left(path, words)) is not None:
+        if path.suffix in TEXTS and (left := _left(path, words, patient.text)) is not None:
             changes[name] = left
     if record.kind == "report" and any(name.endswith(".html") for name in changes):
         changes |= {name: None for name in record.files if Path(name).name.startswith(_PICTURES)}
@@ -140,7 +152,7 @@ def forget_scratch(directory: Path, patient: Patient) -> None:
                 with naming_path(path):
                     shutil.rmtree(path)
     for path in _texts(scratch):
-        _redact_text(path, patient.words)
+        _redact_text(path, patient.words, patient.text)
 
 
 def clear_unfinished(directory: Path) -> None:
@@ -158,7 +170,7 @@ def redact_rest(workdir: Path, patient: Patient) -> None:
             if folder.name == "tracking" and "files" not in path.relative_to(folder).parts:
                 continue  # records of the outbox, which are read by offset, name nobody
             words = patient.words | (frozenset() if path.name == Split.NAME else patient.volume_ids)
-            _redact_text(path, words)
+            _redact_text(path, words, patient.text, _MODELS.get(folder.name))
 
 
 def _texts(folder: Path) -> Iterator[Path]:
@@ -167,13 +179,13 @@ def _texts(folder: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if Path(name).suffix in TEXTS and not name.startswith("."))
 
 
-def _left(path: Path, words: Collection[str]) -> bytes | None:
+def _left(path: Path, words: Collection[str], text: str, model: type[Document] | None = None) -> bytes | None:
     """What is to be left of a text file; None where it says nothing of the patient, or is not there."""
     if not path.is_file() or path.stat().st_size > _LARGEST:
         return None
-    return without(path.name, path.read_bytes(), words)
+    return without(path.name, path.read_bytes(), words, text, model)
 
 
-def _redact_text(path: Path, words: Collection[str]) -> None:
-    if (left := _left(path, words)) is not None:
+def _redact_text(path: Path, words: Collection[str], text: str, model: type[Document] | None = None) -> None:
+    if (left := _left(path, words, text, model)) is not None:
         write_bytes_atomic(path, left)

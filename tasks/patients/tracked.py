@@ -2,21 +2,17 @@
 
 import json
 from collections.abc import Collection, Iterable
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
 
 from pydantic import ValidationError
 
 from storage.artifacts import PROVENANCE
-from storage.outbox import RefusedError, ServerAwayError, UploadError
+from storage.outbox import RefusedError, ServerAwayError
 from storage.refs import Ref
 from storage.registry import CHALLENGER, CHAMPION, REFUSED, ModelVersion, Registry
 from storage.tracking import TrackingUnavailableError
 from tasks.patients.made import Made
 from tasks.patients.redact import TEXTS, without
-
-if TYPE_CHECKING:
-    pass
 
 FORGOTTEN = (
     "prdit.forgotten"  # tag of runs and models that learned from a patient who was forgotten; its value says when
@@ -77,12 +73,13 @@ class Tracked:
         self._server.tag_models(digests, {FORGOTTEN: sentence, REFUSED: sentence})
         return len(runs)
 
-    def redact(self, words: Collection[str], volume_ids: Collection[str]) -> list[str]:
+    def redact(self, words: Collection[str], volume_ids: Collection[str], text: str = "") -> list[str]:
         """Take what says or shows something of a patient out of the artifacts of runs; `run id/path` of what was changed.
 
         Args:
             words: what names the patient.
             volume_ids: of the patient; a split may go on naming them.
+            text: PatientID, where it is known.
         Raises: ServerAwayError, RefusedError, UploadError.
         """
         changed = []
@@ -93,7 +90,7 @@ class Tracked:
                 if PurePosixPath(name).suffix not in TEXTS:
                     continue
                 kept = {*words, *(() if tags.get(_STAGE) == "split" else volume_ids)}
-                left = without(name, self._server.read_artifact(run_id, name), kept)
+                left = without(name, self._server.read_artifact(run_id, name), kept, text)
                 if left is not None:
                     self._server.replace_artifact(run_id, name, left)
                     changed.append(f"{run_id}/{name}")
@@ -117,11 +114,3 @@ def names_of(version: ModelVersion) -> str:
     """A registered version in words: its number, and whether it is champion or challenger."""
     roles = [alias for alias in version.aliases if alias in (CHAMPION, CHALLENGER)]
     return f"version {version.version}" + (f" ({', '.join(roles)})" if roles else "")
-
-
-Errors = (ServerAwayError, RefusedError, UploadError)
-
-
-def local_database(uri: str) -> Path | None:
-    """The file of MLflow in a local file; None of a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
