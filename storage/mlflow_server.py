@@ -527,6 +527,12 @@ class Server:
                 self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         return str(model.model_id)
 
+    def model_files(self, model_id: str) -> set[str]:
+        """Names of the files at the top of a model's folder. Raises: ServerAwayError, RefusedError: there is no such model."""
+        with _explained():
+            self._client.get_logged_model(model_id)  # the files of one in the trash would still be listed
+            return set(self._model_files(model_id, ["."]))
+
     def _model_files(self, model_id: str, folders: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
         for folder in folders:
