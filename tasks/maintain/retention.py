@@ -68,7 +68,7 @@ def checkpoints(
     given_up = {
         decision.checkpoint: f"version {decision.challenger} was {decision.action} on {decision.created[:10]}"
         for decision in decisions
-        if decision.action in ("held", "refused")
+        if decision.action == "held"
         and decision.checkpoint not in kept
         and _age_days(decision.created) >= config.challenger_days
     }
