@@ -27,6 +27,7 @@ from storage.errors import ConfigError, LockedError, UserError
 from storage.registry import RegistryUnavailableError
 
 DAY_S = 24 * 3600.0
+DAMAGED = "DamageError"  # how `maintenance` ends where it found damage
 HELD = "Held"  # name of the Completed state of a run that waits for a person
 
 _REPORTED = "crash-reported"  # tag of a run
@@ -40,6 +41,8 @@ logger = logging.getLogger("prdit.notify")
 def on_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """A run has failed, and is not tried again."""
     found = _KIND.search(state.message or "")
+    if found and found.group(1) == DAMAGED:
+        return  # `maintenance` has sent a message that says what is damaged
     why = found.group(1) if found else state.name
     _say(flow_run, "failure", f"{flow.name} failed ({why})", f"The page of the run says why. {_AGAIN}")
 

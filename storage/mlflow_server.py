@@ -53,6 +53,7 @@ from mlflow.utils.mlflow_tags import (
 from PIL import Image
 
 from storage.outbox import RefusedError, ServerAwayError, UploadError
+from storage.registry import DIGEST
 
 _BATCH = 900  # MLflow accepts 1000 metrics per request
 _PARAMS = 100
@@ -62,7 +63,6 @@ _PAGE = 1000  # runs or experiments per request
 _MODELS_PAGE = 50  # logged models per request, the most that MLflow allows
 _UPLOAD_TIMEOUT_S = 120  # a server answers an upload of weights only after it has stored them as artifacts
 _LATER = {401, 403, 408, 429}  # a login that has run out, a busy server: the same request may be accepted later
-_MODEL_DIGEST = "prdit.digest"
 _MODEL_ID = "prdit.model_id"
 _RUN_TAG = "prdit.tracking_id"
 Record = Mapping[str, Any]
@@ -310,7 +310,7 @@ class Server:
         return str(found[0].model_id) if found else None
 
     def _models(self, experiment_id: str, digest: str, status: LoggedModelStatus) -> list[LoggedModel]:
-        found = self._client.search_logged_models([experiment_id], filter_string=f"tags.`{_MODEL_DIGEST}` = '{digest}'")
+        found = self._client.search_logged_models([experiment_id], filter_string=f"tags.`{DIGEST}` = '{digest}'")
         return [model for model in found if model.status == status]
 
     def _model(self, experiment_id: str, run_id: str, record: Record, files: list[Path]) -> None:
@@ -387,7 +387,7 @@ class Server:
             while experiments:
                 models = self._client.search_logged_models(experiments, max_results=_MODELS_PAGE, page_token=page)
                 found += [
-                    RecordedModel(model.model_id, model.tags.get(_MODEL_DIGEST, ""), model.source_run_id or "")
+                    RecordedModel(model.model_id, model.tags.get(DIGEST, ""), model.source_run_id or "")
                     for model in models
                 ]
                 page = models.token
@@ -464,9 +464,7 @@ class Server:
         with _explained():
             ids = self._all_experiments()
             for digest in digests if ids else ():
-                for model in self._client.search_logged_models(
-                    ids, filter_string=f"tags.`{_MODEL_DIGEST}` = '{digest}'"
-                ):
+                for model in self._client.search_logged_models(ids, filter_string=f"tags.`{DIGEST}` = '{digest}'"):
                     self._client.set_logged_model_tags(model.model_id, dict(tags))
 
     # ---- registered model ---------------------------------------------------------------------------------------------
@@ -526,6 +524,12 @@ class Server:
             if model.status != LoggedModelStatus.READY:
                 self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         return str(model.model_id)
+
+    def model_files(self, model_id: str) -> set[str]:
+        """Names of the files at the top of a model's folder. Raises: ServerAwayError, RefusedError: there is no such model."""
+        with _explained():
+            self._client.get_logged_model(model_id)  # the files of one in the trash would still be listed
+            return set(self._model_files(model_id, ["."]))
 
     def _model_files(self, model_id: str, folders: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -591,7 +595,7 @@ class Server:
             experiment_id,
             name=record["name"],
             source_run_id=run_id,
-            tags={_MODEL_DIGEST: record["digest"]},
+            tags={DIGEST: record["digest"]},
             params=dict(record["facts"]),
             model_type="prdit",
         )

@@ -6,7 +6,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from storage.artifacts import PROVENANCE, Ref, committed_ref, verify_artifact
+from storage.artifacts import PROVENANCE, Ref, committed_ref, load_provenance, verify_artifact
 from storage.documents.provenance import Provenance
 from storage.errors import ConfigError, StorageError
 from storage.files import naming_path, temporary_path
@@ -87,6 +87,24 @@ def checkpoint_of(registry: Registry, version: ModelVersion, workdir: Path) -> R
     ref = Ref(kind="checkpoint", uri=str(folder), digest=digest)
     verify_artifact(ref)
     return ref
+
+
+def can_be_had(registry: Registry, version: ModelVersion) -> bool:
+    """Whether `checkpoint_of` would find the files of a version, by their names: here, or else in MLflow. No byte is verified.
+
+    Raises: RegistryUnavailableError: they are not here, and the server does not answer.
+    """
+    digest = version.checkpoint.digest
+    fetched = (registry.workdir or Path()) / FETCHED / digest.removeprefix("sha256:")
+    return any(_is_there(place, digest) for place in (version.checkpoint.path, fetched)) or registry.has_files(version)
+
+
+def _is_there(folder: Path, digest: str) -> bool:
+    with suppress(StorageError):
+        ref = committed_ref(folder)
+        if ref is not None and ref.digest == digest:
+            return all((folder / name).is_file() for name in load_provenance(ref).files)
+    return False
 
 
 def _whole(folder: Path, digest: str) -> Ref | None:

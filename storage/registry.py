@@ -201,6 +201,18 @@ class Registry:
                     )
         record.save(folder)
 
+    def has_files(self, version: ModelVersion) -> bool:
+        """Whether MLflow lists record, description and weights of a version; content is verified when it is fetched.
+
+        Raises: RegistryUnavailableError: the server does not answer.
+        """
+        with self._answering():
+            try:
+                names = self._server().model_files(version.model_id)
+            except RefusedError:  # the model is deleted
+                return False
+            return {PROVENANCE, Checkpoint.NAME} <= names and bool(names & set(WEIGHTS_FILES.values()))
+
     def _of_digest(self, digest: str) -> ModelVersion | None:
         return next((one for one in self.versions() if one.checkpoint.digest == digest), None)
 

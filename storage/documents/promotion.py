@@ -7,7 +7,7 @@ from pydantic import Field
 from storage.documents.document import Document
 from storage.documents.snapshot import Digest
 
-Action = Literal["promoted", "held", "rolled back", "refused"]
+Action = Literal["promoted", "held", "rolled back"]
 
 
 class Decision(Document):

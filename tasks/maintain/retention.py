@@ -21,6 +21,7 @@ from tasks.maintain.config import RetentionConfig
 from tasks.prune.plan import Checkpoints, StageDirectory, plan
 
 _DAY_S = 86400.0
+_LONGEST_RUN_DAYS = 30.0  # the time limit of the flow `prdit`: a younger run without a record may be under way
 _RUNS, _MODELS = "runs", "models"
 logger = logging.getLogger("prdit.retention")
 
@@ -68,7 +69,7 @@ def checkpoints(
     given_up = {
         decision.checkpoint: f"version {decision.challenger} was {decision.action} on {decision.created[:10]}"
         for decision in decisions
-        if decision.action in ("held", "refused")
+        if decision.action == "held"
         and decision.checkpoint not in kept
         and _age_days(decision.created) >= config.challenger_days
     }
@@ -98,12 +99,13 @@ def old_records(workdir: Path, errors: Path, config: RetentionConfig, which: Che
     stay = {digest.removeprefix("sha256:") for digest in which.kept}
     runs = sorted((path.parent for path in (workdir / _RUNS).glob(f"*/{RunDocument.NAME}")), reverse=True)
     began = sorted(path for path in (workdir / _RUNS).glob("*") if path.is_dir() and path not in runs)
-    places = [("record of a run", path) for path in [*runs[config.keep_runs :], *began]]
-    places += [("report of a fault", path) for path in sorted(errors.glob("*")) if path.is_file()]
+    places = [("record of a run", path, config.log_days) for path in runs[config.keep_runs :]]
+    places += [("record of a run", path, max(config.log_days, _LONGEST_RUN_DAYS)) for path in began]
+    places += [("report of a fault", path, config.log_days) for path in sorted(errors.glob("*")) if path.is_file()]
     found = [
-        Old(what, path, _size(path), f"older than {config.log_days:g} days")
-        for what, path in places
-        if _unused_days(path) >= config.log_days
+        Old(what, path, _size(path), f"older than {days:g} days")
+        for what, path, days in places
+        if _unused_days(path) >= days
     ]
     found += [
         Old("model fetched from MLflow", path, _size(path), f"not used for {config.keep_days:g} days")

@@ -7,7 +7,7 @@ process ended in between, the tag is missing, and the next call carries the deci
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 from storage.documents.promotion import Action, Decision
 from storage.errors import ConfigError
 from storage.locks import locked
+from storage.model_names import can_be_had
 from storage.numbered import Numbered
 from storage.registry import CHALLENGER, CHAMPION, SNAPSHOT, ModelVersion, Registry
 
 DECISION, NUMBER, REASON, FIGURES = "prdit.decision", "prdit.decision_number", "prdit.reason", "prdit.figures"  # tags
 _MAX_TAG = 4900  # MLflow takes 5000 characters
+_MAX_DESCRIPTION = 5000  # MLflow's column on PostgreSQL; SQLite takes any
 _WAIT_S = 120.0  # for another decision
 logger = logging.getLogger("prdit.retrain")
 
@@ -40,7 +42,8 @@ def promote(
         by: who decided.
         figures: what it rests on.
     Raises:
-        ConfigError: there is no such version, it is champion already, or it is marked as refused (a patient was forgotten).
+        ConfigError: there is no such version, it is champion already, it is marked as refused (a patient was forgotten), or its
+            files are gone.
         RegistryUnavailableError: MLflow does not answer; nothing is decided, or the next call carries it out.
         StorageError: the last decision is damaged; UnwritableError.
     """
@@ -56,6 +59,11 @@ def promote(
         champion = registry.find(CHAMPION)
         if champion and champion.version == version:
             raise ConfigError(f"Version {version} of {registry.name} is champion already; nothing was changed.")
+        if not can_be_had(registry, wanted):
+            raise ConfigError(
+                f"Version {version} of {registry.name} cannot be promoted: its files are neither in the working folder nor in "
+                "MLflow. Restore one of the two from a backup, or promote another version: prdit models ls."
+            )
         decision = _decision(
             "promoted", wanted, champion, champion_after=version, reason=reason, by=by, figures=figures
         )
@@ -85,7 +93,7 @@ def hold(
 def rollback(registry: Registry, folder: Path, *, reason: str = "", by: str = "command") -> Decision:
     """Make the champion before the last promotion champion again.
 
-    Versions that are marked as refused, or that MLflow does not have any more, are passed over.
+    Versions that are marked as refused, that MLflow does not have any more, or whose files are gone are passed over.
 
     Raises: ConfigError: there is nothing to roll back to; otherwise as `promote`.
     """
@@ -93,10 +101,10 @@ def rollback(registry: Registry, folder: Path, *, reason: str = "", by: str = "c
         versions = {one.version: one for one in registry.versions()}
         champion = next((one for one in versions.values() if CHAMPION in one.aliases), None)
         before = _champions_before(decisions(folder), champion.version if champion else None)
-        usable = [number for number in before if number in versions and not versions[number].refused]
-        if champion is None or not usable:
+        allowed = [versions[number] for number in before if number in versions and not versions[number].refused]
+        target = next((version for version in reversed(allowed) if can_be_had(registry, version)), None)
+        if champion is None or target is None:
             raise ConfigError(_nothing_before(registry, champion, before, versions))
-        target = versions[usable[-1]]
         why = reason or f"Version {champion.version} was rolled back to version {target.version} by hand."
         decision = _decision("rolled back", target, champion, champion_after=target.version, reason=why, by=by)
         return _decide(registry, folder, decision.model_copy(update={"challenger": None}))
@@ -111,6 +119,8 @@ def decisions(folder: Path) -> list[Decision]:
 def settle(registry: Registry, folder: Path) -> Decision | None:
     """Carry out the last decision where a process ended before it was; returns it then, else None.
 
+    It is not where another was carried out since: by a person in MLflow's page, or by another working folder on the same registry.
+
     Raises: StorageError: it is damaged; RegistryUnavailableError.
     """
     history = _history(folder)
@@ -119,8 +129,14 @@ def settle(registry: Registry, folder: Path) -> Decision | None:
         return None
     last = history.read(numbers[-1])
     about = last.challenger if last.action == "held" else last.champion
-    version = registry.find(about) if about is not None else None
+    versions = registry.versions()
+    version = next((one for one in versions if one.version == about), None)
     if version is None or version.tags.get(NUMBER) == _mark(numbers[-1], last):
+        return None
+    if _overtaken(last, version, versions):
+        logger.info(
+            "decision %d (%s) was not carried out, and another one was since: that one stays", numbers[-1], last.action
+        )
         return None
     logger.warning("decision %d (%s) was not carried out to its end; it is now", numbers[-1], last.action)
     _carry_out(registry, numbers[-1], last)
@@ -168,6 +184,24 @@ def _carry_out(registry: Registry, number: int, decision: Decision) -> None:
     registry.tag(about, {NUMBER: _mark(number, decision)})  # last: what is not so marked is carried out again
 
 
+def _overtaken(decision: Decision, about: ModelVersion, versions: Sequence[ModelVersion]) -> bool:
+    """Whether something was decided after a decision that was not carried out to its end, about its version or its alias."""
+    if _marked(about) > decision.created:
+        return True
+    alias = CHALLENGER if decision.action == "held" else CHAMPION
+    holder = next((one for one in versions if alias in one.aliases), None)
+    if holder is None or holder.version == about.version:
+        return False
+    if alias == CHALLENGER:  # a version that was trained later, and is judged next
+        return holder.version > about.version or _marked(holder) > decision.created
+    return holder.version != decision.champion_before or _marked(holder) > decision.created
+
+
+def _marked(version: ModelVersion) -> str:
+    """Time of the decision about a version that was carried out last, all of them in one form; empty: none was."""
+    return version.tags.get(NUMBER, "").partition(" of ")[2]
+
+
 def _mark(number: int, decision: Decision) -> str:
     """Which decision was carried out; with its time, as another working folder counts from 1, too."""
     return f"{number} of {decision.created}"
@@ -209,7 +243,9 @@ def _description(number: int, decision: Decision) -> str:
         lines += [f"| {name} | {_cell(value)} |" for name, value in decision.figures.items()]
     if decision.snapshot:
         lines += ["", f"Trained on snapshot `{decision.snapshot[:19]}…`."]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    rest = f"\n\n… (the rest is in decision {number} of the working folder: `prdit models show … --json` prints it)"
+    return text if len(text) <= _MAX_DESCRIPTION else text[: _MAX_DESCRIPTION - len(rest)] + rest
 
 
 def _cell(value: Any) -> str:
@@ -262,10 +298,12 @@ def _nothing_before(
         return f"There is nothing to roll back: no version of {registry.name} is champion. `prdit models promote` makes one."
     if not before:
         return f"There is nothing to roll back to: version {champion.version} of {registry.name} is the first champion."
-    why = [
-        f"version {number} is refused ({versions[number].refused})"
-        if number in versions
-        else f"MLflow has lost version {number}"
-        for number in dict.fromkeys(before)
-    ]
+    why = []
+    for number in dict.fromkeys(before):
+        if number not in versions:
+            why.append(f"MLflow has lost version {number}")
+        elif versions[number].refused:
+            why.append(f"version {number} is refused ({versions[number].refused})")
+        else:
+            why.append(f"the files of version {number} are neither in the working folder nor in MLflow")
     return f"There is nothing to roll back to: of the champions before version {champion.version}, {'; '.join(why)}."

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import FlowRunPolicy
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows import hooks
-from flows.maintenance import maintenance
+from flows.maintenance import DamageError, maintenance
 from flows.pipeline import pipeline
 from flows.retrain import retrain
 from storage.errors import InputError, LockedError
@@ -50,6 +50,14 @@ def test_a_failure_names_its_kind_and_how_to_go_on_but_no_file(said: list[tuple[
     assert f"`prefect flow-run retry {run.id}`" in text
     assert text.splitlines()[-1] == "http://127.0.0.1:1/runs/flow-run/x"
     assert "Miller" not in subject + text
+
+
+def test_damage_of_which_maintenance_has_said_everything_is_no_second_message(said: list[tuple[str, str, str]]) -> None:
+    assert DamageError.__name__ == hooks.DAMAGED
+    hooks.on_failure(maintenance, a_run(), Failed(message="Flow run encountered an exception: DamageError: Damaged"))
+    assert said == []
+    hooks.on_failure(maintenance, a_run(), Failed(message="Flow run encountered an exception: StorageError: x"))
+    assert [subject for _, subject, _ in said] == ["maintenance failed (StorageError)"]
 
 
 def test_a_timeout_is_named_by_its_state(said: list[tuple[str, str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -121,6 +122,28 @@ def test_refused_versions_are_neither_promoted_nor_rolled_back_to(lab: Lab) -> N
     assert (_said(lab), _champion(lab)) == (before, 3)
 
 
+@pytest.mark.parametrize("deleted", [True, False])
+def test_versions_whose_files_are_gone_are_neither_promoted_nor_rolled_back_to(lab: Lab, deleted: bool) -> None:
+    client = MlflowClient(lab.uri)
+    lost = lab.registry.find(lab.register(4 + deleted))
+    assert lost is not None
+    for version in (1, lost.version, 3):
+        _promote(lab, version)
+    rmtree(lost.checkpoint.path)
+    assert rollback(lab.registry, lab.decisions).champion == lost.version  # MLflow has them still
+    _promote(lab, 3)
+    if deleted:
+        client.delete_logged_model(lost.model_id)
+    else:
+        rmtree(client.get_logged_model(lost.model_id).artifact_location.removeprefix("file://"))
+    before = _said(lab)
+    with pytest.raises(ConfigError, match=r"files are neither in the working folder nor in MLflow\. Restore"):
+        _promote(lab, lost.version)
+    assert _said(lab) == before
+    assert rollback(lab.registry, lab.decisions).champion == 1  # past the lost one
+    client.delete_model_version(lab.registry.name, str(lost.version))
+
+
 @pytest.mark.parametrize(("version", "says"), [(9, "no version 9 .*it has 1, 2, 3"), (1, "is champion already")])
 def test_what_cannot_be_promoted(lab: Lab, version: int, says: str) -> None:
     _promote(lab, 1)
@@ -186,6 +209,66 @@ def test_a_decision_cut_off_is_finished_before_another_one(lab: Lab, monkeypatch
     hold(lab.registry, lab.decisions, 3, reason="worse", by="policy p")
     assert _said(lab)[1:] == [("promoted", 2, 1, 2), ("held", 2, 2, 3)]
     assert rollback(lab.registry, lab.decisions).champion == 1
+
+
+def _cut_off(lab: Lab, folder: Path, version: int, monkeypatch: pytest.MonkeyPatch, action: Any = promote) -> None:
+    """A decision of a working folder that is written and not carried out."""
+
+    def killed(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_carry_out", killed)
+        with pytest.raises(Killed):
+            action(lab.registry, folder, version, reason="cut off", by="policy p")
+
+
+@pytest.mark.parametrize("after", [(3,), (3, 1)])  # the latter: the champion before is champion again
+def test_a_promotion_cut_off_does_not_undo_one_of_another_folder(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: tuple[int, ...]
+) -> None:
+    _promote(lab, 1)
+    _cut_off(lab, lab.decisions, 2, monkeypatch)
+    for version in after:
+        promote(lab.registry, tmp_path / "other", version, reason="of another folder", by="command")
+    assert settle(lab.registry, lab.decisions) is None
+    assert _champion(lab) == after[-1]
+
+
+def test_a_version_about_which_another_folder_decided_later_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+    _promote(lab, 1)
+    other = tmp_path / "other"
+    promote(lab.registry, other, 2, reason="of another folder", by="command")
+    hold(lab.registry, other, 1, reason="of another folder", by="command")
+    assert settle(lab.registry, lab.decisions) is None
+    assert _champion(lab) == 2
+
+
+def test_a_hold_cut_off_does_not_take_the_alias_of_a_later_challenger(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _cut_off(lab, lab.decisions, 1, monkeypatch, hold)
+    lab.registry.set_alias(CHALLENGER, 2)
+    assert settle(lab.registry, lab.decisions) is None
+    assert lab.registry.find(CHALLENGER).version == 2  # type: ignore[union-attr]
+
+
+def test_a_champion_moved_in_mlflows_page_after_a_decision_was_cut_off_stays(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _promote(lab, 1)
+    _cut_off(lab, lab.decisions, 2, monkeypatch)
+    lab.registry.set_alias(CHAMPION, 3)
+    assert settle(lab.registry, lab.decisions) is None
+    assert _champion(lab) == 3
+
+
+def test_a_description_is_cut_where_postgresql_would_refuse_it(lab: Lab) -> None:
+    figures = {f"figure {index}": "x" * 100 for index in range(100)}
+    promote(lab.registry, lab.decisions, 1, reason="many figures", by="policy p", figures=figures)
+    text = MlflowClient(lab.uri).get_model_version(lab.registry.name, "1").description
+    assert len(text) == 5000
+    assert text.endswith("(the rest is in decision 1 of the working folder: `prdit models show … --json` prints it)")
 
 
 def test_a_champion_chosen_in_mlflows_page_stays(lab: Lab) -> None:

@@ -152,6 +152,16 @@ def test_records_of_runs_and_faults_go_when_they_are_old(work: Work, tmp_path: P
     }
 
 
+def test_a_run_that_may_be_under_way_keeps_its_folder(work: Work, tmp_path: Path) -> None:
+    for name, days in (("20260401T000000.000000Z", 31), ("20260402T000000.000000Z", 2)):
+        folder = work.root / "runs" / name
+        folder.mkdir(parents=True)
+        age(folder, days)
+    none = CONFIG.model_copy(update={"log_days": 0})
+    names = [old.path.name for old in old_records(work.root, tmp_path / "errors", none, Checkpoints())]
+    assert names == ["20260401T000000.000000Z"]
+
+
 def test_models_fetched_from_mlflow_go_unless_they_are_kept(work: Work, tmp_path: Path) -> None:
     for digest in ("aa", "bb"):
         folder = work.root / "models" / digest
