@@ -3,7 +3,7 @@
     databases/    of the Prefect and the MLflow server (consistent copies while they run), or dumps of PostgreSQL
     settings/     site.yaml, the configuration and policy it names as files, the secret of the patient keys
     inbox/        the ledger of what arrived
-    work/         decisions, frozen reference, records of runs
+    work/         decisions, frozen reference and losses on it, retrainings, records of runs and of removed checkpoints
     store/        the roles of the patients, tombstones, identity of the patient key
 
 Volumes, checkpoints and artifacts are large and never change once they are there: docs/operations.md says how they are copied. The
@@ -34,7 +34,8 @@ from tasks.ingest.config import IngestConfig
 BACKUPS = Path(".prdit") / "backups"
 REPLACED = Path(".prdit") / "replaced"
 _STORE_PARTS = ("patient-key-id.json", "roles", "tombstones")
-_WORK_PARTS = ("decisions", "reference", "runs")
+_WORK_PARTS = ("decisions", "held-out", "reference", "retrain", "runs")
+_LINEAGE = "lineage"  # in the working folder, of checkpoints that are gone: what was recorded after a back-up stays
 logger = logging.getLogger("prdit.services")
 
 
@@ -105,13 +106,15 @@ def _records() -> Iterator[tuple[Path, str, str]]:
     site = load_site()
     config = site_config(site)
     store, workdir = Path(config.store), Path(config.workdir)
-    for source in (FILE, Path(site.configuration), Path(site.policy)):
+    yield FILE, "settings/site.yaml", "settings"
+    for what, source in (("configuration", Path(site.configuration)), ("policy", Path(site.policy))):
         if source.suffix in (".yaml", ".yml"):
-            yield source, f"settings/{source.name}", "settings"
+            yield source, f"settings/{what}/{source.name}", "settings"  # both may be called the same
     yield _key_file(store, config.ingest), "settings/patient-key", "settings"
     yield Path(site.inbox.arrivals) / "ledger.sqlite", "inbox/ledger.sqlite", "inbox"
     for part in _WORK_PARTS:
         yield from ((path, f"work/{path.relative_to(workdir)}", "work") for path in _files(workdir / part))
+    yield from ((path, f"work/{path.relative_to(workdir)}", "store") for path in _files(workdir / _LINEAGE))
     for part in _STORE_PARTS:
         yield from ((path, f"store/{path.relative_to(store)}", "store") for path in _files(store / part))
 
@@ -159,7 +162,8 @@ def _relative(path: Path) -> str:
 def restore(folder: Path, state_dir: Path) -> tuple[BackupDocument, Path | None]:
     """Put an installation of this folder back to a back-up.
 
-    What is replaced is moved to `.prdit/replaced/<time>`, so that this can be undone by hand. To the store's records it only adds.
+    What is replaced is moved to `.prdit/replaced/<time>`, so that this can be undone by hand. To the records of the
+    store and of removed checkpoints it only adds.
 
     Args:
         folder: what `backup` wrote.
@@ -168,7 +172,7 @@ def restore(folder: Path, state_dir: Path) -> tuple[BackupDocument, Path | None]
     Raises:
         ConfigError: the services run, or the database on PostgreSQL is in use.
         DamagedArtifactError: the back-up is not whole; nothing was changed.
-        DatabaseError: PostgreSQL does not take a dump.
+        DatabaseError: PostgreSQL does not take a dump; no file was changed.
     """
     _check_stopped(state_dir)
     document = BackupDocument.load(folder)
@@ -194,14 +198,11 @@ def restore(folder: Path, state_dir: Path) -> tuple[BackupDocument, Path | None]
     if document.databases == "postgresql":
         for name in document.revisions:
             _check_empty(by_name[name])
+    _load_dumps(document, folder, by_name)
     aside = REPLACED / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     moved = _move_aside(document, aside)
     for name, file in document.files.items():
-        if not file.target:
-            database = by_name["prefect" if "prefect" in name else "mlflow"]
-            options = ["--no-owner", "--no-privileges", "--exit-on-error", f"--dbname={database.url.database}"]
-            _postgres(database, ["pg_restore", *options, str(folder / name)])
-        elif file.group != "store" or not Path(file.target).exists():
+        if file.target and (file.group != "store" or not Path(file.target).exists()):
             with naming_path(Path(file.target)):
                 Path(file.target).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(folder / name, file.target)
@@ -222,6 +223,23 @@ def _check_empty(database: Database) -> None:
             f"The database {database.place} has tables already, and a dump is not written over them. Nothing was changed. Rename "
             f"it first, as its owner:\n    ALTER DATABASE {database.url.database} RENAME TO {database.url.database}_before;"
         )
+
+
+def _load_dumps(document: BackupDocument, folder: Path, by_name: dict[str, Database]) -> None:
+    """Load the dumps of PostgreSQL, each whole or not at all. Raises: DatabaseError: it says which were loaded before."""
+    loaded: list[Database] = []
+    for name in (name for name, file in document.files.items() if not file.target):
+        database = by_name["prefect" if "prefect" in name else "mlflow"]
+        options = ["--no-owner", "--no-privileges", "--single-transaction", f"--dbname={database.url.database}"]
+        try:
+            _postgres(database, ["pg_restore", *options, str(folder / name)])
+        except DatabaseError as error:
+            filled = ", ".join(one.place for one in loaded)
+            also = (
+                f" but that {filled} has the back-up's tables: rename or drop it before the next try" if filled else ""
+            )
+            raise DatabaseError(f"{error}\nNothing was changed{also}.") from error
+        loaded.append(database)
 
 
 def _move_aside(document: BackupDocument, aside: Path) -> bool:

@@ -11,20 +11,19 @@ from tasks.maintain.disk import NoRoomError, check_room
 logger = logging.getLogger("prdit.maintain")
 
 
-def make_room(config: PipelineConfig, site: SiteConfig | None = None, needed_bytes: int = 0) -> None:
+def make_room(config: PipelineConfig, site: SiteConfig | None = None) -> None:
     """Before work that writes: where too little disk is free, remove what retention does not keep; refuse where that is not enough.
 
     Args:
         config: names store and working folder.
         site: what is kept, and how much disk stays free; default: this folder's.
-        needed_bytes: what the work writes, as far as it is known.
     Raises: NoRoomError: nothing may be started. ConfigError: the site's settings cannot be used.
     """
     found = site or load_site()
     folders = (Path(config.workdir), Path(config.store))
     try:
         for folder in folders:
-            check_room(folder, needed_bytes, min_free_gb=found.retention.min_free_gb)
+            check_room(folder, min_free_gb=found.retention.min_free_gb)
     except NoRoomError as error:
         from flows.installation import installation
         from tasks.maintain.run import prune
@@ -34,4 +33,4 @@ def make_room(config: PipelineConfig, site: SiteConfig | None = None, needed_byt
         freed = sum(each.size_bytes for each in removed) / 1e9
         logger.warning("%s\nRetention removed %.1f GB. %s", error, freed, " ".join(notes))
         for folder in folders:
-            check_room(folder, needed_bytes, min_free_gb=found.retention.min_free_gb)
+            check_room(folder, min_free_gb=found.retention.min_free_gb)

@@ -70,7 +70,10 @@ def become(name: str, state_dir: Path, *, host: str, port: int | None, worker_na
 
 
 def _environment(name: str, state_dir: Path) -> dict[str, str]:
-    """What every service needs. Who talks to scanners and people's folders does not get the database's password."""
+    """What every service needs. Who talks to scanners and people's folders does not get the database's password.
+
+    The worker does, as PRDIT_DATABASE where that is set: maintenance empties MLflow's trash, which only its database can.
+    """
     inherited = {k: v for k, v in os.environ.items() if k != "PRDIT_DATABASE" or name not in ("watcher", "listener")}
     limit_threads(inherited)
     defaults = {
@@ -127,12 +130,7 @@ def _mlflow(name: str, settings: ServerSettings, state_dir: Path, host: str, por
 def _client(name: str, settings: ServerSettings, state_dir: Path, host: str, port: int) -> Command:
     if name == "worker":
         pool = ["--pool", WORK_POOL, "--type", "process", "--limit", "1", "--install-policy", "never"]
-        variables = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
-        if settings.database:  # maintenance empties MLflow's trash, which only its database can
-            variables["PRDIT_MLFLOW_BACKEND"] = databases(settings, state_dir)[1].variables()[
-                "MLFLOW_BACKEND_STORE_URI"
-            ]
-        return ["-m", "prefect", "worker", "start", *pool], variables
+        return ["-m", "prefect", "worker", "start", *pool], {"PREFECT_WORKER_QUERY_SECONDS": "2"}
     return ["-m", "flows.cli", {"watcher": "watch", "listener": "listen"}[name]], {}
 
 

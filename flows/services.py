@@ -146,7 +146,7 @@ def _intake() -> tuple[str, ...]:
     site = load_site()
     inbox = Path(site.inbox.folder)
     with naming_path(inbox):
-        inbox.mkdir(parents=True, exist_ok=True)
+        inbox.mkdir(parents=True, exist_ok=True, mode=0o700)
     return ("watcher", *(["listener"] if site.listener else []), "health")
 
 

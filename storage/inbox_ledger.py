@@ -81,14 +81,14 @@ class Ledger:
         ]
 
     def batch(self, number: int) -> Batch:
-        """One batch. Raises: InputError: there is no such batch."""
+        """One batch. Raises: ConfigError: there is no such batch."""
         found = [one for one in self.batches() if one.number == number]
         if not found:
             raise ConfigError(f"There is no batch {number}. `prdit inbox` lists the batches.")
         return found[0]
 
     def set_batch(self, number: int, state: BatchState, *, reason: str = "", volumes: tuple[str, ...] = ()) -> Batch:
-        """Record what became of a batch. Raises: InputError: there is no such batch."""
+        """Record what became of a batch. Raises: ConfigError: there is no such batch."""
         with self.database.changing():
             known = self.batch(number)
             self.database.run(
@@ -98,14 +98,14 @@ class Ledger:
         return self.batch(number)
 
     def release(self, number: int) -> Batch:
-        """Let the next retraining ingest a held batch without the drift gate. Raises: InputError: it is unknown or not held."""
+        """Let the next retraining ingest a held batch without the drift gate. Raises: ConfigError: it is unknown or not held."""
         with self.database.changing():
             self._check_held(number, "released")
             self.database.run("UPDATE batches SET state = 'open', released = 1 WHERE number = ?", (number,))
         return self.batch(number)
 
     def reject(self, number: int, reason: str = "") -> Batch:
-        """Decide that a held batch is never listed. Raises: InputError: it is unknown or not held."""
+        """Decide that a held batch is never listed. Raises: ConfigError: it is unknown or not held."""
         with self.database.changing():
             known = self._check_held(number, "rejected")
             text = reason or f"rejected by a person; it was held: {known.reason}"

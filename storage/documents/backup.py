@@ -13,7 +13,7 @@ class BackupFile(Part):
     Attributes:
         sha256: hex digest of its bytes.
         target: where it belongs: relative to the folder of the installation, or absolute; empty for dumps of PostgreSQL.
-        group: what is replaced together; `store` is only ever added to.
+        group: what is replaced together; `store` (with the records of removed checkpoints) is only ever added to.
     """
 
     sha256: str

@@ -3,6 +3,8 @@
 Links are hard links: an ingest follows no symbolic link out of its source, and a hard link keeps what was taken when a file is
 replaced or removed in the inbox. Where they are not possible (another file system, another owner) files are copied. Names are made
 from the names in the inbox with the ledger's secret, part for part, so that they reveal nobody and tables still find their scans.
+Three kinds of files keep their names, in folders without theirs: tables, lists, and scans with a detached header (.nhdr, .mhd),
+which names its file of voxels.
 """
 
 import csv

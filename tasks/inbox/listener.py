@@ -71,9 +71,8 @@ class Listener:
         ledger.close()
         self._bytes: Counter[Any] = Counter()  # of the message that is being received, by association
         self._files: dict[Any, list[str]] = {}  # received, by association
-        self._mode = 0o666 & ~_umask()
         with naming_path(inbox):
-            inbox.mkdir(parents=True, exist_ok=True)
+            inbox.mkdir(parents=True, exist_ok=True, mode=0o700)
             remove_leftovers(inbox)
             self._incoming = temporary_path(inbox / "incoming")  # hidden, and named after this process
             self._incoming.mkdir(mode=0o700)
@@ -190,10 +189,11 @@ class Listener:
             if filecmp.cmp(received, place, shallow=False):
                 return name
         if not place.parent.is_dir():
-            place.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (place.parent.parent, place.parent):
+                folder.mkdir(mode=0o700, exist_ok=True)
             fsync_directory(place.parent.parent)
             fsync_directory(self._inbox)
-        received.chmod(self._mode)
+        received.chmod(0o600)
         with received.open("rb") as stream:
             os.fsync(stream.fileno())
         received.replace(place)
@@ -273,9 +273,3 @@ def _title(association: Any) -> str:
     """The AE title that a sender gives itself, printable."""
     text = str(association.requestor.ae_title).strip()
     return repr("".join(c if c.isascii() and c.isprintable() else "?" for c in text[:16]))
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

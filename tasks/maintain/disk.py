@@ -9,7 +9,7 @@ _GB = 1e9
 
 
 class NoRoomError(StorageError, OSError):
-    """Less disk is free than the site keeps free, or than the work needs."""
+    """Less disk is free than the site keeps free."""
 
 
 def free_bytes(path: Path) -> int:
@@ -18,23 +18,18 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_room(path: Path, needed_bytes: int = 0, *, min_free_gb: float) -> None:
+def check_room(path: Path, *, min_free_gb: float) -> None:
     """Refuse to begin work that writes where too little disk is free.
 
     Args:
         path: folder that will be written to; it need not exist.
-        needed_bytes: what the work writes, as far as it is known.
-        min_free_gb: what stays free, beyond that.
-    Raises: NoRoomError: the message says how much is free, what is needed, and what to do.
+        min_free_gb: what stays free.
+    Raises: NoRoomError: the message says how much is free, how much stays free, and what to do.
     """
     free = free_bytes(path)
-    wanted = min_free_gb * _GB + needed_bytes
-    if free >= wanted:
+    if free >= min_free_gb * _GB:
         return
-    need = f"{min_free_gb:g} GB stay free (retention.min_free_gb)"
-    if needed_bytes:
-        need += f", and the work needs {needed_bytes / _GB:.1f} GB"
     raise NoRoomError(
-        f"Too little disk for {path}: {free / _GB:.1f} GB are free; {need}. Nothing was started. `prdit maintain` removes what "
-        "retention allows; `prdit prune` lists stages. Make room, then run again."
+        f"Too little disk for {path}: {free / _GB:.1f} GB are free; {min_free_gb:g} GB stay free (retention.min_free_gb). Nothing "
+        "was started. `prdit maintain` removes what retention allows; `prdit prune` lists stages. Make room, then run again."
     )

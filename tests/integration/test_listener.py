@@ -3,6 +3,7 @@
 import re
 import shutil
 import socket
+import stat
 import struct
 import subprocess
 import time
@@ -132,6 +133,14 @@ def test_who_is_not_named_is_refused(listener: ListenerProcess, series: Path) ->
     log = listener.said()
     assert "'STRANGER' was rejected: it may not send" in log
     assert "'SCANNER' was rejected: it called another AE title than PRDIT" in log
+
+
+def test_only_its_owner_can_read_what_is_received(listener: ListenerProcess, tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", shape=(2, 8, 8), uid="1.2.5")
+    assert listener.send(tmp_path / "ct").returncode == 0
+    received = [listener.inbox, *(listener.inbox / "received").rglob("*"), listener.inbox / "received"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in received if path.is_dir()} == {0o700}
+    assert [stat.S_IMODE(path.stat().st_mode) for path in received if path.is_file()] == [0o600] * 2
 
 
 def test_an_echo_is_answered(listener: ListenerProcess) -> None:

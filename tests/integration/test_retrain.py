@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import flows.retrain
 import flows.retrain_batches
 import flows.retrain_challenger
+from flows.backup import backup
 from flows.cli import app
 from storage.artifacts import load_provenance
 from storage.errors import ComputationError
@@ -29,6 +30,7 @@ from tests.retraining import Installation, without_waiting
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BAD = 1e-6  # a rate at which nothing is learned
+LARGE = {"tracking", "mlflow-artifacts"}  # copied apart, with the checkpoints
 WILD = 0.03  # one at which everything is lost
 
 
@@ -82,6 +84,20 @@ def test_the_first_challenger_becomes_champion(place: Installation) -> None:
         "promoted",
         str(place.root / "policy.yaml"),
     )
+
+
+def test_every_folder_beside_the_stages_is_in_a_back_up(place: Installation) -> None:
+    folders = {path.name for path in place.work.iterdir() if path.is_dir()}
+    stages = {path.parents[1].name for path in place.work.glob("*/*/provenance.json")}
+    assert folders - stages - LARGE == {"decisions", "reference", "retrain", "runs"}
+    site = {"configuration": "tiny", "overrides": {"workdir": str(place.work)}, "store": str(place.store)}
+    (place.root / ".prdit").mkdir(exist_ok=True)
+    (place.root / ".prdit" / "site.yaml").write_text(json.dumps(site))
+    try:
+        found = backup(place.root / "backup", place.root / "services").files
+    finally:
+        (place.root / ".prdit" / "site.yaml").unlink()
+    assert {name.split("/")[1] for name in found if name.startswith("work/")} == folders - stages - LARGE
 
 
 def test_the_same_data_again_runs_nothing(place: Installation) -> None:
