@@ -3,11 +3,15 @@
 import io
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.console import Config, Json, Set, Workdir, clear_errors, load_settings, show_result
+
+if TYPE_CHECKING:
+    from flows.config import PipelineConfig
+    from tasks.prune.plan import Checkpoints
 
 _WIDTH = 120
 _GB, _DAY_S = 1e9, 86400.0
@@ -24,7 +28,8 @@ def prune(
 ) -> None:
     """Show which stages in the working folder no recent run uses, and with --yes remove them.
 
-    Kept is what the newest runs used or made, what was used lately, what a process works on, and all that these were made from.
+    Kept is what the newest runs used or made, what was used lately, what a process works on, champions, every registered version
+    with an alias, and all that these were made from. While MLflow does not answer, every version that was decided on is kept.
     Stores, sources, records of runs and MLflow's files are never touched. A removed stage is made again when a run needs it.
     """
     with clear_errors():
@@ -34,7 +39,7 @@ def prune(
         from tasks.run.progress import show_progress
 
         place = Path(loaded.workdir)
-        rows = plan(place, keep_runs=keep_runs, keep_days=keep_days)
+        rows = plan(place, keep_runs=keep_runs, keep_days=keep_days, checkpoints=_kept(loaded))
         removable = [row for row in rows if row.removable]
         removed = []
         if yes and removable:
@@ -62,6 +67,23 @@ def prune(
             "removed_bytes": sum(row.size_bytes for row in removed),
         }
         show_result(value, as_json, lambda: prune_text(value, yes))
+
+
+def _kept(config: "PipelineConfig") -> "Checkpoints":
+    """Checkpoints that retention keeps whatever their age; what it gives up is its own to remove."""
+    from dataclasses import replace
+
+    from flows.installation import installation, mlflow_address
+    from flows.record import tracking_uri
+    from flows.services import DEFAULT_STATE_DIR
+    from flows.site import load_site
+
+    site, place = load_site(), Path(config.workdir).resolve()
+    address = mlflow_address()
+    if address is None and (place / "mlflow.db").is_file() and not DEFAULT_STATE_DIR.exists():
+        address = tracking_uri(place)  # with services that are stopped it is not the file that knows
+    found = installation(config, site, address).checkpoints(site.retention)
+    return replace(found, given_up={})
 
 
 def prune_text(value: dict[str, Any], yes: bool) -> str:

@@ -14,7 +14,7 @@ from prefect.states import Completed
 from flows.notify import notify
 from flows.retrain_setup import Setup
 from flows.room import make_room
-from storage.errors import NothingUsableError, SourceError
+from storage.errors import NoScansError, NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_ledger import Batch, Ledger
 from storage.privacy import without_folder
@@ -28,6 +28,9 @@ from tasks.run.stage import RunContext
 from tasks.run.task import as_state, publish_table, task_progress
 
 PICTURES = "pictures"  # beside the ledger: of held batches, by their number
+_STAYS_OPEN = (
+    "Tables are copied from the inbox: correct them there. Batch {number} stays open: the next run tries it again."
+)
 logger = logging.getLogger("prdit.retrain")
 
 
@@ -103,7 +106,10 @@ def _settle(ledger: Ledger, batch: Batch, setup: Setup, taken: Taken) -> None:
 
 
 def _ingested(batch: Batch, setup: Setup) -> _Held | None:
-    """Ingest one batch; why it is held, or None where its volumes are listed."""
+    """Ingest one batch; why it is held, or None where its volumes are listed.
+
+    Raises: SourceError: a table or the patient-key file cannot be used, which says nothing of its scans.
+    """
     context = RunContext(workdir=setup.workdir)
     admit = None if batch.released else gate(setup.policy.drift)
 
@@ -123,9 +129,12 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
                 )
             except HeldError as held:
                 return Completed(name="Held", message=str(held), data=_Held(str(held), held.volumes, held.verdict))
-            except (NothingUsableError, SourceError) as error:
+            except (NothingUsableError, NoScansError) as error:
                 reason = f"nothing in it can be used: {without_folder(str(error), str(batch.folder))}"
                 return Completed(name="Held", message=reason, data=_Held(reason))
+            except SourceError as error:  # not of its scans: a table, or the patient-key file
+                text = without_folder(str(error), str(batch.folder))
+                raise SourceError(f"{text} {_STAYS_OPEN.format(number=batch.number)}") from error
             return as_state(outcome)
 
     state: Any = ingest(return_state=True)

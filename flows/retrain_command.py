@@ -37,8 +37,11 @@ def retrain(
     with clear_errors():
         given = {"configuration": config, "inbox": inbox, "store": store, "policy": policy, "arrivals": arrivals}
         texts = {name: "" if value is None else str(value) for name, value in given.items()}
+        from flows.installation import mlflow_address
         from flows.retrain_setup import Setup
 
+        if address := mlflow_address():  # that of the local services, as for the deployments: one registered model
+            os.environ["MLFLOW_TRACKING_URI"] = address
         setup = Setup.of(**texts, overrides=overrides(settings))  # before the server starts
         if dry_run:
             value = foreseen(setup)
@@ -66,7 +69,8 @@ def foreseen(setup: "Setup") -> dict[str, Any]:
 
     rounds, champion = Rounds(setup.workdir), setup.registry().find(CHAMPION)
     snapshot = newest_snapshot(setup.store, setup.config.ingest)
-    known = Ledger(setup.arrivals).batches() if (setup.arrivals / NAME).is_file() else []
+    ledger = Ledger(setup.arrivals) if (setup.arrivals / NAME).is_file() else None
+    known = ledger.batches() if ledger else []
     open_ = [one.number for one in known if one.state == "open"]
     begun = rounds.newest()
     goes_on = begun is not None and not begun.outcome and begun.settings == setup.settings
@@ -74,6 +78,7 @@ def foreseen(setup: "Setup") -> dict[str, Any]:
     warm = champion is not None and not champion.refused and setup.policy.start == "champion"
     return {
         "policy": setup.policy_name,
+        "series_waiting": ledger.waiting()[0] if ledger else 0,
         "batches_open": open_,
         "batches_held": [one.number for one in known if one.state == "held"],
         "goes_on": begun.begun if begun and goes_on else None,
@@ -86,6 +91,8 @@ def foreseen(setup: "Setup") -> dict[str, Any]:
 
 def _foreseen_text(value: dict[str, Any]) -> str:
     lines = []
+    if count := value["series_waiting"]:
+        lines.append(f"complete series that would be ingested first, which may change what follows: {count}")
     if value["batches_open"]:
         numbers = ", ".join(map(str, value["batches_open"]))
         lines.append(f"batches that would be ingested first, which may change what follows: {numbers}")

@@ -61,6 +61,10 @@ class SourceError(StorageError, ValueError):
     """A source of scans cannot be used at all (missing, empty, no CT in it)."""
 
 
+class NoScansError(SourceError):
+    """A source can be read, and has no CT in it."""
+
+
 class NothingUsableError(SourceError):
     """A source has scans, but none became a volume, and the store has none either."""
 

@@ -96,11 +96,16 @@ def remove_finished(ledger: Ledger) -> int:
 
 
 def _linked(ledger: Ledger, inbox: Path, number: int) -> bool:
-    """Make the folder of a batch where it is not there; False where nothing of the batch is left to take."""
-    folder = ledger.batch_folder(number)
+    """Make the folder of a batch where it is not there; False where nothing of the batch is left to take.
+
+    Where it is there its tables are copied again: they may have been corrected since.
+    """
+    folder, secret = ledger.batch_folder(number), ledger.database.secret
     if folder.is_dir():
+        if inbox.is_dir():
+            remove_leftovers(folder)
+            _copy_tables(ledger, inbox, folder, ledger.files_of(number), secret)
         return True
-    secret = ledger.database.secret
     temporary = temporary_path(folder)
     try:
         with naming_path(folder):
@@ -223,7 +228,7 @@ def _opaque(part: str, secret: bytes) -> str:
 def _copy_tables(
     ledger: Ledger, inbox: Path, folder: Path, items: Mapping[str, Sequence[RecordedFile]], secret: bytes
 ) -> None:
-    """Copy the tables of the inbox into a batch, and the lists that name a series of it."""
+    """Copy the tables of the inbox into a batch, and the lists that name a series of it; earlier copies of what is gone stay."""
     names = {as_utf8(file.path): name for files in items.values() for file, name in _names(files, secret).items()}
     lists = [path for path in ledger.files.lists_of(items) if path.lower().endswith(".csv")]
     for path in [*TABLES, *lists]:

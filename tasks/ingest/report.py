@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.documents.verdicts import Entry, SourceVerdicts, Verdicts
-from storage.errors import SourceError, StorageError
+from storage.errors import NoScansError, StorageError
 from storage.files import replacing
 from storage.privacy import beside_store, shown
 from storage.sources.formats import FORMATS
@@ -161,7 +161,7 @@ def refuse_without_ct(scan: SourceScan, *, archives: bool) -> None:
     Args:
         scan: the source.
         archives: whether archives were looked into.
-    Raises: SourceError: see above.
+    Raises: NoScansError: see above.
     """
     if scan.num_scans:
         return
@@ -178,4 +178,4 @@ def refuse_without_ct(scan: SourceScan, *, archives: bool) -> None:
             advice = " ingest.archives is off: set it to true, or unpack the archives."
     if "outside_source" in counts:
         advice += " Links that leave the folder are not followed: copy what they mean into it."
-    raise SourceError(f"No CT in {as_utf8(str(scan.source))}: {found}.{advice}")
+    raise NoScansError(f"No CT in {as_utf8(str(scan.source))}: {found}.{advice}")

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
-from storage.errors import SourceError
+from storage.errors import NoScansError
 from storage.patient_key import key_id
 from storage.privacy import beside_store, opaque_id
 from storage.sources.files import FoundFile, FoundOther, check_here, check_source, walk_source
@@ -212,7 +212,7 @@ def scan_source(
             sizes = list_archives(index, source, key, pool, ArchiveNames(_names_folder(source, store_path, key)))
         index.finish()
         if not index.count() and not index.count_others():
-            raise SourceError(
+            raise NoScansError(
                 f"Source {as_utf8(str(source))} is empty. Give a folder with CT (DICOM, NIfTI, NRRD, MetaImage or npz)."
             )
         yield SourceScan(source, index, tables, _expected(index, source, pool), sizes)

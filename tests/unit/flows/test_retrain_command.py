@@ -2,21 +2,28 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+import flows.installation
+import flows.retrain_command
 from flows.cli import app
 from flows.config import load_config
 from flows.policy import load_policy
+from flows.record import tracking_uri
 from flows.retrain import retrain
 from flows.retrain_setup import Setup
 from storage.documents.retraining import Retraining
 from storage.errors import ConfigError
 from tasks.retrain.rounds import Rounds
 from tests.factories import make_store, page_submits
+from tests.unit.tasks.arrivals import Arrivals, arrivals
+
+__all__ = ["arrivals"]  # a fixture
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +132,36 @@ def test_a_site_that_cannot_be_read_is_refused() -> None:
     site(policy="bold")
     with pytest.raises(ConfigError, match="policy: 'bold'"):
         Setup.of()
+
+
+def test_in_a_terminal_it_works_with_the_mlflow_of_the_local_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    site(configuration="tiny")
+    seen: list[str] = []
+
+    def foreseen(setup: Setup) -> dict[str, Any]:
+        seen.append(tracking_uri(setup.workdir))  # which `Setup.registry` and the run's record work with
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(flows.retrain_command, "foreseen", foreseen)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert CliRunner().invoke(app, ["retrain", "--dry-run"]).exit_code == 2
+    assert seen == [f"sqlite:///{Path.cwd() / '.prdit/work/mlflow.db'}"]
+    monkeypatch.setattr(
+        flows.installation, "running", lambda place: SimpleNamespace(mlflow_url="http://127.0.0.1:5999")
+    )
+    assert CliRunner().invoke(app, ["retrain", "--dry-run"]).exit_code == 2
+    assert seen[1:] == ["http://127.0.0.1:5999"]
+
+
+def test_a_dry_run_names_complete_series_that_wait(arrivals: Arrivals) -> None:
+    arrivals.series("a", "1.2.3")
+    arrivals.series("b", "1.2.4")
+    arrivals.settle()
+    arrivals.series("late", "1.2.5")
+    arrivals.look()
+    arguments = ["retrain", "--dry-run", "--config", "tiny", "--arrivals", str(arrivals.ledger.folder)]
+    value = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout.splitlines()[-1])
+    assert (value["series_waiting"], value["batches_open"]) == (2, [])
+    shown = CliRunner().invoke(app, arguments).stdout
+    assert "complete series that would be ingested first, which may change what follows: 2" in shown
+    assert arrivals.ledger.waiting() == (2, 0)

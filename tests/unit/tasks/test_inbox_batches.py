@@ -323,3 +323,23 @@ def test_a_table_that_is_none_is_left_for_ingest_to_refuse(arrivals: Arrivals, t
     assert batch is not None
     with pytest.raises(SourceError, match="not UTF-8"):
         ingest(batch.folder, tmp_path / "store", small_ingest(), runner=Local(1))
+
+
+def test_an_open_batch_has_the_tables_that_the_inbox_has_now(arrivals: Arrivals) -> None:
+    arrivals.series("a", "1.2.3")
+    table = arrivals.inbox / "patients.csv"
+    table.write_text("path,patient_id\na,P1,too many\n")
+    arrivals.settle()
+    batch = arrivals.take()
+    assert batch is not None
+    arrivals.ledger.set_batch(batch.number, "held", reason="a table")
+    arrivals.ledger.release(batch.number)
+    table.write_text("path,patient_id\na,P1\n")
+    again = arrivals.take()
+    assert again is not None
+    assert (again.number, again.folder) == (batch.number, batch.folder)
+    copied = (batch.folder / "patients.csv").read_text()
+    assert copied == f"path,patient_id\n{next(batch.folder.rglob('*.dcm')).parent.name},P1\n"
+    table.unlink()  # the inbox was cleared: whose the scans are stays known
+    arrivals.take()
+    assert (batch.folder / "patients.csv").read_text() == copied

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import flows.installation
 from flows.cli import app
 from storage.artifacts import Ref, committed_ref
+from storage.documents.promotion import Decision
 from storage.errors import DamagedArtifactError
+from storage.numbered import Numbered
+from storage.registry import ModelVersion
 from tasks.prune.plan import StageDirectory, plan
 from tasks.prune.remove import remove, remove_all
 from tasks.run.stage import StageOutcome
@@ -245,6 +249,37 @@ def test_the_command_shows_first_and_removes_when_told(work: Work) -> None:
     assert not Path(old.directory).exists()
     assert committed_ref(Path(run.directory)) == run.ref
     assert "0 of 1 stages" in call("--workdir", str(work.root)).stdout
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_command_keeps_the_champion_and_what_it_was_made_from(
+    work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    local = work.stage("train-local", 1, 100)
+    champion = work.stage("train-global", 1, 100, start=local.ref)
+    other = work.stage("train-global", 2, 100)
+    if answers:
+        version = ModelVersion(1, champion.ref, "run", ("champion",))
+        monkeypatch.setattr(flows.installation, "mlflow_address", lambda: "http://127.0.0.1:1")
+        monkeypatch.setattr(flows.installation, "versions", lambda uri, place: [version] if uri else None)
+    else:  # what was decided is known without it
+        Numbered(work.root / "decisions", Decision).update(
+            lambda _: Decision(
+                action="promoted",
+                reason="figures",
+                champion=1,
+                champion_before=None,
+                challenger=1,
+                checkpoint=champion.ref.digest,
+                by="policy default",
+                created="2026-01-01T00:00:00+00:00",
+            )
+        )
+    done = call("--workdir", str(work.root), "--yes", "--keep-runs", "0", "--json")
+    assert done.exit_code == 0, done.output
+    assert [Path(one.directory).exists() for one in (local, champion, other)] == [True, True, False]
 
 
 def test_the_command_without_a_working_folder(tmp_path: Path) -> None:
