@@ -16,7 +16,7 @@ from storage.registry import CHAMPION, ModelVersion
 from storage.snapshots import history, redact_snapshots, update
 from storage.tombstones import FOLDER, add_tombstone, find_tombstone, finish_tombstone
 from storage.volume_store import VolumeStore
-from tasks.patients.arrivals import Arrivals, look_at_arrivals, remove_links
+from tasks.patients.arrivals import Arrivals, forget_arrivals, look_at_arrivals, remove_links
 from tasks.patients.made import Affected, affected_by, by_digest, made_in, roles_of, unfinished_in
 from tasks.patients.patient import Patient
 from tasks.patients.places import (
@@ -198,6 +198,7 @@ def forget(found: Plan, places: Places) -> dict[str, Any]:
         ]
         done["references"] = [forget_reference(workdir, store, patient.volume_ids) for workdir in places.workdirs]
         done["links_removed"] = remove_links(found.arrivals)
+        done["scans_kept_in_the_ledger"] = forget_arrivals(patient, places.inbox, places.arrivals)
         forget_beside(store, patient)
         if places.complete:
             finish_tombstone(store.path, patient.key)
