@@ -28,8 +28,6 @@ from flows.site import FILE, load_site
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.errors import ConfigError, DamagedArtifactError
 from storage.files import fsync_directory, fsync_tree, naming_path, sha256_file, temporary_path
-from storage.privacy import beside_store
-from tasks.ingest.config import IngestConfig
 
 BACKUPS = Path(".prdit") / "backups"
 REPLACED = Path(".prdit") / "replaced"
@@ -110,7 +108,7 @@ def _records() -> Iterator[tuple[Path, str, str]]:
     for what, source in (("configuration", Path(site.configuration)), ("policy", Path(site.policy))):
         if source.suffix in (".yaml", ".yml"):
             yield source, f"settings/{what}/{source.name}", "settings"  # both may be called the same
-    yield _key_file(store, config.ingest), "settings/patient-key", "settings"
+    yield Path(_relative(config.ingest.key_file(store))), "settings/patient-key", "settings"
     yield Path(site.inbox.arrivals) / "ledger.sqlite", "inbox/ledger.sqlite", "inbox"
     for part in _WORK_PARTS:
         yield from ((path, f"work/{path.relative_to(workdir)}", "work") for path in _files(workdir / part))
@@ -123,14 +121,6 @@ def _files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     return sorted(path for path in place.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
-
-
-def _key_file(store: Path, ingest: IngestConfig) -> Path:
-    return (
-        Path(ingest.patient_key_file)
-        if ingest.patient_key_file
-        else store.parent / beside_store(store, ".patient-key").name
-    )
 
 
 def _copy(source: Path, place: Path, name: str, file: BackupFile) -> dict[str, BackupFile]:

@@ -29,6 +29,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout, of an error, too.")
 ]
 Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
+SiteOrConfig = Annotated[
+    str | None,
+    typer.Option("--config", "-c", help="Named configuration or a YAML file (default: the site's settings)."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting by its dotted key; may be repeated."),
@@ -76,6 +80,22 @@ def load_settings(config: str, settings: list[str] | None, **paths: Path | str |
 
     given = {key: str(value) for key, value in paths.items() if value is not None}
     return load_config(config, merge(overrides(settings), given))
+
+
+def installed_settings(
+    config: str | None, settings: list[str] | None = None, *, store: Path | None = None, workdir: Path | None = None
+) -> Any:
+    """The configuration of a command about what is installed here: the site's, unless a configuration or another store is given."""
+    from flows.config import merge
+    from flows.installation import site_config
+    from flows.site import load_site
+
+    if config is None:
+        site = load_site()
+        if store is None or store.resolve() == Path(site_config(site).store).resolve():
+            given = merge(overrides(settings), {"workdir": str(workdir)} if workdir else {})
+            return site_config(site, overrides=given)
+    return load_settings(config or "small", settings, store=store, workdir=workdir)
 
 
 def find_ref(text: str, workdir: Path | str | None = None) -> Any:

@@ -1,20 +1,33 @@
 """`prdit lineage` and `prdit forget`: whose volumes something was made from, and how a patient is forgotten."""
 
-import os
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.console import Config, Json, Set, Store, clear_errors, example, given_path, load_settings, show_result
+from flows.console import (
+    Json,
+    Set,
+    SiteOrConfig,
+    Store,
+    clear_errors,
+    example,
+    given_path,
+    installed_settings,
+    show_result,
+)
 
 _Workdirs = Annotated[
     list[Path] | None,
     typer.Option(
-        "--workdir", help="Working folder (default: the configuration's); repeat it for several.", parser=given_path
+        "--workdir",
+        help="Working folder (default: the site's or the configuration's); repeat it for several.",
+        parser=given_path,
     ),
 ]
+logger = logging.getLogger("prdit.patients")
 _FORGET = (
     example("prdit forget - --store .prdit/store")
     + " (asks for the PatientID, so that it does not land in the shell's history)\n\n`prdit forget --volume 6f1c… --yes`"
@@ -36,7 +49,7 @@ def lineage(
         ),
     ],
     store: Store = None,
-    config: Config = "small",
+    config: SiteOrConfig = None,
     settings: Set = None,
     workdir: _Workdirs = None,
     as_json: Json = False,
@@ -47,25 +60,26 @@ def lineage(
     """
     with clear_errors():
         loaded, workdirs = _loaded(config, settings, store, workdir)
-        found = _lineage(what, Path(loaded.store), workdirs)
+        found = _lineage(what, Path(loaded.store), workdirs, loaded.ingest.key_file(Path(loaded.store)))
         show_result(found.to_json(), as_json, found.text)
 
 
-def _lineage(what: str, store: Path, workdirs: list[Path]) -> Any:
+def _lineage(what: str, store: Path, workdirs: list[Path], key_file: Path) -> Any:
     from storage.errors import ConfigError
     from tasks.patients import lineage as lines
     from tasks.patients.made import made_in
 
-    tracked = _tracked(workdirs)
+    if _servers_are_down():
+        logger.warning("MLflow of this folder does not run, so what it knows is left out: `prdit up` starts it")
     records = [one for workdir in workdirs for one in made_in(workdir)]
     runs: dict[str, str] = {}
     versions: list[Any] = []
-    if tracked is not None:
+    for tracked in _tracked(workdirs):
         from storage.registry import Registry
 
         records += tracked.made({one.digest for one in records})
-        runs = tracked.runs_of({one.digest for one in records})
-        versions = Registry(tracked.uri).versions()
+        runs |= tracked.runs_of({one.digest for one in records})
+        versions += Registry(tracked.uri).versions()
     known = lines.Known(store, workdirs, records, runs, versions)
     if what.startswith("models:/"):
         return lines.of_artifacts([_registered(what, versions)], known, what)
@@ -73,7 +87,7 @@ def _lineage(what: str, store: Path, workdirs: list[Path]) -> Any:
         return lines.of_artifacts(made[0], known, made[1])
     if ref := lines.ref_of(what, known):
         return lines.of_artifacts([ref], known, f"{ref.kind} {ref.digest}")
-    if (store / "zarr.json").is_file() and (found := _of_store(what, store, known)):
+    if (store / "zarr.json").is_file() and (found := _of_store(what, store, known, key_file)):
         return found
     raise ConfigError(
         f"{what!r} is nothing that is known here: expected a run, the directory, reference or digest of an artifact, "
@@ -93,13 +107,13 @@ def _registered(what: str, versions: list[Any]) -> Any:
     raise ConfigError(f"There is no registered model {what}. There are: {there}.")
 
 
-def _of_store(what: str, store: Path, known: Any) -> Any:
+def _of_store(what: str, store: Path, known: Any, key_file: Path) -> Any:
     """The lineage of a snapshot, volume or patient of a store; None where it is none."""
     from storage.errors import ConfigError, InputError
     from storage.snapshots import find
     from storage.volume_store import VolumeStore
     from tasks.patients import lineage as lines
-    from tasks.patients.patient import default_key_file, find_patient, key_of_volume
+    from tasks.patients.patient import find_patient, key_of_volume
 
     opened = VolumeStore.open(store)
     try:
@@ -109,7 +123,7 @@ def _of_store(what: str, store: Path, known: Any) -> Any:
         pass
     if lines.looks_like_key(what):
         try:
-            patient = find_patient(opened, what, default_key_file(store))
+            patient = find_patient(opened, what, key_file)
             return lines.of_volumes(patient.volume_ids, patient.key, known, f"patient {patient.key}")
         except ConfigError:
             pass
@@ -132,8 +146,15 @@ def forget(
         str | None, typer.Option("--volume", metavar="ID", help="The patient of this volume, instead.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, nothing is changed.")] = False,
+    without_mlflow: Annotated[
+        bool,
+        typer.Option(
+            "--without-mlflow",
+            help="Do not ask the MLflow server: what it shows of the patient stays until this is run again without the option.",
+        ),
+    ] = False,
     store: Store = None,
-    config: Config = "small",
+    config: SiteOrConfig = None,
     settings: Set = None,
     workdir: _Workdirs = None,
     as_json: Json = False,
@@ -150,7 +171,7 @@ def forget(
         from storage.volume_store import VolumeStore
         from tasks.patients.forget import Places, plan
         from tasks.patients.forget import forget as forget_patient
-        from tasks.patients.patient import default_key_file, find_patient, key_of, key_of_volume
+        from tasks.patients.patient import find_patient, key_of, key_of_volume
 
         if sum(given is not None for given in (patient, patient_key, volume)) != 1:
             raise ConfigError(
@@ -158,7 +179,7 @@ def forget(
             )
         loaded, workdirs = _loaded(config, settings, store, workdir)
         opened = VolumeStore.open(Path(loaded.store))
-        key_file = Path(loaded.ingest.patient_key_file or default_key_file(opened.path))
+        key_file = loaded.ingest.key_file(opened.path)
         text = ""
         if patient is not None:
             text = _asked() if patient == "-" else patient
@@ -167,9 +188,12 @@ def forget(
             key = patient_key if patient_key is not None else key_of_volume(opened, volume or "")
         inbox, arrivals = _inbox()
         who = find_patient(opened, key, key_file, text)
-        places = Places(opened, tuple(workdirs), _tracked(workdirs), inbox, arrivals)
+        if not without_mlflow:
+            _check_servers()
+        tracked = _tracked(workdirs, server=not without_mlflow)
+        places = Places(opened, tuple(workdirs), tracked, inbox, arrivals, complete=not without_mlflow)
         found = plan(who, places, load_patient_key(key_file) if key_file.is_file() else None)
-        value = found.to_json() | {"store": str(opened.path), "done": None}
+        value = found.to_json() | {"store": str(opened.path), "without_mlflow": without_mlflow, "done": None}
         if yes:
             value["done"] = forget_patient(found, places)
         show_result(value, as_json, lambda: forget_text(value))
@@ -185,22 +209,46 @@ def _asked() -> str:
 
 
 def _loaded(
-    config: str, settings: list[str] | None, store: Path | None, workdirs: list[Path] | None
+    config: str | None, settings: list[str] | None, store: Path | None, workdirs: list[Path] | None
 ) -> tuple[Any, list[Path]]:
-    loaded = load_settings(config, settings, store=store, workdir=workdirs[0] if workdirs else None)
+    loaded = installed_settings(config, settings, store=store, workdir=workdirs[0] if workdirs else None)
     return loaded, list(workdirs or [Path(loaded.workdir)])
 
 
-def _tracked(workdirs: list[Path]) -> Any:
-    """MLflow where something was recorded: a server by MLFLOW_TRACKING_URI, else a file in the working folder; None: nowhere."""
+def _tracked(workdirs: list[Path], *, server: bool = True) -> tuple[Any, ...]:
+    """MLflow wherever something was recorded: the server (MLFLOW_TRACKING_URI, or of `prdit up`), and files of working folders."""
+    from flows.installation import mlflow_address
     from tasks.patients.tracked import Tracked
 
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return Tracked(uri)
-    for workdir in workdirs:
-        if (database := workdir / "mlflow.db").is_file():
-            return Tracked(f"sqlite:///{database}")
-    return None
+    files = (workdir / "mlflow.db" for workdir in workdirs)
+    uris = [f"sqlite:///{path}" for path in files if path.is_file()]
+    if server and (uri := mlflow_address()):
+        uris.insert(0, uri)
+    return tuple(Tracked(uri) for uri in dict.fromkeys(uris))
+
+
+def _servers_are_down() -> bool:
+    """Whether this folder has an MLflow server that does not run."""
+    from flows.databases import databases
+    from flows.installation import mlflow_address
+    from flows.server_settings import server_settings
+    from flows.services import DEFAULT_STATE_DIR
+
+    _, database = databases(server_settings(), DEFAULT_STATE_DIR)
+    return (database.file is None or database.file.is_file()) and mlflow_address() is None
+
+
+def _check_servers() -> None:
+    """Raises: ConfigError: this folder's MLflow server does not run."""
+    from storage.errors import ConfigError
+
+    if _servers_are_down():
+        raise ConfigError(
+            "This folder has an MLflow server (`prdit up`, or PRDIT_DATABASE) that does not run, so what it has of a patient is "
+            "not known. Nothing was changed. Start it (`prdit up`), or set MLFLOW_TRACKING_URI to its address, and run this again. "
+            "--without-mlflow goes on without it: its runs and models keep what they show of the patient, and a champion that "
+            "learned from the patient is not found."
+        )
 
 
 def _inbox() -> tuple[Path, Path]:
@@ -229,6 +277,12 @@ def forget_text(value: dict[str, Any]) -> str:
         lines.append(
             "  THE CHAMPION LEARNED FROM THIS PATIENT. It keeps its alias, so that nothing that uses it stops at once. Replace it: "
             "retrain, or `prdit models rollback` to one that did not."
+        )
+    if value["without_mlflow"]:
+        lines.append(
+            "  THE MLFLOW SERVER WAS NOT ASKED (--without-mlflow). It keeps what it shows of the patient, and models that learned "
+            "from the patient can be promoted there. The patient counts as not wholly forgotten (`prdit verify` says so) until "
+            "`prdit forget` was run again without that option."
         )
     if value["files_in_inbox"]:
         lines.append(

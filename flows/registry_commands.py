@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.console import Config, Json, Workdir, clear_errors, example, load_settings, show_result
+from flows.console import Json, SiteOrConfig, Workdir, clear_errors, example, installed_settings, show_result
 
 if TYPE_CHECKING:
     from storage.documents.promotion import Decision
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(models, name="models")
 
 
-def ls(config: Config = "small", workdir: Workdir = None, as_json: Json = False) -> None:
+def ls(config: SiteOrConfig = None, workdir: Workdir = None, as_json: Json = False) -> None:
     """List the versions of the registered model, oldest first, with what was decided about each."""
     with clear_errors():
         registry, _ = _opened(config, workdir)
@@ -47,7 +47,7 @@ def ls(config: Config = "small", workdir: Workdir = None, as_json: Json = False)
 
 def show(
     version: Annotated[str, typer.Argument(help="Number or alias of a version.")] = "champion",
-    config: Config = "small",
+    config: SiteOrConfig = None,
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +67,7 @@ def show(
 def promote(
     version: Annotated[str, typer.Argument(help="Number or alias of the version that becomes champion.")],
     reason: Annotated[str, typer.Option(help=_REASON)],
-    config: Config = "small",
+    config: SiteOrConfig = None,
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
@@ -85,7 +85,7 @@ def promote(
 
 def rollback(
     reason: Annotated[str, typer.Option(help=_REASON)] = "",
-    config: Config = "small",
+    config: SiteOrConfig = None,
     workdir: Workdir = None,
     as_json: Json = False,
 ) -> None:
@@ -98,11 +98,11 @@ def rollback(
         show_result(decision.to_json(), as_json, lambda: _sentence(decision))
 
 
-def _opened(config: str, workdir: Path | None) -> "tuple[Registry, Path]":
+def _opened(config: str | None, workdir: Path | None) -> "tuple[Registry, Path]":
     """The registered model of a working folder's MLflow, and the folder of its decisions."""
     from storage.registry import Registry
 
-    place = Path(load_settings(config, None, workdir=workdir).workdir).resolve()
+    place = Path(installed_settings(config, workdir=workdir).workdir).resolve()
     return Registry(registry_uri(place), workdir=place), place / "decisions"
 
 

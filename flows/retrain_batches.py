@@ -1,6 +1,5 @@
 """The first half of a retraining: batches of new scans into the store, past the drift gate."""
 
-import base64
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,19 +147,22 @@ def _listed(setup: Setup) -> set[str]:
 
 
 def _show(ledger: Ledger, batch: Batch, held: _Held) -> None:
-    """Keep the picture of a held batch beside the ledger, and show it with the reason on the run's page."""
+    """Keep the picture of a held batch beside the ledger, and say on the run's page where it is, with the reason.
+
+    The page has no voxels: nobody would take those of a forgotten patient out of Prefect's database.
+    """
     lines = [f"**Batch {batch.number} is held** ({batch.num_series} series)", "", held.reason, ""]
     if held.verdict and held.verdict.picture:
-        write_bytes_atomic(picture_of(ledger.folder, batch.number), held.verdict.picture)
-        data = base64.b64encode(held.verdict.picture).decode()
-        lines += [f"![what was compared](data:image/png;base64,{data})", ""]
+        picture = picture_of(ledger.folder, batch.number)
+        write_bytes_atomic(picture, held.verdict.picture)
+        lines += [f"What was compared: picture `{picture}`", ""]
     if held.verdict:
         lines += [f"- {note}" for note in held.verdict.notes]
     lines += ["", f"Decide: `prdit inbox release {batch.number}` or `prdit inbox reject {batch.number}`."]
     try:
         create_markdown_artifact(key=f"prdit-batch-{batch.number}", markdown="\n".join(lines))
     except Exception as error:  # noqa: BLE001  # a page must never end a retraining
-        logger.warning("the picture of batch %d is not on the run's page: %s", batch.number, error)
+        logger.warning("the reasons for batch %d are not on the run's page: %s", batch.number, error)
 
 
 def picture_of(arrivals: Path, number: int) -> Path:

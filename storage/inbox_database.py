@@ -88,6 +88,7 @@ class LedgerDatabase:
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # what a batch has been given must outlast a power failure
         run("PRAGMA temp_store = FILE")
+        run("PRAGMA secure_delete = ON")  # rows of a patient who is forgotten must not stay in free pages
         with self.changing():
             (application,), (version,) = (
                 run(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
@@ -145,6 +146,11 @@ class LedgerDatabase:
         """Run one statement for each of many values, in one change."""
         with self.changing():
             self._connection.executemany(statement, values)
+
+    def shred(self) -> None:
+        """Leave nothing of deleted rows in the file and in what SQLite keeps beside it."""
+        self.run("VACUUM")
+        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def _clear(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from storage.verdicts import REASONS
 
 ItemState = Literal["arriving", "complete", "taken", "ignored"]
 _READ_AT_ONCE = 2000
+_FORGOTTEN = "forgotten"
 _FILE = "folder, name, size, mtime_ns, changed, read, sha256, item, format, reason"
 _SKIPPED = tuple(sorted(code for code, reason in REASONS.items() if reason.verdict == "skipped" and code != "archive"))
 
@@ -64,7 +65,7 @@ class Item:
         images: files with different content.
         expected: how many a list in the inbox says it has; None where none does.
         changed: Unix time of the last change that was seen.
-        how: what it is complete by: `manifest`, `association` or `quiet`.
+        how: what it is complete by: `manifest`, `association` or `quiet`; `forgotten` of one that goes with its files.
         batch: that took it last.
     """
 
@@ -125,6 +126,39 @@ class InboxFiles:
     def forget_folder(self, folder: bytes) -> None:
         """Forget the files of a folder that is gone."""
         self.forget(folder, list(self.in_folder(folder)))
+
+    def forget_items(self, items: Iterable[str]) -> int:
+        """Delete what is recorded of items whose files are gone, for good; those that still have files go when their files go.
+
+        An open batch keeps its items: the next look at it takes them out.
+
+        Args:
+            items: besides those that were to be forgotten before.
+        Returns: how many still have files.
+        """
+        with self._database.changing():
+            self._database.many(
+                "UPDATE items SET how = ? WHERE item = ? AND state != 'complete'", [(_FORGOTTEN, one) for one in items]
+            )
+            wanted = self.forgotten_items()
+            with_files = [one for one in wanted if self.of_item(one)]
+            for item in wanted - set(with_files):
+                self._delete_item(item)
+        self._database.shred()
+        return len(with_files)
+
+    def forgotten_items(self) -> set[str]:
+        """Items that go with their files."""
+        return {row[0] for row in self._database.rows("SELECT item FROM items WHERE how = ?", (_FORGOTTEN,))}
+
+    def _delete_item(self, item: str) -> None:
+        is_open = (
+            "SELECT 1 FROM batch_files f JOIN batches b ON b.number = f.batch WHERE b.state = 'open' AND f.item = ?"
+        )
+        if self._database.rows(is_open, (item,)):
+            return
+        for table in ("items", "counts", "batch_files"):
+            self._database.run(f"DELETE FROM {table} WHERE item = ?", (item,))
 
     def _mark_items(self, files: Iterable[SeenFile]) -> None:
         self._database.many(
@@ -229,12 +263,15 @@ class InboxFiles:
         if images == 0:  # its files are gone, or belong to another item now
             self._database.run("UPDATE items SET dirty = 0, images = 0, state = 'taken' WHERE item = ?", (item,))
             self._database.run("DELETE FROM items WHERE item = ? AND batch IS NULL", (item,))
+            if self._database.rows("SELECT 1 FROM items WHERE item = ? AND how = ?", (item, _FORGOTTEN)):
+                self._delete_item(item)
             return
         numbers = [row[0] for row in self._database.rows("SELECT DISTINCT images FROM counts WHERE item = ?", (item,))]
         expected = numbers[0] if len(numbers) == 1 else None  # lists that disagree say nothing
         state = "ignored" if not usable else "arriving" if fresh else "taken"
         self._database.run(
-            "UPDATE items SET dirty = 0, how = '', images = ?, expected = ?, format = ?, state = ?, changed = ? WHERE item = ?",
+            "UPDATE items SET dirty = 0, how = CASE how WHEN 'forgotten' THEN how ELSE '' END, images = ?, expected = ?, "
+            "format = ?, state = ?, changed = ? WHERE item = ?",
             (images, expected, kind, state, min(changed, now), item),
         )
 

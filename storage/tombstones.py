@@ -109,10 +109,5 @@ def finish_tombstone(store: Path, patient_key: str) -> Tombstone:
     return done
 
 
-def is_forgotten(store: Path, patient_key: str, volume_id: str) -> bool:
-    """Whether a scan belongs to a forgotten patient: by its patient, or by its pixels."""
-    return bool(forgotten(store).why(patient_key, volume_id=volume_id))
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

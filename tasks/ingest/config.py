@@ -1,11 +1,13 @@
 """Configuration of stage ingest."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from storage.documents.volume import Grid
+from storage.privacy import beside_store
 from storage.sources.npz import SPACING_MM
 from storage.sources.source import Limits
 from tasks.run.config import StageConfig
@@ -50,3 +52,7 @@ class IngestConfig(StageConfig):
     def grid(self) -> Grid:
         """The grid of the store."""
         return Grid(spacing_mm=self.spacing_mm, num_levels=self.num_levels, interpolation=self.interpolation)
+
+    def key_file(self, store: Path) -> Path:
+        """Where the secret of a store's patient keys is."""
+        return Path(self.patient_key_file or beside_store(store, ".patient-key"))

@@ -10,7 +10,6 @@ from typing import Any
 from storage.documents.verdicts import LISTS, IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, SourceError, StorageError, StoreFormatError
 from storage.patient_key import check_patient_key, load_patient_key
-from storage.privacy import beside_store
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import history, listing, newest, update
 from storage.sources.files import check_source
@@ -185,7 +184,7 @@ def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchang
 
 def patient_key_of(store_path: Path, config: IngestConfig) -> bytes:
     """The secret of a store's patient keys and opaque ids. Raises: SourceError, UnwritableError."""
-    return load_patient_key(_key_file(Path(store_path), config))
+    return load_patient_key(config.key_file(Path(store_path)))
 
 
 def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:
@@ -198,7 +197,7 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
             raise  # the last: some other folder
         store = restore_root(path, config.grid)
         notes.append("The store's root was lost or damaged, and is written again.")
-    key_file = _key_file(path, config)
+    key_file = config.key_file(path)
     check_patient_key(path, load_patient_key(key_file), key_file)
     if left := store.clean():
         logger.info("removed %d temporary files and folders that ended processes left in %s", len(left), path)
@@ -261,7 +260,3 @@ def _last_verdicts(path: Path) -> SourceVerdicts | None:
     except StorageError as error:
         logger.warning("%s The source is ingested again.", error)
         return None
-
-
-def _key_file(store_path: Path, config: IngestConfig) -> Path:
-    return Path(config.patient_key_file or beside_store(store_path, ".patient-key"))

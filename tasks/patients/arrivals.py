@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.files import naming_path
+from storage.inbox_files import split
 from storage.inbox_ledger import Ledger
 from storage.patient_key import patient_key
 from storage.sources.files import FoundFile, walk_source
@@ -77,6 +78,23 @@ def remove_links(found: Arrivals) -> int:
         with naming_path(path):
             path.unlink(missing_ok=True)
     return len(found.links)
+
+
+def forget_arrivals(patient: Patient, inbox: Path, arrivals: Path) -> int:
+    """Take the patient's scans out of the ledger; how many stay, because their files are still in the inbox.
+
+    Those go when a look at the inbox finds their files gone, or when the patient is forgotten again.
+    """
+    if not (arrivals / LEDGER).is_file():
+        return 0
+    with closing(Ledger(arrivals)) as ledger:
+        scans = patient.scans | ledger.files.forgotten_items()
+        if inbox.is_dir():  # else nothing is known of its files
+            for path in ledger.files.paths_of(scans):
+                if not (inbox / path).exists():
+                    folder, name = split(path)
+                    ledger.files.forget(folder, [name])
+        return ledger.files.forget_items(patient.scans)
 
 
 def _files_of(patient: Patient, folder: Path, store: Path, secret: bytes | None) -> Iterator[Path]:

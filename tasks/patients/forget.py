@@ -16,7 +16,7 @@ from storage.registry import CHAMPION, ModelVersion
 from storage.snapshots import history, redact_snapshots, update
 from storage.tombstones import FOLDER, add_tombstone, find_tombstone, finish_tombstone
 from storage.volume_store import VolumeStore
-from tasks.patients.arrivals import Arrivals, look_at_arrivals, remove_links
+from tasks.patients.arrivals import Arrivals, forget_arrivals, look_at_arrivals, remove_links
 from tasks.patients.made import Affected, affected_by, by_digest, made_in, roles_of, unfinished_in
 from tasks.patients.patient import Patient
 from tasks.patients.places import (
@@ -45,15 +45,17 @@ class Places:
     Attributes:
         store: the volume store.
         workdirs: working folders.
-        tracked: MLflow; None where nothing was recorded.
+        tracked: MLflow, server and files; empty where nothing was recorded.
         inbox, arrivals: of new scans; they may be missing.
+        complete: whether that is all; otherwise the patient counts as not wholly forgotten, and the same call goes on later.
     """
 
     store: VolumeStore
     workdirs: tuple[Path, ...]
-    tracked: Tracked | None
+    tracked: tuple[Tracked, ...]
     inbox: Path
     arrivals: Path
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def plan(patient: Patient, places: Places, secret: bytes | None) -> Plan:
     """
     store = places.store.path
     here = [one for workdir in places.workdirs for one in made_in(workdir)]
-    records = [*here, *(places.tracked.made({one.digest for one in here}) if places.tracked else [])]
+    known = {one.digest for one in here}
+    records = [*here, *(one for tracked in places.tracked for one in tracked.made(known))]
     affected = affected_by(patient.volume_ids, records, store)
     unfinished = _unfinished(patient, places.workdirs, affected, by_digest(records))
     digests = {one.made.digest for one in affected if one.learned}
@@ -136,7 +139,7 @@ def plan(patient: Patient, places: Places, secret: bytes | None) -> Plan:
         affected,
         unfinished,
         [path for path in unfinished if is_busy(path)],
-        versions(places.tracked.uri, digests) if places.tracked else [],
+        [version for tracked in places.tracked for version in versions(tracked.uri, digests)],
         look_at_arrivals(patient, places.inbox, places.arrivals, store, secret),
         grave.created if grave else "",
     )
@@ -188,22 +191,26 @@ def forget(found: Plan, places: Places) -> dict[str, Any]:
         forget_roles(store, patient)
         done["verdicts_removed"] = forget_verdicts(store, patient)
         done["redacted_files"] = _redact_work(found, places, sentence)
-        done["redacted_in_mlflow"] = (
-            places.tracked.redact(patient.words, patient.volume_ids, patient.text) if places.tracked else []
-        )
+        done["redacted_in_mlflow"] = [
+            name
+            for tracked in places.tracked
+            for name in tracked.redact(patient.words, patient.volume_ids, patient.text)
+        ]
         done["references"] = [forget_reference(workdir, store, patient.volume_ids) for workdir in places.workdirs]
         done["links_removed"] = remove_links(found.arrivals)
+        done["scans_kept_in_the_ledger"] = forget_arrivals(patient, places.inbox, places.arrivals)
         forget_beside(store, patient)
-        finish_tombstone(store.path, patient.key)
+        if places.complete:
+            finish_tombstone(store.path, patient.key)
     return done
 
 
 def _mark(found: Plan, places: Places, sentence: str) -> int:
     """Mark in MLflow whatever learned from the patient, before anything is deleted."""
-    if places.tracked is None:
-        return 0
-    refuse(places.tracked.uri, found.versions, sentence)
-    return places.tracked.mark({one.made.digest for one in found.learned}, sentence)
+    digests = {one.made.digest for one in found.learned}
+    for tracked in places.tracked:
+        refuse(tracked.uri, versions(tracked.uri, digests), sentence)
+    return sum(tracked.mark(digests, sentence) for tracked in places.tracked)
 
 
 def _redact_work(found: Plan, places: Places, sentence: str) -> int:

@@ -10,7 +10,6 @@ from storage.documents.snapshot import Roles, Snapshot
 from storage.errors import ConfigError, StorageError
 from storage.numbered import Numbered
 from storage.patient_key import load_patient_key, patient_key
-from storage.privacy import beside_store
 from storage.snapshots import history, load_snapshot, snapshot_files, snapshot_ref
 from storage.sources.index import scans_of_patient
 from storage.tombstones import find_tombstone, tombstone_path
@@ -116,11 +115,6 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
         frozenset(pixels - {""}),
         text.strip(),
     )
-
-
-def default_key_file(store: Path) -> Path:
-    """Where the secret of a store's patient keys is unless the configuration says otherwise."""
-    return beside_store(store, ".patient-key")
 
 
 def _whole_key(store: Path, key: str, known: set[str]) -> str:

@@ -1,5 +1,6 @@
 """The ledger's file: its format, damage, and what a person may decide about a batch."""
 
+import hashlib
 import os
 import sqlite3
 import stat
@@ -27,7 +28,10 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def add_series(ledger: Ledger, uid: str) -> None:
     ledger.files.record(
-        [SeenFile(b"a", f"{uid}-{k}".encode(), 1, 2, 3.0, True, f"{uid}{k}", uid, "dicom") for k in range(3)]
+        [
+            SeenFile(b"a", name, 1, 2, 3.0, True, hashlib.sha256(name).hexdigest(), uid, "dicom")
+            for name in (f"{uid}-{k}".encode() for k in range(3))
+        ]
     )
     ledger.files.refresh(9.0)
     ledger.files.complete(uid, "quiet")
@@ -136,3 +140,38 @@ def test_several_processes_take_from_one_ledger(tmp_path: Path) -> None:
     taken = [item for batch in ledger.batches() for item in ledger.files_of(batch.number)]
     assert sorted(taken) == sorted(f"1.2.{k}" for k in range(40))
     assert sum(batch.num_series for batch in ledger.batches()) == 40
+
+
+def bytes_of(ledger: Ledger) -> bytes:
+    return b"".join(path.read_bytes() for path in ledger.folder.glob("ledger.sqlite*"))
+
+
+def names(uid: str) -> list[bytes]:
+    return [f"{uid}-{k}".encode() for k in range(3)]
+
+
+def test_scans_that_are_forgotten_leave_the_file_when_their_files_are_gone(ledger: Ledger) -> None:
+    add_series(ledger, "1.2.826.77")
+    add_series(ledger, "1.2.826.78")
+    assert ledger.new_batch(10) is not None
+    for number in (1, 2):
+        ledger.set_batch(number, "listed")
+    ledger.files.forget(b"a", names("1.2.826.78"))
+    assert ledger.files.forget_items(["1.2.826.77", "1.2.826.78"]) == 1  # one still has its files
+    assert b"1.2.826.78" not in bytes_of(ledger)
+    assert len(ledger.files.paths_of(["1.2.826.77"])) == 3
+    ledger.files.forget(b"a", names("1.2.826.77"))  # as the watcher does
+    ledger.files.refresh(10.0)
+    ledger.close()
+    assert b"1.2.826.77" not in bytes_of(ledger)
+    assert {one.item for one in Ledger(ledger.folder).files.items()} == {"1.2.3"}
+
+
+def test_an_open_batch_keeps_its_scans(ledger: Ledger) -> None:
+    ledger.files.forget(b"a", names("1.2.3"))
+    assert ledger.files.forget_items(["1.2.3"]) == 0
+    assert list(ledger.files_of(1)) == ["1.2.3"]
+    ledger.set_batch(1, "held")
+    assert ledger.files.forget_items([]) == 0  # asked for before
+    assert ledger.files_of(1) == {}
+    assert ledger.files.items() == []

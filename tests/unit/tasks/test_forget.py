@@ -18,14 +18,14 @@ from storage.numbered import Numbered
 from storage.patient_key import load_patient_key
 from storage.privacy import beside_store
 from storage.snapshots import history, load_snapshot, newest, open_snapshot
-from storage.tombstones import add_tombstone, forgotten, is_forgotten, tombstone_path
+from storage.tombstones import add_tombstone, forgotten, tombstone_path
 from storage.volume_store import VolumeStore
 from tasks.ingest.run import ingest
 from tasks.maintain.verify import verify_store
 from tasks.patients.forget import Places, Plan, forget, plan
 from tasks.patients.lineage import Known, of_artifacts, of_volumes
 from tasks.patients.made import made_in
-from tasks.patients.patient import default_key_file, find_patient, key_of, key_of_volume
+from tasks.patients.patient import find_patient, key_of, key_of_volume
 from tasks.run.runners import Local
 from tasks.split.config import SplitConfig
 from tasks.split.run import split
@@ -118,10 +118,10 @@ class World:
         return commit_artifact(place, kind, stage=stage, recipe=1, inputs=inputs, config={})  # type: ignore[arg-type]
 
     def places(self) -> Places:
-        return Places(self.store, (self.work,), None, self.root / "inbox", self.root / "arrivals")
+        return Places(self.store, (self.work,), (), self.root / "inbox", self.root / "arrivals")
 
     def plan(self, key: str | None = None, text: str = "") -> Plan:
-        patient = find_patient(self.store, key or self.key, default_key_file(self.path), text)
+        patient = find_patient(self.store, key or self.key, CONFIG.key_file(self.path), text)
         return plan(patient, self.places(), None)
 
     def forget(self) -> dict:
@@ -300,7 +300,7 @@ def test_killed_anywhere_it_goes_on(world: World) -> None:
     for number in (3, 40, 90, 140, 190, 240, 300, 370, 450, 540):
         killed += killed_at(number, files, world.forget) == -9
     assert killed >= 5
-    assert is_forgotten(world.path, world.key, "")
+    assert forgotten(world.path).why(world.key) == "patient"
     world.forget()
     check_gone(world)
 
@@ -320,7 +320,7 @@ def test_a_held_volume_is_forgotten_too(world: World) -> None:
 
 
 def test_who_nobody_knows(world: World) -> None:
-    key_file = default_key_file(world.path)
+    key_file = CONFIG.key_file(world.path)
     with pytest.raises(InputError, match="Nobody knows this patient"):
         find_patient(world.store, key_of("nobody", key_file, world.path), key_file)
     with pytest.raises(InputError, match="No snapshot"):
@@ -417,8 +417,8 @@ def test_links_of_batches_are_removed_and_files_of_the_inbox_counted(world: Worl
     batch.mkdir(parents=True)
     for number, path in enumerate(sorted(inbox.rglob("*.dcm"))):
         os.link(path, batch / f"{number}.dcm")
-    secret = load_patient_key(default_key_file(world.path))
-    found = plan(find_patient(world.store, world.key, default_key_file(world.path)), world.places(), secret)
+    secret = load_patient_key(CONFIG.key_file(world.path))
+    found = plan(find_patient(world.store, world.key, CONFIG.key_file(world.path)), world.places(), secret)
     assert (found.arrivals.num_inbox, len(found.arrivals.links)) == (5, 5)
     assert forget(found, world.places())["links_removed"] == 5
     assert len(list(batch.iterdir())) == 5
@@ -432,7 +432,6 @@ def test_by_what_a_scan_is_known(tmp_path: Path) -> None:
     assert gone.why("a" * 32) == gone.why("x", "b" * 32) == "patient"
     assert gone.why("x", volume_id="v1") == gone.why("x", volume_id="v2") == gone.why("x", pixels="p1") == "pixels"
     assert gone.why("x", volume_id="v3", pixels="") == ""
-    assert is_forgotten(tmp_path, "x", "v2")
     assert not forgotten(tmp_path / "none")
     tombstone_path(tmp_path, "a" * 32).write_text("{")
     with pytest.raises(StorageError, match="Restore it from a backup"):
