@@ -47,12 +47,14 @@ def backup(folder: Path, state_dir: Path) -> BackupDocument:
         folder: a new folder, readable by its owner only; it appears when everything is in it.
         state_dir: of the services.
     Raises:
-        ConfigError: there is something at `folder`, or the site's settings cannot be used.
+        ConfigError: there is something at `folder`, it lies in store, working folder or inbox, or the site's settings cannot be
+            used.
         DatabaseError: a database cannot be copied.
         UnwritableError: no space, say.
     """
     if folder.is_symlink() or folder.exists():
         raise ConfigError(f"{folder} is there already. Name a new folder: a back-up is never written over another one.")
+    _check_outside(folder)
     pair = databases(server_settings(), state_dir.resolve())
     states = {database.name: schema(database) for database in pair}
     with naming_path(folder):
@@ -97,6 +99,18 @@ def _copy_database(database: Database, place: Path) -> dict[str, BackupFile]:
                 f"The database of {database.label} ({database.file}) cannot be copied: {error}."
             ) from error
     return {name: BackupFile(sha256=sha256_file(place / name), target=target, group="databases")}
+
+
+def _check_outside(folder: Path) -> None:
+    """Refuse a back-up in a folder that others copy, or scans are taken from. Raises: ConfigError."""
+    site = load_site()
+    config = site_config(site)
+    for what, place in (("store", config.store), ("working folder", config.workdir), ("inbox", site.inbox.folder)):
+        if folder.resolve().is_relative_to(Path(place).resolve()):
+            raise ConfigError(
+                f"{folder} lies in the {what} ({place}). A back-up holds the secret of the patient keys: name a folder of its own, "
+                "such as .prdit/backups/2026-11-29."
+            )
 
 
 def _records() -> Iterator[tuple[Path, str, str]]:

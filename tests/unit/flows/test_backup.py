@@ -11,6 +11,7 @@ from flows import backup as module
 from flows.backup import backup, restore
 from flows.databases import Database, DatabaseError
 from flows.retrain_challenger import DECISIONS
+from storage.errors import ConfigError
 from storage.files import sha256_file
 from tasks.prune.remove import LINEAGE
 from tasks.retrain import held_out, reference, rounds
@@ -48,6 +49,13 @@ def test_files_of_one_name_and_every_record_come_back(place: Path) -> None:
     assert {name: Path(f"work/{name}/00000001/record.json").read_text() for name in recorded()} == {
         name: name for name in recorded()
     }
+
+
+@pytest.mark.parametrize("inside", [".prdit/store/x", "work/x", ".prdit/inbox/a/b"])
+def test_a_back_up_is_not_put_among_what_it_is_about(place: Path, inside: str) -> None:
+    with pytest.raises(ConfigError, match="holds the secret of the patient keys"):
+        backup(place / inside, STATE)
+    assert not (place / inside).parent.exists() or not any((place / inside).parent.glob("*x*"))
 
 
 def test_records_of_checkpoints_that_were_removed_later_stay(place: Path) -> None:
