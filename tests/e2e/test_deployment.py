@@ -214,9 +214,9 @@ def test_new_scans_run_retrain_once_also_when_it_is_deployed_again(site: Site) -
     assert set(run["tags"]) >= {"prdit", "retrain"}
     assert run["work_queue_name"] == RETRAIN_QUEUE
     arrived = {"filter": {"event": {"name": ["prdit.scans.arrived"]}}}
-    assert [event["payload"] for event in site.api("POST", "/events/filter", arrived)["events"]] == [
-        {"num_series": 2, "num_batches_open": 0}
-    ]
+    # The server starts runs from events before it writes these into its database.
+    events = wait_for(lambda: site.api("POST", "/events/filter", arrived)["events"], PATIENCE_S)
+    assert [event["payload"] for event in events] == [{"num_series": 2, "num_batches_open": 0}]
 
 
 def test_a_run_whose_process_says_nothing_is_crashed_and_one_that_never_starts_is_scheduled_again(site: Site) -> None:
