@@ -26,12 +26,13 @@ from flows.server_settings import server_settings
 from flows.services import running_processes
 from flows.site import FILE, load_site
 from storage.documents.backup import BackupDocument, BackupFile
+from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import ConfigError, DamagedArtifactError
 from storage.files import fsync_directory, fsync_tree, naming_path, sha256_file, temporary_path
 
 BACKUPS = Path(".prdit") / "backups"
 REPLACED = Path(".prdit") / "replaced"
-_STORE_PARTS = ("patient-key-id.json", "roles", "tombstones")
+_STORE_PARTS = (PatientKeyId.NAME, "roles", "tombstones")
 _WORK_PARTS = ("decisions", "held-out", "reference", "retrain", "runs")
 _LINEAGE = "lineage"  # in the working folder, of checkpoints that are gone: what was recorded after a back-up stays
 logger = logging.getLogger("prdit.services")

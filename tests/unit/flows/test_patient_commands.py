@@ -94,7 +94,7 @@ def test_a_server_that_is_down_is_not_passed_over(store: Path, monkeypatch: pyte
     assert sorted(path for path in store.parent.rglob("*") if path.is_file()) == before
     up = Services(state_dir=store, prefect_ui_url="", mlflow_url=f"http://127.0.0.1:{free_ports()}")
     with monkeypatch.context() as patch:
-        patch.setattr(installation, "running", lambda state: up)
+        patch.setattr(installation, "started", lambda state: up)
         code, value, _ = called("forget", NAME, "--yes", "--store", str(store))
     assert code == 1
     assert f"MLflow at {up.mlflow_url} does not answer" in value["error"]  # that of `prdit up` is asked

@@ -147,7 +147,7 @@ def test_in_a_terminal_it_works_with_the_mlflow_of_the_local_services(monkeypatc
     assert CliRunner().invoke(app, ["retrain", "--dry-run"]).exit_code == 2
     assert seen == [f"sqlite:///{Path.cwd() / '.prdit/work/mlflow.db'}"]
     monkeypatch.setattr(
-        flows.installation, "running", lambda place: SimpleNamespace(mlflow_url="http://127.0.0.1:5999")
+        flows.installation, "started", lambda place: SimpleNamespace(mlflow_url="http://127.0.0.1:5999")
     )
     assert CliRunner().invoke(app, ["retrain", "--dry-run"]).exit_code == 2
     assert seen[1:] == ["http://127.0.0.1:5999"]

@@ -22,7 +22,7 @@ from storage.errors import LeaseHeldError, LeaseLostError, UnwritableError
 from storage.files import remove_leftovers
 from storage.numbered import Numbered
 from tests.logs import said
-from tests.processes import PATIENCE_S, alive, has_open, wait_for
+from tests.processes import PATIENCE_S, alive, wait_for
 from tests.unit.disks import fill, small_disk
 
 
@@ -312,7 +312,7 @@ def test_a_process_that_waited_while_it_was_replaced_is_refused(tmp_path: Path) 
     with ExitStack() as stack:
         with lease._locked(tmp_path):
             orphan = stack.enter_context(process(WAITING, tmp_path))
-            wait_for(lambda: has_open(orphan.pid, "lease.lock"))  # it has looked, found itself the newest, and waits
+            time.sleep(0.3)  # it has looked, found itself the newest, and waits for the lock
             assert orphan.poll() is None
             assert lease._record(released=False).put(tmp_path / "lease" / "00000002.json")
         out, _ = orphan.communicate(timeout=PATIENCE_S)

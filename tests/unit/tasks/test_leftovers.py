@@ -17,7 +17,7 @@ from storage.files import temporary_path
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.train.stage import train
 from tests.factories import in_the_ranks, local_config, make_data
-from tests.processes import descendants
+from tests.processes import descendants, kill
 
 # A rank that announces one moment and waits there to be killed.
 RANK = """
@@ -62,7 +62,7 @@ def kill_at(moment: str, tmp_path: Path, data: tuple[Ref, Ref], monkeypatch: pyt
     """Run the training, kill -9 its processes at a moment; returns the stage's directory."""
     mark = tmp_path / "reached"
 
-    def kill(self: Any, *, final: bool = False) -> list[Any]:
+    def killed(self: Any, *, final: bool = False) -> list[Any]:
         if mark.exists() and not final:
             kill(descendants())
             raise KeyboardInterrupt
@@ -70,7 +70,7 @@ def kill_at(moment: str, tmp_path: Path, data: tuple[Ref, Ref], monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         in_the_ranks(RANK.format(moment=moment, mark=str(mark)), tmp_path, patch)
-        patch.setattr("storage.metric_stream.MetricStream.poll", kill)
+        patch.setattr("storage.metric_stream.MetricStream.poll", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "work", data)
     (directory,) = (tmp_path / "work" / "train-local").iterdir()

@@ -5,14 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
+from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
+from storage.documents.held_out import HeldOutLosses
 from storage.documents.lease import Lease
 from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.pending import Pending
+from storage.documents.promotion import Decision
 from storage.documents.provenance import Provenance
+from storage.documents.reference import Reference
 from storage.documents.report import Features, FigureRecord, Report
+from storage.documents.retraining import Retraining
 from storage.documents.run_record import RunDocument, StageRecord
 from storage.documents.samples import Excluded, Redraw, SamplerSettings, Samples, Verdict
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
@@ -20,6 +25,7 @@ from storage.documents.split import Split
 from storage.documents.synthetic import Synthetic
 from storage.documents.tombstone import Tombstone
 from storage.documents.training_state import GROUPS, BestValidation, TrainingPosition, TrainingState
+from storage.documents.upkeep import Damage, Place, Removal, Upkeep
 from storage.documents.verdicts import Entry, IngestReport, SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredArray, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, VersionError
@@ -62,7 +68,56 @@ POSITION = TrainingPosition(
     world=2,
 )
 
+_DIGEST = "sha256:" + "1" * 64
 EXAMPLES: dict[str, Document] = {
+    "back-up": BackupDocument(
+        created="2026-11-29T00:00:00+00:00",
+        prdit="0.1.0",
+        databases="sqlite",
+        revisions={"prefect": "a1", "mlflow": None},
+        files={"settings/site.yaml": BackupFile(sha256="2" * 64, target=".prdit/site.yaml", group="settings")},
+    ),
+    "held-out losses": HeldOutLosses(checkpoint=_DIGEST, weights="ema", reference=1, losses={"v1": 0.5}),
+    "decision": Decision(
+        action="held",
+        reason="not better beyond noise",
+        champion=1,
+        champion_before=1,
+        challenger=2,
+        checkpoint=_DIGEST,
+        figures={"reference": 1},
+        by="policy default",
+        created="2026-11-29T00:00:00+00:00",
+    ),
+    "upkeep": Upkeep(
+        created="2026-11-29T00:00:00+00:00",
+        verified=4,
+        verified_at="2026-11-29T00:00:00+00:00",
+        damage=(Damage(kind="volume", name="v1", message="a byte differs"),),
+        removed=(Removal(what="stage", count=2, size_bytes=9),),
+        places=(Place(name="store", size_bytes=10),),
+        free_bytes=100,
+        min_free_bytes=5,
+    ),
+    "reference": Reference(
+        volumes={"v1": "p1"},
+        snapshot=_DIGEST,
+        num_noises=4,
+        seed=1,
+        why="there was none",
+        created="2026-11-29T00:00:00+00:00",
+    ),
+    "retraining": Retraining(
+        snapshot=_DIGEST,
+        num_volumes=4,
+        num_patients=3,
+        reason="2 new volumes",
+        policy="default",
+        settings=_DIGEST,
+        champion=None,
+        initial="",
+        begun="2026-11-29T00:00:00+00:00",
+    ),
     "provenance": Provenance(
         kind="split",
         digest="sha256:" + "1" * 64,
@@ -270,6 +325,9 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
 
 
 REQUIRED = {
+    "checkpoint",
+    "free_bytes",
+    "prdit",
     "pid",
     "patient_key",
     "key_id",
