@@ -145,7 +145,7 @@ def _copy(source: Path, place: Path, name: str, file: BackupFile) -> dict[str, B
         if source.suffix == ".sqlite":
             copy_sqlite(source, target)
         else:
-            shutil.copy2(source, target)
+            _copy_file(source, target)
     except FileNotFoundError:  # not made yet, or removed since it was listed
         return {}
     except sqlite3.Error as error:
@@ -154,6 +154,16 @@ def _copy(source: Path, place: Path, name: str, file: BackupFile) -> dict[str, B
             return {}
         raise DamagedArtifactError(f"{source} cannot be copied: {error}. Nothing was backed up.") from error
     return {name: file.model_copy(update={"sha256": sha256_file(target)})}
+
+
+def _copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy bytes and times of a file; opened with the mode of the source, since network shares refuse to change it later."""
+    with Path(source).open("rb") as original:
+        status = os.fstat(original.fileno())
+        copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, status.st_mode & 0o777)
+        with os.fdopen(copy, "wb") as out:
+            shutil.copyfileobj(original, out)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _relative(path: Path) -> str:
@@ -210,7 +220,7 @@ def restore(folder: Path, state_dir: Path) -> tuple[BackupDocument, Path | None]
         if file.target and (file.group != "store" or not Path(file.target).exists()):
             with naming_path(Path(file.target)):
                 Path(file.target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(folder / name, file.target)
+                _copy_file(folder / name, Path(file.target))
     return document, aside if moved else None
 
 
@@ -265,7 +275,7 @@ def _move_aside(document: BackupDocument, aside: Path) -> bool:
         kept = aside / (place if not place.is_absolute() else place.relative_to(place.anchor))
         with naming_path(kept):
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(place, kept)
+            shutil.move(place, kept, copy_function=_copy_file)
         moved = True
     return moved
 

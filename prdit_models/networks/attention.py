@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prdit_models.networks.embeddings import RotaryTable, rotate
-from prdit_models.networks.linear import Linear, processor
+from prdit_models.networks.linear import Linear
+from prdit_models.processor import processor
 
 logger = logging.getLogger("prdit.models.attention")
 

@@ -5,24 +5,16 @@ PyTorch gives linear layers in float32 to MKL, which uses no AVX-512 on AMD proc
 """
 
 import functools
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prdit_models.processor import processor
+
 NUM_IMAGES = (
     16  # from this number on, PyTorch gives 1x1 convolutions to oneDNN whatever their size and the number of threads
 )
-
-
-@functools.cache
-def processor() -> str:
-    """`/proc/cpuinfo`, with vendor and instruction sets of the processors; empty where it does not exist."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 @functools.cache

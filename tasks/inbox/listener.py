@@ -193,7 +193,6 @@ class Listener:
                 folder.mkdir(mode=0o700, exist_ok=True)
             fsync_directory(place.parent.parent)
             fsync_directory(self._inbox)
-        received.chmod(0o600)
         with received.open("rb") as stream:
             os.fsync(stream.fileno())
         received.replace(place)

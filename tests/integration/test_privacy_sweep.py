@@ -239,7 +239,7 @@ import time; time.sleep(3)
 """
     ran = call(world, code, home=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert "REFUSED SourceError" in ran.stdout
+    assert "REFUSED NoScansError" in ran.stdout
     assert MARK not in (ran.stdout + ran.stderr).lower()  # what a worker would log
     assert hits(world, tmp_path) == []
     (database,) = (tmp_path / "prefect").glob("*.db")

@@ -280,9 +280,9 @@ def test_frames_that_are_not_there() -> None:
 
 
 def test_unknown_and_retired_transfer_syntaxes() -> None:
-    data = encapsulated([b"abcd"], noise((10, 12)), "1.2.840.10008.1.2.4.110")  # JPEG XL, younger than pydicom's list
+    data = encapsulated([b"abcd"], noise((10, 12)), "1.2.840.10008.1.2.4.999")  # in nobody's list
     none = "for which there is no decoder"
-    assert fault_of(data) == ("unreadable_pixels", f"transfer syntax 1.2.840.10008.1.2.4.110, {none}")
+    assert fault_of(data) == ("unreadable_pixels", f"transfer syntax 1.2.840.10008.1.2.4.999, {none}")
     data.file_meta.TransferSyntaxUID = uid.MPEG2MPML
     assert fault_of(data) == ("unreadable_pixels", f"transfer syntax {uid.MPEG2MPML.name}, {none}")
     data.file_meta = FileMetaDataset()
