@@ -9,18 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.named_files import config_names, is_file_name, policy_names
+from flows.named_files import SITE_FILE, config_names, is_file_name, policy_names
 from flows.notify import NotifyConfig
 from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError
 from tasks.inbox.config import QUIET_S, ListenerConfig
 from tasks.maintain.config import RetentionConfig
 
-FILE = Path(".prdit") / "site.yaml"
-
 
 class InboxSettings(BaseModel):
-    """Where new scans arrive. Owner: tasks/inbox."""
+    """Where new scans arrive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -75,7 +73,7 @@ class SiteConfig(BaseModel):
     )
 
 
-def load_site(path: Path = FILE) -> SiteConfig:
+def load_site(path: Path = SITE_FILE) -> SiteConfig:
     """The site's settings; defaults where there is no file.
 
     Raises: ConfigError: unknown keys or values out of range, each on a line; an inbox in the store, or the store in the inbox.
