@@ -30,10 +30,12 @@ from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import ConfigError, DamagedArtifactError
 from storage.files import fsync_directory, fsync_tree, naming_path, sha256_file, temporary_path
+from storage.inbox_database import NAME as LEDGER
+from storage.tombstones import FOLDER as TOMBSTONES
 
 BACKUPS = Path(".prdit") / "backups"
 REPLACED = Path(".prdit") / "replaced"
-_STORE_PARTS = (PatientKeyId.NAME, "roles", "tombstones")
+_STORE_PARTS = (PatientKeyId.NAME, "roles", TOMBSTONES)
 _WORK_PARTS = ("decisions", "held-out", "reference", "retrain", "runs")
 _LINEAGE = "lineage"  # in the working folder, of checkpoints that are gone: what was recorded after a back-up stays
 logger = logging.getLogger("prdit.services")
@@ -125,7 +127,7 @@ def _records() -> Iterator[tuple[Path, str, str]]:
         if is_file_name(name):
             yield Path(name), f"settings/{what}/{Path(name).name}", "settings"  # both may be called the same
     yield Path(_relative(config.ingest.key_file(store))), "settings/patient-key", "settings"
-    yield Path(site.inbox.arrivals) / "ledger.sqlite", "inbox/ledger.sqlite", "inbox"
+    yield Path(site.inbox.arrivals) / LEDGER, f"inbox/{LEDGER}", "inbox"
     for part in _WORK_PARTS:
         yield from ((path, f"work/{path.relative_to(workdir)}", "work") for path in _files(workdir / part))
     yield from ((path, f"work/{path.relative_to(workdir)}", "store") for path in _files(workdir / _LINEAGE))

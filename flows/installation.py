@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from flows.server_settings import server_settings
 from flows.services import DEFAULT_STATE_DIR, started
 from flows.site import SiteConfig
 from storage.errors import StorageError
-from storage.inbox_ledger import Batch, Ledger
+from storage.inbox_database import NAME
+from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion, Registry
 from tasks.maintain.run import Installation
 
@@ -60,9 +62,17 @@ def mlflow_address() -> str | None:
     return services.mlflow_url if services else None
 
 
-def batches(arrivals: Path) -> list[Batch]:
-    """The batches of an inbox; none where nothing has arrived. Raises: StorageError: the ledger is damaged."""
-    return Ledger(arrivals).batches() if (arrivals / "ledger.sqlite").exists() else []
+@contextmanager
+def opened_ledger(arrivals: Path) -> Iterator[Ledger | None]:
+    """The ledger of an inbox, closed again afterwards; None where nothing has arrived, and nothing is made.
+
+    Raises: StorageError: the ledger is damaged.
+    """
+    if not (arrivals / NAME).exists():
+        yield None
+        return
+    with closing(Ledger(arrivals)) as ledger:
+        yield ledger
 
 
 def versions(tracking_uri: str | None, workdir: Path) -> list[ModelVersion] | None:

@@ -15,6 +15,7 @@ from flows.retrain_setup import Setup
 from flows.room import make_room
 from storage.errors import NoScansError, NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
+from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Batch, Ledger
 from storage.privacy import without_folder
 from storage.snapshots import load_snapshot
@@ -64,7 +65,7 @@ def take_batches(setup: Setup) -> Taken:
     Raises: StorageError, SourceError: inbox, ledger, store or disk cannot be used; the batch stays open.
     """
     taken = Taken()
-    if not setup.inbox.is_dir() and not (setup.arrivals / "ledger.sqlite").exists():
+    if not setup.inbox.is_dir() and not (setup.arrivals / LEDGER).exists():
         logger.info("there is no inbox at %s, and no batch of it", setup.inbox)
         return taken
     ledger = Ledger(setup.arrivals)
