@@ -5,11 +5,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from flows.config import PipelineConfig, from_parameters, merge
 from flows.databases import databases
 from flows.faults import ERRORS_DIRECTORY
+from flows.named_files import config_names
 from flows.serve import artifacts_place
 from flows.server_settings import server_settings
 from flows.services import DEFAULT_STATE_DIR, started
@@ -20,6 +23,7 @@ from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion, Registry
 from tasks.maintain.run import Installation
 
+SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]  # of a flow; "" is the site's
 logger = logging.getLogger("prdit.maintain")
 
 
@@ -60,6 +64,13 @@ def mlflow_address() -> str | None:
         return uri
     services = started(DEFAULT_STATE_DIR)  # one that is down for a moment is not another one
     return services.mlflow_url if services else None
+
+
+def registry_uri(workdir: Path) -> str:
+    """Address of the MLflow that has the registered model: `mlflow_address`, else the file in the working folder."""
+    from flows.record import tracking_uri
+
+    return mlflow_address() or tracking_uri(workdir)
 
 
 @contextmanager

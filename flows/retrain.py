@@ -17,7 +17,8 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.hooks import ATTENDED, DAY_S, HELD, attended
-from flows.named_files import config_names, policy_names
+from flows.installation import SiteChoice
+from flows.named_files import policy_names
 from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
 from flows.retrain_challenger import Challenge, decided
@@ -39,7 +40,6 @@ NOTHING, WAITING, PROMOTED, CHALLENGER_HELD = (
     "Challenger held",
 )  # names of final states
 T = TypeVar("T")
-SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 PolicyChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *policy_names()]})]
 logger = logging.getLogger("prdit.retrain")
 
