@@ -105,7 +105,8 @@ def test_what_names_nothing_is_one_sentence(lab: Lab, arguments: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "arguments", [("models", "show", "9"), ("ema", "models:/prdit/9"), ("export-checkpoint", "models:/prdit/9", "out.pt")]
+    "arguments",
+    [("models", "show", "9"), ("ema", "models:/prdit/9"), ("export-checkpoint", "models:/prdit/9", "out.pt")],
 )
 def test_without_a_working_folder_the_site_s_is_meant(lab: Lab, arguments: tuple[str, ...]) -> None:
     SITE_FILE.parent.mkdir()
