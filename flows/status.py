@@ -14,8 +14,8 @@ from typing import Any
 
 from flows.installation import mlflow_address, opened_ledger, site_config
 from flows.maintenance import damage_text, disk_text
-from flows.servers import ServiceError, Services, call_api, is_healthy
-from flows.services import DEFAULT_STATE_DIR, processes, supervised
+from flows.servers import Services, call_api, is_healthy
+from flows.services import DEFAULT_STATE_DIR, processes, started
 from flows.site import SiteConfig, load_site
 from flows.status_needs import needs_person
 from storage.documents.run_record import RunDocument
@@ -73,7 +73,7 @@ def _read(part: Callable[[], Part]) -> Part:
 
 def services() -> Part:
     """Which services run; servers that the environment names, too."""
-    found, elsewhere = _supervised(), _elsewhere()
+    found, elsewhere = started(DEFAULT_STATE_DIR), _elsewhere()
     rows = []
     if found is None and elsewhere:
         for name in ("prefect", "mlflow"):
@@ -93,12 +93,6 @@ def services() -> Part:
         "mlflow_page": known.mlflow_url if known else None,
         "rejected_senders": _rejected_senders(DEFAULT_STATE_DIR / "logs" / "listener.log"),
     }
-
-
-def _supervised() -> Services | None:
-    with suppress(ServiceError):
-        return supervised(DEFAULT_STATE_DIR)
-    return None
 
 
 def _elsewhere() -> Services | None:
@@ -153,7 +147,7 @@ def _stamp_time(name: str) -> str:
 
 def flow_runs() -> Part:
     """What the Prefect server has of the last two weeks, newest first, and what is scheduled."""
-    found = _supervised() or _elsewhere()
+    found = started(DEFAULT_STATE_DIR) or _elsewhere()
     if found is None:
         return {"problem": "the Prefect server of this folder does not run (`prdit up` starts it)"}
     since = (datetime.now(UTC) - timedelta(days=_DAYS)).isoformat()
