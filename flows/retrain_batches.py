@@ -22,7 +22,6 @@ from storage.snapshots import load_snapshot
 from tasks.drift.gate import DriftVerdict, HeldError, gate
 from tasks.inbox.batches import take_batch
 from tasks.ingest.stage import ingest_stage
-from tasks.retrain.facts import newest_snapshot
 from tasks.run.private import without_paths
 from tasks.run.stage import RunContext
 from tasks.run.task import as_state, publish_table, task_progress
@@ -143,7 +142,7 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
 
 
 def _listed(setup: Setup) -> set[str]:
-    snapshot = newest_snapshot(setup.store, setup.config.ingest)
+    snapshot = setup.snapshot()
     return set(load_snapshot(snapshot).volumes) if snapshot else set()
 
 
