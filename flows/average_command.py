@@ -33,7 +33,7 @@ def ema(
         from tasks.average.run import average_stage
         from tasks.run.progress import show_progress
 
-        ref = find_ref(checkpoint, loaded.workdir)
+        ref = find_ref(checkpoint, workdir)
         verify_artifact(ref)
         with pydantic_explained("prdit ema"):
             config = AverageConfig(sigma_rel=sigma_rel, updates=updates)

@@ -22,17 +22,20 @@ from pathlib import Path
 
 from flows.databases import Database, DatabaseError, copy_sqlite, databases, migrate, schema, without_password
 from flows.installation import site_config
+from flows.named_files import SITE_FILE, is_file_name
 from flows.server_settings import server_settings
 from flows.services import running_processes
-from flows.site import FILE, load_site
+from flows.site import load_site
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import ConfigError, DamagedArtifactError
 from storage.files import fsync_directory, fsync_tree, naming_path, sha256_file, temporary_path
+from storage.inbox_database import NAME as LEDGER
+from storage.tombstones import FOLDER as TOMBSTONES
 
 BACKUPS = Path(".prdit") / "backups"
 REPLACED = Path(".prdit") / "replaced"
-_STORE_PARTS = (PatientKeyId.NAME, "roles", "tombstones")
+_STORE_PARTS = (PatientKeyId.NAME, "roles", TOMBSTONES)
 _WORK_PARTS = ("decisions", "held-out", "reference", "retrain", "runs")
 _LINEAGE = "lineage"  # in the working folder, of checkpoints that are gone: what was recorded after a back-up stays
 logger = logging.getLogger("prdit.services")
@@ -119,12 +122,12 @@ def _records() -> Iterator[tuple[Path, str, str]]:
     site = load_site()
     config = site_config(site)
     store, workdir = Path(config.store), Path(config.workdir)
-    yield FILE, "settings/site.yaml", "settings"
-    for what, source in (("configuration", Path(site.configuration)), ("policy", Path(site.policy))):
-        if source.suffix in (".yaml", ".yml"):
-            yield source, f"settings/{what}/{source.name}", "settings"  # both may be called the same
+    yield SITE_FILE, "settings/site.yaml", "settings"
+    for what, name in (("configuration", site.configuration), ("policy", site.policy)):
+        if is_file_name(name):
+            yield Path(name), f"settings/{what}/{Path(name).name}", "settings"  # both may be called the same
     yield Path(_relative(config.ingest.key_file(store))), "settings/patient-key", "settings"
-    yield Path(site.inbox.arrivals) / "ledger.sqlite", "inbox/ledger.sqlite", "inbox"
+    yield Path(site.inbox.arrivals) / LEDGER, f"inbox/{LEDGER}", "inbox"
     for part in _WORK_PARTS:
         yield from ((path, f"work/{path.relative_to(workdir)}", "work") for path in _files(workdir / part))
     yield from ((path, f"work/{path.relative_to(workdir)}", "store") for path in _files(workdir / _LINEAGE))

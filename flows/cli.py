@@ -34,6 +34,7 @@ from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.inbox_commands import register as register_inbox_commands
 from flows.maintain_command import maintain
+from flows.named_files import SITE_FILE
 from flows.patient_commands import register as register_patient_commands
 from flows.plan_command import plan
 from flows.prune_command import prune
@@ -432,9 +433,7 @@ def main() -> None:
 
 def _log_in() -> None:
     """Have the clients of Prefect and MLflow in this process log in as this folder's settings say."""
-    from flows.site import FILE
-
-    if os.environ.get("PRDIT_AUTH") or FILE.is_file():
+    if os.environ.get("PRDIT_AUTH") or SITE_FILE.is_file():
         from flows.server_settings import server_settings
 
         with suppress(UserError):  # the commands that need them say what is wrong with them

@@ -103,7 +103,7 @@ def find_ref(text: str, workdir: Path | str | None = None) -> Any:
 
     Args:
         text: such as `models:/prdit@champion`.
-        workdir: working folder, whose checkpoints and MLflow are meant; default: that of the configuration `small`.
+        workdir: working folder, whose checkpoints and MLflow are meant; default: the site's.
     """
     from flows.config import pydantic_explained
     from storage.artifacts import Ref, committed_ref
@@ -114,10 +114,10 @@ def find_ref(text: str, workdir: Path | str | None = None) -> Any:
         with pydantic_explained(f'{text!r} is not a reference {{"kind", "uri", "digest"}}'):
             return Ref.model_validate_json(text)
     if is_model_name(text):
-        from flows.registry_commands import registry_uri
+        from flows.installation import registry_uri
         from storage.model_names import resolve
 
-        place = Path(workdir or load_settings("small", None).workdir).resolve()
+        place = Path(workdir or installed_settings(None).workdir).resolve()
         return resolve(text, registry_uri(place), place)
     found = committed_ref(Path(text)) if Path(text).is_dir() else None
     if found is None:

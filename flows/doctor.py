@@ -1,6 +1,5 @@
 """`prdit doctor`: checks whether this installation can run, and says what to do where it cannot."""
 
-import contextlib
 import os
 import shutil
 import urllib.request
@@ -14,7 +13,6 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
 from flows import services as local
-from storage.errors import UserError
 from tasks.run.machine import cores, memory_available
 
 Status = Literal["ok", "warn", "fail"]
@@ -57,7 +55,7 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         directory: where stores and stages will be written (its disk is measured); default: the current directory.
         services_dir: state of the local services, asked when the environment names no server.
     """
-    services = _services(services_dir)
+    services = local.started(services_dir)  # what is wrong with them has checks of its own
     prefect_url = os.environ.get("PREFECT_API_URL") or (services.prefect_api_url if services else None)
     mlflow_url = os.environ.get("MLFLOW_TRACKING_URI") or (services.mlflow_url if services else None)
     checks: list[Callable[[], list[Check]]] = [
@@ -72,13 +70,6 @@ def doctor(*, directory: Path | None = None, services_dir: Path = local.DEFAULT_
         lambda: _check_services(services_dir),
     ]
     return [finding for check in checks for finding in check()]
-
-
-def _services(services_dir: Path) -> local.Services | None:
-    """The services where they were started; what is wrong with them has checks of its own."""
-    with contextlib.suppress(UserError):
-        return local.started(services_dir)
-    return None
 
 
 def _check_services(services_dir: Path) -> list[Check]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from flows import services as local
 from flows.databases import DatabaseError, databases, explanation, schema
 from flows.doctor import Check
+from flows.named_files import SITE_FILE
 from flows.serve import artifacts_place
 from flows.server_settings import ServerSettings, server_settings
 from flows.servers import check_login
-from flows.site import FILE, SiteConfig, load_site
+from flows.site import SiteConfig, load_site
 from storage.errors import ConfigError, UserError
 
 _LINES = 6  # of a log
@@ -21,8 +22,10 @@ def check_services(state_dir: Path) -> list[Check]:
     try:
         site, settings = load_site(), server_settings()
     except ConfigError as error:
-        return [Check(name="site settings", status="fail", detail=str(error), remedy=f"correct {FILE} or the variable")]
-    if not (state_dir.is_dir() or FILE.is_file()):
+        return [
+            Check(name="site settings", status="fail", detail=str(error), remedy=f"correct {SITE_FILE} or the variable")
+        ]
+    if not (state_dir.is_dir() or SITE_FILE.is_file()):
         return []
     return [
         *_check_programs(state_dir, site),

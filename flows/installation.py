@@ -2,22 +2,28 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from flows.config import PipelineConfig, from_parameters, merge
 from flows.databases import databases
 from flows.faults import ERRORS_DIRECTORY
+from flows.named_files import config_names
 from flows.serve import artifacts_place
 from flows.server_settings import server_settings
 from flows.services import DEFAULT_STATE_DIR, started
 from flows.site import SiteConfig
 from storage.errors import StorageError
-from storage.inbox_ledger import Batch, Ledger
+from storage.inbox_database import NAME
+from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion, Registry
 from tasks.maintain.run import Installation
 
+SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]  # of a flow; "" is the site's
 logger = logging.getLogger("prdit.maintain")
 
 
@@ -60,9 +66,24 @@ def mlflow_address() -> str | None:
     return services.mlflow_url if services else None
 
 
-def batches(arrivals: Path) -> list[Batch]:
-    """The batches of an inbox; none where nothing has arrived. Raises: StorageError: the ledger is damaged."""
-    return Ledger(arrivals).batches() if (arrivals / "ledger.sqlite").exists() else []
+def registry_uri(workdir: Path) -> str:
+    """Address of the MLflow that has the registered model: `mlflow_address`, else the file in the working folder."""
+    from flows.record import tracking_uri
+
+    return mlflow_address() or tracking_uri(workdir)
+
+
+@contextmanager
+def opened_ledger(arrivals: Path) -> Iterator[Ledger | None]:
+    """The ledger of an inbox, closed again afterwards; None where nothing has arrived, and nothing is made.
+
+    Raises: StorageError: the ledger is damaged.
+    """
+    if not (arrivals / NAME).exists():
+        yield None
+        return
+    with closing(Ledger(arrivals)) as ledger:
+        yield ledger
 
 
 def versions(tracking_uri: str | None, workdir: Path) -> list[ModelVersion] | None:

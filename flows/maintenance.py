@@ -1,17 +1,14 @@
 """The flow `maintenance`: verify the store, remove what retention does not keep, measure the disk, say what a person must know."""
 
 import logging
-import os
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
-from pydantic import Field
 
 from flows.hooks import ATTENDED, DAY_S, attended
-from flows.installation import installation, mlflow_backend, site_config
-from flows.named_files import config_names
+from flows.installation import SiteChoice, installation, mlflow_address, mlflow_backend, site_config
 from flows.notify import notify
 from flows.site import SiteConfig, load_site
 from storage.documents.upkeep import Removal, Upkeep
@@ -25,8 +22,6 @@ from tasks.run.progress import Advance, show_progress
 _GB = 1e9
 _SHOWN = 20  # ids in a message; the record has all
 logger = logging.getLogger("prdit.maintain")
-
-SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 
 
 class DamageError(StorageError, RuntimeError):
@@ -49,9 +44,10 @@ def maintenance(
     with attended():
         site = load_site()
         config = site_config(site, configuration, store, overrides)
-        place = installation(config, site, os.environ.get("MLFLOW_TRACKING_URI"))
+        uri = mlflow_address()
+        place = installation(config, site, uri)
         with show_progress("verify") as progress:
-            found = maintain(place, site.retention, os.environ.get("MLFLOW_TRACKING_URI"), progress)
+            found = maintain(place, site.retention, uri, progress)
         if FlowRunContext.get() is not None:
             create_table_artifact(key="prdit-maintenance", table=table(found), description=summary(found))
         tell(site, found)

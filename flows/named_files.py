@@ -1,4 +1,4 @@
-"""YAML files that are called by name: configurations, of prdit and of packages that add some, and policies of retraining."""
+"""YAML files: the site's, and those called by name: configurations, of prdit and of packages that add some, and policies."""
 
 from functools import cache
 from importlib import import_module
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from storage.errors import ConfigError
 
+SITE_FILE = Path(".prdit") / "site.yaml"
 _GROUP = "prdit.configurations"
 _POLICIES = Path(__file__).with_name("policies")
 

@@ -100,18 +100,11 @@ def rollback(
 
 def _opened(config: str | None, workdir: Path | None) -> "tuple[Registry, Path]":
     """The registered model of a working folder's MLflow, and the folder of its decisions."""
+    from flows.installation import registry_uri
     from storage.registry import Registry
 
     place = Path(installed_settings(config, workdir=workdir).workdir).resolve()
     return Registry(registry_uri(place), workdir=place), place / "decisions"
-
-
-def registry_uri(workdir: Path) -> str:
-    """Address of MLflow: `MLFLOW_TRACKING_URI`, the local server where one runs, else the file in the working folder."""
-    from flows.installation import mlflow_address
-    from flows.record import tracking_uri
-
-    return mlflow_address() or tracking_uri(workdir)
 
 
 def _found(registry: "Registry", version: str) -> "ModelVersion":

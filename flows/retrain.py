@@ -7,7 +7,6 @@ a checkpoint is registered once, and a decision is made once for each version.
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from prefect import flow, task
@@ -17,7 +16,8 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.hooks import ATTENDED, DAY_S, HELD, attended
-from flows.named_files import config_names, policy_names
+from flows.installation import SiteChoice
+from flows.named_files import policy_names
 from flows.notify import notify
 from flows.retrain_batches import Taken, notify_held, take_batches
 from flows.retrain_challenger import Challenge, decided
@@ -28,8 +28,7 @@ from storage.documents.retraining import Outcome, Retraining
 from storage.errors import ComputationError, ForgottenError, InputError, LockedError
 from storage.locks import locked
 from storage.registry import CHAMPION, ModelVersion, RegistryUnavailableError
-from tasks.retrain.due import Due, due
-from tasks.retrain.facts import facts_of, newest_snapshot
+from tasks.retrain.due import Due, Facts, due
 from tasks.retrain.rounds import Rounds
 
 NOTHING, WAITING, PROMOTED, CHALLENGER_HELD = (
@@ -39,7 +38,6 @@ NOTHING, WAITING, PROMOTED, CHALLENGER_HELD = (
     "Challenger held",
 )  # names of final states
 T = TypeVar("T")
-SiteChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *config_names()]})]
 PolicyChoice = Annotated[str, Field(json_schema_extra={"enum": ["", *policy_names()]})]
 logger = logging.getLogger("prdit.retrain")
 
@@ -92,10 +90,11 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
     retraining = rounds.under_way(setup.settings)
     if retraining is None:
         champion = registry.find(CHAMPION)
-        decision = _step("is it due", lambda: is_due(setup, rounds, champion))
+        facts = setup.facts(rounds, champion)
+        decision = _step("is it due", lambda: is_due(setup, facts))
         if not decision.train:
             return (NOTHING if decision.state == "nothing" else WAITING), decision.reason, None
-        retraining = rounds.begin(begun(setup, rounds, champion, decision))
+        retraining = rounds.begin(begun(setup, facts, champion, decision))
     else:
         logger.warning("the retraining that was begun at %s goes on: %s", retraining.begun, retraining.reason)
     make_room(setup.config, setup.site)
@@ -124,19 +123,15 @@ def _trained(setup: Setup) -> tuple[str, str, Decision | None]:
     return (PROMOTED if outcome == "promoted" else CHALLENGER_HELD), made.reason, made
 
 
-def is_due(setup: Setup, rounds: Rounds, champion: ModelVersion | None) -> Due:
-    """Whether a retraining is due now. Raises: StorageError: store or records cannot be read."""
-    snapshot = newest_snapshot(setup.store, setup.config.ingest)
-    decision = due(setup.policy, facts_of(snapshot, rounds, champion, datetime.now(UTC)))
+def is_due(setup: Setup, facts: Facts) -> Due:
+    """Whether a retraining is due."""
+    decision = due(setup.policy, facts)
     logger.info("%s: %s", decision.state, decision.reason)
     return decision
 
 
-def begun(setup: Setup, rounds: Rounds, champion: ModelVersion | None, decision: Due) -> Retraining:
-    """The record of a retraining that begins now. Weights of a champion that must not be used any more are not gone on from."""
-    now = datetime.now(UTC)
-    facts = facts_of(newest_snapshot(setup.store, setup.config.ingest), rounds, champion, now)
-    warm = champion is not None and not champion.refused and setup.policy.start == "champion"
+def begun(setup: Setup, facts: Facts, champion: ModelVersion | None, decision: Due) -> Retraining:
+    """The record of a retraining that begins now, on what it was decided by."""
     return Retraining(
         snapshot=facts.snapshot,
         num_volumes=facts.num_volumes,
@@ -145,8 +140,8 @@ def begun(setup: Setup, rounds: Rounds, champion: ModelVersion | None, decision:
         policy=setup.policy_name,
         settings=setup.settings,
         champion=champion.version if champion else None,
-        initial=champion.checkpoint.digest if champion and warm else "",
-        begun=now.isoformat(timespec="seconds"),
+        initial=champion.checkpoint.digest if champion and setup.is_warm(champion) else "",
+        begun=facts.now.isoformat(timespec="seconds"),
     )
 
 

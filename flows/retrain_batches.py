@@ -15,13 +15,13 @@ from flows.retrain_setup import Setup
 from flows.room import make_room
 from storage.errors import NoScansError, NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
+from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Batch, Ledger
 from storage.privacy import without_folder
 from storage.snapshots import load_snapshot
 from tasks.drift.gate import DriftVerdict, HeldError, gate
 from tasks.inbox.batches import take_batch
 from tasks.ingest.stage import ingest_stage
-from tasks.retrain.facts import newest_snapshot
 from tasks.run.private import without_paths
 from tasks.run.stage import RunContext
 from tasks.run.task import as_state, publish_table, task_progress
@@ -64,7 +64,7 @@ def take_batches(setup: Setup) -> Taken:
     Raises: StorageError, SourceError: inbox, ledger, store or disk cannot be used; the batch stays open.
     """
     taken = Taken()
-    if not setup.inbox.is_dir() and not (setup.arrivals / "ledger.sqlite").exists():
+    if not setup.inbox.is_dir() and not (setup.arrivals / LEDGER).exists():
         logger.info("there is no inbox at %s, and no batch of it", setup.inbox)
         return taken
     ledger = Ledger(setup.arrivals)
@@ -142,7 +142,7 @@ def _ingested(batch: Batch, setup: Setup) -> _Held | None:
 
 
 def _listed(setup: Setup) -> set[str]:
-    snapshot = newest_snapshot(setup.store, setup.config.ingest)
+    snapshot = setup.snapshot()
     return set(load_snapshot(snapshot).volumes) if snapshot else set()
 
 

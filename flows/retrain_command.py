@@ -58,34 +58,28 @@ def retrain(
 
 def foreseen(setup: "Setup") -> dict[str, Any]:
     """What a retraining would do now: batches as the ledger knows them, what is due, and how it would train; reads only."""
-    from datetime import UTC, datetime
-
-    from storage.inbox_database import NAME
-    from storage.inbox_ledger import Ledger
+    from flows.installation import opened_ledger
     from storage.registry import CHAMPION
     from tasks.retrain.due import due
-    from tasks.retrain.facts import facts_of, newest_snapshot
     from tasks.retrain.rounds import Rounds
 
     rounds, champion = Rounds(setup.workdir), setup.registry().find(CHAMPION)
-    snapshot = newest_snapshot(setup.store, setup.config.ingest)
-    ledger = Ledger(setup.arrivals) if (setup.arrivals / NAME).is_file() else None
-    known = ledger.batches() if ledger else []
-    open_ = [one.number for one in known if one.state == "open"]
+    with opened_ledger(setup.arrivals) as ledger:
+        known = ledger.batches() if ledger else []
+        num_waiting = ledger.waiting()[0] if ledger else 0
     begun = rounds.newest()
     goes_on = begun is not None and not begun.outcome and begun.settings == setup.settings
-    decision = due(setup.policy, facts_of(snapshot, rounds, champion, datetime.now(UTC)))
-    warm = champion is not None and not champion.refused and setup.policy.start == "champion"
+    decision = due(setup.policy, setup.facts(rounds, champion))
     return {
         "policy": setup.policy_name,
-        "series_waiting": ledger.waiting()[0] if ledger else 0,
-        "batches_open": open_,
+        "series_waiting": num_waiting,
+        "batches_open": [one.number for one in known if one.state == "open"],
         "batches_held": [one.number for one in known if one.state == "held"],
         "goes_on": begun.begun if begun and goes_on else None,
         "state": "train" if goes_on else decision.state,
         "reason": begun.reason if begun and goes_on else decision.reason,
         "champion": champion.version if champion else None,
-        "start": "champion" if warm else "scratch",
+        "start": "champion" if setup.is_warm(champion) else "scratch",
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from flows.policy import load_policy
 from flows.record import tracking_uri
 from flows.site import SiteConfig, load_site
 from storage.files import sha256_json
-from storage.registry import Registry
+from storage.refs import Ref
+from storage.registry import ModelVersion, Registry
 from tasks.inbox.config import Timing, check_places
+from tasks.retrain.due import Facts
+from tasks.retrain.facts import facts_of, newest_snapshot
 from tasks.retrain.policy import RetrainPolicy
+from tasks.retrain.rounds import Rounds
 
 LOCK = "retrain.lock"  # in the working folder: held by the one retraining that works there
 
@@ -90,6 +95,18 @@ class Setup:
         """Digest of policy and configuration: a retraining that was begun with others is not continued."""
         values = {"policy": self.policy.model_dump(mode="json"), "config": self.config.digest()}
         return f"sha256:{sha256_json(values)}"
+
+    def snapshot(self) -> Ref | None:
+        """What the store lists now; None: nothing. Raises: StorageError: it is damaged, or has another grid."""
+        return newest_snapshot(self.store, self.config.ingest)
+
+    def facts(self, rounds: Rounds, champion: ModelVersion | None) -> Facts:
+        """What the policy decides by, now. Raises: StorageError: store or records cannot be read."""
+        return facts_of(self.snapshot(), rounds, champion, datetime.now(UTC))
+
+    def is_warm(self, champion: ModelVersion | None) -> bool:
+        """Whether a challenger begins with the champion's weights: not with those that must not be used any more."""
+        return champion is not None and not champion.refused and self.policy.start == "champion"
 
     def registry(self) -> Registry:
         """The registered model. Raises: RegistryUnavailableError: MLflow does not answer."""

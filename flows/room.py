@@ -1,7 +1,6 @@
 """The disk guard of the flows: work that writes begins only with enough free disk, after retention has made what room it may."""
 
 import logging
-import os
 from pathlib import Path
 
 from flows.config import PipelineConfig
@@ -25,11 +24,11 @@ def make_room(config: PipelineConfig, site: SiteConfig | None = None) -> None:
         for folder in folders:
             check_room(folder, min_free_gb=found.retention.min_free_gb)
     except NoRoomError as error:
-        from flows.installation import installation
+        from flows.installation import installation, mlflow_address
         from tasks.maintain.run import prune
 
         notes: list[str] = []
-        removed = prune(installation(config, found, os.environ.get("MLFLOW_TRACKING_URI")), found.retention, notes)
+        removed = prune(installation(config, found, mlflow_address()), found.retention, notes)
         freed = sum(each.size_bytes for each in removed) / 1e9
         logger.warning("%s\nRetention removed %.1f GB. %s", error, freed, " ".join(notes))
         for folder in folders:

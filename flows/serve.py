@@ -16,6 +16,7 @@ from pathlib import Path
 from flows.databases import databases, prepare
 from flows.mlflow_login import APP_NAME
 from flows.server_settings import ServerSettings, server_settings
+from flows.servers import common_environment
 from flows.site import load_site
 from storage.errors import ConfigError, UserError
 from tasks.run.heartbeat import VARIABLE as HEARTBEAT
@@ -76,15 +77,7 @@ def _environment(name: str, state_dir: Path) -> dict[str, str]:
     """
     inherited = {k: v for k, v in os.environ.items() if k != "PRDIT_DATABASE" or name not in ("watcher", "listener")}
     limit_threads(inherited)
-    defaults = {
-        "PREFECT_HOME": str(state_dir / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "prdit",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    defaults = {**common_environment(state_dir), "PYTHONUNBUFFERED": "1"}
     return {**defaults, **inherited, HEARTBEAT: str(state_dir / "alive" / name)}
 
 

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-from flows.site import FILE, load_site
+from flows.named_files import SITE_FILE
+from flows.site import load_site
 from storage.errors import ConfigError
 
 _LOGIN = re.compile(r"[!-9;-~]+:[!-~]{8,}")  # printable ASCII: both servers and all their clients encode it alike
@@ -63,7 +64,7 @@ def server_settings() -> ServerSettings:
 
     Raises: ConfigError: one of them cannot be used; no password is in the message.
     """
-    site = load_site().services if FILE.is_file() else None
+    site = load_site().services if SITE_FILE.is_file() else None
     database = os.environ.get("PRDIT_DATABASE") or _plain_database(site.database if site else None)
     artifacts = os.environ.get("PRDIT_ARTIFACTS") or (site.artifacts if site else None)
     login = _login(site.auth_file if site else None)
@@ -85,8 +86,8 @@ def _plain_database(text: str | None) -> str | None:
         _check_database(text)
         if make_url(text).password is not None:
             raise ConfigError(
-                f"{FILE}: services.database holds a password. Take it out, and give the whole address in PRDIT_DATABASE or the "
-                "password in ~/.pgpass (mode 600)."
+                f"{SITE_FILE}: services.database holds a password. Take it out, and give the whole address in PRDIT_DATABASE or "
+                "the password in ~/.pgpass (mode 600)."
             )
     return text
 
@@ -124,7 +125,7 @@ def _login(auth_file: str | None) -> str | None:
     elif auth_file is None:
         return None
     else:
-        where, text = f"services.auth_file of {FILE} ({auth_file})", _read(Path(auth_file))
+        where, text = f"services.auth_file of {SITE_FILE} ({auth_file})", _read(Path(auth_file))
     if not _LOGIN.fullmatch(text):
         raise ConfigError(f"{where} cannot be used. {_LOGIN_RULE}")
     return text
@@ -138,5 +139,5 @@ def _read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(
-            f"services.auth_file of {FILE}: {path} cannot be read: {reason}. It holds user:password."
+            f"services.auth_file of {SITE_FILE}: {path} cannot be read: {reason}. It holds user:password."
         ) from error

@@ -63,12 +63,28 @@ def mlflow_page(services: Services, experiment_id: str | None = None, run_id: st
     return f"{services.mlflow_url}/#/{place}?workflowType=machine_learning{view}"
 
 
+def common_environment(state_dir: Path) -> dict[str, str]:
+    """What a service, and every process that works with the services, has in its environment, whoever starts it.
+
+    With the safe path: else Prefect's process for cancellation hooks finds a `storage` of its own, beside its script, instead of
+    ours. Heartbeats of runs come by default too seldom for flows/automations.py, which takes a silent run for dead.
+    """
+    return {
+        "PYTHONSAFEPATH": "1",
+        "PREFECT_HOME": str(state_dir / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "prdit",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+    }
+
+
 def child_environment(services: Services) -> dict[str, str]:
     """The whole environment of a process working with the services.
 
     Ours without any Prefect or MLflow setting (a profile or key for another server must not leak in), with this Python's
-    scripts first on PATH, so that a worker starts flow runs in the same venv. Without the safe path, Prefect's process for
-    cancellation hooks finds a `storage` of its own, beside its script, instead of ours.
+    scripts first on PATH, so that a worker starts flow runs in the same venv.
 
     Raises: ConfigError: the login that the servers ask for cannot be used.
     """
@@ -78,17 +94,11 @@ def child_environment(services: Services) -> dict[str, str]:
     limit_threads(inherited)
     return {
         **inherited,
+        **common_environment(services.state_dir),
         **server_settings().client_variables(),
         "PATH": str(Path(sys.executable).parent) + os.pathsep + inherited.get("PATH", ""),
-        "PYTHONSAFEPATH": "1",
         "PREFECT_API_URL": services.prefect_api_url,
-        "PREFECT_HOME": str(services.state_dir / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "prdit",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "MLFLOW_TRACKING_URI": services.mlflow_url,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }

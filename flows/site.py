@@ -9,18 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.named_files import config_names, is_file_name, policy_names
+from flows.named_files import SITE_FILE, config_names, is_file_name, policy_names
 from flows.notify import NotifyConfig
 from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError
-from tasks.inbox.config import QUIET_S, ListenerConfig
+from tasks.inbox.config import QUIET_S, ListenerConfig, overlapping
 from tasks.maintain.config import RetentionConfig
-
-FILE = Path(".prdit") / "site.yaml"
 
 
 class InboxSettings(BaseModel):
-    """Where new scans arrive. Owner: tasks/inbox."""
+    """Where new scans arrive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -75,7 +73,7 @@ class SiteConfig(BaseModel):
     )
 
 
-def load_site(path: Path = FILE) -> SiteConfig:
+def load_site(path: Path = SITE_FILE) -> SiteConfig:
     """The site's settings; defaults where there is no file.
 
     Raises: ConfigError: unknown keys or values out of range, each on a line; an inbox in the store, or the store in the inbox.
@@ -83,7 +81,8 @@ def load_site(path: Path = FILE) -> SiteConfig:
     values = read_settings(path, "the site's settings", "policy: default") if path.exists() else {}
     with explained(f"site settings {path}", SiteConfig):
         site = SiteConfig.model_validate(values)
-    problems = [*_unknown_names(site), *_overlapping(site)]
+    places = overlapping(Path(site.inbox.folder), Path(site.inbox.arrivals), Path(site.store))
+    problems = [*_unknown_names(site), *places]
     if problems:
         raise ConfigError("\n".join([f"site settings {path}:", *(f"  {line}" for line in problems)]))
     return site
@@ -99,23 +98,4 @@ def _unknown_names(site: SiteConfig) -> list[str]:
             problems.append(
                 f"{key}: {name!r} is {missing}; there are {', '.join(names)}, and files whose name ends in .yaml"
             )
-    return problems
-
-
-def _overlapping(site: SiteConfig) -> list[str]:
-    """Places that contain each other: what is written by prdit would be read as new scans, or the other way round."""
-    inbox, arrivals = ("inbox.folder", site.inbox.folder), ("inbox.arrivals", site.inbox.arrivals)
-    store = ("store", site.store)
-    problems = []
-    for (one, first), (other, second) in ((inbox, store), (inbox, arrivals), (arrivals, store)):
-        here, there = Path(first).resolve(), Path(second).resolve()
-        if here == there:
-            relation = f"the same folder as {other}"
-        elif there in here.parents:
-            relation = f"inside {other} ({second})"
-        elif here in there.parents:
-            relation = f"a folder that contains {other} ({second})"
-        else:
-            continue
-        problems.append(f"{one}: {first} is {relation}; give each a folder of its own")
     return problems

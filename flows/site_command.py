@@ -32,11 +32,12 @@ def site(
     With --write, a file with every setting and its description is made, to be edited; one that exists is never replaced.
     """
     with clear_errors():
-        from flows.site import FILE, SiteConfig, load_site
+        from flows.named_files import SITE_FILE
+        from flows.site import SiteConfig, load_site
         from storage.errors import AlreadyExistsError
         from storage.files import put_if_absent
 
-        place = path or FILE
+        place = path or SITE_FILE
         if write:
             text = "\n".join([*_introduction(), *_lines(SiteConfig(), "", hide=False), ""])
             if not put_if_absent(place, text.encode()):

@@ -5,22 +5,22 @@ Nothing here changes anything, and no part needs another: what cannot be read is
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.installation import mlflow_address, site_config
+from flows.installation import mlflow_address, opened_ledger, site_config
 from flows.maintenance import damage_text, disk_text
-from flows.servers import ServiceError, Services, call_api, is_healthy
-from flows.services import DEFAULT_STATE_DIR, processes, supervised
+from flows.servers import Services, call_api, is_healthy
+from flows.services import DEFAULT_STATE_DIR, processes, started
 from flows.site import SiteConfig, load_site
 from flows.status_needs import needs_person
 from storage.documents.run_record import RunDocument
 from storage.documents.upkeep import Upkeep
 from storage.errors import MissingArtifactError, StorageError, UserError
-from storage.inbox_ledger import Ledger
 from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry
 from storage.snapshots import history
 from tasks.maintain.disk import free_bytes
@@ -73,7 +73,7 @@ def _read(part: Callable[[], Part]) -> Part:
 
 def services() -> Part:
     """Which services run; servers that the environment names, too."""
-    found, elsewhere = _supervised(), _elsewhere()
+    found, elsewhere = started(DEFAULT_STATE_DIR), _elsewhere()
     rows = []
     if found is None and elsewhere:
         for name in ("prefect", "mlflow"):
@@ -93,12 +93,6 @@ def services() -> Part:
         "mlflow_page": known.mlflow_url if known else None,
         "rejected_senders": _rejected_senders(DEFAULT_STATE_DIR / "logs" / "listener.log"),
     }
-
-
-def _supervised() -> Services | None:
-    with suppress(ServiceError):
-        return supervised(DEFAULT_STATE_DIR)
-    return None
 
 
 def _elsewhere() -> Services | None:
@@ -153,7 +147,7 @@ def _stamp_time(name: str) -> str:
 
 def flow_runs() -> Part:
     """What the Prefect server has of the last two weeks, newest first, and what is scheduled."""
-    found = _supervised() or _elsewhere()
+    found = started(DEFAULT_STATE_DIR) or _elsewhere()
     if found is None:
         return {"problem": "the Prefect server of this folder does not run (`prdit up` starts it)"}
     since = (datetime.now(UTC) - timedelta(days=_DAYS)).isoformat()
@@ -228,11 +222,9 @@ def _version(versions: list[ModelVersion], alias: str) -> Part | None:
 
 def inbox(site: SiteConfig) -> Part:
     """What arrives or waits, and the batches."""
-    folder = Path(site.inbox.arrivals)
-    if not (folder / "ledger.sqlite").exists():
-        return {"folder": site.inbox.folder, "items": {}, "batches": {}, "held": [], "newest": []}
-    ledger = Ledger(folder)
-    found = ledger.batches()
+    with opened_ledger(Path(site.inbox.arrivals)) as ledger:
+        found = ledger.batches() if ledger else []
+        items = ledger.counts() if ledger else {}
     rows = [
         {
             "number": each.number,
@@ -247,8 +239,8 @@ def inbox(site: SiteConfig) -> Part:
     ]
     return {
         "folder": site.inbox.folder,
-        "items": ledger.counts(),
-        "batches": dict(ledger.batch_counts()),
+        "items": items,
+        "batches": dict(Counter(each.state for each in found)),
         "held": [row for row in rows if row["state"] == "held"],
         "newest": rows[::-1][:SHOWN],
     }

@@ -26,21 +26,31 @@ class Timing:
     settle_s: float = 2.0
 
 
-def check_places(inbox: Path, arrivals: Path, store: Path | None = None) -> None:
-    """Refuse an inbox that would find our own files, or lies in them.
-
-    Raises: ConfigError: the inbox is in the store or in `arrivals`, or one of these is in the inbox.
-    """
-    here = inbox.resolve()
-    for name, place in (("store", store), ("folder of the ledger (inbox.arrivals)", arrivals)):
-        if place is None:
+def overlapping(inbox: Path, arrivals: Path, store: Path) -> list[str]:
+    """Which of the places contain each other, a line each: what we write would be read as new scans, or the other way round."""
+    named = {"inbox.folder": inbox, "inbox.arrivals": arrivals, "store": store}
+    problems = []
+    for one, other in (("inbox.folder", "store"), ("inbox.folder", "inbox.arrivals"), ("inbox.arrivals", "store")):
+        here, there = named[one].resolve(), named[other].resolve()
+        if here == there:
+            relation = f"the same folder as {other}"
+        elif there in here.parents:
+            relation = f"inside {other} ({named[other]})"
+        elif here in there.parents:
+            relation = f"a folder that contains {other} ({named[other]})"
+        else:
             continue
-        other = place.resolve()
-        if here == other or here.is_relative_to(other) or other.is_relative_to(here):
-            raise ConfigError(
-                f"The inbox {inbox} and the {name} {place} lie in each other, and the inbox is only read: choose another "
-                "folder for one of them (inbox.folder in .prdit/site.yaml)."
-            )
+        problems.append(f"{one}: {named[one]} is {relation}; give each a folder of its own")
+    return problems
+
+
+def check_places(inbox: Path, arrivals: Path, store: Path) -> None:
+    """Refuse an inbox that would find our own files, or lies in them. Raises: ConfigError: places that are `overlapping`."""
+    if problems := overlapping(inbox, arrivals, store):
+        raise ConfigError(
+            "Inbox, ledger and store must not lie in each other (options of the command, or .prdit/site.yaml): "
+            f"{'. '.join(problems)}."
+        )
 
 
 class ListenerConfig(BaseModel):

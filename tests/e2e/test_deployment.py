@@ -20,7 +20,7 @@ from flows import services as local
 from flows.automations import RETRAIN_QUEUE, crash_silent, ensure_automations
 from flows.config import load_config
 from flows.events import DEPLOYMENT, emit_arrived
-from flows.site import FILE as SITE
+from flows.named_files import SITE_FILE as SITE
 from storage.files import read_json
 from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest

@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 from flows import cli
 from flows.cli import app
+from flows.named_files import SITE_FILE
 from storage.artifacts import Ref
 from storage.registry import MODEL, REFUSED, Registry
 from tasks.run.stage import StageOutcome
@@ -101,6 +102,18 @@ def test_what_names_nothing_is_one_sentence(lab: Lab, arguments: tuple[str, ...]
     assert shown.exit_code == 2, shown.output
     assert says in shown.output
     assert len(shown.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("models", "show", "9"), ("ema", "models:/prdit/9"), ("export-checkpoint", "models:/prdit/9", "out.pt")],
+)
+def test_without_a_working_folder_the_site_s_is_meant(lab: Lab, arguments: tuple[str, ...]) -> None:
+    SITE_FILE.parent.mkdir()
+    SITE_FILE.write_text(json.dumps({"overrides": {"workdir": str(lab.workdir)}}), encoding="utf-8")
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 2, shown.output
+    assert f"MLflow at {lab.uri} has no version '9'" in shown.output
 
 
 @pytest.mark.parametrize("arguments", [("models", "ls"), ("sample", "models:/prdit@champion")])

@@ -9,6 +9,7 @@ import pytest
 from prefect.settings import Settings
 
 from flows import serve as module
+from flows.automations import SILENCE_S
 from flows.databases import databases
 from flows.serve import become, main
 from flows.server_settings import ServerSettings
@@ -69,6 +70,18 @@ def test_prefect_takes_what_it_is_given(site: Path, became: Any, monkeypatch: py
     assert settings.server.ui.static_directory == str(site / "state" / "prefect" / "ui")
     assert settings.server.events.retention_period.days == 7
     assert settings.server.services.db_vacuum.retention_period.days == 90
+
+
+def test_runs_of_a_worker_send_heartbeats_before_they_count_as_silent(
+    site: Path, became: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts it: systemd and containers give it no environment of ours."""
+    monkeypatch.delenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", raising=False)
+    _, environment = start("worker", site, became)
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    frequency = Settings().flows.heartbeat_frequency
+    assert frequency is not None
+    assert 5 * frequency <= SILENCE_S
 
 
 def test_secrets_are_in_the_environment_of_those_who_need_them(

@@ -207,7 +207,7 @@ def test_a_flow_whose_newest_run_failed_needs_a_person_and_one_that_recovered_do
     make_site(tmp_path)
     up = {"running": True, "services": [], "prefect_page": "", "mlflow_page": "", "rejected_senders": None}
     monkeypatch.setattr(module, "services", lambda: up)
-    monkeypatch.setattr(module, "_supervised", lambda: "services")
+    monkeypatch.setattr(module, "started", lambda place: "services")
     asked: list[dict[str, Any]] = []
 
     def run(flow: str, kind: str, day: int, ended: bool = True) -> dict[str, Any]:

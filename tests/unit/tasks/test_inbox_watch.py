@@ -184,6 +184,8 @@ def test_an_inbox_in_our_own_folders_is_refused(tmp_path: Path) -> None:
     for inbox in (store, store / "in", arrivals, arrivals / "batches", tmp_path, link / "store" / "x"):
         with pytest.raises(ValueError, match="lie in each other"):
             check_places(inbox, arrivals, store)
+    with pytest.raises(ValueError, match=r"lie in each other.*inbox.arrivals: .* is inside store"):
+        check_places(tmp_path / "in", store / "arrivals", store)
     check_places(tmp_path / "store-inbox", arrivals, store)
 
 
