@@ -182,15 +182,14 @@ class Ledger:
         """
         with self.database.changing():
             for item in items:
-                self.database.run(
-                    "DELETE FROM contents WHERE batch = ? AND sha256 IN "
-                    "(SELECT sha256 FROM batch_files WHERE batch = ? AND item = ?)",
-                    (number, number, item),
-                )
                 self.database.run("DELETE FROM batch_files WHERE batch = ? AND item = ?", (number, item))
                 self.database.run(
                     "UPDATE items SET state = 'arriving', batch = NULL, dirty = 1 WHERE item = ?", (item,)
                 )
+            self.database.run(  # what another item of the batch has, too, stays taken
+                "DELETE FROM contents WHERE batch = ? AND sha256 NOT IN (SELECT sha256 FROM batch_files WHERE batch = ?)",
+                (number, number),
+            )
             self.database.run(  # those taken for the content that a dropped one had: it may be theirs to bring now
                 "UPDATE items SET dirty = 1 WHERE batch = ? AND item NOT IN (SELECT item FROM batch_files WHERE batch = ?)",
                 (number, number),
