@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -530,6 +531,17 @@ class Server:
         with _explained():
             self._client.get_logged_model(model_id)  # the files of one in the trash would still be listed
             return set(self._model_files(model_id, ["."]))
+
+    def has_model_file(self, model_id: str, name: str) -> bool:
+        """Whether a model's folder has a file; false where there is no such model. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            try:
+                self._client.get_logged_model(model_id)
+            except MlflowException as error:
+                if _status(error) == HTTPStatus.NOT_FOUND:
+                    return False
+                raise
+            return name in self._model_files(model_id, [str(Path(name).parent)])
 
     def _model_files(self, model_id: str, folders: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
