@@ -16,6 +16,7 @@ from storage.inbox_database import LedgerDatabase, packed, unpacked
 from storage.inbox_files import InboxFiles, Item, RecordedFile
 
 BatchState = Literal["open", "held", "listed", "rejected"]
+BATCHES, PICTURES = "batches", "pictures"  # folders beside the ledger's file; pictures are of held batches, by number
 _COLUMNS = "number, state, created, reason, volumes, released, series"
 
 
@@ -49,7 +50,7 @@ class Ledger:
     """The ledger of one inbox.
 
     Args:
-        folder: `<arrivals>`: holds `ledger.sqlite` and `batches/`; made when missing.
+        folder: `<arrivals>`: holds `ledger.sqlite`, `batches/` and `pictures/`; made when missing.
     Attributes:
         files: what was seen in the inbox.
     Raises: StorageError: it is damaged, or of another format.
@@ -68,7 +69,7 @@ class Ledger:
 
     def batch_folder(self, number: int) -> Path:
         """The folder of a batch."""
-        return self.folder / "batches" / f"{number:06d}"
+        return self.folder / BATCHES / f"{number:06d}"
 
     def batches(self, state: BatchState | None = None) -> list[Batch]:
         """The batches, oldest first; of one state, or all."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
 from storage.errors import StorageError
 from storage.files import remove_leftovers
+from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
@@ -122,7 +123,7 @@ def _prune_stages(place: Installation, config: RetentionConfig) -> list[Removal]
 def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:
     leftovers = remove_leftovers(place.workdir, below=True) if place.workdir.is_dir() else []
     removed = _counted(remove_old(old_records(place.workdir, place.errors, config, place.checkpoints(config))))
-    if (place.arrivals / "ledger.sqlite").exists() and (count := remove_finished(Ledger(place.arrivals))):
+    if (place.arrivals / LEDGER).exists() and (count := remove_finished(Ledger(place.arrivals))):
         removed.append(Removal(what="folder of a finished batch", count=count, size_bytes=0))
     if leftovers:
         removed.append(Removal(what="temporary file of an ended process", count=len(leftovers), size_bytes=0))
