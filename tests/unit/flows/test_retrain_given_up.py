@@ -141,8 +141,12 @@ def test_where_the_champions_files_are_gone_the_challenger_is_held(
     monkeypatch.setattr(flows.retrain_challenger, "gather", lambda own, champion, *_: Evidence(champion=champion))
     champion = ModelVersion(7, world.snapshot, "run", ("champion",))
     challenge = Challenge(world.setup, world.setup.registry(), world.begin(), lambda name, work: work())
-    evidence = challenge._evidence(run, ModelVersion(8, world.snapshot, "run"), world.snapshot, world.snapshot, champion)
+    evidence = challenge._evidence(
+        run, ModelVersion(8, world.snapshot, "run"), world.snapshot, world.snapshot, champion
+    )
     judgement = judge(world.setup.policy, evidence)
     assert (evidence.champion, judgement.promote) == (7, False)
-    assert judgement.reason.startswith("Held. Nothing can be compared with the champion, version 7, whose files are gone")
+    assert judgement.reason.startswith(
+        "Held. Nothing can be compared with the champion, version 7, whose files are gone"
+    )
     assert "nothing can be compared with the champion: nowhere" in caplog.text

@@ -180,7 +180,9 @@ def test_an_open_batch_keeps_its_scans(ledger: Ledger) -> None:
 def test_a_content_that_another_item_of_the_batch_has_stays_taken_when_one_is_dropped(ledger: Ledger) -> None:
     contents = {"4.5": ("x", "y"), "4.6": ("y", "z")}
     for uid, shas in contents.items():
-        ledger.files.record([SeenFile(b"b", f"{uid}-{sha}".encode(), 1, 2, 3.0, True, sha, uid, "dicom") for sha in shas])
+        ledger.files.record(
+            [SeenFile(b"b", f"{uid}-{sha}".encode(), 1, 2, 3.0, True, sha, uid, "dicom") for sha in shas]
+        )
     ledger.files.refresh(9.0)
     for uid in contents:
         ledger.files.complete(uid, "quiet")
@@ -191,4 +193,8 @@ def test_a_content_that_another_item_of_the_batch_has_stays_taken_when_one_is_dr
     assert set(ledger.files_of(batch.number)) == {"4.6"}
     ledger.files.record([SeenFile(b"c", b"copy", 1, 2, 3.0, True, "y", "4.6", "dicom")])
     ledger.files.refresh(9.0)
-    assert {one.item: one.state for one in ledger.files.items()} == {"1.2.3": "taken", "4.5": "arriving", "4.6": "taken"}
+    assert {one.item: one.state for one in ledger.files.items()} == {
+        "1.2.3": "taken",
+        "4.5": "arriving",
+        "4.6": "taken",
+    }
