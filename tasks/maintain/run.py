@@ -21,7 +21,7 @@ from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import free_bytes
 from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, stages
 from tasks.maintain.verify import verify_store
-from tasks.prune.plan import Checkpoints, plan
+from tasks.prune.plan import BUSY, Checkpoints, plan, size_of
 from tasks.prune.remove import remove_all
 from tasks.retrain.decisions import decisions
 from tasks.run.progress import Advance
@@ -146,7 +146,7 @@ def unfinished(workdir: Path) -> list[str]:
         return [
             f"{row.stage}/{row.key}"
             for row in rows
-            if not row.finished and row.why != "a process works on it" and not row.path.name.startswith(".")
+            if not row.finished and row.why != BUSY and not row.path.name.startswith(".")
         ]
     return []
 
@@ -162,16 +162,6 @@ def places(place: Installation) -> list[Place]:
         "logs of the services": [place.services / "logs"],
     }
     return [Place(name=name, size_bytes=sum(map(size_of, paths))) for name, paths in parts.items()]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of all files in a folder, or of a file; 0 where there is none."""
-    total = 0
-    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        with suppress(OSError):  # removed meanwhile
-            found = each.lstat()
-            total += found.st_size if not each.is_dir() else 0
-    return total
 
 
 def record(
