@@ -4,8 +4,7 @@ A SQLite file outside the inbox, which is only read. Events of the file system o
 the inbox finds, held against this ledger. Every change is one transaction, so a killed process leaves the state before or after it.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,9 +72,10 @@ class Ledger:
 
     def batches(self, state: BatchState | None = None) -> list[Batch]:
         """The batches, oldest first; of one state, or all."""
-        rows = self.database.rows(
-            f"SELECT {_COLUMNS} FROM batches WHERE ? IS NULL OR state = ? ORDER BY number", (state, state)
-        )
+        return self._batches("? IS NULL OR state = ?", (state, state))
+
+    def _batches(self, which: str, values: Sequence[object] = ()) -> list[Batch]:
+        rows = self.database.rows(f"SELECT {_COLUMNS} FROM batches WHERE {which} ORDER BY number", values)
         return [
             Batch(number, now, self.batch_folder(number), series, created, reason, unpacked(volumes), bool(released))
             for number, now, created, reason, volumes, released, series in rows
@@ -83,7 +83,7 @@ class Ledger:
 
     def batch(self, number: int) -> Batch:
         """One batch. Raises: ConfigError: there is no such batch."""
-        found = [one for one in self.batches() if one.number == number]
+        found = self._batches("number = ?", (number,))
         if not found:
             raise ConfigError(f"There is no batch {number}. `prdit inbox` lists the batches.")
         return found[0]
@@ -203,8 +203,7 @@ class Ledger:
 
     def finished(self) -> list[Batch]:
         """Batches that are listed or rejected and whose files are still recorded."""
-        numbers = {row[0] for row in self.database.rows("SELECT DISTINCT batch FROM batch_files")}
-        return [one for one in self.batches() if one.number in numbers and one.state in ("listed", "rejected")]
+        return self._batches("state IN ('listed', 'rejected') AND number IN (SELECT batch FROM batch_files)")
 
     def forget_files_of(self, number: int) -> None:
         """Forget which files a finished batch had; their contents stay known."""
@@ -216,9 +215,9 @@ class Ledger:
         """How many items have which state."""
         return dict(self.database.rows("SELECT state, COUNT(*) FROM items GROUP BY state ORDER BY state"))
 
-    def batch_counts(self) -> Counter[str]:
+    def batch_counts(self) -> dict[str, int]:
         """How many batches have which state."""
-        return Counter(one.state for one in self.batches())
+        return dict(self.database.rows("SELECT state, COUNT(*) FROM batches GROUP BY state ORDER BY state"))
 
     def waiting(self) -> tuple[int, int]:
         """(complete items that no batch has, open batches): what a retraining would find."""
