@@ -18,13 +18,13 @@ from storage.errors import DamagedArtifactError, InputError, LockedError, Missin
 from storage.model_names import checkpoint_of
 from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry, RegistryUnavailableError
 from storage.snapshots import snapshot_ref
+from tasks.retrain.decisions import FOLDER as DECISIONS
 from tasks.retrain.decisions import decisions, hold, promote, settle
 from tasks.retrain.evidence import Candidate, Measuring, gather, report_of
 from tasks.retrain.initial import initial_checkpoints
 from tasks.retrain.judge import Evidence, Judgement, judge
 from tasks.retrain.reference import frozen_reference
 
-DECISIONS = "decisions"  # folder of the working folder
 _FROM_SCRATCH = (  # the reason is shown in MLflow, so that the paths of what is gone are in the log alone
     "It was trained from scratch, because the champion's weights, or those of the training below, are not there any more (the log "
     "names them). `start: scratch` in the policy always does so."

@@ -23,6 +23,7 @@ from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, 
 from tasks.maintain.verify import verify_store
 from tasks.prune.plan import BUSY, Checkpoints, plan, size_of
 from tasks.prune.remove import remove_all
+from tasks.retrain.decisions import FOLDER as DECISIONS
 from tasks.retrain.decisions import decisions
 from tasks.run.progress import Advance
 
@@ -54,7 +55,7 @@ class Installation:
 
     def checkpoints(self, config: RetentionConfig) -> Checkpoints:
         """Which checkpoints are kept whatever their age, and which were given up."""
-        return checkpoints(decisions(self.workdir / "decisions"), self.versions, config)
+        return checkpoints(decisions(self.workdir / DECISIONS), self.versions, config)
 
 
 @dataclass(frozen=True)
