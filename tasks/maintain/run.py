@@ -15,6 +15,7 @@ from storage.errors import StorageError
 from storage.files import remove_leftovers
 from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Ledger
+from storage.privacy import beside_store
 from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
 from tasks.maintain.config import RetentionConfig
@@ -155,7 +156,7 @@ def unfinished(workdir: Path) -> list[str]:
 def places(place: Installation) -> list[Place]:
     """What the parts of an installation take on disk."""
     parts = {
-        "store": [place.store, place.store.with_name(place.store.name + ".ingests")],
+        "store": [place.store, *(beside_store(place.store, ending) for ending in (".ingests", ".features"))],
         "stages": [place.workdir],
         "inbox batches and ledger": [place.arrivals],
         "Prefect": [place.services / "prefect"],
