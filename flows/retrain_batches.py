@@ -16,7 +16,7 @@ from flows.room import make_room
 from storage.errors import NoScansError, NothingUsableError, SourceError
 from storage.files import write_bytes_atomic
 from storage.inbox_database import NAME as LEDGER
-from storage.inbox_ledger import Batch, Ledger
+from storage.inbox_ledger import PICTURES, Batch, Ledger
 from storage.privacy import without_folder
 from storage.snapshots import load_snapshot
 from tasks.drift.gate import DriftVerdict, HeldError, gate
@@ -26,7 +26,6 @@ from tasks.run.private import without_paths
 from tasks.run.stage import RunContext
 from tasks.run.task import as_state, publish_table, task_progress
 
-PICTURES = "pictures"  # beside the ledger: of held batches, by their number
 _STAYS_OPEN = (
     "Tables are copied from the inbox: correct them there. Batch {number} stays open: the next run tries it again."
 )

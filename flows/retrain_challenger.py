@@ -14,20 +14,24 @@ from storage.artifacts import Ref
 from storage.documents.promotion import Decision
 from storage.documents.report import Report
 from storage.documents.retraining import Retraining
-from storage.errors import InputError, LockedError, StorageError
+from storage.errors import DamagedArtifactError, InputError, LockedError, MissingArtifactError, StorageError
 from storage.model_names import checkpoint_of
 from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry, RegistryUnavailableError
 from storage.snapshots import snapshot_ref
+from tasks.retrain.decisions import FOLDER as DECISIONS
 from tasks.retrain.decisions import decisions, hold, promote, settle
 from tasks.retrain.evidence import Candidate, Measuring, gather, report_of
 from tasks.retrain.initial import initial_checkpoints
 from tasks.retrain.judge import Evidence, Judgement, judge
 from tasks.retrain.reference import frozen_reference
 
-DECISIONS = "decisions"  # folder of the working folder
 _FROM_SCRATCH = (  # the reason is shown in MLflow, so that the paths of what is gone are in the log alone
     "It was trained from scratch, because the champion's weights, or those of the training below, are not there any more (the log "
     "names them). `start: scratch` in the policy always does so."
+)
+_NO_FILES = (
+    "Nothing can be compared with the champion, version {version}, whose files are gone or damaged, here and in MLflow (the log "
+    "names them). Restore them from a backup, or make this version champion by hand: prdit models promote."
 )
 Step = Callable[[str, Callable[[], Any]], Any]
 logger = logging.getLogger("prdit.retrain")
@@ -139,10 +143,17 @@ class Challenge:
             ),
             setup.policy,
         )
+        if usable and other is None:
+            evidence = replace(evidence, champion=usable.version, lost=_NO_FILES.format(version=usable.version))
         return replace(evidence, why_none=why, refused=version.refused, unmet=tuple(run.unmet))
 
-    def _candidate(self, champion: ModelVersion, like: Report) -> Candidate:
-        checkpoint = checkpoint_of(self.registry, champion, self.setup.workdir)
+    def _candidate(self, champion: ModelVersion, like: Report) -> Candidate | None:
+        """The champion to compare with; None where its files are gone."""
+        try:
+            checkpoint = checkpoint_of(self.registry, champion, self.setup.workdir)
+        except (MissingArtifactError, DamagedArtifactError) as error:  # the same at every later run
+            logger.warning("nothing can be compared with the champion: %s", error)
+            return None
         report = report_of(self.setup.workdir, checkpoint, like)
         return Candidate(checkpoint, report, _patients(champion), champion.version)
 

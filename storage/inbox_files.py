@@ -53,6 +53,11 @@ class SeenFile:
     format: str = ""
     reason: str = ""
 
+    @property
+    def path(self) -> str:
+        """Its relative path."""
+        return joined(self.folder, self.name)
+
 
 @dataclass(frozen=True)
 class Item:
@@ -175,7 +180,7 @@ class InboxFiles:
     def unread(self, settled: float) -> list[SeenFile]:
         """Files that have not been read and did not change since a time; a bounded number."""
         query = f"SELECT {_FILE} FROM files WHERE read = 0 AND changed <= ? ORDER BY folder, name LIMIT {_READ_AT_ONCE}"
-        return [_seen(row) for row in self._database.rows(query, (settled,))]
+        return [SeenFile(*row) for row in self._database.rows(query, (settled,))]
 
     def num_unread(self) -> int:
         """How many files have not been read."""
@@ -270,9 +275,9 @@ class InboxFiles:
         expected = numbers[0] if len(numbers) == 1 else None  # lists that disagree say nothing
         state = "ignored" if not usable else "arriving" if fresh else "taken"
         self._database.run(
-            "UPDATE items SET dirty = 0, how = CASE how WHEN 'forgotten' THEN how ELSE '' END, images = ?, expected = ?, "
+            "UPDATE items SET dirty = 0, how = CASE how WHEN ? THEN how ELSE '' END, images = ?, expected = ?, "
             "format = ?, state = ?, changed = ? WHERE item = ?",
-            (images, expected, kind, state, min(changed, now), item),
+            (_FORGOTTEN, images, expected, kind, state, min(changed, now), item),
         )
 
     def complete(self, item: str, how: str) -> None:
@@ -289,11 +294,6 @@ class InboxFiles:
         """The files of an item, in the order of their paths."""
         query = "SELECT folder, name, size, mtime_ns, sha256 FROM files WHERE item = ? ORDER BY folder, name"
         return [RecordedFile(*row) for row in self._database.rows(query, (item,))]
-
-
-def _seen(row: Sequence[object]) -> SeenFile:
-    folder, name, size, mtime_ns, changed, read, *rest = row
-    return SeenFile(folder, name, size, mtime_ns, changed, bool(read), *rest)  # type: ignore[arg-type]
 
 
 def split(path: str) -> tuple[bytes, bytes]:

@@ -4,8 +4,7 @@ A SQLite file outside the inbox, which is only read. Events of the file system o
 the inbox finds, held against this ledger. Every change is one transaction, so a killed process leaves the state before or after it.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from storage.inbox_database import LedgerDatabase, packed, unpacked
 from storage.inbox_files import InboxFiles, Item, RecordedFile
 
 BatchState = Literal["open", "held", "listed", "rejected"]
+BATCHES, PICTURES = "batches", "pictures"  # folders beside the ledger's file; pictures are of held batches, by number
 _COLUMNS = "number, state, created, reason, volumes, released, series"
 
 
@@ -49,7 +49,7 @@ class Ledger:
     """The ledger of one inbox.
 
     Args:
-        folder: `<arrivals>`: holds `ledger.sqlite` and `batches/`; made when missing.
+        folder: `<arrivals>`: holds `ledger.sqlite`, `batches/` and `pictures/`; made when missing.
     Attributes:
         files: what was seen in the inbox.
     Raises: StorageError: it is damaged, or of another format.
@@ -68,13 +68,14 @@ class Ledger:
 
     def batch_folder(self, number: int) -> Path:
         """The folder of a batch."""
-        return self.folder / "batches" / f"{number:06d}"
+        return self.folder / BATCHES / f"{number:06d}"
 
     def batches(self, state: BatchState | None = None) -> list[Batch]:
         """The batches, oldest first; of one state, or all."""
-        rows = self.database.rows(
-            f"SELECT {_COLUMNS} FROM batches WHERE ? IS NULL OR state = ? ORDER BY number", (state, state)
-        )
+        return self._batches("? IS NULL OR state = ?", (state, state))
+
+    def _batches(self, which: str, values: Sequence[object] = ()) -> list[Batch]:
+        rows = self.database.rows(f"SELECT {_COLUMNS} FROM batches WHERE {which} ORDER BY number", values)
         return [
             Batch(number, now, self.batch_folder(number), series, created, reason, unpacked(volumes), bool(released))
             for number, now, created, reason, volumes, released, series in rows
@@ -82,7 +83,7 @@ class Ledger:
 
     def batch(self, number: int) -> Batch:
         """One batch. Raises: ConfigError: there is no such batch."""
-        found = [one for one in self.batches() if one.number == number]
+        found = self._batches("number = ?", (number,))
         if not found:
             raise ConfigError(f"There is no batch {number}. `prdit inbox` lists the batches.")
         return found[0]
@@ -182,15 +183,14 @@ class Ledger:
         """
         with self.database.changing():
             for item in items:
-                self.database.run(
-                    "DELETE FROM contents WHERE batch = ? AND sha256 IN "
-                    "(SELECT sha256 FROM batch_files WHERE batch = ? AND item = ?)",
-                    (number, number, item),
-                )
                 self.database.run("DELETE FROM batch_files WHERE batch = ? AND item = ?", (number, item))
                 self.database.run(
                     "UPDATE items SET state = 'arriving', batch = NULL, dirty = 1 WHERE item = ?", (item,)
                 )
+            self.database.run(  # what another item of the batch has, too, stays taken
+                "DELETE FROM contents WHERE batch = ? AND sha256 NOT IN (SELECT sha256 FROM batch_files WHERE batch = ?)",
+                (number, number),
+            )
             self.database.run(  # those taken for the content that a dropped one had: it may be theirs to bring now
                 "UPDATE items SET dirty = 1 WHERE batch = ? AND item NOT IN (SELECT item FROM batch_files WHERE batch = ?)",
                 (number, number),
@@ -203,8 +203,7 @@ class Ledger:
 
     def finished(self) -> list[Batch]:
         """Batches that are listed or rejected and whose files are still recorded."""
-        numbers = {row[0] for row in self.database.rows("SELECT DISTINCT batch FROM batch_files")}
-        return [one for one in self.batches() if one.number in numbers and one.state in ("listed", "rejected")]
+        return self._batches("state IN ('listed', 'rejected') AND number IN (SELECT batch FROM batch_files)")
 
     def forget_files_of(self, number: int) -> None:
         """Forget which files a finished batch had; their contents stay known."""
@@ -216,9 +215,9 @@ class Ledger:
         """How many items have which state."""
         return dict(self.database.rows("SELECT state, COUNT(*) FROM items GROUP BY state ORDER BY state"))
 
-    def batch_counts(self) -> Counter[str]:
+    def batch_counts(self) -> dict[str, int]:
         """How many batches have which state."""
-        return Counter(one.state for one in self.batches())
+        return dict(self.database.rows("SELECT state, COUNT(*) FROM batches GROUP BY state ORDER BY state"))
 
     def waiting(self) -> tuple[int, int]:
         """(complete items that no batch has, open batches): what a retraining would find."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -356,19 +358,14 @@ class Server:
         with _explained():
             if experiment and (known := self._client.get_experiment_by_name(experiment)):
                 experiments.add(str(known.experiment_id))
-            wanted, page = f"attributes.end_time < {time_ms}", None
-            found: list[EndedRun] = []
-            while experiments:
-                runs = self._client.search_runs(sorted(experiments), wanted, max_results=_PAGE, page_token=page)
-                found += [
-                    EndedRun(run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
-                    for run in runs
-                    if _RUN_TAG in run.data.tags
-                ]
-                page = runs.token
-                if not page:
-                    break
-            return found
+            search = partial(
+                self._client.search_runs, sorted(experiments), f"attributes.end_time < {time_ms}", max_results=_PAGE
+            )
+            return [
+                EndedRun(run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID, ""))
+                for run in (_all_pages(search) if experiments else ())
+                if _RUN_TAG in run.data.tags
+            ]
 
     def _experiment_of_run(self, run_id: str) -> str:
         """The id of a run's experiment; empty where the server has no such run."""
@@ -381,19 +378,12 @@ class Server:
     def models(self) -> list[RecordedModel]:
         """The logged models of all experiments. Raises: ServerAwayError, RefusedError."""
         with _explained():
-            experiments = [each.experiment_id for each in self._client.search_experiments()]
-            found: list[RecordedModel] = []
-            page = None
-            while experiments:
-                models = self._client.search_logged_models(experiments, max_results=_MODELS_PAGE, page_token=page)
-                found += [
-                    RecordedModel(model.model_id, model.tags.get(DIGEST, ""), model.source_run_id or "")
-                    for model in models
-                ]
-                page = models.token
-                if not page:
-                    break
-            return found
+            experiments = [each.experiment_id for each in _all_pages(self._client.search_experiments)]
+            search = partial(self._client.search_logged_models, experiments, max_results=_MODELS_PAGE)
+            return [
+                RecordedModel(model.model_id, model.tags.get(DIGEST, ""), model.source_run_id or "")
+                for model in (_all_pages(search) if experiments else ())
+            ]
 
     def delete_model(self, model_id: str) -> None:
         """Mark a logged model as deleted; `mlflow gc` removes it. Raises: ServerAwayError, RefusedError."""
@@ -412,26 +402,14 @@ class Server:
 
     def all_runs(self) -> dict[str, dict[str, str]]:
         """Tags by run id of the runs of all experiments, deleted ones among them. Raises: ServerAwayError, RefusedError."""
-        found: dict[str, dict[str, str]] = {}
         with _explained():
             ids = self._all_experiments()
-            token = None
-            while ids:
-                page = self._client.search_runs(ids, run_view_type=ViewType.ALL, max_results=_PAGE, page_token=token)
-                found |= {str(run.info.run_id): dict(run.data.tags) for run in page}
-                token = page.token
-                if not token:
-                    break
-        return found
+            search = partial(self._client.search_runs, ids, run_view_type=ViewType.ALL, max_results=_PAGE)
+            return {str(run.info.run_id): dict(run.data.tags) for run in (_all_pages(search) if ids else ())}
 
     def _all_experiments(self) -> list[str]:
-        found, token = [], None
-        while True:
-            page = self._client.search_experiments(ViewType.ALL, max_results=_PAGE, page_token=token)
-            found += [str(one.experiment_id) for one in page]
-            token = page.token
-            if not token:
-                return found
+        search = partial(self._client.search_experiments, ViewType.ALL, max_results=_PAGE)
+        return [str(one.experiment_id) for one in _all_pages(search)]
 
     def artifact_names(self, run_id: str, folder: str | None = None) -> list[str]:
         """Paths of the files in a folder of a run's artifacts; none where there is no such folder."""
@@ -478,13 +456,7 @@ class Server:
             aliases: dict[int, list[str]] = {}
             for alias, version in self._client.get_registered_model(name).aliases.items():
                 aliases.setdefault(int(version), []).append(alias)
-            found, token = [], None
-            while True:
-                page = self._client.search_model_versions(f"name = '{name}'", page_token=token)
-                found += list(page)
-                token = page.token
-                if not token:
-                    break
+            found = list(_all_pages(partial(self._client.search_model_versions, f"name = '{name}'")))
         return [
             RegisteredVersion(
                 number=int(one.version),
@@ -530,6 +502,17 @@ class Server:
         with _explained():
             self._client.get_logged_model(model_id)  # the files of one in the trash would still be listed
             return set(self._model_files(model_id, ["."]))
+
+    def has_model_file(self, model_id: str, name: str) -> bool:
+        """Whether a model's folder has a file; false where there is no such model. Raises: ServerAwayError, RefusedError."""
+        with _explained():
+            try:
+                self._client.get_logged_model(model_id)
+            except MlflowException as error:
+                if _status(error) == HTTPStatus.NOT_FOUND:
+                    return False
+                raise
+            return name in self._model_files(model_id, [str(Path(name).parent)])
 
     def _model_files(self, model_id: str, folders: Sequence[str]) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -599,6 +582,17 @@ class Server:
             params=dict(record["facts"]),
             model_type="prdit",
         )
+
+
+def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a search finds, page by page."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def checkpoint_of(registry: Registry, version: ModelVersion, workdir: Path) -> R
         workdir: working folder.
     Raises:
         RegistryUnavailableError: it has to be fetched, and the server does not answer.
-        StorageError: what MLflow has of it is damaged.
+        MissingArtifactError: it is nowhere any more; DamagedArtifactError: what MLflow has of it is damaged.
     """
     digest = version.checkpoint.digest
     folder = workdir.resolve() / FETCHED / digest.removeprefix("sha256:")

@@ -19,7 +19,7 @@ from storage.checkpoints import WEIGHTS_FILES
 from storage.documents.checkpoint import Checkpoint
 from storage.documents.provenance import Provenance
 from storage.documents.split import Split
-from storage.errors import ConfigError, DamagedArtifactError, InputError, StorageError
+from storage.errors import ConfigError, DamagedArtifactError, InputError, MissingArtifactError, StorageError
 from storage.files import naming_path, sha256_file, sha256_json
 from storage.outbox import RefusedError, ServerAwayError, UploadError
 from storage.tracking import TrackingUnavailableError, check_address
@@ -182,24 +182,37 @@ class Registry:
             folder: new.
         Raises:
             DamagedArtifactError: MLflow has other bytes than were registered, or names of files that lead out of the folder.
-            RegistryUnavailableError: the server does not answer, or has lost files.
+            MissingArtifactError: MLflow does not have all of them any more.
+            RegistryUnavailableError: the server does not answer.
         """
         with self._answering():
             with TemporaryDirectory() as temporary:
-                path = self._server().download_model_file(version.model_id, PROVENANCE, Path(temporary))
-                record = Provenance.read(path)
+                record = Provenance.read(self._download(version, PROVENANCE, Path(temporary)))
             _check_record(record, version)
             for name, digest in record.files.items():
                 target = folder / PurePosixPath(name).parent
                 with naming_path(target):
                     target.mkdir(parents=True, exist_ok=True)
-                    got = self._server().download_model_file(version.model_id, name, target)
+                    got = self._download(version, name, target)
                 if got != folder / name or sha256_file(got) != digest:
                     raise DamagedArtifactError(
                         f"{name} of version {version.version} in MLflow is not what was registered (SHA-256 differs). Restore "
                         "MLflow's artifacts from a backup, or use another version: prdit models ls."
                     )
         record.save(folder)
+
+    def _download(self, version: ModelVersion, name: str, folder: Path) -> Path:
+        """Fetch one file. An answer that it is not there is no failure of the server, and the same at every later call."""
+        try:
+            return self._server().download_model_file(version.model_id, name, folder)
+        except (ServerAwayError, RefusedError, UploadError) as error:
+            if self._server().has_model_file(version.model_id, name):
+                raise
+            raise MissingArtifactError(
+                f"The files of version {version.version} of {self.name} are gone: MLflow at {self.uri} does not have its {name} "
+                "any more, and the working folder has no whole copy. Restore one of the two from a backup, promote another version "
+                "(`prdit models promote`), or train a new one."
+            ) from error
 
     def has_files(self, version: ModelVersion) -> bool:
         """Whether MLflow lists record, description and weights of a version; content is verified when it is fetched.

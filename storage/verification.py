@@ -99,11 +99,10 @@ def _not_forgotten(store: VolumeStore) -> list[Finding]:
         graves = tombstones(store.path)
     except StorageError as error:
         return [Finding("forgotten", FOLDER, str(error))]
-    folders = [path.name for path in (store.path / "volumes").glob("*-????????")]
+    there = {*store.volume_ids(), *(path.name[:-9] for path in (store.path / "volumes").glob("*-????????"))}
     found = []
     for grave in graves:
-        ids = set(grave.volume_ids)
-        left = ids.intersection(store.volume_ids()) | {name[:-9] for name in folders if name[:-9] in ids}
+        left = there.intersection(grave.volume_ids)
         if not left and grave.finished:
             continue
         what = (

@@ -60,7 +60,7 @@ def mean_difference(
     if len(means) < 2 or not np.isfinite(means).all():
         raise ValueError(f"{len(means)} patient(s); an interval needs two or more, and finite numbers.")
     value, spread = float(means.mean()), float(means.std(ddof=1))
-    half = float(stats.t.ppf((1 + level) / 2, len(means) - 1)) * spread / float(np.sqrt(len(means)))
+    half = _half_width(spread, len(means), level)
     return {
         "value": value,
         "low": value - half,
@@ -73,18 +73,22 @@ def mean_difference(
     }
 
 
+def _half_width(spread: float, patients: int, level: float) -> float:
+    return float(stats.t.ppf((1 + level) / 2, patients - 1)) * spread / float(np.sqrt(patients))
+
+
 def _needed(distance: float, spread: float, level: float) -> int | None:
     """Fewest patients with which an interval of half-width t·spread/√n is narrower than the distance."""
     if not distance > 0 or not spread > 0:
         return None
     low, high = 1, 2
-    while float(stats.t.ppf((1 + level) / 2, high - 1)) * spread / np.sqrt(high) >= distance:
+    while _half_width(spread, high, level) >= distance:
         if high >= _MOST:
             return None
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if float(stats.t.ppf((1 + level) / 2, middle - 1)) * spread / np.sqrt(middle) >= distance:
+        if _half_width(spread, middle, level) >= distance:
             low = middle
         else:
             high = middle

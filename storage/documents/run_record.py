@@ -44,6 +44,7 @@ class RunDocument(Document):
     FORMAT: ClassVar[int] = 1
     NAME: ClassVar[str] = "record.json"
     LATEST: ClassVar[str] = "latest.json"
+    FOLDER: ClassVar[str] = "runs"  # of a working folder; in it each run has a folder, named by when it began
     WHAT: ClassVar[str] = "record of a run"
     REMEDY: ClassVar[str] = "Run the pipeline again."
 
@@ -58,6 +59,11 @@ class RunDocument(Document):
     report: str | None
     metrics: str | None
     error: str | None
+
+    @classmethod
+    def paths(cls, workdir: Path) -> list[Path]:
+        """The records of the runs of a working folder that ended, the newest run first."""
+        return sorted((workdir / cls.FOLDER).glob(f"*/{cls.NAME}"), reverse=True)
 
     @classmethod
     def latest(cls, runs: Path) -> "RunDocument":

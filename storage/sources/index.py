@@ -12,7 +12,7 @@ import os
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -232,7 +232,7 @@ class FileIndex:
         return key, self._key(""), file.size, file.mtime_ns, facts, _checksum(key, file, facts)
 
     def _key(self, path: str) -> bytes:
-        return hashlib.sha256(self._root + b"\0" + os.fsencode(path)).digest()[:16]
+        return _file_key(self._root, path)
 
     def _list(self, read: Iterable[tuple[FoundFile, Sequence[str]]]) -> None:
         marks = ", ".join("?" * (4 + len(_FACTS)))
@@ -362,6 +362,10 @@ def _kind(error: sqlite3.Error) -> int:
     return error.sqlite_errorcode & 0xFF
 
 
+def _file_key(root: bytes, path: str) -> bytes:
+    return hashlib.sha256(root + b"\0" + os.fsencode(path)).digest()[:16]
+
+
 def _checksum(key: bytes, file: FoundFile, facts: bytes) -> int:
     return zlib.crc32(b"%b %d %d %b" % (key, file.size, file.mtime_ns, facts))
 
@@ -461,12 +465,17 @@ def forget_files(cache: Path, patient: str, scans: Collection[str]) -> int:
     return len(keys)
 
 
-def _cached_facts(cache: Path) -> Iterator[tuple[bytes, dict[str, str]]]:
-    """Keys and facts of all files. Raises: sqlite3.DatabaseError, ValueError: it is damaged, or of another version."""
+def _cached_facts(cache: Path, only: Mapping[bytes, FoundFile] | None = None) -> Iterator[tuple[bytes, dict[str, str]]]:
+    """Keys and facts of all files, or of some that have not changed.
+
+    Raises: sqlite3.DatabaseError, ValueError: it is damaged, or of another version.
+    """
     with closing(sqlite3.connect(cache, timeout=_TIMEOUT_S, isolation_level=None)) as connection:
         if (version := connection.execute("PRAGMA user_version").fetchone()[0]) != FACTS_VERSION:
             raise ValueError(f"version {version}")
-        for key, facts in connection.execute("SELECT key, facts FROM files"):
+        for key, size, mtime_ns, facts in connection.execute("SELECT key, size, mtime_ns, facts FROM files"):
+            if only is not None and (key not in only or (only[key].size, only[key].mtime_ns) != (size, mtime_ns)):
+                continue
             yield key, dict(zip(_FACTS, json.loads(facts), strict=True))
 
 
@@ -475,9 +484,9 @@ def known_patients(cache: Path, source: Path, files: Sequence[FoundFile]) -> dic
     if not cache.is_file():
         return {}
     root = os.fsencode(source.resolve())
-    keys = {hashlib.sha256(root + b"\0" + os.fsencode(file.path)).digest()[:16]: file for file in files}
+    keys = {_file_key(root, file.path): file for file in files}
     try:
-        known = {key: facts for key, facts in _cached_facts(cache) if key in keys}
+        known = dict(_cached_facts(cache, keys))
     except (sqlite3.DatabaseError, ValueError):
         return {}
     return {keys[key].path: (facts["patient"], facts["scan"]) for key, facts in known.items()}

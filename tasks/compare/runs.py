@@ -15,7 +15,6 @@ from storage.errors import InputError, StorageError
 from tasks.evaluate.lineage import Node, trace
 
 LATEST = "latest"
-_RUNS = "runs"
 _STAGE = "evaluate"
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 _NUM_NAMED = 5  # newest runs that a message names
@@ -77,7 +76,7 @@ def find(text: str, workdir: Path) -> Found:
         InputError: it means nothing here, an artifact of another kind, or a run without a report.
         StorageError: a record cannot be read.
     """
-    runs = workdir / _RUNS
+    runs = workdir / RunDocument.FOLDER
     if text == LATEST:
         return _of_record(_newest(runs) or LATEST, RunDocument.latest(runs))
     if text.lstrip().startswith("{"):
@@ -194,7 +193,7 @@ def _readable(folder: Path) -> Ref | None:
 
 def _records(workdir: Path) -> Iterator[tuple[str, RunDocument]]:
     """Names and records of the runs of a working folder, the newest first; those of other versions are passed over."""
-    for path in sorted((workdir / _RUNS).glob(f"*/{RunDocument.NAME}"), reverse=True):
+    for path in RunDocument.paths(workdir):
         try:
             yield path.parent.name, RunDocument.read(path)
         except StorageError:

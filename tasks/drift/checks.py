@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prdit_models.metrics.anatomy import LIMITS
+from prdit_models.metrics.histogram import area_between
 from tasks.drift.config import DriftConfig
 from tasks.drift.finding import Finding, named
 from tasks.drift.measure import ANATOMY, BIN_HU, Cells, Measured
@@ -154,9 +155,10 @@ def _histogram(batch: Batch, reference: Reference, config: DriftConfig) -> list[
     """At most one finding: how far the batch's histogram is from the store's."""
     rows = np.array(reference.histograms)
     total = rows.sum(0)
-    own = max(_distance(row, (total - row) / (len(rows) - 1)) for row in rows)
+    own = max(area_between(row, (total - row) / (len(rows) - 1), BIN_HU) for row in rows)
     limit = max(config.histogram_hu, _HISTOGRAM_FACTOR * own)
-    found = _distance(np.mean([shares(one.histogram) for one in batch.measured.values()], axis=0), total / len(rows))
+    mean = np.mean([shares(one.histogram) for one in batch.measured.values()], axis=0)
+    found = area_between(mean, total / len(rows), BIN_HU)
     if found <= limit:
         return []
     sentence = (
@@ -164,11 +166,6 @@ def _histogram(batch: Batch, reference: Reference, config: DriftConfig) -> list[
         f"{own:.3g}. {_SHIFT}, or the batch is of another protocol."
     )
     return [Finding("hu_histogram", found, limit, sentence)]
-
-
-def _distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Wasserstein-1 of two histograms of sum 1, in HU."""
-    return float(np.abs(np.cumsum(first - second)).sum()) * BIN_HU
 
 
 def _one_patient(batch: Batch, config: DriftConfig) -> list[Finding]:

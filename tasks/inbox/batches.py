@@ -30,7 +30,7 @@ from storage.files import (
     temporary_path,
     write_bytes_atomic,
 )
-from storage.inbox_ledger import Batch, Ledger, RecordedFile
+from storage.inbox_ledger import BATCHES, Batch, Ledger, RecordedFile
 from storage.locks import locked
 from storage.sources.opening import open_regular
 from storage.sources.source import as_utf8
@@ -69,7 +69,7 @@ def take_batch(
         UnwritableError: the disk is full, say; the batch stays open, and the next call makes its folder.
     """
     with locked(ledger.folder / "take.lock"):
-        remove_leftovers(ledger.folder / "batches")
+        remove_leftovers(ledger.folder / BATCHES)
         for batch in ledger.batches("open"):
             if _linked(ledger, inbox, batch.number):
                 return ledger.batch(batch.number)
@@ -91,7 +91,7 @@ def remove_finished(ledger: Ledger) -> int:
                 shutil.rmtree(aside, ignore_errors=True)
             ledger.forget_files_of(batch.number)
             removed += 1
-        remove_leftovers(ledger.folder / "batches")
+        remove_leftovers(ledger.folder / BATCHES)
     return removed
 
 

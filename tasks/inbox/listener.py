@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,8 @@ class Listener:
                 "scanners and archives."
             )
         self._config, self._inbox, self._arrivals = config, inbox, arrivals
-        ledger = Ledger(arrivals)
-        self._secret = ledger.database.secret
-        ledger.close()
+        with closing(Ledger(arrivals)) as ledger:
+            self._secret = ledger.database.secret
         self._bytes: Counter[Any] = Counter()  # of the message that is being received, by association
         self._files: dict[Any, list[str]] = {}  # received, by association
         with naming_path(inbox):
@@ -227,11 +226,8 @@ class Listener:
             return
         logger.info("%d objects received from %s", len(files), _title(event.assoc))
         try:
-            ledger = Ledger(self._arrivals)  # SQLite's connections are not shared by threads
-            try:
+            with closing(Ledger(self._arrivals)) as ledger:  # SQLite's connections are not shared by threads
                 ledger.files.end_association(files)
-            finally:
-                ledger.close()
         except StorageError as error:  # the quiet period says the same, later
             logger.warning("the end of an association was not recorded: %s", error)
 

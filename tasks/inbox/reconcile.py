@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from storage.inbox_files import SeenFile, joined
+from storage.inbox_files import SeenFile
 from storage.inbox_ledger import Ledger
 from storage.locks import locked
 from storage.privacy import opaque_id
@@ -202,7 +202,7 @@ def _facts(pool: Pool, inbox: Path, key: bytes, files: list[SeenFile]) -> Iterat
     left = list(files)
     while left:
         some = left[:BATCH_FILES]
-        found = tuple(FoundFile(joined(f.folder, f.name), f.size, f.mtime_ns) for f in some)
+        found = tuple(FoundFile(f.path, f.size, f.mtime_ns) for f in some)
         job = Batch(str(inbox), found, key)
         most = max(file.size for file in some)
         ((_, result),) = pool.map(read_batch, [job], allowance=lambda _, most=most: allowance(most))  # type: ignore[misc]
@@ -215,12 +215,11 @@ def _facts(pool: Pool, inbox: Path, key: bytes, files: list[SeenFile]) -> Iterat
 
 def _placed(ledger: Ledger, inbox: Path, seen: SeenFile, read: ReadFile) -> SeenFile:
     """A file with what it is part of; of a list the numbers of images are recorded."""
-    path = joined(seen.folder, seen.name)
     item, reason = read.scan, read.reason
-    if not item and is_manifest(path, reason):
-        ledger.files.set_counts(seen.folder, seen.name, read_manifest(inbox, path).counts)
-    elif not item and path not in TABLES and read.sha256 and _is_own_scan(read):
-        item = opaque_id(ledger.database.secret, "file", path)
+    if not item and is_manifest(seen.path, reason):
+        ledger.files.set_counts(seen.folder, seen.name, read_manifest(inbox, seen.path).counts)
+    elif not item and seen.path not in TABLES and read.sha256 and _is_own_scan(read):
+        item = opaque_id(ledger.database.secret, "file", seen.path)
     return replace(
         seen, read=True, sha256=read.sha256, item=item if read.sha256 else "", format=read.format, reason=reason
     )

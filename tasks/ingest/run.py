@@ -198,7 +198,8 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
         store = restore_root(path, config.grid)
         notes.append("The store's root was lost or damaged, and is written again.")
     key_file = config.key_file(path)
-    check_patient_key(path, load_patient_key(key_file), key_file)
+    secret = load_patient_key(key_file)
+    check_patient_key(path, secret, key_file)
     if left := store.clean():
         logger.info("removed %d temporary files and folders that ended processes left in %s", len(left), path)
     broken: set[str] = set()
@@ -216,7 +217,7 @@ def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> Stor
         for volume_id in there:
             store.delete(volume_id)
     attributes = {name: dict(listed[name].attributes) if name in listed else {} for name in broken}
-    return StoreState(store, listing(store), attributes, notes, load_patient_key(key_file))
+    return StoreState(store, listing(store), attributes, notes, secret)
 
 
 def _mark(scan: SourceScan, config: IngestConfig) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from pathlib import Path
 from storage.documents.promotion import Decision
 from storage.documents.run_record import RunDocument
 from storage.files import naming_path
-from storage.registry import ModelVersion
+from storage.registry import FETCHED, ModelVersion
 from tasks.maintain.config import RetentionConfig
-from tasks.prune.plan import Checkpoints, StageDirectory, plan
+from tasks.prune.plan import Checkpoints, StageDirectory, plan, size_and_time
 
 _DAY_S = 86400.0
 _LONGEST_RUN_DAYS = 30.0  # the time limit of the flow `prdit`: a younger run without a record may be under way
-_RUNS, _MODELS = "runs", "models"
 logger = logging.getLogger("prdit.retention")
 
 
@@ -34,13 +33,11 @@ class Old:
         what: kind of it, for people.
         path: of it.
         size_bytes: of all files in it.
-        why: it is not kept.
     """
 
     what: str
     path: Path
     size_bytes: int
-    why: str
 
 
 def checkpoints(
@@ -97,21 +94,18 @@ def old_records(workdir: Path, errors: Path, config: RetentionConfig, which: Che
         which: checkpoints that stay.
     """
     stay = {digest.removeprefix("sha256:") for digest in which.kept}
-    runs = sorted((path.parent for path in (workdir / _RUNS).glob(f"*/{RunDocument.NAME}")), reverse=True)
-    began = sorted(path for path in (workdir / _RUNS).glob("*") if path.is_dir() and path not in runs)
+    runs = [path.parent for path in RunDocument.paths(workdir)]
+    began = sorted(path for path in (workdir / RunDocument.FOLDER).glob("*") if path.is_dir() and path not in runs)
+    models = sorted(path for path in (workdir / FETCHED).glob("[!.]*") if path.is_dir() and path.name not in stay)
     places = [("record of a run", path, config.log_days) for path in runs[config.keep_runs :]]
     places += [("record of a run", path, max(config.log_days, _LONGEST_RUN_DAYS)) for path in began]
     places += [("report of a fault", path, config.log_days) for path in sorted(errors.glob("*")) if path.is_file()]
-    found = [
-        Old(what, path, _size(path), f"older than {days:g} days")
-        for what, path, days in places
-        if _unused_days(path) >= days
-    ]
-    found += [
-        Old("model fetched from MLflow", path, _size(path), f"not used for {config.keep_days:g} days")
-        for path in sorted((workdir / _MODELS).glob("[!.]*"))
-        if path.is_dir() and path.name not in stay and _unused_days(path) >= config.keep_days
-    ]
+    places += [("model fetched from MLflow", path, config.keep_days) for path in models]
+    found, now = [], time.time()
+    for what, path, days in places:
+        size, newest = size_and_time(path)
+        if now - newest >= days * _DAY_S:
+            found.append(Old(what, path, size))
     return found
 
 
@@ -136,13 +130,3 @@ def _age_days(created: str) -> float:
     then = datetime.fromisoformat(created)
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
     return (datetime.now(UTC) - then).total_seconds() / _DAY_S
-
-
-def _unused_days(path: Path) -> float:
-    """Days since a file, or any file of a folder, was last changed or read by us."""
-    newest = max((each.lstat().st_mtime for each in (path, *path.rglob("*"))), default=0.0)
-    return (time.time() - newest) / _DAY_S
-
-
-def _size(path: Path) -> int:
-    return sum(each.lstat().st_size for each in (path, *path.rglob("*")) if not each.is_dir())

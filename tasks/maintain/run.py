@@ -13,15 +13,18 @@ from pathlib import Path
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
 from storage.errors import StorageError
 from storage.files import remove_leftovers
+from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Ledger
+from storage.privacy import beside_store
 from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import free_bytes
 from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, stages
 from tasks.maintain.verify import verify_store
-from tasks.prune.plan import Checkpoints, plan
+from tasks.prune.plan import BUSY, Checkpoints, plan, size_of
 from tasks.prune.remove import remove_all
+from tasks.retrain.decisions import FOLDER as DECISIONS
 from tasks.retrain.decisions import decisions
 from tasks.run.progress import Advance
 
@@ -53,7 +56,7 @@ class Installation:
 
     def checkpoints(self, config: RetentionConfig) -> Checkpoints:
         """Which checkpoints are kept whatever their age, and which were given up."""
-        return checkpoints(decisions(self.workdir / "decisions"), self.versions, config)
+        return checkpoints(decisions(self.workdir / DECISIONS), self.versions, config)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def _prune_stages(place: Installation, config: RetentionConfig) -> list[Removal]
 def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:
     leftovers = remove_leftovers(place.workdir, below=True) if place.workdir.is_dir() else []
     removed = _counted(remove_old(old_records(place.workdir, place.errors, config, place.checkpoints(config))))
-    if (place.arrivals / "ledger.sqlite").exists() and (count := remove_finished(Ledger(place.arrivals))):
+    if (place.arrivals / LEDGER).exists() and (count := remove_finished(Ledger(place.arrivals))):
         removed.append(Removal(what="folder of a finished batch", count=count, size_bytes=0))
     if leftovers:
         removed.append(Removal(what="temporary file of an ended process", count=len(leftovers), size_bytes=0))
@@ -145,7 +148,7 @@ def unfinished(workdir: Path) -> list[str]:
         return [
             f"{row.stage}/{row.key}"
             for row in rows
-            if not row.finished and row.why != "a process works on it" and not row.path.name.startswith(".")
+            if not row.finished and row.why != BUSY and not row.path.name.startswith(".")
         ]
     return []
 
@@ -153,7 +156,7 @@ def unfinished(workdir: Path) -> list[str]:
 def places(place: Installation) -> list[Place]:
     """What the parts of an installation take on disk."""
     parts = {
-        "store": [place.store, place.store.with_name(place.store.name + ".ingests")],
+        "store": [place.store, *(beside_store(place.store, ending) for ending in (".ingests", ".features"))],
         "stages": [place.workdir],
         "inbox batches and ledger": [place.arrivals],
         "Prefect": [place.services / "prefect"],
@@ -161,16 +164,6 @@ def places(place: Installation) -> list[Place]:
         "logs of the services": [place.services / "logs"],
     }
     return [Place(name=name, size_bytes=sum(map(size_of, paths))) for name, paths in parts.items()]
-
-
-def size_of(path: Path) -> int:
-    """Bytes of all files in a folder, or of a file; 0 where there is none."""
-    total = 0
-    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        with suppress(OSError):  # removed meanwhile
-            found = each.lstat()
-            total += found.st_size if not each.is_dir() else 0
-    return total
 
 
 def record(

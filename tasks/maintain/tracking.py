@@ -29,8 +29,8 @@ class OldRuns:
 
 def runs_of_newest(workdir: Path, count: int) -> set[str]:
     """MLflow's ids of the newest recorded runs. Raises: StorageError: a record is damaged."""
-    paths = sorted((workdir / "runs").glob(f"*/{RunDocument.NAME}"), reverse=True)[:count]
-    return {record.mlflow_run_id for record in map(RunDocument.read, paths) if record.mlflow_run_id}
+    records = map(RunDocument.read, RunDocument.paths(workdir)[:count])
+    return {record.mlflow_run_id for record in records if record.mlflow_run_id}
 
 
 def run_of_each_experiment(workdir: Path) -> set[str]:
@@ -38,7 +38,7 @@ def run_of_each_experiment(workdir: Path) -> set[str]:
 
     Raises: StorageError: a record is damaged.
     """
-    records = map(RunDocument.read, sorted((workdir / "runs").glob(f"*/{RunDocument.NAME}")))
+    records = map(RunDocument.read, reversed(RunDocument.paths(workdir)))
     places = {(record.mlflow_uri, record.mlflow_experiment_id): record.mlflow_run_id for record in records}
     return set(places.values()) - {""}
 

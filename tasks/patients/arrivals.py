@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.files import naming_path
+from storage.inbox_database import NAME as LEDGER
 from storage.inbox_files import split
-from storage.inbox_ledger import Ledger
+from storage.inbox_ledger import BATCHES, PICTURES, Ledger
 from storage.patient_key import patient_key
 from storage.sources.files import FoundFile, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import known_patients
 from tasks.ingest.scan import file_cache
 from tasks.patients.patient import Patient
-
-BATCHES, PICTURES, LEDGER = "batches", "pictures", "ledger.sqlite"
 
 
 @dataclass(frozen=True)

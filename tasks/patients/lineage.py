@@ -178,14 +178,14 @@ def of_volumes(volume_ids: Iterable[str], key: str, known: Known, what: str) -> 
 def refs_of_run(text: str, workdirs: Sequence[Path]) -> tuple[list[Ref], str] | None:
     """What a run made, by its name, the folder of its record, `latest`, or its id in MLflow; None where there is no such run."""
     for workdir in workdirs:
-        runs = workdir / "runs"
+        runs = workdir / RunDocument.FOLDER
         places = [Path(text), runs / text]
         if text == "latest" and (runs / RunDocument.LATEST).is_file():
             return _made_by(RunDocument.latest(runs)), "run latest"
         for folder in places:
             if (folder / RunDocument.NAME).is_file():
                 return _made_by(RunDocument.load(folder)), f"run {folder.resolve().name}"
-        for path in sorted(runs.glob(f"*/{RunDocument.NAME}"), reverse=True):
+        for path in RunDocument.paths(workdir):
             try:
                 record = RunDocument.read(path)
             except StorageError:

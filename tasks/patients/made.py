@@ -14,12 +14,9 @@ from storage.errors import StorageError
 from storage.snapshots import load_snapshot
 from tasks.prune.remove import LINEAGE
 
-TRAINED, FROM_TRAINED, HELD_OUT, MEASURED = (
-    "trained on it",
-    "made from a model that was",
-    "held out from it",
-    "measured on it",
-)
+TRAINED, FROM_TRAINED = "trained on it", "made from a model that was"
+HELD_OUT, MEASURED = "held out from it", "measured on it"
+_LEARNED = (TRAINED, FROM_TRAINED)
 logger = logging.getLogger("prdit.patients")
 
 
@@ -61,7 +58,7 @@ class Affected:
     @property
     def learned(self) -> bool:
         """Whether it is a model that was trained on the volumes, or was drawn from one."""
-        return self.how in (TRAINED, FROM_TRAINED) and self.made.kind in ("checkpoint", "samples")
+        return self.how in _LEARNED and self.made.kind in ("checkpoint", "samples")
 
 
 def made_in(workdir: Path) -> list[Made]:
@@ -167,10 +164,9 @@ def affected_by(volume_ids: Collection[str], records: Iterable[Made], store: Pat
         changed = False
         for one in made.values():
             learned = any(
-                how.get(ref.digest) in (TRAINED, FROM_TRAINED) and ref.kind in ("checkpoint", "samples")
-                for ref in one.inputs.values()
+                how.get(ref.digest) in _LEARNED and ref.kind in ("checkpoint", "samples") for ref in one.inputs.values()
             )
-            if learned and how.get(one.digest) not in (TRAINED, FROM_TRAINED):
+            if learned and how.get(one.digest) not in _LEARNED:
                 how[one.digest], changed = FROM_TRAINED, True
     order = sorted(how, key=lambda digest: (made[digest].created, digest))
     return [Affected(made[digest], how[digest]) for digest in order]

@@ -12,7 +12,7 @@ from storage.numbered import Numbered
 from storage.patient_key import load_patient_key, patient_key
 from storage.snapshots import history, load_snapshot, snapshot_files, snapshot_ref
 from storage.sources.index import scans_of_patient
-from storage.tombstones import find_tombstone, tombstone_path
+from storage.tombstones import FOLDER, find_tombstone, tombstone_path, tombstones
 from storage.volume_store import VolumeStore
 from tasks.ingest.scan import file_cache
 from tasks.ingest.series import scan_and_part
@@ -60,10 +60,9 @@ def key_of(patient_id: str, key_file: Path, store: Path) -> str:
 
 def key_of_volume(store: VolumeStore, volume_id: str) -> str:
     """The patient key of a volume, as it was listed last. Raises: ConfigError: no snapshot lists it."""
-    for grave in (store.path / "tombstones").glob("[!.]*.json"):
-        found = find_tombstone(store.path, grave.stem)
-        if found and volume_id in found.volume_ids:
-            return found.patient_key
+    for grave in tombstones(store.path):
+        if volume_id in grave.volume_ids:
+            return grave.patient_key
     owner = _listed(store.path)[0].get(volume_id)
     if owner is None:
         raise ConfigError(
@@ -120,7 +119,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
 def _whole_key(store: Path, key: str, known: set[str]) -> str:
     tombstone_path(store, key)
     found = sorted(
-        one for one in known | {path.stem for path in (store / "tombstones").glob("[!.]*.json")} if one.startswith(key)
+        one for one in known | {path.stem for path in (store / FOLDER).glob("[!.]*.json")} if one.startswith(key)
     )
     if len(found) > 1:
         raise ConfigError(f"{len(found)} patients of {store} have keys that begin with {key}: give more digits.")

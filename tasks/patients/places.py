@@ -29,11 +29,13 @@ from tasks.ingest.qc import write_page
 from tasks.ingest.scan import file_cache
 from tasks.patients.patient import Patient
 from tasks.patients.redact import TEXTS, Names, without
+from tasks.retrain.decisions import FOLDER as DECISIONS
+from tasks.run.stage import TRACKING
 
 _OF_PATIENT = ("report", "verdicts")  # artifacts that say something of single volumes; a split only names them
 _LARGEST = 64 << 20  # a text of more is none that says something of a patient
 _PICTURES = ("real-", "pair-")  # of a report: whose they are, only the page says
-_MODELS: dict[str, type[Document]] = {"held-out": HeldOutLosses, "decisions": Decision}  # by folder of a working folder
+_MODELS: dict[str, type[Document]] = {"held-out": HeldOutLosses, DECISIONS: Decision}  # by folder of a working folder
 logger = logging.getLogger("prdit.patients")
 
 
@@ -147,10 +149,10 @@ def forget_scratch(directory: Path, patient: Patient) -> None:
     """Delete what the scratch folder of a stage keeps of a patient: features, and lines of logs."""
     scratch = directory / SCRATCH
     for volume_id in patient.volume_ids:
-        for path in (scratch / "features" / "real" / volume_id,):
-            if path.is_dir():
-                with naming_path(path):
-                    shutil.rmtree(path)
+        path = scratch / "features" / "real" / volume_id
+        if path.is_dir():
+            with naming_path(path):
+                shutil.rmtree(path)
     for path in _texts(scratch):
         _redact_text(path, patient.words, patient.text)
 
@@ -165,9 +167,9 @@ def clear_unfinished(directory: Path) -> None:
 
 def redact_rest(workdir: Path, patient: Patient) -> None:
     """Redact what else a working folder has: comparisons, held-out losses, decisions, and files that wait to be sent to MLflow."""
-    for folder in (workdir / name for name in ("compare", "held-out", "decisions", "tracking")):
+    for folder in (workdir / name for name in ("compare", "held-out", DECISIONS, TRACKING)):
         for path in _texts(folder):
-            if folder.name == "tracking" and "files" not in path.relative_to(folder).parts:
+            if folder.name == TRACKING and "files" not in path.relative_to(folder).parts:
                 continue  # records of the outbox, which are read by offset, name nobody
             words = patient.words | (frozenset() if path.name == Split.NAME else patient.volume_ids)
             _redact_text(path, words, patient.text, _MODELS.get(folder.name))

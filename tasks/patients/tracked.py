@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from storage.artifacts import PROVENANCE
 from storage.outbox import RefusedError, ServerAwayError
 from storage.refs import Ref
-from storage.registry import CHALLENGER, CHAMPION, REFUSED, ModelVersion, Registry
+from storage.registry import CHALLENGER, CHAMPION, DIGEST, REFUSED, ModelVersion, Registry
 from storage.tracking import TrackingUnavailableError
 from tasks.patients.made import Made
 from tasks.patients.redact import TEXTS, without
@@ -18,7 +18,7 @@ FORGOTTEN = (
     "prdit.forgotten"  # tag of runs and models that learned from a patient who was forgotten; its value says when
 )
 _SHOWING = ("evaluate", "ingest", "split")  # stages whose runs have files that name volumes
-_DIGEST, _STAGE = "prdit.digest", "prdit.stage"
+_STAGE = "prdit.stage"
 
 
 class Tracked:
@@ -47,7 +47,7 @@ class Tracked:
         """What the runs made, by the records that they have; without the artifacts of known digests."""
         found = []
         for run_id, tags in self._runs.items():
-            if not tags.get(_DIGEST) or tags[_DIGEST] in known or PROVENANCE not in self._server.artifact_names(run_id):
+            if not tags.get(DIGEST) or tags[DIGEST] in known or PROVENANCE not in self._server.artifact_names(run_id):
                 continue
             try:
                 record = json.loads(self._server.read_artifact(run_id, PROVENANCE))
@@ -60,7 +60,7 @@ class Tracked:
 
     def runs_of(self, digests: Collection[str]) -> dict[str, str]:
         """Runs that made or found artifacts: digest by run id."""
-        return {run_id: tags[_DIGEST] for run_id, tags in self._runs.items() if tags.get(_DIGEST) in digests}
+        return {run_id: tags[DIGEST] for run_id, tags in self._runs.items() if tags.get(DIGEST) in digests}
 
     def mark(self, digests: Collection[str], sentence: str) -> int:
         """Tag the runs and models of artifacts that learned from a forgotten patient; how many runs.

@@ -12,6 +12,7 @@ of warm starts would stay.
 
 import logging
 import re
+import stat
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -29,8 +30,8 @@ from storage.locks import is_locked
 from storage.refs import Ref
 from tasks.run.stage import LOCK
 
-_RUNS = "runs"
 _INITIAL = "initial"
+BUSY = "a process works on it"  # why a directory is kept
 _KEY = re.compile(r"[0-9a-f]{32}")
 _DAY_S = 86400.0
 Name = tuple[str, str]  # stage and key: they stay when a working folder is moved
@@ -114,13 +115,13 @@ def plan(
     found = {(path.parent.name, path.name): _look(path) for path in _directories(workdir)}
     now = time.time()
     _mark(found, checkpoints or Checkpoints(), now)
-    for run, names in _recorded(workdir / _RUNS, keep_runs).items():
+    for run, names in _recorded(workdir, keep_runs).items():
         for name in names & found.keys():
             if not found[name].given_up:
                 found[name].why = found[name].why or f"run {run}"
     for each in found.values():
         if is_busy(each.path):
-            each.why = "a process works on it"
+            each.why = BUSY
         elif not (each.why or each.given_up) and now - each.last_used < keep_days * _DAY_S:
             each.why = f"used in the last {keep_days:g} days"
     _keep_inputs(found)
@@ -149,14 +150,14 @@ def is_busy(directory: Path) -> bool:
 
 def _directories(workdir: Path) -> Iterator[Path]:
     for stage in sorted(workdir.iterdir()):
-        if stage.name != _RUNS and stage.is_dir() and not stage.is_symlink():
+        if stage.name != RunDocument.FOLDER and stage.is_dir() and not stage.is_symlink():
             for path in sorted(stage.iterdir()):
                 if _KEY.fullmatch(path.name) and not path.is_symlink() and (path / SCRATCH / LOCK).is_file():
                     yield path
 
 
 def _look(path: Path) -> _Found:
-    size, newest = _size_and_time(path)
+    size, newest = size_and_time(path)
     try:
         record = Provenance.load(path) if (path / PROVENANCE).exists() else None
     except StorageError as error:
@@ -165,21 +166,26 @@ def _look(path: Path) -> _Found:
     return _Found(path, size, newest, record)
 
 
-def _size_and_time(path: Path) -> tuple[int, float]:
-    size, newest = 0, path.stat().st_mtime
-    for file in path.rglob("*"):
-        with suppress(FileNotFoundError):  # a run that works here has removed it meanwhile
-            found = file.lstat()
-            size += found.st_size if not file.is_dir() else 0
+def size_and_time(path: Path) -> tuple[int, float]:
+    """Bytes of a file or of all files in a folder, and when any of them last changed, in seconds since 1970; zeros of nothing."""
+    size, newest = 0, 0.0
+    for each in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        with suppress(OSError):  # whoever works here has removed it meanwhile
+            found = each.lstat()
+            size += found.st_size if not stat.S_ISDIR(found.st_mode) else 0
             newest = max(newest, found.st_mtime)
     return size, newest
 
 
-def _recorded(runs: Path, count: int) -> dict[str, set[Name]]:
+def size_of(path: Path) -> int:
+    """Bytes of a file or of all files in a folder; 0 where there is none."""
+    return size_and_time(path)[0]
+
+
+def _recorded(workdir: Path, count: int) -> dict[str, set[Name]]:
     """Names of the stages that the newest recorded runs used, by the run's name."""
-    paths = sorted(runs.glob(f"*/{RunDocument.NAME}"), reverse=True)[:count]
     names: dict[str, set[Name]] = {}
-    for path in paths:
+    for path in RunDocument.paths(workdir)[:count]:
         stages = RunDocument.read(path).stages.values()
         places = [Path(place) for stage in stages for place in (stage.ref.uri, stage.directory)]
         names[path.parent.name] = {(place.parent.name, place.name) for place in places}
@@ -221,7 +227,7 @@ def _interrupted(workdir: Path) -> Iterator[StageDirectory]:
     """What a removal that was killed has left."""
     for path in sorted(workdir.glob("*/.*.tmp")):
         key = path.name[1:].partition(".")[0]
-        if path.parent.name != _RUNS and path.is_dir() and _KEY.fullmatch(key) and is_abandoned(path):
-            size, newest = _size_and_time(path)
+        if path.parent.name != RunDocument.FOLDER and path.is_dir() and _KEY.fullmatch(key) and is_abandoned(path):
+            size, newest = size_and_time(path)
             why = "its removal was interrupted"
             yield StageDirectory(path, path.parent.name, key, size, newest, finished=False, removable=True, why=why)

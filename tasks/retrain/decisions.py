@@ -21,6 +21,7 @@ from storage.numbered import Numbered
 from storage.registry import CHALLENGER, CHAMPION, SNAPSHOT, ModelVersion, Registry
 
 DECISION, NUMBER, REASON, FIGURES = "prdit.decision", "prdit.decision_number", "prdit.reason", "prdit.figures"  # tags
+FOLDER = "decisions"  # of a working folder
 _MAX_TAG = 4900  # MLflow takes 5000 characters
 _MAX_DESCRIPTION = 5000  # MLflow's column on PostgreSQL; SQLite takes any
 _WAIT_S = 120.0  # for another decision

@@ -1,7 +1,6 @@
 """What is known of a challenger beside the champion: held-out losses, both reports, what its trainings must meet."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -56,7 +55,6 @@ class Measuring:
         store, workdir: folders.
         weights: which weights are measured: those that are sampled.
         compute: where.
-        progress: called with (volumes done, total).
     """
 
     reference: Reference
@@ -65,7 +63,6 @@ class Measuring:
     workdir: Path
     weights: Weights = "ema"
     compute: ComputeConfig | None = None
-    progress: Callable[[int, int], None] = lambda done, total: None
 
     def of(self, checkpoint: Ref) -> dict[str, float]:
         """Losses of a checkpoint by volume id."""
@@ -77,7 +74,6 @@ class Measuring:
             workdir=self.workdir,
             weights=self.weights,
             compute=self.compute,
-            progress=self.progress,
         )
 
 

@@ -5,7 +5,6 @@ depend on which other volumes there are.
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +36,6 @@ def held_out_losses(
     workdir: Path,
     weights: Weights = "ema",
     compute: ComputeConfig | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Loss by volume id: the mean over the validation times of the checkpoint's process and the noises of the reference.
 
@@ -51,7 +49,6 @@ def held_out_losses(
         workdir: working folder.
         weights: which of the checkpoint's two sets.
         compute: where it is computed.
-        progress: called with (volumes done, total).
     Raises:
         StorageError: checkpoint or volumes are missing or damaged.
         InputError: the checkpoint cannot be used here.
@@ -60,7 +57,7 @@ def held_out_losses(
     path = workdir / FOLDER / f"{number:08d}" / f"{checkpoint.digest.removeprefix('sha256:')}-{weights}.json"
     if (known := _known(path, checkpoint, reference, weights)) is not None:
         return known
-    losses = _measured(checkpoint, reference, store, weights, compute or ComputeConfig(), progress)
+    losses = _measured(checkpoint, reference, store, weights, compute or ComputeConfig())
     HeldOutLosses(checkpoint=checkpoint.digest, weights=weights, reference=number, losses=losses).write(path)
     return losses
 
@@ -80,7 +77,6 @@ def _measured(
     store: Path,
     weights: Weights,
     compute: ComputeConfig,
-    progress: Callable[[int, int], None],
 ) -> dict[str, float]:
     device = pick_device(compute)
     module, info = load_model(checkpoint, weights, device)
@@ -99,7 +95,6 @@ def _measured(
         for place in noise_places(name, reference):
             total += family.validate(module, HeldOut(volume, (place,), label), training, 1)["loss"]
         found[name] = total / reference.num_noises
-        progress(index + 1, len(names))
     if bad := sorted(name for name, loss in found.items() if not torch.isfinite(torch.tensor(loss))):
         raise ComputationError(
             f"The held-out loss of the checkpoint at {checkpoint.uri} is not finite on {len(bad)} of {len(found)} volumes (first: "

@@ -50,6 +50,7 @@ class Evidence:
     Attributes:
         champion: version of the champion; None: there is none that it could be compared with.
         why_none: why there is none, one sentence.
+        lost: why nothing can be compared with the champion, whose files are gone; empty otherwise.
         refused: why the challenger must not be promoted at all; empty otherwise.
         unmet: gates of the configuration that its trainings do not meet, one sentence each.
         loss: difference of the held-out losses, challenger − champion; None: they do not compare.
@@ -66,6 +67,7 @@ class Evidence:
 
     champion: int | None
     why_none: str = ""
+    lost: str = ""
     refused: str = ""
     unmet: tuple[str, ...] = ()
     loss: MeanDifference | None = None
@@ -118,6 +120,7 @@ def _vetoes(policy: RetrainPolicy, evidence: Evidence) -> list[str]:
     """Why a challenger is not promoted whatever else was measured."""
     found = [f"It must not be promoted: {evidence.refused}."] if evidence.refused else []
     found += [f"A gate of the configuration is not met: {sentence}." for sentence in evidence.unmet]
+    found += [evidence.lost] if evidence.lost else []
     copies, anatomy = evidence.copies, evidence.anatomy
     if copies.value is None:
         found.append(f"Its copy rate is not known ({copies.note}): it could memorise more than the champion.")

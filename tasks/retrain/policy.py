@@ -20,12 +20,14 @@ class RetrainPolicy(BaseModel):
         10, ge=1, description="due with so many volumes that the last training did not have"
     )
     min_new_share: float | None = Field(
-        0.1, gt=0, description="due when the new volumes are this share of those of the last training"
+        0.1, gt=0, le=1, description="due when the new volumes are this share of those of the last training"
     )
     max_days: float | None = Field(
         30.0, gt=0, description="due when the last training began so many days ago and there is any new volume"
     )
-    window_hours: float = Field(24.0, ge=0, description="at most one retraining begins in so many hours")
+    window_hours: float = Field(
+        24.0, ge=0, le=8784, description="at most one retraining begins in so many hours; at most a year"
+    )
     start: Literal["champion", "scratch"] = Field(
         "champion", description="champion: training goes on from the champion's weights; scratch: from fresh ones"
     )

@@ -30,8 +30,9 @@ from storage.snapshots import list_all
 from storage.volume_store import Volume, VolumeStore
 from tasks.maintain import retention, tracking
 from tasks.maintain.config import RetentionConfig
-from tasks.maintain.run import Installation, prune, size_of
+from tasks.maintain.run import Installation, prune
 from tasks.prune import plan
+from tasks.prune.plan import size_of
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
 from tests.drills.year_servers import Servers
 from tests.unit.tasks.aged_work import DAY_S, age

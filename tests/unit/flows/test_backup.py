@@ -10,11 +10,10 @@ import pytest
 from flows import backup as module
 from flows.backup import backup, restore
 from flows.databases import Database, DatabaseError
-from flows.retrain_challenger import DECISIONS
 from storage.errors import ConfigError
 from storage.files import sha256_file
 from tasks.prune.remove import LINEAGE
-from tasks.retrain import held_out, reference, rounds
+from tasks.retrain import decisions, held_out, reference, rounds
 
 STATE = Path(".prdit") / "services"
 SITE = "configuration: conf/lung.yaml\npolicy: pol/lung.yaml\noverrides: {workdir: work}\n"
@@ -37,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recorded() -> list[str]:
     """Folders of a working folder that are no stages and that retraining and retention write."""
-    return [DECISIONS, held_out.FOLDER, reference.FOLDER, rounds.FOLDER, "runs", LINEAGE]
+    return [decisions.FOLDER, held_out.FOLDER, reference.FOLDER, rounds.FOLDER, "runs", LINEAGE]
 
 
 def test_files_of_one_name_and_every_record_come_back(place: Path) -> None:
@@ -60,7 +59,7 @@ def test_a_back_up_is_not_put_among_what_it_is_about(place: Path, inside: str) -
 
 def test_records_of_checkpoints_that_were_removed_later_stay(place: Path) -> None:
     backup(place / "backup", STATE)
-    later = [Path("work") / name / "00000002" / "record.json" for name in (DECISIONS, LINEAGE)]
+    later = [Path("work") / name / "00000002" / "record.json" for name in (decisions.FOLDER, LINEAGE)]
     for path in later:
         path.parent.mkdir()
         path.write_text("later")

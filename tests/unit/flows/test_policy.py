@@ -45,6 +45,11 @@ def test_a_name_that_there_is_not(tmp_path: Path) -> None:
         ({"margin": 0.1}, "says nothing otherwise"),
         ({"start": "scratch", "warm_steps_share": 0.5}, "no training starts warm"),
         ({"min_new_volumes": 0}, "min_new_volumes: Input should be greater than or equal to 1, got 0"),
+        (
+            {"min_new_volumes": None, "min_new_share": 1.5, "max_days": None},
+            "min_new_share: .* less than or equal to 1",
+        ),
+        ({"window_hours": 1e12}, "window_hours: .* less than or equal to 8784"),
         ({"max_days": float("inf")}, "max_days"),
         ({"min_volumes": 3}, r"min_volumes: unknown key. Known here: .*min_new_volumes"),
         ({"drift": {"nothing": 3}}, r"drift.nothing: unknown key"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from flows.retrain_challenger import Challenge
 from flows.retrain_setup import Setup
 from storage.artifacts import Ref
 from storage.documents.retraining import Retraining
-from storage.errors import InputError
+from storage.errors import InputError, MissingArtifactError
 from storage.registry import PLACE, ModelVersion, RegistryUnavailableError
 from storage.snapshots import find, open_snapshot, redact_snapshots
 from storage.volume_store import VolumeStore
+from tasks.retrain.judge import Evidence, judge
 from tasks.retrain.rounds import Rounds
 from tests.factories import make_split, make_store
 from tests.unit.tasks.checkpoints import commit_checkpoint
@@ -123,3 +125,28 @@ def test_where_the_checkpoint_below_the_champions_is_gone_it_is_trained_from_scr
         assert initial == {"local": local, "global": top}
         assert seen == [(initial, -(-steps // 2))]
         assert note == ""
+
+
+def test_where_the_champions_files_are_gone_the_challenger_is_held(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: Any) -> Ref:
+        raise MissingArtifactError("nowhere")
+
+    there: Any = SimpleNamespace(ref=world.snapshot)
+    run: Any = SimpleNamespace(outcomes={"split": there}, unmet=[])
+    monkeypatch.setattr(flows.retrain_challenger, "checkpoint_of", gone)
+    monkeypatch.setattr(flows.retrain_challenger.Report, "load", lambda path: None)
+    monkeypatch.setattr(flows.retrain_challenger, "frozen_reference", lambda *_: (1, None))
+    monkeypatch.setattr(flows.retrain_challenger, "gather", lambda own, champion, *_: Evidence(champion=champion))
+    champion = ModelVersion(7, world.snapshot, "run", ("champion",))
+    challenge = Challenge(world.setup, world.setup.registry(), world.begin(), lambda name, work: work())
+    evidence = challenge._evidence(
+        run, ModelVersion(8, world.snapshot, "run"), world.snapshot, world.snapshot, champion
+    )
+    judgement = judge(world.setup.policy, evidence)
+    assert (evidence.champion, judgement.promote) == (7, False)
+    assert judgement.reason.startswith(
+        "Held. Nothing can be compared with the champion, version 7, whose files are gone"
+    )
+    assert "nothing can be compared with the champion: nowhere" in caplog.text

@@ -175,3 +175,26 @@ def test_an_open_batch_keeps_its_scans(ledger: Ledger) -> None:
     assert ledger.files.forget_items([]) == 0  # asked for before
     assert ledger.files_of(1) == {}
     assert ledger.files.items() == []
+
+
+def test_a_content_that_another_item_of_the_batch_has_stays_taken_when_one_is_dropped(ledger: Ledger) -> None:
+    contents = {"4.5": ("x", "y"), "4.6": ("y", "z")}
+    for uid, shas in contents.items():
+        ledger.files.record(
+            [SeenFile(b"b", f"{uid}-{sha}".encode(), 1, 2, 3.0, True, sha, uid, "dicom") for sha in shas]
+        )
+    ledger.files.refresh(9.0)
+    for uid in contents:
+        ledger.files.complete(uid, "quiet")
+    batch = ledger.new_batch(10)
+    assert batch is not None
+    assert batch.num_series == 2
+    assert ledger.drop(batch.number, ["4.5"])
+    assert set(ledger.files_of(batch.number)) == {"4.6"}
+    ledger.files.record([SeenFile(b"c", b"copy", 1, 2, 3.0, True, "y", "4.6", "dicom")])
+    ledger.files.refresh(9.0)
+    assert {one.item: one.state for one in ledger.files.items()} == {
+        "1.2.3": "taken",
+        "4.5": "arriving",
+        "4.6": "taken",
+    }

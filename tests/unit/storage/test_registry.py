@@ -135,6 +135,24 @@ def test_files_that_mlflow_has_changed_are_refused(lab: Lab, tmp_path: Path) -> 
     assert [path for path in (lab.workdir / "models").iterdir() if path.name != "lock"] == []
 
 
+@pytest.mark.parametrize("what", ["model", "files", "one file"])
+def test_files_that_are_gone_here_and_in_mlflow_are_not_a_server_that_is_away(lab: Lab, what: str) -> None:
+    ref, client = lab.checkpoint(1), MlflowClient(lab.uri)
+    version = lab.registry.register(ref, "", {})
+    location = Path(client.get_logged_model(version.model_id).artifact_location.removeprefix("file://"))
+    shutil.rmtree(ref.path)
+    if what == "model":
+        client.delete_logged_model(version.model_id)
+    elif what == "files":
+        shutil.rmtree(location)
+    else:
+        (location / "model.safetensors").unlink()
+    name = "model.safetensors" if what == "one file" else PROVENANCE
+    with pytest.raises(MissingArtifactError, match=rf"does not have its {name} any more.*`prdit models promote`"):
+        resolve(f"models:/{lab.registry.name}/1", lab.uri, lab.workdir)
+    assert [path for path in (lab.workdir / "models").iterdir() if path.name != "lock"] == []
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -194,6 +212,11 @@ def test_on_a_server_the_model_of_the_run_is_used_and_another_folder_fetches_it(
     registry.set_alias(CHAMPION, 1)
     got = resolve(f"models:/{registry.name}@champion", server.uri, tmp_path / "elsewhere")
     assert got.digest == ref.digest
+    shutil.rmtree(ref.path)
+    for path in Path(server.root).rglob("model.safetensors"):
+        path.unlink()
+    with pytest.raises(MissingArtifactError, match=r"does not have its model\.safetensors any more"):
+        resolve(f"models:/{registry.name}@champion", server.uri, lab.workdir)
     with pytest.raises(InputError, match="has no run"):
         registry.register(lab.checkpoint(2), "0" * 32, {})
 

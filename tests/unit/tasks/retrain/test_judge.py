@@ -57,6 +57,7 @@ UNSURE = loss(-0.001, 0.005)
         ({}, {"loss": loss(0.02, 0.01)}, False, "worse than the champion beyond noise"),
         ({}, {"loss": UNSURE}, False, "about 40 held-out patients"),
         ({}, {"loss": loss(0.0, 0.0, num_needed=None)}, False, "not better than the champion"),
+        ({}, {"loss": None, "lost": "Its files are gone."}, False, "Held. Its files are gone."),
         ({"min_reference_volumes": 10}, {}, False, "reference has 9 held-out volume(s), and the policy asks for 10"),
         (NOT_WORSE, {"loss": UNSURE}, True, "trained on more patients (25, the champion on 20)"),
         (NOT_WORSE, {"loss": UNSURE, "patients": (25, 25)}, False, "not trained on more patients (25"),
