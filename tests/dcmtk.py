@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from storage.files import json_text
 from tests.ports import free_ports
+from tests.processes import wait_for
 
 PROGRAMS = ("storescu", "echoscu", "dcmsend")
 AE_TITLE = "SCANNER"
@@ -63,7 +63,7 @@ class ListenerProcess:
             self.process = subprocess.Popen(
                 command, cwd=self.root, env=os.environ | {"PYTHONPATH": path}, stdout=log, stderr=log
             )
-        until(self._answers, self.log)
+        wait_for(self._answers, DEADLINE_S, log=self.log)
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -131,11 +131,3 @@ def listening(root: Path, **settings: Any) -> Iterator[ListenerProcess]:
     finally:
         if listener.process and listener.process.poll() is None:
             listener.stop()
-
-
-def until(true: Callable[[], Any], log: Path | None = None) -> None:
-    """Wait for something with a deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < end, log.read_text() if log else "it did not happen in time"
-        time.sleep(0.01)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from storage.artifacts import Ref, commit_artifact
+from storage.documents.run_record import RunDocument
 from storage.documents.snapshot import SnapshotVolume
 from storage.documents.split import Split
 from storage.geometry import Volume
@@ -53,6 +54,24 @@ def make_split(directory: Path, snapshot: Ref, train: list[str], val: list[str])
     """A committed split with the given roles."""
     Split(roles={"train": train, "val": val}, patients={}, notes=[]).save(directory)
     return commit_artifact(directory, "split", stage="split", recipe=1, inputs={"snapshot": snapshot}, config={})
+
+
+def run_document(**changes: Any) -> RunDocument:
+    """The record of a run that completed without stages; fields may be named."""
+    values: dict[str, Any] = {
+        "config_digest": "sha256:1",
+        "prefect_flow_run_id": None,
+        "mlflow_uri": "",
+        "mlflow_run_id": "",
+        "mlflow_experiment_id": "",
+        "stages": {},
+        "seconds": 1.0,
+        "gates": {},
+        "report": None,
+        "metrics": None,
+        "error": None,
+    }
+    return RunDocument(**values | changes)
 
 
 def make_data(root: Path, num_volumes: int = 3) -> tuple[Ref, Ref]:

@@ -46,10 +46,14 @@ def has_open(pid: int, name: str) -> bool:
     return False
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """The first true value of a condition, asked again and again."""
+def wait_for(
+    condition: Callable[[], Any], seconds: float = PATIENCE_S, *, every_s: float = 0.05, log: Path | None = None
+) -> Any:
+    """The first true value of a condition, asked again and again. Raises: AssertionError: too late; it ends with the log."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "condition did not come true in time"
-        time.sleep(0.05)
+        if time.monotonic() > deadline:
+            end = f"; {log} ends with:\n{log.read_text()[-2000:]}" if log else ""
+            raise AssertionError(f"condition did not come true within {seconds:g} s{end}")
+        time.sleep(every_s)
     return value

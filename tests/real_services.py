@@ -8,7 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,10 @@ class Site:
     def said(self) -> str:
         """Every log, and the arguments of every process."""
         logs = [path.read_text(errors="replace") for path in (self.state_dir / "logs").iterdir()]
-        words = [" ".join(process.cmdline()) for process in local._started(self.state_dir)]
+        words = []
+        for process in local._started(self.state_dir):
+            with suppress(psutil.NoSuchProcess):  # that of a run which has just ended
+                words.append(" ".join(process.cmdline()))
         assert len(words) >= 4
         return "\n".join([*logs, *words])
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,8 @@ from storage.registry import Registry
 from tasks.inbox.config import Timing
 from tasks.retrain.decisions import decisions
 from tasks.retrain.rounds import Rounds
-from tasks.train.__main__ import _commit
-from tasks.train.loop import Training
-from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec
+from tests.factories import trained
 
 POLICY: dict[str, Any] = {
     "min_new_volumes": 1,
@@ -108,11 +107,8 @@ class Installation:
 
     def batches(self) -> list[Batch]:
         """Batches of the inbox."""
-        ledger = Ledger(self.arrivals)
-        try:
+        with closing(Ledger(self.arrivals)) as ledger:
             return ledger.batches()
-        finally:
-            ledger.close()
 
 
 def without_waiting(patch: pytest.MonkeyPatch) -> None:
@@ -122,5 +118,4 @@ def without_waiting(patch: pytest.MonkeyPatch) -> None:
 
 
 def _trained_here(spec: TrainSpec, run: Any, progress: Callable[[int, int], None], launcher: Any) -> Ref:
-    Training(assemble(spec), spec).run(lambda: False)
-    return _commit(spec)
+    return trained(spec)

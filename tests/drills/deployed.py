@@ -1,7 +1,6 @@
 """An installation for drills: services, deployments of prdit, a small store, and runs of the configuration tiny."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from flows.config import load_config
 from storage.phantom.series import write_demo_data
 from tasks.ingest.run import ingest
 from tasks.run.runners import Local
+from tests.processes import wait_for
 
 PATIENCE_S = 240.0  # two cores that everything shares
 OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -20,12 +20,8 @@ _ENDLESS = {"steps": 1_000_000, "val_every": 1_000_000, "checkpoint_every": 1_00
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """What a condition gives as soon as it is true. Raises: AssertionError: it is not in time."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.2)
-    return value
+    """`wait_for` with the drills' patience; looking at every process of the machine costs, so not so often."""
+    return wait_for(condition, seconds, every_s=0.2)
 
 
 class Deployed:
@@ -50,12 +46,13 @@ class Deployed:
 
     def start(self, deployment: str, **overrides: Any) -> str:
         """Schedule a run on the store, at once; returns its id."""
-        found = self.api("GET", f"/deployments/name/prdit/{deployment}")
-        parameters = {
-            "configuration": "tiny",
-            "store": str(self.root / "store"),
-            "overrides": {"workdir": str(self.root / "work"), **overrides},
-        }
+        overrides = {"workdir": str(self.root / "work"), **overrides}
+        store = str(self.root / "store")
+        return self.schedule(f"prdit/{deployment}", configuration="tiny", store=store, overrides=overrides)
+
+    def schedule(self, deployment: str, **parameters: Any) -> str:
+        """Schedule a run of any deployment, at once, with parameters beside its own; returns its id."""
+        found = self.api("GET", f"/deployments/name/{deployment}")
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         return str(self.api("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
@@ -113,8 +110,13 @@ class Deployed:
 
     def free(self) -> bool:
         """Whether no run holds a slot."""
-        busy = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
-        return not self.api("POST", "/flow_runs/filter", busy)
+        return not self.runs(type=["RUNNING", "PENDING", "CANCELLING"])
+
+    def runs(self, **states: list[str]) -> list[dict[str, Any]]:
+        """Runs by the `type` or `name` of their state."""
+        which = {key: {"any_": values} for key, values in states.items()}
+        found: list[dict[str, Any]] = self.api("POST", "/flow_runs/filter", {"flow_runs": {"state": which}})
+        return found
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import yaml
 from flows import services as local
 from flows.servers import ServiceError, Services
 from storage.errors import StorageError
-from storage.inbox_ledger import Ledger
+from storage.inbox_ledger import Batch, Ledger
 from storage.phantom.series import write_demo_data
 from storage.registry import Registry
 from storage.snapshots import load_snapshot, newest
@@ -164,17 +164,13 @@ class Place:
 
     def busy(self) -> bool:
         """Whether a run works, or is to work now."""
-        soon = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
-        late = {"flow_runs": {"state": {"name": {"any_": ["Late", "AwaitingRetry", "AwaitingConcurrencySlot"]}}}}
-        return any(self.site.api("POST", "/flow_runs/filter", which) for which in (soon, late))
+        return not self.site.free() or bool(self.site.runs(name=["Late", "AwaitingRetry", "AwaitingConcurrencySlot"]))
 
     def _night(self) -> None:
         """The night's run, early."""
-        found = self.site.api("GET", "/deployments/name/retrain/nightly")
-        body = {"parameters": found["parameters"], "state": {"type": "SCHEDULED"}}
-        run = self.site.api("POST", f"/deployments/{found['id']}/create_flow_run", body)
+        run_id = self.site.schedule("retrain/nightly")
         self.nights += 1
-        until(lambda: self.site.state(run["id"]) in (*OVER, "RUNNING"), _PATIENCE_S)
+        until(lambda: self.site.state(run_id) in (*OVER, "RUNNING"), _PATIENCE_S)
 
     def found(self) -> dict[str, Any]:
         """Figures at the end. Raises: AssertionError: something is twice or lost."""
@@ -202,13 +198,10 @@ class Place:
             "nights": self.nights,
         }
 
-    def batches(self) -> list[Any]:
+    def batches(self) -> list[Batch]:
         """Batches of the inbox."""
-        ledger = Ledger(self.root / ".prdit" / "arrivals")
-        try:
+        with closing(Ledger(self.root / ".prdit" / "arrivals")) as ledger:
             return ledger.batches()
-        finally:
-            ledger.close()
 
     @property
     def store(self) -> Path:

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,8 @@ def _story(place: Installation, rounds: int, poison: tuple[str, ...]) -> dict[st
         found = place.run(lr=_WELL)
         said["poisoned"].append(_expect(found, "Held"))
         assert _champion(place) == champion
-        with_ledger = Ledger(place.arrivals)
-        with_ledger.reject(found["held"][0])
-        with_ledger.close()
+        with closing(Ledger(place.arrivals)) as ledger:
+            ledger.reject(found["held"][0])
         assert (place.arrivals / "pictures" / f"{found['held'][0]:06d}.png").stat().st_size > 0
     return {"champion": champion, "decisions": len(place.decisions()), **said}
 

@@ -21,6 +21,7 @@ from moto.server import ThreadedMotoServer
 
 from flows import services as local
 from tests import postgres
+from tests.drills.deployed import Deployed
 from tests.ports import free_ports
 from tests.processes import wait_for
 from tests.real_services import KINDS, Site, check_all_run, check_back_up_and_migration, check_secrets, real_site
@@ -59,7 +60,7 @@ def _everything(site: Site, folder: Path, kind: str) -> dict[str, Any]:
 @contextmanager
 def bucket() -> Iterator[str]:
     """Address of a bucket on a real S3 server of this machine, which the environment names."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_ports())
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_ports(), verbose=False)
     server.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -78,16 +79,8 @@ def failed_run(site: Site) -> str:
     assert site.services
     local.deploy(site.services, site.folder)
     assert "prdit" in site.flows()
-    found = local.call_api(site.services, "GET", "/deployments/name/prdit/split")
-    body = {"parameters": {"overrides": {"nonsense": 1}}, "state": {"type": "SCHEDULED"}}
-    run_id = local.call_api(site.services, "POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
-
-    def ended() -> Any:
-        assert site.services
-        state = local.call_api(site.services, "GET", f"/flow_runs/{run_id}")["state"]
-        return state if state["type"] in ("FAILED", "CRASHED", "COMPLETED") else None
-
-    state = wait_for(ended)
+    runs = Deployed(site.folder, site.services)
+    state = runs.ended(runs.schedule("prdit/split", overrides={"nonsense": 1}))["state"]
     assert "nonsense: unknown key" in state["message"]
     assert state["type"] == "FAILED"
     return str(state["type"])

@@ -18,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 
 from flows.maintenance import prune_tracking
-from storage.artifacts import PROVENANCE, Kind, Ref, verify_artifact
+from storage.artifacts import PROVENANCE, Ref, verify_artifact
 from storage.documents.promotion import Action, Decision
-from storage.documents.run_record import RunDocument, StageRecord
+from storage.documents.run_record import RunDocument
 from storage.documents.snapshot import SnapshotVolume
 from storage.files import sha256_json
 from storage.inbox_ledger import Ledger
@@ -33,9 +33,9 @@ from tasks.maintain.config import RetentionConfig
 from tasks.maintain.run import Installation, prune
 from tasks.prune import plan
 from tasks.prune.plan import size_of
-from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tasks.run.stage import StageOutcome
 from tests.drills.year_servers import Servers
-from tests.unit.tasks.aged_work import DAY_S, age
+from tests.unit.tasks.aged_work import DAY_S, Work, age
 
 CONFIG = RetentionConfig(
     keep_runs=4, keep_days=14, keep_champions=2, challenger_days=14, log_days=30, server_days=60, trash_days=0
@@ -43,7 +43,6 @@ CONFIG = RetentionConfig(
 PROMOTED_EVERY = 4  # weeks
 SERIES, IMAGES = 20, 100  # per week
 SIZES = {"train-global": 300_000, "sample": 150_000, "evaluate": 20_000}
-KINDS: dict[str, Kind] = {"split": "split", "train-global": "checkpoint", "sample": "samples", "evaluate": "report"}
 
 
 class Week:
@@ -78,6 +77,7 @@ class Site:
         self.place = Installation(
             root / "store", root / "work", root / "services", root / "arrivals", root / "errors", [], "prdit"
         )
+        self.work = Work(self.place.workdir)
         self.store = VolumeStore.create(self.place.store, spacing_mm=8.0, num_levels=1, interpolation="linear")
         self.ledger = Ledger(self.place.arrivals)
         self.champion: StageOutcome | None = None
@@ -109,13 +109,15 @@ class Site:
     def retrain(self, number: int, week: Week) -> dict[str, StageOutcome]:
         """A challenger that starts with the champion's weights, and what is decided about it."""
         if self.split is None:
-            self.split = self._stage("split", 0, week, {}).ref
+            self.split = self.work.stage("split", 0, week.days).ref
         initial = {"initial": self.champion.ref} if self.champion else {}
-        made = self._stage("train-global", number, week, {"split": self.split} | initial)
-        samples = self._stage("sample", number, week, {"checkpoint": made.ref})
-        report = self._stage("evaluate", number, week, {"samples": samples.ref, "split": self.split})
+        days = week.days
+        made = self.work.stage("train-global", number, days, SIZES["train-global"], split=self.split, **initial)
+        samples = self.work.stage("sample", number, days, SIZES["sample"], checkpoint=made.ref)
+        report = self.work.stage("evaluate", number, days, SIZES["evaluate"], samples=samples.ref, split=self.split)
         outcomes = {"train-global": made, "sample": samples, "evaluate": report}
-        self._record(number, week, outcomes)
+        record = self.work.record(week.now().strftime("%Y%m%dT%H%M%S.%fZ"), **outcomes)
+        age(record.parent, week.days)
         action: Action = "promoted" if number % PROMOTED_EVERY == 0 else "held"
         if action == "promoted":
             self.champion = made
@@ -125,27 +127,6 @@ class Site:
     def versions(self) -> list[ModelVersion]:
         """The registered champion."""
         return [ModelVersion(1, self.champion.ref, "", ("champion",))] if self.champion else []
-
-    def _stage(self, name: str, number: int, week: Week, inputs: dict[str, Ref]) -> StageOutcome:
-        def body(run: StageRun) -> None:
-            size = SIZES.get(name, 1000)
-            (run.directory / "result").write_bytes(number.to_bytes(4, "big") * (size // 4))
-
-        context = RunContext(workdir=self.place.workdir)
-        outcome = run_stage(
-            Stage(name, KINDS[name], 1), inputs=inputs, config={"n": number}, context=context, body=body
-        )
-        age(Path(outcome.directory), week.days)
-        return outcome
-
-    def _record(self, number: int, week: Week, outcomes: dict[str, StageOutcome]) -> None:
-        folder = self.place.workdir / "runs" / week.now().strftime("%Y%m%dT%H%M%S.%fZ")
-        RunDocument(
-            config_digest="sha256:1", prefect_flow_run_id=None, mlflow_uri="", mlflow_run_id="", mlflow_experiment_id="",
-            stages={name: StageRecord(**outcome.model_dump()) for name, outcome in outcomes.items()},
-            seconds=1.0, gates={}, report=None, metrics=None, error=None,
-        ).save_run(folder)  # fmt: skip
-        age(folder, week.days)
 
     def _decide(self, action: Action, number: int, made: StageOutcome, week: Week) -> None:
         Numbered(self.place.workdir / "decisions", Decision).update(

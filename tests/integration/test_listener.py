@@ -25,7 +25,8 @@ from tasks.inbox.listener import TRANSFER_SYNTAXES
 from tasks.inbox.reconcile import look
 from tasks.run.fanout import Pool
 from tasks.run.runners import Local
-from tests.dcmtk import DEADLINE_S, ListenerProcess, listening, skip_without_dcmtk, until
+from tests.dcmtk import DEADLINE_S, ListenerProcess, listening, skip_without_dcmtk
+from tests.processes import wait_for
 from tests.unit.storage.dicom_files import write_series
 
 NUM_SLICES = 60
@@ -91,11 +92,11 @@ def sent(series: Path, *uids: str) -> dict[str, bytes]:
 def test_a_series_that_breaks_off_and_is_sent_again(listener: ListenerProcess, series: Path) -> None:
     """Whole files are kept, the series is not complete; when it was sent properly it is, once, in one batch."""
     sender = listener.sending(series / "1.2.3")
-    until(lambda: len(listener.stored()) >= 5, listener.log)
+    wait_for(lambda: len(listener.stored()) >= 5, DEADLINE_S, every_s=0.01, log=listener.log)
     sender.kill()
     sender.wait()
-    until(lambda: "broke off" in listener.said(), listener.log)
-    until(lambda: not listener.hidden(), listener.log)
+    wait_for(lambda: "broke off" in listener.said(), DEADLINE_S, log=listener.log)
+    wait_for(lambda: not listener.hidden(), DEADLINE_S, log=listener.log)
     first = data_sets(listener.stored())
     assert 5 <= len(first) < NUM_SLICES
     assert first.items() <= sent(series, "1.2.3").items()
@@ -107,7 +108,7 @@ def test_a_series_that_breaks_off_and_is_sent_again(listener: ListenerProcess, s
         assert take_batch(ledger, listener.inbox, timing=TIMING, pool=pool) is None
         assert listener.send(series / "1.2.3").returncode == 0
         assert data_sets(listener.stored()) == sent(series, "1.2.3")
-        until(lambda: look(ledger, listener.inbox, TIMING, pool=pool).num_complete == 1)
+        wait_for(lambda: look(ledger, listener.inbox, TIMING, pool=pool).num_complete == 1, DEADLINE_S)
         batch = take_batch(ledger, listener.inbox, timing=TIMING, pool=pool)
     assert batch is not None
     assert data_sets(sorted(batch.folder.rglob("*.dcm"))) == sent(series, "1.2.3")
@@ -183,7 +184,7 @@ def test_the_same_object_again_changes_nothing_and_a_corrected_one_replaces_it(
 def test_a_listener_that_is_killed_leaves_whole_files_and_tidies_up(tmp_path: Path, series: Path) -> None:
     with listening(tmp_path) as listener:
         sender = listener.sending(series / "1.2.3")
-        until(lambda: len(listener.stored()) >= 5, listener.log)
+        wait_for(lambda: len(listener.stored()) >= 5, DEADLINE_S, every_s=0.01, log=listener.log)
         listener.kill()
         assert sender.wait(DEADLINE_S) != 0
         assert data_sets(listener.stored()).items() <= sent(series, "1.2.3").items()
@@ -199,8 +200,10 @@ def test_an_object_that_is_too_large_ends_its_association(strict: ListenerProces
     write_series(tmp_path / "large", shape=(1, 1024, 1024), uid="1.2.5")
     write_series(tmp_path / "small", shape=(2, 64, 64), uid="1.2.6")
     assert strict.send(tmp_path / "large").returncode != 0
-    until(lambda: "an object of more than 1 MB (listener.max_object_mb)" in strict.said(), strict.log)
-    until(lambda: not strict.hidden(), strict.log)
+    wait_for(
+        lambda: "an object of more than 1 MB (listener.max_object_mb)" in strict.said(), DEADLINE_S, log=strict.log
+    )
+    wait_for(lambda: not strict.hidden(), DEADLINE_S, log=strict.log)
     assert strict.stored() == []
     assert strict.send(tmp_path / "small").returncode == 0
     assert len(strict.stored()) == 2
@@ -221,14 +224,14 @@ def test_no_more_associations_than_allowed(strict: ListenerProcess) -> None:
     def associate() -> Any:
         return entity.associate("127.0.0.1", strict.port, ae_title="PRDIT")
 
-    until(lambda: (first := associate()).is_established or first.abort(), strict.log)
+    wait_for(lambda: (first := associate()).is_established or first.abort(), DEADLINE_S, log=strict.log)
     held = [one for one in entity.active_associations if one.is_established]
     held += [associate()]
     assert strict.echo() != 0
     assert "there are 2 already (listener.max_associations)" in strict.said()
     for one in held:
         one.release()
-    until(lambda: strict.echo() == 0, strict.log)
+    wait_for(lambda: strict.echo() == 0, DEADLINE_S, log=strict.log)
 
 
 def test_who_says_nothing_is_not_waited_for(strict: ListenerProcess) -> None:
@@ -240,7 +243,7 @@ def test_who_says_nothing_is_not_waited_for(strict: ListenerProcess) -> None:
             with suppress(ConnectionResetError):
                 while silent.recv(1000):  # until it is closed by the listener
                     pass
-    until(lambda: strict.echo() == 0, strict.log)
+    wait_for(lambda: strict.echo() == 0, DEADLINE_S, log=strict.log)
 
 
 def test_only_ct_images_are_accepted(listener: ListenerProcess, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The tests of this file build on each other, in order, on one installation.
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -195,9 +196,8 @@ def test_a_released_batch_is_listed_without_the_gate_and_a_killed_retraining_goe
 ) -> None:
     """Killed before and after each step, and started again each time: one training, one version, one decision."""
     [batch] = [one for one in place.batches() if one.state == "held"]
-    ledger = Ledger(place.arrivals)
-    ledger.release(batch.number)
-    ledger.close()
+    with closing(Ledger(place.arrivals)) as ledger:
+        ledger.release(batch.number)
     before, versions = len(place.decisions()), len(place.registry.versions())
     trained = {path.name for path in (place.work / "train-global").iterdir()}
     kills = [

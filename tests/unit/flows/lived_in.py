@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flows.site import SiteConfig
 from storage.documents.promotion import Action, Decision
-from storage.documents.run_record import RunDocument
 from storage.documents.snapshot import HistoryEntry
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
 from storage.files import sha256_bytes
@@ -14,7 +13,7 @@ from storage.inbox_ledger import Ledger
 from storage.numbered import Numbered
 from storage.snapshots import history
 from storage.volume_store import VolumeStore
-from tests.factories import make_store
+from tests.factories import make_store, run_document
 
 BEGAN = datetime(2026, 1, 5, 9, tzinfo=UTC)
 
@@ -72,19 +71,8 @@ def grow(store: Path) -> None:
 
 
 def run(work: Path, name: str, error: str | None) -> None:
-    RunDocument(
-        config_digest="sha256:1",
-        prefect_flow_run_id=None,
-        mlflow_uri="",
-        mlflow_run_id="",
-        mlflow_experiment_id="",
-        stages={},
-        seconds=4210.0,
-        gates={"anatomy_pass_share": 0.2 if error else 0.9},
-        report=None,
-        metrics=None,
-        error=error,
-    ).save_run(work / "runs" / name)
+    document = run_document(seconds=4210.0, gates={"anatomy_pass_share": 0.2 if error else 0.9}, error=error)
+    document.save_run(work / "runs" / name)
 
 
 def decide(work: Path, action: Action, version: int, days: float, reason: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from storage.artifacts import Ref
 from storage.documents.run_record import RunDocument, StageRecord
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage
+from tests.factories import run_document
 
 DAY_S = 86400.0
 
@@ -20,11 +21,11 @@ class Work:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def stage(self, name: str, seed: int, days: float, **inputs: Ref) -> StageOutcome:
-        """A finished stage that was last used some days ago; 1000 bytes of result."""
+    def stage(self, name: str, seed: int, days: float, size: int = 1000, **inputs: Ref) -> StageOutcome:
+        """A finished stage that was last used some days ago; `size` bytes of result, a multiple of 4."""
 
         def body(run: StageRun) -> None:
-            (run.directory / "result").write_bytes(bytes([seed]) * 1000)
+            (run.directory / "result").write_bytes(seed.to_bytes(4, "big") * (size // 4))
 
         return self._run(name, seed, days, inputs, body)
 
@@ -53,20 +54,8 @@ class Work:
 
     def record(self, name: str, **outcomes: StageOutcome) -> Path:
         """The record of a run that ended."""
-        document = RunDocument(
-            config_digest="sha256:1",
-            prefect_flow_run_id=None,
-            mlflow_uri="",
-            mlflow_run_id="",
-            mlflow_experiment_id="",
-            stages={stage: StageRecord(**outcome.model_dump()) for stage, outcome in outcomes.items()},
-            seconds=1.0,
-            gates={},
-            report=None,
-            metrics=None,
-            error=None,
-        )
-        document.save_run(self.root / "runs" / name)
+        stages = {stage: StageRecord(**outcome.model_dump()) for stage, outcome in outcomes.items()}
+        run_document(stages=stages).save_run(self.root / "runs" / name)
         return self.root / "runs" / name / RunDocument.NAME
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from storage.artifacts import Ref, commit_artifact
 from storage.documents.report import FigureRecord
-from storage.documents.run_record import RunDocument, StageRecord
+from storage.documents.run_record import StageRecord
 from storage.documents.samples import Samples
 from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
-from tests.factories import make_split, make_store
+from tests.factories import make_split, make_store, run_document
 from tests.unit.tasks.checkpoints import commit_pair
 from tests.unit.tasks.test_comparability import report
 
@@ -82,17 +82,12 @@ class World:
                 ref=ref, cached=False, seconds=1.0, mlflow_run_id=stage_run_id, figures={}, directory=ref.uri
             )
         folder = self.work / "runs" / name
-        RunDocument(
+        run_document(
             config_digest="sha256:9",
-            prefect_flow_run_id=None,
             mlflow_uri=f"sqlite:///{self.work}/mlflow.db",
             mlflow_run_id=mlflow_run_id,
             mlflow_experiment_id="1",
             stages=stages,
-            seconds=1.0,
-            gates={},
-            report=None,
-            metrics=None,
             error=None if ref else "InputError: no scans",
         ).save_run(folder)
         return folder

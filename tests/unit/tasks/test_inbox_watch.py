@@ -20,6 +20,7 @@ from tasks.inbox.config import Timing, check_places
 from tasks.inbox.watch import Pace, watch
 from tasks.run.fanout import Pool
 from tasks.run.runners import Local
+from tests.processes import wait_for
 from tests.unit.storage.dicom_files import write_series
 
 TIMING = Timing(quiet_s=0.3, association_s=0.3, settle_s=0.1)
@@ -62,14 +63,6 @@ def noting(said: list[tuple[int, int]]) -> Callable[[int, int], bool]:
     return arrived
 
 
-def until(true: Callable[[], Any]) -> None:
-    """Wait for something with a deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "inbox").mkdir()
@@ -84,7 +77,7 @@ def test_an_event_wakes_it(root: Path) -> None:
             0.5
         )  # an event before the first look would prove nothing; one lost here makes the test fail, not pass
         write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
-        until(lambda: said)
+        wait_for(lambda: said, DEADLINE_S)
     assert said == [(1, 0)]
 
 
@@ -92,7 +85,7 @@ def test_without_events_the_clock_is_enough(root: Path) -> None:
     said: list[tuple[int, int]] = []
     with watching(root, noting(said), Pace(look_s=0.2, soon_s=0.1, events=False)):
         write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
-        until(lambda: said)
+        wait_for(lambda: said, DEADLINE_S)
     assert said == [(1, 0)]
 
 
@@ -100,18 +93,18 @@ def test_it_reports_again_until_everything_is_taken(root: Path) -> None:
     write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
     said: list[tuple[int, int]] = []
     with watching(root, noting(said), Pace(look_s=0.1, soon_s=0.1, again_s=0.5, events=False)):
-        until(lambda: len(said) >= 3)
+        wait_for(lambda: len(said) >= 3, DEADLINE_S)
         ledger = Ledger(root / "arrivals")
         batch = take_batch(ledger, root / "inbox", timing=TIMING)
         assert batch is not None
-        until(lambda: said[-1] == (0, 1))  # a flow that ended in the middle left the batch open
+        wait_for(lambda: said[-1] == (0, 1), DEADLINE_S)  # a flow that ended in the middle left the batch open
         ledger.set_batch(batch.number, "held")
-        until(lambda: not ledger.waiting()[1])
+        wait_for(lambda: not ledger.waiting()[1], DEADLINE_S)
         before = len(said) + 1  # one may be under way
         ledger.release(batch.number)
-        until(lambda: len(said) >= before)
+        wait_for(lambda: len(said) >= before, DEADLINE_S)
         ledger.set_batch(batch.number, "listed")
-        until(lambda: not batch.folder.exists())
+        wait_for(lambda: not batch.folder.exists(), DEADLINE_S)
     assert set(said) == {(1, 0), (0, 1)}
 
 
@@ -126,7 +119,7 @@ def test_a_report_that_fails_is_made_again(root: Path) -> None:
         return False
 
     with watching(root, failing, Pace(look_s=0.1, soon_s=0.1, again_s=86400.0, events=False)) as raised:
-        until(lambda: len(tries) >= 3)
+        wait_for(lambda: len(tries) >= 3, DEADLINE_S)
         assert raised == []
 
 
@@ -146,15 +139,15 @@ def test_it_outlasts_an_inbox_that_vanishes_and_a_full_disk(
     monkeypatch.setattr(tasks.inbox.watch, "look", look)
     with watching(root, noting(said), Pace(look_s=0.1, soon_s=0.1)) as raised:
         (root / "inbox").rmdir()
-        until(lambda: "does not exist" in caplog.text)
+        wait_for(lambda: "does not exist" in caplog.text, DEADLINE_S)
         (root / "inbox").mkdir()
-        until(lambda: "can be used again" in caplog.text)
+        wait_for(lambda: "can be used again" in caplog.text, DEADLINE_S)
         full.set()
-        until(lambda: "no space is left" in caplog.text)
+        wait_for(lambda: "no space is left" in caplog.text, DEADLINE_S)
         time.sleep(0.5)
         full.clear()
         write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
-        until(lambda: said)
+        wait_for(lambda: said, DEADLINE_S)
         assert raised == []
     assert caplog.text.count("no space is left") == 1  # said once, not at every try
 
@@ -166,14 +159,14 @@ def test_events_come_from_the_folder_that_is_there_now(root: Path) -> None:
         (root / "inbox").rename(root / "old")
         (root / "inbox").mkdir()
         write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
-        until(lambda: said)
+        wait_for(lambda: said, DEADLINE_S)
 
 
 def test_a_damaged_ledger_ends_it(root: Path) -> None:
     Ledger(root / "arrivals").close()
     (root / "arrivals" / NAME).write_bytes(b"no database" * 1000)
     with watching(root, noting([]), Pace(look_s=0.1)) as raised:
-        until(lambda: raised)
+        wait_for(lambda: raised, DEADLINE_S)
     assert isinstance(raised[0], DamagedArtifactError)
 
 
@@ -192,6 +185,6 @@ def test_an_inbox_in_our_own_folders_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_left_running(root: Path) -> None:
     before = {thread.name for thread in threading.enumerate()}
     with watching(root, noting([]), Pace(look_s=0.1)):
-        until(lambda: (root / "arrivals" / NAME).exists())
-    until(lambda: {thread.name for thread in threading.enumerate()} <= before)
+        wait_for(lambda: (root / "arrivals" / NAME).exists(), DEADLINE_S)
+    wait_for(lambda: {thread.name for thread in threading.enumerate()} <= before, DEADLINE_S)
     shutil.rmtree(root / "inbox")
