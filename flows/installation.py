@@ -15,7 +15,7 @@ from flows.faults import ERRORS_DIRECTORY
 from flows.named_files import config_names
 from flows.serve import artifacts_place
 from flows.server_settings import server_settings
-from flows.services import DEFAULT_STATE_DIR, started
+from flows.services import DEFAULT_STATE_DIR, child_environment, running, started
 from flows.site import SiteConfig
 from storage.errors import StorageError
 from storage.inbox_database import NAME
@@ -64,6 +64,18 @@ def mlflow_address() -> str | None:
         return uri
     services = started(DEFAULT_STATE_DIR)  # one that is down for a moment is not another one
     return services.mlflow_url if services else None
+
+
+def use_services() -> None:
+    """Have this process work with the local services where they run, except for servers that its environment names.
+
+    To be called before Prefect or MLflow is imported. Raises: LoginError: they ask for a login that is not set here.
+    """
+    named = {name: os.environ[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI") if os.environ.get(name)}
+    if "PREFECT_API_URL" not in named and (services := running(DEFAULT_STATE_DIR)):
+        os.environ.update(child_environment(services) | named)
+    elif address := mlflow_address():
+        os.environ["MLFLOW_TRACKING_URI"] = address
 
 
 def registry_uri(workdir: Path) -> str:

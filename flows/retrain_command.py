@@ -37,11 +37,10 @@ def retrain(
     with clear_errors():
         given = {"configuration": config, "inbox": inbox, "store": store, "policy": policy, "arrivals": arrivals}
         texts = {name: "" if value is None else str(value) for name, value in given.items()}
-        from flows.installation import mlflow_address
+        from flows.installation import use_services
         from flows.retrain_setup import Setup
 
-        if address := mlflow_address():  # that of the local services, as for the deployments: one registered model
-            os.environ["MLFLOW_TRACKING_URI"] = address
+        use_services()  # as the deployments do: one registered model, and the run is in the same list
         setup = Setup.of(**texts, overrides=overrides(settings))  # before the server starts
         if dry_run:
             value = foreseen(setup)

@@ -112,6 +112,7 @@ def start(state_dir: Path, *, home: Path | None = None) -> Services:
         IntakeError: they run, but the intake does not.
     """
     state_dir = state_dir.resolve()
+    server_settings()  # before anything is made
     with _locked(state_dir):
         if home:
             _check_home(state_dir, home)

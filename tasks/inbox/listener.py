@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -65,6 +66,10 @@ class Listener:
                 "The listener has no AE title that may send (listener.allowed in .prdit/site.yaml, or --allow): name those of your "
                 "scanners and archives."
             )
+        try:
+            socket.create_server((config.host, config.port)).close()  # before anything is made
+        except OSError as error:
+            raise ConfigError(_refusal(config, error)) from error
         self._config, self._inbox, self._arrivals = config, inbox, arrivals
         with closing(Ledger(arrivals)) as ledger:
             self._secret = ledger.database.secret

@@ -55,9 +55,9 @@ def watch(
     Args:
         ledger: of this inbox.
         inbox: folder; it is only read.
-        arrived: called with the numbers of complete series that wait and of open batches, when there are any: when the numbers
-            change, and again every few minutes, for what it tells may get lost. Where it returns False, or raises, it is called
-            again after a minute.
+        arrived: called with the numbers of complete series that wait and of open batches, when there are any: when there is
+            more to do, and again every few minutes, for what it tells may get lost. Where it returns False, or raises, it is
+            called again after a minute.
         timing: when things count as whole.
         pace: how often it works.
         stop: ends it.
@@ -106,9 +106,13 @@ def _say(
     now = time.monotonic()
     if not any(waiting):
         return waiting, when
-    wait_s = {waiting: pace.again_s, _NOTHING_SAID: pace.look_s}.get(before, 0.0)
+    wait_s = pace.again_s
+    if before == _NOTHING_SAID:
+        wait_s = pace.look_s
+    elif waiting != before and _is_news(waiting, before):
+        wait_s = 0.0
     if now - when < wait_s:
-        return said
+        return (before if before == _NOTHING_SAID else waiting), when
     try:
         done = arrived(*waiting)
     except Exception as error:  # noqa: BLE001 - whatever a server does, the watcher goes on
@@ -117,6 +121,11 @@ def _say(
     if done:
         logger.info("%d complete series and %d open batches wait; said so", *waiting)
     return (waiting if done else _NOTHING_SAID), now
+
+
+def _is_news(waiting: tuple[int, int], before: tuple[int, int]) -> bool:
+    """Whether there is more to do than before: not where a run has just taken the series that waited as a batch."""
+    return waiting[0] > 0 or (before[0] == 0 and waiting[1] > before[1])
 
 
 class _Wake:

@@ -110,9 +110,7 @@ def _by_rules(policy: RetrainPolicy, facts: Facts) -> Due:
 
 def _what_is_new(facts: Facts) -> str:
     since = "the last training did not have" if facts.last else "no training has had yet"
-    return (
-        f"{facts.new_volumes} volume(s) of {facts.new_patients} patient(s) that {since}, of {facts.num_volumes} listed."
-    )
+    return f"{facts.new_volumes} volume(s) that {since}, of {facts.new_patients} new patient(s); {facts.num_volumes} are listed."
 
 
 def _until_window(policy: RetrainPolicy, began: datetime, now: datetime) -> str:

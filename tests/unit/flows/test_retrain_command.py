@@ -1,6 +1,7 @@
 """What a retraining is given: the site's settings and parameters; what is refused, with exit code 2 and nothing changed."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from flows.policy import load_policy
 from flows.record import tracking_uri
 from flows.retrain import retrain
 from flows.retrain_setup import Setup
+from flows.servers import Services
 from storage.documents.retraining import Retraining
 from storage.errors import ConfigError
 from tasks.retrain.rounds import Rounds
@@ -108,7 +110,7 @@ def test_a_dry_run_says_what_goes_on_and_changes_nothing(home: Path) -> None:
     assert shown.exit_code == 0, shown.output
     value = json.loads(shown.stdout.splitlines()[-1])
     assert (value["state"], value["champion"], value["start"], value["goes_on"]) == ("train", None, "scratch", None)
-    assert "3 volume(s) of 3 patient(s)" in value["reason"]
+    assert "3 volume(s) that no training has had yet, of 3 new patient(s); 3 are listed." in value["reason"]
     assert files(home) == before
     settings = Setup.of("tiny", store="store", policy="eager", overrides={"ingest": grid}).settings
     Rounds(home / ".prdit" / "work").begin(
@@ -151,6 +153,27 @@ def test_in_a_terminal_it_works_with_the_mlflow_of_the_local_services(monkeypatc
     )
     assert CliRunner().invoke(app, ["retrain", "--dry-run"]).exit_code == 2
     assert seen[1:] == ["http://127.0.0.1:5999"]
+
+
+def test_in_a_terminal_it_is_a_run_of_the_local_prefect_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its heartbeats, without which that server would take it for dead; servers that are named come first."""
+    site(configuration="tiny")
+    services = Services(
+        state_dir=Path("/s"), prefect_ui_url="http://127.0.0.1:4299", mlflow_url="http://127.0.0.1:5999"
+    )
+    monkeypatch.setattr(flows.installation, "running", lambda place: services)
+    for named, expected in ((None, "http://127.0.0.1:4299/api"), ("http://127.0.0.1:1/api", "http://127.0.0.1:1/api")):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os, "environ", {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+            )
+            if named:
+                os.environ["PREFECT_API_URL"] = named
+            patch.setattr(flows.installation, "started", lambda place: services)
+            flows.installation.use_services()
+            assert os.environ["PREFECT_API_URL"] == expected
+            assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5999"
+            assert ("PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in os.environ) == (named is None)
 
 
 def test_a_dry_run_names_complete_series_that_wait(arrivals: Arrivals) -> None:

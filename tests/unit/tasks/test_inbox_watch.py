@@ -89,6 +89,28 @@ def test_without_events_the_clock_is_enough(root: Path) -> None:
     assert said == [(1, 0)]
 
 
+def test_a_batch_that_a_run_has_just_taken_is_not_reported_but_one_that_was_released_is(root: Path) -> None:
+    """Each report starts a run, which would find nothing to do."""
+    write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
+    said: list[tuple[int, int]] = []
+    with watching(root, noting(said), Pace(look_s=0.1, soon_s=0.1, again_s=3600.0, events=False)):
+        wait_for(lambda: said, DEADLINE_S)
+        ledger = Ledger(root / "arrivals")
+        batch = take_batch(ledger, root / "inbox", timing=TIMING)
+        assert batch is not None
+        write_series(root / "inbox" / "b", shape=(3, 6, 6), uid="1.2.4")
+        wait_for(lambda: len(said) == 2, DEADLINE_S)
+        ledger.set_batch(batch.number, "held")
+        second = take_batch(ledger, root / "inbox", timing=TIMING)
+        assert second is not None
+        time.sleep(1.0)  # several looks
+        ledger.set_batch(second.number, "listed")
+        wait_for(lambda: not second.folder.exists(), DEADLINE_S)
+        ledger.release(batch.number)
+        wait_for(lambda: len(said) == 3, DEADLINE_S)
+    assert said == [(1, 0), (1, 1), (0, 1)]
+
+
 def test_it_reports_again_until_everything_is_taken(root: Path) -> None:
     write_series(root / "inbox" / "a", shape=(3, 6, 6), uid="1.2.3")
     said: list[tuple[int, int]] = []
