@@ -65,9 +65,12 @@ def duration(seconds: float | None) -> str:
 
 
 def figures(values: Part) -> list[tuple[str, str]]:
-    """Numbers of a decision by dotted name, as text."""
+    """Numbers of a decision by name in words, as text."""
     numbers = [(name, value) for name, value in leaves(values) if isinstance(value, int | float | str) and value != ""]
-    return [(name, number(value) if isinstance(value, float) else str(value)) for name, value in numbers[:_FIGURES]]
+    return [
+        (name.replace(".", ", ").replace("_", " "), number(value) if isinstance(value, float) else str(value))
+        for name, value in numbers[:_FIGURES]
+    ]
 
 
 def chart(steps: Sequence[Part]) -> Part | None:
