@@ -161,13 +161,13 @@ def test_the_champion_of_a_local_mlflow_is_shown(
     assert "Not on this disk; MLflow has its files." in words
     figures = dict(drawn_figures(value["model"]["champion"]["figures"]))
     assert figures == {
-        "loss.value": "0.1234",
-        "loss.low": "0.1100",
-        "loss.high": "0.1400",
+        "loss, value": "0.1234",
+        "loss, low": "0.1100",
+        "loss, high": "0.1400",
         "anatomy": "0.9000",
         "patients": "80",
     }
-    assert "loss.value" in words
+    assert "loss, value" in words
 
 
 def test_servers_that_the_environment_names_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
