@@ -66,6 +66,7 @@ POSITION = TrainingPosition(
     settings="8" * 64,
     snapshot="sha256:7",
     world=2,
+    seconds=12.5,
 )
 
 _DIGEST = "sha256:" + "1" * 64
