@@ -230,6 +230,7 @@ FAMILIES: Registry[Family] = Registry(
     "prdit.families",
     {
         "local": "prdit_models.families.local:FAMILY",
+        "local-alone": "prdit_models.families.local:ALONE",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
     },

@@ -16,7 +16,7 @@ class Cost(Part):
         seconds: of its optimiser steps, with their data, without validation and what else stands between them.
         steps: of its loop.
         volumes: seen in them, each as often as it was seen.
-        peak_memory_bytes: of the first rank's process, on a GPU of its tensors there; the last launch alone, where there were several.
+        peak_memory_bytes: of the first rank's process, on a GPU of its tensors there; of the last launch, where there were several.
         device: name of the GPU, or `cpu`.
         threads: of the CPU; 0 on a GPU.
         ranks: that trained together.
