@@ -71,7 +71,7 @@ def with_depth(preset: str, depth: int) -> str:
 
 
 class LocalAlone(Local):
-    """The local denoiser without a transformer above it: the paper's ablation "no global DiT" (SPEC §9), to be measured, not used."""
+    """The local denoiser without a transformer above it, to be measured: the paper's ablation "no global DiT" (SPEC §9)."""
 
     title = "local denoiser by itself"
     offers = ""

@@ -59,7 +59,7 @@ class RowConfig(StageConfig):
         description="parts of the budget by training, relative to each other; default: all the same",
     )
     samplers: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {"published": {}},
+        {"published": {}},
         min_length=1,
         description="how it is sampled, one line of the table each: settings of `sample` by a name such as published or few",
     )

@@ -53,7 +53,7 @@ def test_every_deployment_is_there_once() -> None:
     assert tuple(stages) == stage_names()
     assert sorted(map(full_name, deployments())) == sorted(
         [f"prdit/{name}" for name in ("full-pipeline", "lidc-128", "radchest-128", "lidc-256", *stages)]
-        + ["retrain/on-new-scans", "retrain/nightly", "maintenance/verify"]
+        + ["retrain/on-new-scans", "retrain/nightly", "maintenance/verify", "benchmark/compare"]
     )
 
 
