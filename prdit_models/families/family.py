@@ -233,6 +233,7 @@ FAMILIES: Registry[Family] = Registry(
         "local-alone": "prdit_models.families.local:ALONE",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
+        "wdm": "prdit_models.families.wavelet:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),
