@@ -232,6 +232,7 @@ FAMILIES: Registry[Family] = Registry(
         "local": "prdit_models.families.local:FAMILY",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
+        "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),
