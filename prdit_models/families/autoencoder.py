@@ -22,6 +22,14 @@ from prdit_models.networks.autoencoder import (
 )
 
 _RANGE = 2.0  # of model values, from -1 to 1: what a PSNR refers to
+_DEVIATIONS = (
+    "No perceptual term in the autoencoder's loss (published: LPIPS with SqueezeNet, weight 1e-3): its weights would have to be "
+    "downloaded.",
+    "Model range [-1, 1] by one window of HU for all scans, instead of [0, 1] by percentiles of each crop.",
+    "Whole volumes, or cubic crops where the settings say so, instead of random crops of 112 x 128 x 80 voxels.",
+    "The critic starts after a number of steps, instead of after six epochs.",
+    "The critic sees a reconstruction by the autoencoder as it was just updated, with latent noise of its own.",
+)
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,6 @@ class Autoencoder:
     needs = ""
     scale = 1
     turns: tuple[str, ...] = ("autoencoder", "critic")
-    deviations: tuple[str, ...] = (
-        "No perceptual term in the autoencoder's loss (published: LPIPS with SqueezeNet, weight 1e-3): its weights would have to "
-        "be downloaded.",
-        "Model range [-1, 1] by one window of HU for all scans, instead of [0, 1] by percentiles of each crop.",
-        "Whole volumes, or cubic crops where the settings say so, instead of random crops of 112 x 128 x 80 voxels.",
-        "The critic starts after a number of steps, instead of after six epochs.",
-        "The critic sees a reconstruction by the autoencoder as it was just updated, with latent noise of its own.",
-    )
 
     def describe(self, settings: AutoencoderSettings, given: Given) -> Description:
         """Shape of the autoencoder and of its critic."""
@@ -116,6 +116,12 @@ class Autoencoder:
             "critic_channels": settings.critic_channels,
             "critic_layers": settings.critic_layers,
         }
+
+    def deviations(self, description: Mapping[str, Any], process: Process | None) -> tuple[str, ...]:
+        """What of a model differs from the published one, in sentences."""
+        codec = {**description["codec"], "size": 0}
+        other = f"Autoencoder of another shape: {codec}."
+        return (*_DEVIATIONS, *(() if codec == CodecConfig(0).to_dict() else (other,)))
 
     def build(
         self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False

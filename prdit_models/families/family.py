@@ -233,6 +233,7 @@ FAMILIES: Registry[Family] = Registry(
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
         "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
+        "latent-diffusion": "prdit_models.families.latent:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),

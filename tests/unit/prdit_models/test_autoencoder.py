@@ -213,10 +213,10 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Train a latent-diffusion on it"):
         family.check({}, None, Request(Sampler()))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"need monai and einops, which is not installed: pip install 'prdit\[baselines\]'"
-    ):
+    with pytest.raises(ValueError, match=r"need monai of the extra `baselines`: pip install 'prdit\[baselines\]'\.$"):
         family.describe(settings(), given)
+    with pytest.raises(ValueError, match="need monai and einops of the extra"):
+        family.describe(settings(attention=True), given)
 
 
 def test_a_shape_survives_json() -> None:
