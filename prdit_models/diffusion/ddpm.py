@@ -144,8 +144,8 @@ class DDPMProcess:
     def transitions(self, times: list[int]) -> list[Transition]:
         """Coefficients of the steps between visited times, and of the last one, to the image.
 
-        For a step from t to s: q(x_s | x_t, x0) is Gaussian with mean (sqrt(ᾱ_s)·β·x0 + sqrt(α)·(1 - ᾱ_s)·x_t)/(1 - ᾱ_t) and variance
-        β·(1 - ᾱ_s)/(1 - ᾱ_t), where α = ᾱ_t/ᾱ_s and β = 1 - α.
+        For a step from t to s: q(x_s | x_t, x0) is Gaussian with mean (sqrt(ᾱ_s)·β·x0 + sqrt(α)·(1 - ᾱ_s)·x_t)/(1 - ᾱ_t)
+        and variance β·(1 - ᾱ_s)/(1 - ᾱ_t), where α = ᾱ_t/ᾱ_s and β = 1 - α.
 
         Source: Ho et al. 2020, equations 6 and 7; for steps that are left out, Nichol & Dhariwal 2021, section 4.
         """

@@ -36,8 +36,8 @@ class Sampler:
         num_steps: evaluations of the network (`heun` makes two per step). The published schedule gives exactly that number only for
             divisors of T, see `respaced_times`; `heun` on it evaluates at both ends of every step.
         schedule: `even`: exactly num_steps evaluations from t = T(1 - 1/T) down, evenly spaced in the square root of time, none at
-            t = 0 (process `ddpm`: evenly spaced in time, the last at t = 0). `published`: multiples of ⌊T/n⌋, the last evaluation at
-            t = 0.
+            t = 0; of the process `ddpm` evenly spaced in time, the last at t = 0. `published`: multiples of ⌊T/n⌋, the last
+            evaluation at t = 0.
         predictor_step: k of `predictor-corrector`: the predictor advances k steps, the corrector goes k - 1 back by adding noise.
         parametrization: `velocity`: the published drift of both estimates, image and noise as it and the state determine them.
             `image`: the image alone, noise from the state.

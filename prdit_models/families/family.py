@@ -234,6 +234,7 @@ FAMILIES: Registry[Family] = Registry(
         "refiner": "prdit_models.families.refiner:FAMILY",
         "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
         "latent-diffusion": "prdit_models.families.latent:FAMILY",
+        "wdm": "prdit_models.families.wavelet:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),

@@ -4,7 +4,7 @@ Source: Rombach et al. 2022 and Pinaya et al. 2022, as configured in MONAI's 3D 
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ class Latent(Denoiser):
             *AUTOENCODER.deviations(description, None),
             "The scale of the latents is measured on 64 training volumes instead of one batch, and stored.",
             "Trained on latents of whole volumes, whose mean and variance are computed once, instead of on centre crops.",
-            "A constant learning rate (published: multiplied by 0.1 at epochs 100 and 1,000); float32 or bfloat16 instead of float16.",
+            "A constant learning rate (published: multiplied by 0.1 at epochs 100 and 1,000), and no float16.",
         ]
         if not getattr(process, "clip", False):
             found.append(

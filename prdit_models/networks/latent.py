@@ -108,7 +108,7 @@ class LatentDiffusion(nn.Module):
         return found
 
     def moments(self, volumes: Tensor) -> Tensor:
-        """Mean and log-variance of the latents of volumes, (B, 2 L, E, E, E), without gradients; those of latents are themselves."""
+        """Mean and log-variance of the latents, (B, 2 L, E, E, E), without gradients; of volumes, or of what is stored of them."""
         if volumes.shape[1] > 1:  # stored ones: a volume has one channel, and they have two at least
             return volumes
         with torch.no_grad():

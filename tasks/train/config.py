@@ -39,7 +39,7 @@ class TrainingConfig(ComputeConfig):
     settings: Any = Field(None, description="settings of the family", validate_default=False)
     process: Any = Field(
         None,
-        description="name (cosine, flow) and settings of the process; default: that of the training it starts from, or cosine",
+        description="name (cosine, flow, ddpm) and settings of the process; default: that of its start, or cosine",
     )
     view: ViewConfig | None = Field(None, description="only for training from scratch; others take that of their start")
     intensity: IntensityConfig | None = Field(None, description="only for training from scratch, as view")
