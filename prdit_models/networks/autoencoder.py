@@ -80,8 +80,8 @@ class CodecConfig:
             )
         if self.size % self.factor:
             raise ValueError(
-                f"{len(self.channels)} levels of channels halve the edge to a {self.factor}th, which does not divide the view's "
-                f"size {self.size}. Choose a size that is a multiple of {self.factor}, or fewer levels."
+                f"{len(self.channels)} levels of channels divide the edge by {self.factor}, which does not divide the view's size "
+                f"{self.size}. Choose a size that is a multiple of {self.factor}, or fewer levels."
             )
 
     @property

@@ -13,7 +13,9 @@ from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Reques
 from prdit_models.networks.autoencoder import CodecConfig, latents_of
 from tests.phantoms import phantom_box
 
-pytest.importorskip("monai", reason="the extra `baselines` is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("monai") is None, reason="the extra `baselines` is not installed"
+)
 needs_einops = pytest.mark.skipif(importlib.util.find_spec("einops") is None, reason="MONAI's attention needs einops")
 
 SMALL: dict[str, Any] = {
@@ -196,7 +198,11 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     family = FAMILIES["autoencoder-kl"]
     given = Given(16, 2.0, None)
     for changes, size, message in (
-        ({"channels": (8, 16, 16)}, 18, r"3 levels of channels halve the edge to a 4th, .* the view's size 18"),
+        (
+            {"channels": (8, 16, 16)},
+            18,
+            r"3 levels of channels divide the edge by 4, which does not divide the view's size 18",
+        ),
         ({"channels": (8, 12)}, 16, r"groups is 8, which does not divide every width of channels \[8, 12\]"),
         ({"crop": 15}, 16, r"crop is 15; expected a multiple of 2 .* at most the view's size 16"),
         ({"crop": 32}, 16, r"crop is 32"),

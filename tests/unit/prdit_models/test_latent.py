@@ -1,5 +1,6 @@
 """Latent diffusion (LDM, MONAI): published shapes, its losses, the scale of its latents, sampling, and that it learns two modes."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from prdit_models.diffusion.sampling import sample
 from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training
 from prdit_models.families.latent import PUBLISHED_PROCESS
 
-pytest.importorskip("monai", reason="the extra `baselines` is not installed")
-pytest.importorskip("einops", reason="MONAI's attention needs einops")
+MISSING = [name for name in ("monai", "einops") if find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra `baselines` is not installed: {MISSING}")
 
 SMALL_CODEC: dict[str, Any] = {
     "channels": (8, 8),
