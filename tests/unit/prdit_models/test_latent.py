@@ -258,23 +258,28 @@ def test_what_a_row_of_a_table_says_of_it() -> None:
     assert any(sentence.startswith("Autoencoder of another shape") for sentence in published)
 
 
-def minimise(family: Any, module: Any, training: Training, description: Any, volumes: Tensor, steps: int) -> None:
-    """Batches of 16 volumes drawn with replacement."""
+def minimise(
+    family: Any, trained: tuple[Any, Training, Any], volumes: Tensor, batch: int, steps: int
+) -> dict[str, Tensor]:
+    """Batches drawn with replacement; returns the average of the parameters (a decay of 0.98, with a start)."""
+    module, training, description = trained
     optimizers = family.optimizers(module, training)
     shape = tuple(volumes.shape[1:])
+    average = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     for step in range(steps):
-        chosen = torch.randint(len(volumes), (16,), generator=torch.Generator().manual_seed(step))
+        generator = torch.Generator().manual_seed(step)
+        chosen = torch.randint(len(volumes), (batch,), generator=generator)
         for turn, optimizer in optimizers.items():
-            each = [
-                family.draw(turn, description, training, shape, torch.Generator().manual_seed(16 * step + row))
-                for row in range(16)
-            ]
+            each = [family.draw(turn, description, training, shape, generator) for _ in range(batch)]
             draws = {name: torch.stack([one[name] for one in each]) for name in each[0]}
             losses = family.losses(turn, module, Batch(volumes[chosen], draws), training)
             if losses is not None:
                 module.zero_grad()
                 losses["loss"].backward()
                 optimizer.step()
+        for name, parameter in module.named_parameters():
+            average[name].lerp_(parameter.detach(), max(0.02, 1 / (1 + step)))
+    return average
 
 
 def test_it_learns_two_modes_and_their_weights() -> None:
@@ -282,28 +287,27 @@ def test_it_learns_two_modes_and_their_weights() -> None:
     step = torch.cat([torch.full((4, 8, 8), -0.6), torch.full((4, 8, 8), 0.6)])
     noise = 0.05 * torch.randn(64, 1, 8, 8, 8, generator=torch.Generator().manual_seed(2))
     volumes = torch.stack([step if index % 4 else -step for index in range(64)]).unsqueeze(1) + noise
-    start, settings = below(critic_start=100, adversarial_weight=1e-3, latent_channels=1)
-    lower = FAMILIES["autoencoder-kl"]
+    start, settings = below(channels=(8, 8, 8), latent_channels=1, critic_start=100, adversarial_weight=1e-3)
+    lower, family = FAMILIES["autoencoder-kl"], FAMILIES["latent-diffusion"]
     torch.manual_seed(0)
     codec = lower.build(start)
-    minimise(lower, codec, Training(settings, None, lr=3e-3), start, volumes, 120)
-    family = FAMILIES["latent-diffusion"]
-    chosen = family.settings(**SMALL)
+    minimise(lower, (codec, Training(settings, None, lr=3e-3), start), volumes, 16, 150)
+    chosen = family.settings(channels=(32,), attention=(True,), head_channels=16, res_blocks=1, groups=8)
     description = family.describe(chosen, Given(8, 2.0, PUBLISHED_PROCESS, start=start))
     module: Any = family.build(description)
     family.begin(module, chosen, codec.state_dict())
     family.freeze(module, chosen)
-    encoded = family.encode(module, volumes)
-    family.prepare(module, chosen, encoded)
-    minimise(family, module, Training(chosen, PUBLISHED_PROCESS, lr=2e-3), description, encoded, 300)
-    module.eval()
+    encoded = family.encode(module, volumes)  # type: ignore[attr-defined]
+    family.prepare(module, chosen, encoded)  # type: ignore[attr-defined]
+    training = Training(chosen, PUBLISHED_PROCESS, lr=1e-3)
+    module.load_state_dict(minimise(family, (module, training, description), encoded, 64, 200), strict=False)
     generators = [torch.Generator().manual_seed(seed) for seed in range(128)]
-    found = family.generate(module, PUBLISHED_PROCESS, Request(Sampler("ddim", 25)), generators)
+    found = family.generate(module.eval(), PUBLISHED_PROCESS, Request(Sampler("ddim", 25)), generators).detach()
     along = (found * step).mean((1, 2, 3, 4)) / 0.36  # 1: up, -1: down
     up = along > 0
-    assert float(up.float().mean()) == pytest.approx(0.75, abs=0.15)
+    assert float(up.float().mean()) == pytest.approx(0.75, abs=0.1)
     for mode, sign in ((along[up], 1.0), (along[~up], -1.0)):
-        assert float(mode.mean()) == pytest.approx(sign, abs=0.15)
-        assert float((mode - sign).abs().quantile(0.9)) < 0.4  # volumes of a mode, not of the middle
+        assert float(mode.mean()) == pytest.approx(sign, abs=0.1)
+        assert float((mode - sign).abs().quantile(0.9)) < 0.15  # volumes of a mode, not of the middle
     nearest = torch.where(up.view(-1, 1, 1, 1, 1), step, -step)
-    assert float((found - nearest).abs().mean()) < 0.15
+    assert float((found - nearest).abs().mean()) < 0.08
