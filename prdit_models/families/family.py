@@ -233,6 +233,8 @@ FAMILIES: Registry[Family] = Registry(
         "local-alone": "prdit_models.families.local:ALONE",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
+        "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
+        "latent-diffusion": "prdit_models.families.latent:FAMILY",
         "wdm": "prdit_models.families.wavelet:FAMILY",
     },
     needs=(

@@ -130,6 +130,11 @@ class TrainingConfig(ComputeConfig):
         description="processes that prepare batches, per rank; default: on CUDA its share of the cores, 4 at most; on the CPU none",
     )
 
+    @property
+    def changes_volumes(self) -> bool:
+        """Whether training volumes are changed, each time anew, when they are shown."""
+        return bool(self.max_shift) or self.augmentation != AugmentationConfig()
+
     @model_validator(mode="before")
     @classmethod
     def _typed(cls, values: Any) -> Any:

@@ -153,7 +153,8 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
         "medicalnet": {"path", "sha256"},
         "file": {"path", "sha256", "network", "title", "axes"},
     }
-    assert {name: set(texts(FAMILIES[name].settings)) for name in FAMILIES.names()} == {
+    of_families = {name: set(texts(FAMILIES[name].settings)) for name in FAMILIES.names()}
+    assert {name: keys for name, keys in of_families.items() if keys} == {
         "local": {"preset"},
         "global": {"preset"},
         "refiner": {"preset"},

@@ -9,6 +9,7 @@ from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
+from storage.documents.encoded import EncodedOrigin
 from storage.documents.held_out import HeldOutLosses
 from storage.documents.lease import Lease
 from storage.documents.patient_key_id import PatientKeyId
@@ -77,6 +78,15 @@ EXAMPLES: dict[str, Document] = {
         databases="sqlite",
         revisions={"prefect": "a1", "mlflow": None},
         files={"settings/site.yaml": BackupFile(sha256="2" * 64, target=".prdit/site.yaml", group="settings")},
+    ),
+    "encoded volumes": EncodedOrigin(
+        encoder=_DIGEST,
+        weights="ema",
+        snapshot=_DIGEST,
+        view=_VIEW,
+        intensity=_INTENSITY,
+        axes="zyx",
+        device="cuda",
     ),
     "held-out losses": HeldOutLosses(checkpoint=_DIGEST, weights="ema", reference=1, losses={"v1": 0.5}),
     "decision": Decision(
