@@ -232,6 +232,7 @@ FAMILIES: Registry[Family] = Registry(
         "local": "prdit_models.families.local:FAMILY",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
+        "hagan": "prdit_models.families.hagan:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),
