@@ -184,7 +184,9 @@ def _resolved(config: BenchmarkConfig, name: str, sampler: str, seed: int) -> Pi
         with explained(f"sampler {sampler!r}", PipelineConfig):
             return PipelineConfig.model_validate(values | {"recipe": recipe})
     except UserError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(
+            f"{where}: {error}\nTo run the others without it, leave it out: rows.{name}: null."
+        ) from error
 
 
 def _check_overrides(row: RowConfig, where: str) -> None:

@@ -236,6 +236,7 @@ FAMILIES: Registry[Family] = Registry(
         "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
         "latent-diffusion": "prdit_models.families.latent:FAMILY",
         "wdm": "prdit_models.families.wavelet:FAMILY",
+        "hagan": "prdit_models.families.hagan:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),

@@ -1,7 +1,8 @@
 """Sizes of a row's trainings before they run: parameters, arithmetic, memory; and what its families deviate in."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from prdit_models.plan import Planned, Work, count_flops, count_parameters, memory_of
@@ -64,17 +65,15 @@ def _memory(planned: Planned, name: str, config: TrainingConfig) -> dict[str, in
 def deviations_of(trainings: Mapping[str, TrainingConfig], infos: Mapping[str, CheckpointInfo]) -> tuple[str, ...]:
     """Sentences of the families about what they have otherwise than published, each once, in the order of the trainings.
 
-    A family says it as `deviations`: sentences, or a function of the model's description that returns them; settings may have a
-    method of that name.
+    A family says it as `deviations`: sentences, or a function that returns them and takes what it needs of `settings`,
+    `description` and `process`.
     """
     found: dict[str, None] = {}
     for name, config in trainings.items():
-        family: Any = infos[name].of_family
-        of_settings = getattr(config.settings, "deviations", ())
-        found |= dict.fromkeys(_sentences(of_settings))
-        found |= dict.fromkeys(_sentences(getattr(family, "deviations", ()), infos[name].model))
+        info = infos[name]
+        said: Any = getattr(info.of_family, "deviations", ())
+        if callable(said):
+            known = {"settings": config.settings, "description": info.model, "process": info.process}
+            said = said(**{each: known[each] for each in signature(said).parameters if each in known})
+        found |= dict.fromkeys(said)
     return tuple(found)
-
-
-def _sentences(said: Any, *arguments: Any) -> Iterable[str]:
-    return said(*arguments) if callable(said) else said
