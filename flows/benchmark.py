@@ -45,7 +45,7 @@ def benchmark(
     """Train, sample and measure families side by side on the same scans; a table with intervals over seeds.
 
     Args:
-        configuration: Named benchmark to run.
+        configuration: Named benchmark to run. With the fields below unchanged, exactly this benchmark runs.
         source: Folder with scans (DICOM, NIfTI), as the worker sees it; read-only. Empty: the store's newest snapshot, and the
             phantoms of a benchmark that has some.
         store: Folder of the volume store. Empty: the benchmark's (.prdit/benchmark-store).
