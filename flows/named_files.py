@@ -10,6 +10,7 @@ from storage.errors import ConfigError
 SITE_FILE = Path(".prdit") / "site.yaml"
 _GROUP = "prdit.configurations"
 _BENCHMARKS = Path(__file__).with_name("benchmarks")
+_ROWS = "benchmark/"
 _POLICIES = Path(__file__).with_name("policies")
 
 
@@ -43,8 +44,10 @@ def _folders(owner: str, package: str) -> list[Path]:
 
 
 def config_names() -> list[str]:
-    """Names of the configurations that come with prdit and with packages that add some."""
-    return sorted(config_files())
+    """Names of the configurations that come with prdit and with packages that add some; without the rows of benchmarks, which are
+    run by the flow `benchmark`.
+    """
+    return sorted(name for name in config_files() if not name.startswith(_ROWS))
 
 
 def policy_names() -> list[str]:

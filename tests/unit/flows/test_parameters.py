@@ -156,9 +156,9 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
     of_families = {name: set(texts(FAMILIES[name].settings)) for name in FAMILIES.names()}
     assert {name: keys for name, keys in of_families.items() if keys} == {
         "local": {"preset"},
+        "local-alone": {"preset"},
         "global": {"preset"},
         "refiner": {"preset"},
-        "wdm": set(),
     }
     assert {name: set(texts(PROCESSES[name])) for name in PROCESSES.names()} == {
         "cosine": {"prediction"},
