@@ -1,8 +1,8 @@
 """HA-GAN: a generative adversarial network that is trained on slabs and draws whole volumes.
 
 Sun et al., "Hierarchical amortized GAN for 3D high resolution medical image synthesis", IEEE JBHI 26(8), 2022. Layers, losses, the
-order of updates and their settings are those of the authors' public code, as configured there; `HAGANFamily.deviations` says what
-differs.
+order of updates and their settings are those of the authors' public code, as configured there; what differs is said by
+`deviations` of settings and family.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +54,19 @@ class HAGANSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected above 0.")
         Shape(_PUBLISHED_SIZES[0], self.width_divisor)
 
+    def deviations(self) -> tuple[str, ...]:
+        """How a training with these settings differs from the published one: sentences; those of the model are the family's."""
+        found = (
+            "Each volume has a slab of its own in each update (published: one position for a batch and its four updates).",
+            "Volumes are shuffled in every epoch (published: a fixed order).",
+        )
+        if self.any_start:
+            return found
+        return (
+            *found,
+            "Slabs start at every fourth slice, so that the critic is told where they start (published: at any).",
+        )
+
 
 class HAGANFamily:
     """Four optimisers that step in turn; see `Family` for the methods."""
@@ -76,31 +89,17 @@ class HAGANFamily:
             raise ValueError("label_column is set; HA-GAN takes no labels here. Leave it out.")
         return {"size": given.size, "width_divisor": settings.width_divisor, "encoders": settings.encoders}
 
-    def deviations(self, settings: HAGANSettings, description: Mapping[str, Any]) -> tuple[str, ...]:
-        """How a training differs from the published one, besides data and what the training's own settings say.
-
-        Args:
-            settings: of the training.
-            description: as `describe` gave it.
-        Returns: sentences.
-        """
+    def deviations(self, description: Mapping[str, Any]) -> tuple[str, ...]:
+        """How models of a description differ from the published one: sentences. Settings have more (`HAGANSettings.deviations`)."""
         shape, found = _shape(description), []
         if shape.size not in _PUBLISHED_SIZES:
             found.append(
-                f"Adapted to {shape.size}³ (published: 128³, 256³): layers by the rule that the published pair follows."
+                f"Adapted to {shape.size}³ (published: 128³, 256³) by the rule that the layers of those two follow."
             )
         if shape.width_divisor > 1:
-            found.append(f"All widths divided by {shape.width_divisor}.")
+            found.append(f"All widths are divided by {shape.width_divisor}.")
         if not description["encoders"]:
-            found.append("Trained without the two encoders, on which the generator does not depend.")
-        if not settings.any_start:
-            found.append(
-                "Slabs start at every fourth slice, so that real and generated ones show the same place (published: any)."
-            )
-        found.append(
-            "Each volume has a slab of its own in each update (published: one position for a batch and its four updates)."
-        )
-        found.append("Volumes are shuffled in every epoch (published: a fixed order).")
+            found.append("It is trained without the two encoders, on which the generator does not depend.")
         return tuple(found)
 
     def build(
