@@ -24,6 +24,7 @@ from tasks.train.stage import check_shares, train
 
 Inputs = Mapping[str, Ref]
 Publish = Callable[..., None]
+BENCHMARK_ROWS = "benchmark/"
 logger = logging.getLogger("prdit.stages")
 
 
@@ -108,6 +109,8 @@ def stage_names() -> tuple[str, ...]:
     """
     trainings: dict[str, None] = {}
     for each in config_names():
+        if each.startswith(BENCHMARK_ROWS):  # their trainings are run by the flow `benchmark`
+            continue
         try:
             recipe = load_named(each).get("recipe")
         except ConfigError as error:

@@ -250,11 +250,13 @@ FAMILIES: Registry[Family] = Registry(
     "prdit.families",
     {
         "local": "prdit_models.families.local:FAMILY",
+        "local-alone": "prdit_models.families.local:ALONE",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
         "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
         "latent-diffusion": "prdit_models.families.latent:FAMILY",
         "wdm": "prdit_models.families.wavelet:FAMILY",
+        "hagan": "prdit_models.families.hagan:FAMILY",
     },
     needs=(
         *("title", "settings", "processes", "offers", "needs", "scale", "turns"),

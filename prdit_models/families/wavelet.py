@@ -70,8 +70,8 @@ class Wavelet(Denoiser):
             raise ValueError("label_column is set; family 'wdm' takes no labels. Leave it out.")
         return wavelet_config(given.size, settings.base_width, settings.groups).to_dict()
 
-    def deviations(self, description: Mapping[str, Any], process: Process | None) -> tuple[str, ...]:
-        """What of a model differs from the published ones, in sentences."""
+    def deviations(self, description: Mapping[str, Any], process: Process | None = None) -> tuple[str, ...]:
+        """How models of a description differ from the published ones, and a process where it is given: sentences."""
         config, published = WaveletConfig.from_dict(description), WaveletSettings()
         levels, width, groups = len(config.multipliers), config.base_width, config.groups
         found = []
@@ -83,7 +83,7 @@ class Wavelet(Denoiser):
         if (width, groups) != (published.base_width, published.groups):
             wide = f"{published.base_width} and {published.groups}"
             found.append(f"Base width {width} and {groups} groups of the norms (published: {wide}).")
-        ours, theirs = known_process(process).to_dict(), PUBLISHED_PROCESS.to_dict()
+        ours, theirs = (process or PUBLISHED_PROCESS).to_dict(), PUBLISHED_PROCESS.to_dict()
         differing = [name for name in ours if ours[name] != theirs.get(name)]
         return (*found, *(f"Process: {name} {ours[name]} (published: {theirs.get(name)})." for name in differing))
 

@@ -26,12 +26,12 @@ pytest.importorskip("ptwt")
 
 
 def wdm_config(**changes: Any) -> TrainingConfig:
-    """A training of seconds: 16³, two levels of the U-Net."""
+    """A training of seconds: 8³, one level of the U-Net."""
     values: dict[str, Any] = {
         "family": "wdm",
         "settings": {"base_width": 8, "groups": 4},
         "process": {"name": "ddpm", "prediction": "image", "variance": "large"},
-        "view": {"size": 16, "edge": 16},
+        "view": {"size": 8, "edge": 16},
         "steps": 6,
         "batch_size": 2,
         "lr": 1e-3,
