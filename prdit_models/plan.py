@@ -68,17 +68,22 @@ class Planned:
         """A batch of volumes without values."""
         return torch.empty(batch, 1, self.size, self.size, self.size)
 
+    def shown(self, batch: int) -> Tensor:
+        """What a training is shown of a batch, without values: the volumes, or what the family stores of them."""
+        of_encoded = getattr(self.family, "encoded_shape", None)
+        return torch.empty(batch, *of_encoded(self.description)) if of_encoded else self.volumes(batch)
+
     def losses(self, module: nn.Module, batch: int) -> list[Tensor]:
         """The loss of every optimiser that steps on a batch, as the training computes it."""
         process = self.training.process
         stand_in: Any = process and _WithoutValues(process)
         training = replace(self.training, process=stand_in)
-        volumes, generator = self.volumes(batch), torch.Generator()
+        shown, generator = self.shown(batch), torch.Generator()
         found = []
         for turn in self.family.turns:
-            drawn = self.family.draw(turn, self.description, training, tuple(volumes.shape[1:]), generator)
+            drawn = self.family.draw(turn, self.description, training, (1, *(self.size,) * 3), generator)
             draws = {name: torch.empty((batch, *one.shape), dtype=one.dtype) for name, one in drawn.items()}
-            found.append(self.family.losses(turn, module, Batch(volumes, draws), training))
+            found.append(self.family.losses(turn, module, Batch(shown, draws), training))
         return [losses["loss"] for losses in found if losses is not None]
 
 

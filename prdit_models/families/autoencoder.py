@@ -19,6 +19,7 @@ from prdit_models.networks.autoencoder import (
     divergence,
     latents_of,
     least_squares,
+    without_values,
 )
 
 _RANGE = 2.0  # of model values, from -1 to 1: what a PSNR refers to
@@ -249,6 +250,8 @@ def cropped(volumes: Tensor, corners: Tensor | None, edge: int) -> Tensor:
     """A box of each volume, (B, C, edge, edge, edge), at its own corner (z, y, x); the volumes themselves without corners."""
     if corners is None:
         return volumes
+    if without_values(corners):
+        return volumes[:, :, :edge, :edge, :edge].clone()
     boxes = [
         volume[:, z : z + edge, y : y + edge, x : x + edge]
         for volume, (z, y, x) in zip(volumes, corners.tolist(), strict=True)

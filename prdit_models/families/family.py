@@ -1,6 +1,6 @@
 """The interface of a model family, and the table of families."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -222,6 +222,26 @@ class Family(Protocol):
             request: how to draw.
             generators: on the CPU, one for each volume.
             callback: called as (evaluations done, total, image estimate).
+        """
+
+
+class EncodingFamily(Family, Protocol):
+    """A family whose training is shown what a frozen encoder makes of volumes, such as latents, instead of volumes.
+
+    It is computed once per volume, and kept. Where volumes are changed whenever they are shown, `Batch` and `HeldOut` have volumes,
+    and the family encodes them itself.
+    """
+
+    def encode(self, module: nn.Module, volumes: Tensor) -> Tensor:
+        """What the training is shown of volumes (B, C, D, H, W), without gradients, shape (B, …); of volume i by itself."""
+
+    def encoded_shape(self, description: Mapping[str, Any]) -> tuple[int, ...]:
+        """Of what `encode` makes of one volume."""
+
+    def prepare(self, module: nn.Module, settings: Any, encoded: Iterable[Tensor]) -> None:
+        """Set buffers, such as a scale, by the encoded training volumes, before the first step of a fresh training.
+
+        Raises: ValueError: they cannot be trained on.
         """
 
 

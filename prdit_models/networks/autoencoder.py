@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 CRITIC_SLOPE = 0.05  # of the leaky ReLU that MONAI's least-squares loss passes a critic's values through
@@ -204,7 +205,7 @@ class AutoencoderWithCritic(nn.Module):
 
     def has_taken(self, steps: int) -> bool:
         """Whether the autoencoder has taken more than so many steps; also true where tensors have no values (planning)."""
-        return _without_values(self.steps) or int(self.steps) > steps
+        return without_values(self.steps) or int(self.steps) > steps
 
 
 def least_squares(values: Tensor, target: float) -> Tensor:
@@ -215,9 +216,8 @@ def least_squares(values: Tensor, target: float) -> Tensor:
     return (nn.functional.leaky_relu(values, CRITIC_SLOPE) - target).square().mean()
 
 
-def _without_values(tensor: Tensor) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
+def without_values(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape alone, as where memory is planned."""
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prdit_models.families.family import EncodingFamily
 from storage.documents.encoded import EncodedOrigin
 from storage.encoded import EncodedVolumes
 from storage.errors import DamagedArtifactError, as_input_error
@@ -72,7 +73,7 @@ class Encoder:
         kept: see `storage.encoded`.
     """
 
-    family: Any
+    family: EncodingFamily
     module: nn.Module
     info: CheckpointInfo
     device: torch.device

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from prdit_models.families.family import Family, HeldOut, Training
+from prdit_models.families.family import EncodingFamily, Family, HeldOut, Training
 from prdit_models.plan import Work, memory_of
 from storage.encoded import EncodedVolumes, encoded_folder
 from storage.errors import OutOfMemoryError, as_input_error
@@ -119,7 +120,9 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
     encoder = None
     if hasattr(family, "encode"):
         folder = Path(ranks.texts(str(encoded_folder(store.path, spec.directory)))[0])
-        encoder = Encoder(family, module, info, device, EncodedVolumes(folder, origin_of(spec, info, device)))
+        encoder = Encoder(
+            cast(EncodingFamily, family), module, info, device, EncodedVolumes(folder, origin_of(spec, info, device))
+        )
     stored = encoder is not None and not config.changes_volumes  # then volumes are read once, and need no cache
     volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
     labels = {}

@@ -275,8 +275,8 @@ def test_there_is_no_level_beyond_the_stored_ones() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (of("local", process="diffusion"), r"recipe\.local: Unknown process 'diffusion'; there are cosine, flow"),
-        (of("local", process=7), r"recipe\.local: process is 7; expected a name \(cosine, flow\) or a mapping"),
+        (of("local", process="diffusion"), r"recipe\.local: Unknown process 'diffusion'; there are cosine, flow, ddpm"),
+        (of("local", process=7), r"recipe\.local: process is 7; expected a name \(cosine, flow, ddpm\) or a mapping"),
         (of("local", process={"noise_std": -1.0}), r"recipe\.local\.process: noise_std is -1\.0; expected a positive"),
         (of("local", process={"noise_std": "much"}), r"recipe\.local\.process\.noise_std: .*number, got 'much'"),
         (of("local", process={"name": "flow", "noise_std": 0.5}), "Flow matching has noise_std 1"),

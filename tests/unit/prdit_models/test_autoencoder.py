@@ -11,6 +11,7 @@ from torch import Tensor
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training
 from prdit_models.networks.autoencoder import CodecConfig, latents_of
+from prdit_models.plan import Planned, Work, _works, count_parameters, memory_of
 from tests.phantoms import phantom_box
 
 pytestmark = pytest.mark.skipif(
@@ -223,6 +224,22 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         family.describe(settings(), given)
     with pytest.raises(ValueError, match="need monai and einops of the extra"):
         family.describe(settings(attention=True), given)
+
+
+@pytest.mark.parametrize("changes", [{}, {"crop": 16}])
+def test_a_training_is_planned_with_its_critic(changes: dict[str, Any]) -> None:
+    """In bytes: weights, two moments and an average of each; activations grow with the batch, and shrink with a crop."""
+    family, module, training, description = made(32, critic_start=100, **changes)
+    planned = Planned(family, description, training, 32)
+    assert count_parameters(planned) == {"all": count(module), "trainable": count(module)}
+    few, more = (memory_of(Work("", "train"), planned, batch) for batch in (2, 4))
+    assert (few.weights, few.moments, few.ema) == (4 * count(module), 8 * count(module), 4 * count(module))
+    volume = 4 * (changes.get("crop", 32)) ** 3
+    assert (
+        more.activations - few.activations > 2 * 8 * 10 * volume
+    )  # eight channels at the full edge, ten times at least
+    assert more.activations - few.activations < 2 * 8 * 60 * volume
+    assert [work.what for work in _works("codec", planned)] == ["train"] * 4
 
 
 def test_a_shape_survives_json() -> None:

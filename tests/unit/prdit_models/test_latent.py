@@ -13,6 +13,7 @@ from prdit_models.diffusion.sampler import Sampler
 from prdit_models.diffusion.sampling import sample
 from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training
 from prdit_models.families.latent import PUBLISHED_PROCESS
+from prdit_models.plan import Planned, Work, _works, count_parameters, memory_of
 
 MISSING = [name for name in ("monai", "einops") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra `baselines` is not installed: {MISSING}")
@@ -222,6 +223,19 @@ def test_checkpointing_and_plain_attention_change_nothing() -> None:
         found[str(options)] = (loss.detach(), *(p.grad for p in other.denoiser.parameters()))
     for others in list(found.values())[1:]:
         torch.testing.assert_close(others, found["{}"], rtol=1e-3, atol=1e-6)
+
+
+def test_training_is_planned_on_latents_and_sampling_with_the_decoder() -> None:
+    family, module, training, description = made(32)
+    planned = Planned(family, description, training, 32)
+    assert count_parameters(planned) == {"all": count(module), "trainable": count(module.denoiser)}
+    assert planned.shown(3).shape == (3, 4, 16, 16, 16)
+    few, more = (memory_of(Work("", "train"), planned, batch) for batch in (2, 4))
+    assert (few.weights, few.moments) == (4 * count(module), 8 * count(module.denoiser))
+    assert more.activations > few.activations
+    assert [work.what for work in _works("latent", planned)] == ["train"] * 4 + ["sample"] * 2
+    drawn = memory_of(Work("", "sample"), planned, 2)
+    assert drawn.activations > 2 * 8 * 32**3 * 4  # the decoder's eight channels at the full edge
 
 
 def test_what_it_refuses() -> None:
