@@ -41,6 +41,7 @@ def benchmark(
     source: str = "",
     store: str = "",
     overrides: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
+    only: str = "",
 ) -> dict[str, Any]:
     """Train, sample and measure families side by side on the same scans; a table with intervals over seeds.
 
@@ -51,9 +52,10 @@ def benchmark(
         store: Folder of the volume store. Empty: the benchmark's (.prdit/benchmark-store).
         overrides: Settings that differ from the benchmark, nested as in flows/benchmarks/*.yaml, for example
             {"budget": {"seconds": 3600}, "rows": {"wdm": null}}. An unknown key is an error.
+        only: Rows to run, by name, with commas: several machines share a benchmark so. A run of all rows then finds them done.
     """
     with attended():
-        return run_benchmark(benchmark_of(configuration, source, store, overrides))
+        return run_benchmark(benchmark_of(configuration, source, store, overrides), only)
 
 
 def benchmark_of(
@@ -64,13 +66,17 @@ def benchmark_of(
     return load_benchmark(configuration, merge(overrides or {}, paths))
 
 
-def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+def run_benchmark(config: BenchmarkConfig, only: str = "") -> dict[str, Any]:
     """Run a benchmark under one MLflow parent run; where its files are.
 
+    Args:
+        config: the benchmark.
+        only: names of rows, with commas; empty: all of them.
     Raises:
         ConfigError, InputError, RunnerError, LauncherError: what cannot work, before anything runs.
         BenchmarkError: rows have failed; the others are in the table.
     """
+    config = config.with_rows(only)
     found = entries(config)
     sizes = check(config, found)
     make_room(found[0].config)
@@ -129,7 +135,8 @@ def _carried_out(run: BenchmarkRun, found: list[Entry]) -> dict[str, Any]:
     }
 
 
-def foreseen(config: BenchmarkConfig) -> tuple[list[Entry], dict[str, Size]]:
-    """What a benchmark would run, checked as far as it can be without data."""
+def foreseen(config: BenchmarkConfig, only: str = "") -> tuple[list[Entry], dict[str, Size]]:
+    """What a benchmark would run, checked as far as it can be without data; arguments as of `run_benchmark`."""
+    config = config.with_rows(only)
     found = entries(config)
     return found, check(config, found)

@@ -33,6 +33,10 @@ def benchmark(
     ] = None,
     store: Store = None,
     settings: Set = None,
+    only: Annotated[
+        str,
+        typer.Option(help="Rows to run, by name, with commas: several machines share a benchmark so; default: all."),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the rows and what they cost; nothing is run.")
     ] = False,
@@ -52,11 +56,11 @@ def benchmark(
 
         config = benchmark_of(configuration, **texts, overrides=given)
         if dry_run:
-            found, sizes = foreseen(config)
+            found, sizes = foreseen(config, only)
             show_result(_value(config, found, sizes), as_json, lambda: _text(config, found, sizes))
             return
         stop_as_ctrl_c()
-        result = run(configuration, **texts, overrides=given)
+        result = run(configuration, **texts, overrides=given, only=only)
         show_result(result, as_json, lambda: f"table: {result['page']}\nMLflow run: {result['mlflow_run_id']}")
 
 

@@ -64,6 +64,15 @@ class BenchmarkConfig(ProtocolConfig):
             )
         return self
 
+    def with_rows(self, only: str) -> "BenchmarkConfig":
+        """This benchmark with some rows, named with commas; empty text: with all. Raises: ConfigError: there is no such row."""
+        names = [name.strip() for name in only.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in self.rows]:
+            raise ConfigError(f"only names {', '.join(unknown)}; the benchmark has {', '.join(self.rows)}")
+        return (
+            self.model_copy(update={"rows": {n: row for n, row in self.rows.items() if n in names}}) if names else self
+        )
+
     def digest(self) -> str:
         """`sha256:…` of everything that decides results; paths, devices and titles do not."""
         left_out = {

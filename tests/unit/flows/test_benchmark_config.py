@@ -127,6 +127,17 @@ def test_what_cannot_be_run_is_named_before_anything_runs(tmp_path: Path, settin
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
+def test_some_rows_of_a_benchmark_run_as_in_the_whole() -> None:
+    whole = load_benchmark("benchmark/tiny", {"rows": {"ldm": None}})
+    some = whole.with_rows("wdm, hagan")
+    assert list(some.rows) == ["hagan", "wdm"]
+    configs = {str(entry): entry.config for entry in entries(whole)}
+    assert all(entry.config == configs[str(entry)] for entry in entries(some))
+    assert whole.with_rows(" ") == whole
+    with pytest.raises(ConfigError, match="only names wdm3d; the benchmark has prdit, "):
+        whole.with_rows("wdm,wdm3d")
+
+
 def test_an_unknown_benchmark_is_told_which_there_are() -> None:
     with pytest.raises(
         ConfigError, match="'benchmark/none' is not a benchmark of prdit; there are benchmark/cascade, "

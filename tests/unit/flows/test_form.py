@@ -78,7 +78,8 @@ def test_the_form_of_every_deployment(deployment: dict[str, Any]) -> None:
     elif flow.name == "benchmark":
         assert fields["configuration"]["enum"] == list(benchmark_files())
         assert page_submits(schema) == {name: RECORDED[name] for name in ("source", "store", "overrides")} | {
-            "configuration": "benchmark/tiny"
+            "configuration": "benchmark/tiny",
+            "only": "",
         }
     else:  # untouched, the site's settings
         assert {"", *config_names()} == {*fields["configuration"]["enum"]}

@@ -159,7 +159,6 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
         "local-alone": {"preset"},
         "global": {"preset"},
         "refiner": {"preset"},
-        "hagan": set(),
     }
     assert {name: set(texts(PROCESSES[name])) for name in PROCESSES.names()} == {
         "cosine": {"prediction"},
