@@ -25,7 +25,7 @@ from tasks.run.stage import TRACKING, code_version, git_commit
 
 NOTE = (
     "One run of a benchmark. **Child runs**: each row with each sampler and seed, with its stages. **Metrics**: "
-    "`<row>/<sampler>/<figure>`, the seed is the step. **Artifacts**: `compare.html`, the table as CSV, LaTeX and JSON."
+    "`<row>/<sampler>/<figure>`, the seed is the step. **Artifacts**: `compare.html`, the table as CSV and LaTeX."
 )
 BenchmarkChoice = Annotated[str, Field(json_schema_extra={"enum": list(benchmark_files())})]
 logger = logging.getLogger("prdit.benchmark")

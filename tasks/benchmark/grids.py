@@ -14,6 +14,7 @@ from storage.volume_store import VolumeStore
 from tasks.model.slices import LUNG, draw_plane, orthogonal_planes
 
 NUM_SHOWN = 6
+PHANTOM = "prdit phantom"  # what stands in place of a scanner's manufacturer
 TILE, GAP, MARK = 128, 4, 9
 
 
@@ -24,10 +25,19 @@ def of_samples(samples: Ref, count: int = NUM_SHOWN) -> bytes:
     return _strip([store.read_level(name) for name in listed.volume_ids[:count]])
 
 
-def of_store(snapshot: Ref, split: Ref, size: int, edge: int, count: int = NUM_SHOWN) -> bytes:
-    """Held-out real volumes as rows see them. Raises: StorageError."""
-    store, _ = open_snapshot(snapshot)
-    ids = (Split.load(split.path).role("val") or Split.load(split.path).volume_ids)[:count]
+def of_store(snapshot: Ref, split: Ref, size: int, edge: int, count: int = NUM_SHOWN) -> bytes | None:
+    """Held-out phantoms as rows see them; None where there are none.
+
+    Never a patient's: the page is passed on, and a patient who is forgotten could not be taken out of it. Reports of the rows show
+    real volumes by their names.
+
+    Raises: StorageError.
+    """
+    store, listed = open_snapshot(snapshot)
+    held_out = Split.load(split.path).role("val")
+    ids = [name for name in held_out if listed.volumes[name].attributes.get("Manufacturer") == PHANTOM][:count]
+    if not ids:
+        return None
     spacing = store.spacing_mm * edge / size
     return _strip(
         [Volume(store.read_view(name, size, edge, None).astype("int16"), (spacing,) * 3, (0.0,) * 3) for name in ids]

@@ -12,7 +12,7 @@ from tasks.benchmark.summary import Mean, means_of
 from tasks.evaluate.formats import number
 
 PAGE, CSV, LATEX = "compare.html", "table.csv", "table.tex"
-FILES = (PAGE, CSV, LATEX, BenchmarkDocument.NAME)
+FILES = (PAGE, CSV, LATEX)  # that may be passed on: the document names folders
 _ESCAPES = {
     "&": r"\&",
     "%": r"\%",

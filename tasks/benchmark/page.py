@@ -122,7 +122,7 @@ def _grid_of_real(document: BenchmarkDocument) -> bytes | None:
     edge = document.view_edge
     try:
         return of_store(document.snapshot, document.split, document.volume_size, edge)
-    except StorageError as error:  # a patient who was forgotten since: the table stays
+    except StorageError as error:  # a patient was forgotten since: the table stays
         logger.warning("real volumes are not shown: %s", error)
         return None
 

@@ -1,6 +1,7 @@
 """A benchmark's table: means and intervals over seeds, costs, CSV, LaTeX, and the page in a browser."""
 
 import csv
+import io
 import math
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
@@ -17,13 +19,15 @@ from storage.documents.benchmark import BenchmarkDocument, Line, PlannedTraining
 from storage.documents.provenance import Cost
 from storage.documents.report import FigureRecord
 from storage.errors import StorageError
-from tasks.benchmark import page
+from storage.snapshots import open_snapshot
+from tasks.benchmark import grids, page
 from tasks.benchmark.columns import COLUMNS, floor_of, quality_of
 from tasks.benchmark.output import as_csv, as_latex
 from tasks.benchmark.paper import PAPER, paper_row
 from tasks.benchmark.planned import deviations_of
 from tasks.benchmark.results import flops_per_volume
 from tasks.benchmark.summary import mean_of, means_of
+from tests.factories import make_data
 from tests.unit.storage.documents.examples import BENCHMARK, EXAMPLES
 
 LINE = BENCHMARK.lines[0]
@@ -200,3 +204,23 @@ def test_a_click_sorts_and_a_second_one_turns_around_with_the_unknown_last(brows
     assert fid.find_element(By.XPATH, "..").get_attribute("aria-sort") == "descending"
     browser.find_elements(By.CSS_SELECTOR, "#lines thead th button")[0].click()
     assert order() == ["A & B", "B", "C"]
+
+
+def test_no_patient_is_on_the_page(tmp_path: Path) -> None:
+    """Blobs without a manufacturer stand for scans; of the same store with a phantom's mark, the held-out ones are shown."""
+    snapshot, split = make_data(tmp_path)
+    assert grids.of_store(snapshot, split, 16, 16) is None
+    marked = dict.fromkeys(("v0", "v1", "v2"), "prdit phantom")
+    listed = open_snapshot(snapshot)[1]
+    volumes = {
+        name: volume.model_copy(update={"attributes": {"Manufacturer": marked[name]}})
+        for name, volume in listed.volumes.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        store = open_snapshot(snapshot)[0]
+        patch.setattr(grids, "open_snapshot", lambda ref: (store, listed.model_copy(update={"volumes": volumes})))
+        strip = grids.of_store(snapshot, split, 16, 16)
+    assert strip is not None
+    picture = Image.open(io.BytesIO(strip))
+    assert picture.size == (grids.TILE, 2 * grids.TILE + grids.GAP)  # the one that is held out, axial above coronal
+    assert len(set(picture.convert("L").tobytes())) > 10
