@@ -158,7 +158,7 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
         "local": {"preset"},
         "global": {"preset"},
         "refiner": {"preset"},
-        "wdm": set(),
+        "local-alone": {"preset"},
     }
     assert {name: set(texts(PROCESSES[name])) for name in PROCESSES.names()} == {
         "cosine": {"prediction"},
