@@ -143,14 +143,14 @@ def remove(
 ) -> None:
     """Withdraw volumes: the next snapshot and all later ones leave them out, whatever is ingested.
 
-    No volume is deleted: earlier snapshots still have them, and runs on them can be repeated. What evaluations and trainings keep of
-    them beside the store (`<store>.features`, `<store>.encoded`) is deleted; a run on an earlier snapshot keeps it again: remove
+    No volume is deleted: earlier snapshots still have them, and runs on them can be repeated. What evaluations and trainings keep
+    of them beside the store (`<store>.features`, `<store>.encoded`) is deleted; a run on an earlier snapshot keeps it again: remove
     them again.
     """
     with clear_errors():
+        from storage.encoded import forget_encoded
         from storage.snapshots import allow_again, withdraw
         from storage.volume_store import VolumeStore
-        from storage.encoded import forget_encoded
         from tasks.evaluate.cache import forget_features
 
         opened = VolumeStore.open(store)

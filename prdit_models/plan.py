@@ -281,8 +281,7 @@ def _evaluate(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> No
     module.eval().requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         width = getattr(module, "prepared_width", None)  # see `PRDiT.prepared`, which needs values
-        request = _drawing(planned) if width is None else None
-        if request:
+        if width is None and (request := _drawing(planned)):
             generators = [torch.Generator() for _ in range(batch)]
             planned.family.generate(module, planned.training.process, request, generators)
             return
