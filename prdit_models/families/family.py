@@ -250,9 +250,9 @@ FAMILIES: Registry[Family] = Registry(
     "prdit.families",
     {
         "local": "prdit_models.families.local:FAMILY",
-        "local-alone": "prdit_models.families.local:ALONE",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
+        "local-alone": "prdit_models.families.local:ALONE",
         "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
         "latent-diffusion": "prdit_models.families.latent:FAMILY",
         "wdm": "prdit_models.families.wavelet:FAMILY",
