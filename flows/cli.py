@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from flows.average_command import ema
+from flows.benchmark_command import EPILOG as BENCHMARK_EPILOG
+from flows.benchmark_command import benchmark
 from flows.compare_command import compare
 from flows.console import (
     Config,
@@ -240,6 +242,7 @@ app.command(
     epilog=example("prdit plan --config published/lidc-128 --set recipe.global.settings.preset=B/12/12 --batch 8")
 )(plan)
 app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(compare)
+app.command(epilog=BENCHMARK_EPILOG)(benchmark)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit retrain --dry-run"))(retrain)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)

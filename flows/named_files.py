@@ -1,4 +1,4 @@
-"""YAML files: the site's, and those called by name: configurations, of prdit and of packages that add some, and policies."""
+"""YAML files: the site's, and those called by name: benchmarks, policies, configurations of prdit and of other packages."""
 
 from functools import cache
 from importlib import import_module
@@ -9,6 +9,8 @@ from storage.errors import ConfigError
 
 SITE_FILE = Path(".prdit") / "site.yaml"
 _GROUP = "prdit.configurations"
+_BENCHMARKS = Path(__file__).with_name("benchmarks")
+_ROWS = "benchmark/"
 _POLICIES = Path(__file__).with_name("policies")
 
 
@@ -42,8 +44,10 @@ def _folders(owner: str, package: str) -> list[Path]:
 
 
 def config_names() -> list[str]:
-    """Names of the configurations that come with prdit and with packages that add some."""
-    return sorted(config_files())
+    """Names of the configurations that come with prdit and with packages that add some; without the rows of benchmarks, which are
+    run by the flow `benchmark`.
+    """
+    return sorted(name for name in config_files() if not name.startswith(_ROWS))
 
 
 def policy_names() -> list[str]:
@@ -54,6 +58,12 @@ def policy_names() -> list[str]:
 def policy_file(name: str) -> Path:
     """File of a policy that comes with prdit."""
     return _POLICIES / f"{name}.yaml"
+
+
+@cache
+def benchmark_files() -> dict[str, Path]:
+    """Benchmarks that come with prdit, by name."""
+    return {f"benchmark/{path.stem}": path for path in sorted(_BENCHMARKS.glob("*.yaml"))}
 
 
 def is_file_name(name_or_path: str) -> bool:

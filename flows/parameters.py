@@ -27,8 +27,13 @@ _NAMED_ELSEWHERE = frozenset({"base", "experiment"})  # the parameter `configura
 
 
 def compared(config: PipelineConfig) -> tuple[str, ...]:
-    """Dotted keys of the settings a run is compared by, in order; disabled trainings have none."""
-    trainings = [f"recipe.{name}.{key}" for name in config.trainings for key in _OF_A_TRAINING]
+    """Dotted keys of the settings a run is compared by, in order; disabled trainings have none, and not every family a preset."""
+    trainings = [
+        f"recipe.{name}.{key}"
+        for name, training in config.trainings.items()
+        for key in _OF_A_TRAINING
+        if key != "settings.preset" or hasattr(training.settings, "preset")
+    ]
     return ("ingest.spacing_mm", *trainings, *(f"sample.{key}" for key in _OF_SAMPLING))
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tasks.benchmark.paper import LIDC, RAD, paper_row
+
 
 @dataclass(frozen=True)
 class PublishedFigures:
@@ -19,14 +21,17 @@ class PublishedFigures:
 
 # by family, data set, volume size and depth of the transformer. Source: PRDiT (ICLR 2026); SPEC §9
 _TABLE = {
-    ("global", "lidc", 128, 4): PublishedFigures("PRDiT-4L", 2.04e-3, 0.1852),
-    ("global", "lidc", 128, 12): PublishedFigures("PRDiT-12L", 1.41e-3, 0.1501),
-    ("global", "rad", 128, 4): PublishedFigures("PRDiT-4L", 1.92e-3, 0.169),
-    ("global", "rad", 128, 12): PublishedFigures("PRDiT-12L", 1.45e-3, 0.159),
-    ("refiner", "lidc", 256, 4): PublishedFigures("PRDiT-4L, up to 256", 2.28e-3, 0.1370),
+    ("global", "lidc", 128, 4): paper_row(LIDC, 128, "PRDiT-4L"),
+    ("global", "lidc", 128, 12): paper_row(LIDC, 128, "PRDiT-12L"),
+    ("global", "rad", 128, 4): paper_row(RAD, 128, "PRDiT-4L"),
+    ("global", "rad", 128, 12): paper_row(RAD, 128, "PRDiT-12L"),
+    ("refiner", "lidc", 256, 4): paper_row(LIDC, 256, "PRDiT-4L, up to 256"),
 }
 
 
 def published_figures(family: str, dataset: str, volume_size: int, depth: int) -> PublishedFigures | None:
     """The paper's figures of a model, or None where it reports none of such a one."""
-    return _TABLE.get((family, dataset, volume_size, depth))
+    found = _TABLE.get((family, dataset, volume_size, depth))
+    if found is None or found.fid is None or found.mmd is None:
+        return None
+    return PublishedFigures(found.model, found.fid, found.mmd)

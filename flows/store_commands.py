@@ -143,10 +143,12 @@ def remove(
 ) -> None:
     """Withdraw volumes: the next snapshot and all later ones leave them out, whatever is ingested.
 
-    No volume is deleted: earlier snapshots still have them, and runs on them can be repeated. What evaluations keep of them beside
-    the store (`<store>.features`) is deleted; an evaluation on an earlier snapshot keeps it again: remove them again.
+    No volume is deleted: earlier snapshots still have them, and runs on them can be repeated. What evaluations and trainings keep
+    of them beside the store (`<store>.features`, `<store>.encoded`) is deleted; a run on an earlier snapshot keeps it again: remove
+    them again.
     """
     with clear_errors():
+        from storage.encoded import forget_encoded
         from storage.snapshots import allow_again, withdraw
         from storage.volume_store import VolumeStore
         from tasks.evaluate.cache import forget_features
@@ -154,6 +156,7 @@ def remove(
         opened = VolumeStore.open(store)
         if not undo:
             forget_features(opened, volumes)
+            forget_encoded(opened, volumes)
         ref = (allow_again if undo else withdraw)(opened, volumes)
         what = "may be listed again, by the next ingest of their source" if undo else "withdrawn"
         show_result(

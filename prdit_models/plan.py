@@ -68,17 +68,22 @@ class Planned:
         """A batch of volumes without values."""
         return torch.empty(batch, 1, self.size, self.size, self.size)
 
+    def shown(self, batch: int) -> Tensor:
+        """What a training is shown of a batch, without values: the volumes, or what the family stores of them."""
+        of_encoded = getattr(self.family, "encoded_shape", None)
+        return torch.empty(batch, *of_encoded(self.description)) if of_encoded else self.volumes(batch)
+
     def losses(self, module: nn.Module, batch: int) -> list[Tensor]:
         """The loss of every optimiser that steps on a batch, as the training computes it."""
         process = self.training.process
         stand_in: Any = process and _WithoutValues(process)
         training = replace(self.training, process=stand_in)
-        volumes, generator = self.volumes(batch), torch.Generator()
+        shown, generator = self.shown(batch), torch.Generator()
         found = []
         for turn in self.family.turns:
-            drawn = self.family.draw(turn, self.description, training, tuple(volumes.shape[1:]), generator)
+            drawn = self.family.draw(turn, self.description, training, (1, *(self.size,) * 3), generator)
             draws = {name: torch.empty((batch, *one.shape), dtype=one.dtype) for name, one in drawn.items()}
-            found.append(self.family.losses(turn, module, Batch(volumes, draws), training))
+            found.append(self.family.losses(turn, module, Batch(shown, draws), training))
         return [losses["loss"] for losses in found if losses is not None]
 
 
@@ -229,7 +234,10 @@ def memory_of(work: Work, planned: Planned, batch: int, device: str = "cpu") -> 
 
 @functools.cache
 def _traced(planned: Planned, work: Work, *, float32_norms: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Bytes alive after each operation: those of no volume and those per volume; all batches make the same operations."""
+    """Bytes alive after each operation: those of no volume and those per volume.
+
+    All batches make the same operations; where noise is drawn volume by volume they do not, and only the peaks are compared.
+    """
     few, more = _TRACED_BATCHES
     lives = []
     for batch in _TRACED_BATCHES:
@@ -242,6 +250,8 @@ def _traced(planned: Planned, work: Work, *, float32_norms: bool) -> tuple[NDArr
             with trace:
                 (_train if work.what == "train" else _evaluate)(planned, module, batch, work.precision == "bf16")
         lives.append(np.array(trace.timeline))
+    if len(lives[0]) != len(lives[1]):
+        lives = [live.max(keepdims=True) for live in lives]
     per_volume = (lives[1] - lives[0]) // (more - few)
     return lives[0] - few * per_volume, per_volume
 
@@ -249,7 +259,7 @@ def _traced(planned: Planned, work: Work, *, float32_norms: bool) -> tuple[NDArr
 def _normalize_in_float32(network: nn.Module) -> None:
     """As CUDA's autocast does; the CPU's leaves norms in the type of their input."""
     for module in network.modules():
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
@@ -267,11 +277,16 @@ def _train(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> None:
 
 @torch.no_grad()
 def _evaluate(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> None:
-    """One evaluation of the default sampler, with what it holds meanwhile."""
+    """One evaluation of the default sampler, with what it holds meanwhile; a family of another kind of network draws in two."""
     module.eval().requires_grad_(False)
-    states = [planned.volumes(batch) for _ in range(_SAMPLER_VOLUMES)]
-    prepared = torch.empty(Sampler().num_steps, getattr(module, "prepared_width", 0))  # see `PRDiT.prepared`
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        width = getattr(module, "prepared_width", None)  # see `PRDiT.prepared`, which needs values
+        if width is None and (request := _drawing(planned)):
+            generators = [torch.Generator() for _ in range(batch)]
+            planned.family.generate(module, planned.training.process, request, generators)
+            return
+        states = [planned.volumes(batch) for _ in range(_SAMPLER_VOLUMES)]
+        prepared = torch.empty(Sampler().num_steps, width or 0)
         module(states[0], torch.tensor(0.0))
     del states, prepared
 
@@ -316,14 +331,21 @@ def plan(trainings: Mapping[str, Planned], batches: Mapping[str, int]) -> dict[s
 
 def _works(name: str, planned: Planned) -> list[Work]:
     trainings = [Work(name, "train", precision, again) for precision in PRECISIONS for again in (False, True)]
-    process = planned.training.process
-    if process is None:
-        return trainings
-    try:  # a sampler that every process of ours has
-        planned.family.check(planned.description, process, Request(Sampler("euler")))
-    except ValueError:  # it draws no volumes
+    if not _drawing(planned):
         return trainings
     return trainings + [Work(name, "sample", precision) for precision in PRECISIONS]
+
+
+def _drawing(planned: Planned) -> Request | None:
+    """A drawing in two steps, by a sampler that the process has; None for a family that draws no volumes."""
+    for name in ("euler", "ddim"):  # every process of ours has one of them
+        request = Request(Sampler(name, 2))
+        try:
+            planned.family.check(planned.description, planned.training.process, request)
+        except ValueError:
+            continue
+        return request
+    return None
 
 
 def _flops(planned: Planned, batch: int) -> dict[str, int]:

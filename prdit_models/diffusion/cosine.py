@@ -12,7 +12,7 @@ from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, H
 from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, prepared
 from prdit_models.diffusion.sampler import Sampler, stepper_of
 from prdit_models.diffusion.schedule import Step, num_evaluations, plan
-from prdit_models.diffusion.times import logit_normal
+from prdit_models.diffusion.times import check_steps, draw_steps
 
 PREDICTIONS = {"noise_image": 2, "image": 1}  # output channels for each channel of the volume
 SINE_FLOOR = (
@@ -65,13 +65,6 @@ class CosineProcess:
         """β of integer steps t, formed in float32 as published: (t / T)·(π / 2)."""
         return (t.to(torch.float32) / self.num_steps) * (math.pi / 2)
 
-    def check_steps(self, t: Tensor) -> None:
-        """Raise ValueError unless every step is an integer in [0, T)."""
-        if t.is_floating_point():
-            raise ValueError(f"t has dtype {t.dtype}; the process takes integer steps in [0, {self.num_steps}).")
-        if t.numel() and (int(t.min()) < 0 or int(t.max()) >= self.num_steps):
-            raise ValueError(f"t lies in [{int(t.min())}, {int(t.max())}]; expected steps in [0, {self.num_steps}).")
-
     def draw_times(
         self,
         batch: int,
@@ -81,20 +74,8 @@ class CosineProcess:
         mean: float = 0.0,
         std: float = 1.0,
     ) -> Tensor:
-        """Random integer steps in [0, T), shape (B,), on the generator's device.
-
-        Args:
-            batch: B.
-            generator: source of the numbers.
-            distribution: `uniform` (published), or `logit-normal`, see `prdit_models.diffusion.times`.
-            mean, std: of the logit.
-        Raises: ValueError: for an unknown distribution or a std that is not positive.
-        """
-        if distribution == "uniform":
-            device = generator.device if generator is not None else None
-            return torch.randint(0, self.num_steps, (batch,), generator=generator, device=device)
-        share = logit_normal(batch, generator, distribution, mean, std)
-        return (share * self.num_steps).long().clamp(max=self.num_steps - 1)
+        """Random integer steps in [0, T), shape (B,), `uniform` (published), or see `prdit_models.diffusion.times.draw_steps`."""
+        return draw_steps(self.num_steps, batch, generator, distribution, mean, std)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Gaussian noise of the process's std, float32, on the generator's device."""
@@ -117,7 +98,7 @@ class CosineProcess:
                 f"q_sample got x0 {tuple(x0.shape)}, eps {tuple(eps.shape)}, t {tuple(t.shape)}; expected equal shapes "
                 "(B, C, D, H, W) and t (B,)."
             )
-        self.check_steps(t)
+        check_steps(t, self.num_steps)
         angle = self.angle(t).view(-1, *[1] * (x0.dim() - 1)).to(x0.device)
         return torch.cos(angle) * x0 + torch.sin(angle) * eps
 

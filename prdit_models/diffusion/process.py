@@ -90,7 +90,11 @@ class Process(Protocol):
 PROCESSES: Registry[type[Process]] = Registry(
     "process",
     "prdit.processes",
-    {"cosine": "prdit_models.diffusion.cosine:CosineProcess", "flow": "prdit_models.diffusion.flow:FlowProcess"},
+    {
+        "cosine": "prdit_models.diffusion.cosine:CosineProcess",
+        "flow": "prdit_models.diffusion.flow:FlowProcess",
+        "ddpm": "prdit_models.diffusion.ddpm:DDPMProcess",
+    },
     needs=(
         "draw_times",
         "noise",
@@ -122,3 +126,9 @@ def prepared(model: Denoiser, times: Tensor) -> AbstractContextManager[Any]:
     """The model's own `prepared(times)`, where it has one: what depends on time alone is computed once for a schedule."""
     prepare = getattr(model, "prepared", None)
     return nullcontext() if prepare is None else prepare(times)
+
+
+def constrained(model: Denoiser, image: Tensor) -> Tensor:
+    """The model's own `constrained(image)`, where it has one: what no volume can have is taken out of an image estimate."""
+    constrain = getattr(model, "constrained", None)
+    return image if constrain is None else constrain(image)

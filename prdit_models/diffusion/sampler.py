@@ -17,6 +17,8 @@ SAMPLERS: Registry[Any] = Registry(
         "heun": f"{_STEPPERS}:HEUN",
         "dpmpp-2m": f"{_STEPPERS}:DPMPP_2M",
         "dpmpp-2m-sde": f"{_STEPPERS}:DPMPP_2M_SDE",
+        "ancestral": f"{_STEPPERS}:ANCESTRAL",
+        "ddim": f"{_STEPPERS}:DDIM",
     },
     needs=("steppers", "both_ends"),
 )
@@ -34,7 +36,8 @@ class Sampler:
         num_steps: evaluations of the network (`heun` makes two per step). The published schedule gives exactly that number only for
             divisors of T, see `respaced_times`; `heun` on it evaluates at both ends of every step.
         schedule: `even`: exactly num_steps evaluations from t = T(1 - 1/T) down, evenly spaced in the square root of time, none at
-            t = 0. `published`: multiples of ⌊T/n⌋, the last evaluation at t = 0.
+            t = 0; of the process `ddpm` evenly spaced in time, the last at t = 0. `published`: multiples of ⌊T/n⌋, the last
+            evaluation at t = 0.
         predictor_step: k of `predictor-corrector`: the predictor advances k steps, the corrector goes k - 1 back by adding noise.
         parametrization: `velocity`: the published drift of both estimates, image and noise as it and the state determine them.
             `image`: the image alone, noise from the state.
@@ -79,6 +82,11 @@ class Sampler:
             )
 
 
+def samplers_of(process: str) -> tuple[str, ...]:
+    """Names of the samplers that work with a process."""
+    return tuple(name for name in SAMPLERS.names() if process in SAMPLERS[name].steppers)
+
+
 def stepper_of(name: str, process: str) -> Any:
     """How a sampler makes a step on a process.
 
@@ -86,7 +94,7 @@ def stepper_of(name: str, process: str) -> Any:
     """
     found = SAMPLERS[name].steppers
     if process not in found:
-        known = ", ".join(other for other in SAMPLERS.names() if process in SAMPLERS[other].steppers)
+        known = ", ".join(samplers_of(process))
         raise ValueError(
             f"Sampler {name!r} works with {', '.join(found)}, not with the process {process!r}, which is sampled by: {known} "
             "(sample.sampler)."

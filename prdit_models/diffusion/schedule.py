@@ -38,6 +38,26 @@ class Step:
     evaluations: int
 
 
+@dataclass(frozen=True)
+class Transition:
+    """Coefficients of one sampler step of the process `ddpm`, to the next lower visited time or, from the last, to the image.
+
+    Attributes:
+        signal, noise: factors on image and noise at the visited time, sqrt(ᾱ) and sqrt(1 - ᾱ).
+        target_signal, target_noise: at the next lower one; 1 and 0 at the end.
+        image_weight, state_weight: of the posterior's mean, which is image_weight·x0 + state_weight·x_t.
+        std: of the fresh noise of an ancestral step; 0 at the end.
+    """
+
+    signal: float
+    noise: float
+    target_signal: float
+    target_noise: float
+    image_weight: float
+    state_weight: float
+    std: float
+
+
 def respaced_times(num_steps: int, num_train_steps: int = 1000) -> list[int]:
     """Visited times of the published schedule in decreasing order: multiples of ⌊T / n⌋ below T.
 

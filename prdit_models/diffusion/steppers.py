@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from prdit_models.diffusion.parametrization import Estimates
-from prdit_models.diffusion.schedule import Step
+from prdit_models.diffusion.schedule import Step, Transition
 
 SDE_ETA = 0.5  # share of fresh noise; 1 is the reverse SDE itself, whose standard deviation in 20 steps is 4 % off on Gaussian data
 
@@ -21,6 +21,7 @@ Evaluate = Callable[[Tensor, float, float, float], Estimates]
 Previous = tuple[Step, Tensor] | None
 Velocity = Callable[[Tensor, float], Tensor]
 FlowStepper = Callable[[Tensor, Velocity, float, float], Tensor]  # (x, velocity at (x, t), t, length) -> x
+TransitionStepper = Callable[[Tensor, Tensor, Transition, Callable[[], Tensor]], Tensor]  # (x, image, step, noise) -> x
 Stepper = Callable[[Tensor, Estimates, Step, Previous, Evaluate, Callable[[], Tensor]], Tensor]
 
 
@@ -99,12 +100,24 @@ def heun_in_time(x: Tensor, velocity: Velocity, t: float, length: float) -> Tens
     return x + length * (v + velocity(x + length * v, min(t + length, 1.0))) / 2
 
 
+def ancestral(x: Tensor, image: Tensor, step: Transition, fresh_noise: Callable[[], Tensor]) -> Tensor:
+    """A draw from the posterior of the next lower state, given this one and the image (Ho et al. 2020, algorithm 2)."""
+    mean = step.image_weight * image + step.state_weight * x
+    return mean + step.std * fresh_noise() if step.std else mean
+
+
+def ddim(x: Tensor, image: Tensor, step: Transition, _: object) -> Tensor:
+    """sqrt(ᾱ')·image + sqrt(1 - ᾱ')·noise with the noise that the image leaves in the state (DDIM, Song et al. 2021, η = 0)."""
+    eps = (x - step.signal * image) / step.noise
+    return step.target_signal * image + step.target_noise * eps
+
+
 @dataclass(frozen=True)
 class Solver:
     """How a sampler makes one step, for each process it works with.
 
     Attributes:
-        steppers: by the process's name: a `Stepper` for `cosine`, a `FlowStepper` for `flow`.
+        steppers: by the process's name: a `Stepper` for `cosine`, a `FlowStepper` for `flow`, a `TransitionStepper` for `ddpm`.
         both_ends: whether it evaluates the network at both ends of a step.
     """
 
@@ -118,3 +131,5 @@ ROTATION = Solver({"cosine": rotation})
 HEUN = Solver({"cosine": heun, "flow": heun_in_time}, both_ends=True)
 DPMPP_2M = Solver({"cosine": dpmpp_2m})
 DPMPP_2M_SDE = Solver({"cosine": dpmpp_2m_sde})
+ANCESTRAL = Solver({"ddpm": ancestral})
+DDIM = Solver({"ddpm": ddim})

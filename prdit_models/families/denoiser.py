@@ -125,7 +125,7 @@ class Denoiser:
 
     def evaluations(self, process: Process | None, request: Request) -> int:
         """Evaluations of the network."""
-        return _known(process).evaluations(request.sampler)
+        return known_process(process).evaluations(request.sampler)
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
         """Refuse requests that cannot be drawn.
@@ -156,7 +156,7 @@ class Denoiser:
             denoiser = Guided(module, labels, request.guidance_scale)
         result = sample(
             denoiser,
-            _known(process),
+            known_process(process),
             request.sampler,
             volume_size=config.volume_size,
             generators=generators,
@@ -185,14 +185,15 @@ def adamw(
     )
 
 
-def _known(process: Process | None) -> Process:
+def known_process(process: Process | None) -> Process:
+    """The process. Raises: ValueError: there is none."""
     if process is None:
         raise ValueError("A denoiser needs a process; the training or checkpoint names none.")
     return process
 
 
 def _process(training: Training) -> Process:
-    return _known(training.process)
+    return known_process(training.process)
 
 
 def _noise(process: Process, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The interface of a model family, and the table of families."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -225,6 +225,26 @@ class Family(Protocol):
         """
 
 
+class EncodingFamily(Family, Protocol):
+    """A family whose training is shown what a frozen encoder makes of volumes, such as latents, instead of volumes.
+
+    It is computed once per volume, and kept. Where volumes are changed whenever they are shown, `Batch` and `HeldOut` have volumes,
+    and the family encodes them itself.
+    """
+
+    def encode(self, module: nn.Module, volumes: Tensor) -> Tensor:
+        """What the training is shown of volumes (B, C, D, H, W), without gradients, shape (B, …); of volume i by itself."""
+
+    def encoded_shape(self, description: Mapping[str, Any]) -> tuple[int, ...]:
+        """Of what `encode` makes of one volume."""
+
+    def prepare(self, module: nn.Module, settings: Any, encoded: Iterable[Tensor]) -> None:
+        """Set buffers, such as a scale, by the encoded training volumes, before the first step of a fresh training.
+
+        Raises: ValueError: they cannot be trained on.
+        """
+
+
 FAMILIES: Registry[Family] = Registry(
     "family",
     "prdit.families",
@@ -232,6 +252,10 @@ FAMILIES: Registry[Family] = Registry(
         "local": "prdit_models.families.local:FAMILY",
         "global": "prdit_models.families.global_:FAMILY",
         "refiner": "prdit_models.families.refiner:FAMILY",
+        "local-alone": "prdit_models.families.local:ALONE",
+        "autoencoder-kl": "prdit_models.families.autoencoder:FAMILY",
+        "latent-diffusion": "prdit_models.families.latent:FAMILY",
+        "wdm": "prdit_models.families.wavelet:FAMILY",
         "hagan": "prdit_models.families.hagan:FAMILY",
     },
     needs=(

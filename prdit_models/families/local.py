@@ -70,4 +70,21 @@ def with_depth(preset: str, depth: int) -> str:
     return "/".join((size, patch, str(depth) + rest[len(rest.partition("-")[0]) :]))
 
 
+class LocalAlone(Local):
+    """The local denoiser without a transformer above it, to be measured: the paper's ablation "no global DiT" (SPEC §9)."""
+
+    title = "local denoiser by itself"
+    offers = ""
+    deviations = ("no transformer: patches are denoised on their own (the paper's ablation without the global DiT)",)
+
+    def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
+        """As every denoiser's."""
+        Denoiser.check(self, description, process, request)
+
+    def fits(self, description: Mapping[str, Any]) -> bool:
+        """Never: an imported network of this shape is a stage 1."""
+        return False
+
+
 FAMILY = Local()
+ALONE = LocalAlone()

@@ -5,8 +5,30 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from storage.documents.document import Document
+from storage.documents.document import Document, Part
 from storage.refs import Kind, Ref
+
+
+class Cost(Part):
+    """What a training took; another run of it takes something else.
+
+    Attributes:
+        seconds: of its optimiser steps, with their data, without validation and what else stands between them.
+        steps: of its loop.
+        volumes: seen in them, each as often as it was seen.
+        peak_memory_bytes: of the first rank's process, on a GPU of its tensors there; of the last launch, where there were several.
+        device: name of the GPU, or `cpu`.
+        threads: of the CPU; 0 on a GPU.
+        ranks: that trained together.
+    """
+
+    seconds: float
+    steps: int
+    volumes: int
+    peak_memory_bytes: int
+    device: str
+    threads: int
+    ranks: int
 
 
 class Provenance(Document):
@@ -24,6 +46,7 @@ class Provenance(Document):
         code_version: version of prdit; None where it was not recorded.
         mlflow_run_id: MLflow run of the stage; empty or None where there is none.
         seconds: wall time of the stage.
+        cost: of a training; None of other stages, and of trainings before it was recorded.
         forgotten: of an artifact made from volumes of a patient who was forgotten since: a sentence that says so; else empty.
         redacted: files that said or showed something of that patient: SHA-256 of what is left of each, empty where nothing is.
     """
@@ -44,13 +67,16 @@ class Provenance(Document):
     code_version: str | None = None
     mlflow_run_id: str | None = None
     seconds: float | None = None
+    cost: Cost | None = None
     forgotten: str = ""
     redacted: dict[str, str] = Field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file; of an artifact of which nothing was forgotten, without those fields."""
+        """The content of the file; without the cost of what is no training, and what is said of one of which something was
+        forgotten.
+        """
         values = super().to_json()
-        return {key: value for key, value in values.items() if value or key not in ("forgotten", "redacted")}
+        return {key: value for key, value in values.items() if value or key not in ("cost", "forgotten", "redacted")}
 
     def with_places(self, place: Callable[[str, Ref], str]) -> Self:
         """The record with another uri for each input, from its role and reference; the artifact's digest does not depend on it."""

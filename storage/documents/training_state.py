@@ -1,6 +1,7 @@
 """state.json: what a stopped training needs to resume besides its arrays."""
 
-from typing import ClassVar, Self
+import json
+from typing import Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
@@ -46,6 +47,8 @@ class TrainingPosition(Part):
         settings: digest of what the training computes, but for `steps`.
         snapshot: digest of the volumes it is trained on.
         world: ranks that wrote it.
+        seconds: of the steps that led here, without validation and what else stands between them; of states before they were
+            counted: 0.
     """
 
     step: int
@@ -62,6 +65,7 @@ class TrainingPosition(Part):
     settings: str
     snapshot: str
     world: int
+    seconds: float
 
 
 class TrainingState(Document):
@@ -73,7 +77,7 @@ class TrainingState(Document):
         digest: SHA-256 of the two, as `TrainingState.of` gives it: a flipped bit in a number would not show otherwise.
     """
 
-    FORMAT: ClassVar[int] = 4
+    FORMAT: ClassVar[int] = 5
     NAME: ClassVar[str] = "state.json"
     WHAT: ClassVar[str] = "training state"
     REMEDY: ClassVar[str] = "Remove its folder, or leave it: it is not used."
@@ -91,9 +95,20 @@ class TrainingState(Document):
     def parse(cls, data: bytes, where: str) -> Self:
         """As `Document.parse`; also damaged where one byte is not as it was written."""
         state = super().parse(data, where)
-        if state.to_bytes() != data:
+        if state.to_bytes() != data and _version(data) == cls.FORMAT:
             raise DamagedArtifactError(f"{where} was changed after it was written. {cls.remedy(where)}")
         return state
+
+    @classmethod
+    def upgraded(cls, values: dict[str, Any], version: int, where: str) -> dict[str, Any]:
+        """States of format 4 had no seconds; their digest is checked before they get any."""
+        position, files = values.get("position"), values.get("files")
+        if version != 4 or not isinstance(position, dict) or not isinstance(files, dict):
+            return super().upgraded(values, version, where)
+        if values.get("digest") != sha256_json({"position": position, "files": files}):
+            raise DamagedArtifactError(f"{where} was changed after it was written. {cls.remedy(where)}")
+        counted = position | {"seconds": 0.0}
+        return values | {"position": counted, "digest": sha256_json({"position": counted, "files": files})}
 
     @field_validator("files")
     @classmethod
@@ -107,6 +122,10 @@ class TrainingState(Document):
         if self.digest != _digest(self.position, self.files):
             raise ValueError("its digest is not that of its content, which was changed after it was written")
         return self
+
+
+def _version(data: bytes) -> object:
+    return json.loads(data)["format_version"]
 
 
 def _digest(position: TrainingPosition, files: dict[str, str]) -> str:

@@ -156,7 +156,10 @@ def unfinished(workdir: Path) -> list[str]:
 def places(place: Installation) -> list[Place]:
     """What the parts of an installation take on disk."""
     parts = {
-        "store": [place.store, *(beside_store(place.store, ending) for ending in (".ingests", ".features"))],
+        "store": [
+            place.store,
+            *(beside_store(place.store, ending) for ending in (".ingests", ".features", ".encoded")),
+        ],
         "stages": [place.workdir],
         "inbox batches and ledger": [place.arrivals],
         "Prefect": [place.services / "prefect"],

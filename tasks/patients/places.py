@@ -18,6 +18,7 @@ from storage.documents.provenance import Provenance
 from storage.documents.snapshot import Roles
 from storage.documents.split import Split
 from storage.documents.verdicts import SourceVerdicts
+from storage.encoded import forget_encoded
 from storage.errors import StorageError
 from storage.files import naming_path, remove_leftovers, write_bytes_atomic
 from storage.numbered import Numbered
@@ -92,8 +93,9 @@ def _without_entries(record: SourceVerdicts, names: Names) -> tuple[SourceVerdic
 
 
 def forget_beside(store: VolumeStore, patient: Patient) -> None:
-    """Delete features, pictures and facts of files that are kept beside the store, and write its quality page again."""
+    """Delete features, encoded volumes, pictures and facts of files that are kept beside the store; renew its quality page."""
     forget_features(store, patient.volume_ids)
+    forget_encoded(store, patient.volume_ids)
     pictures = beside_store(store.path, ".ingests") / "pictures"
     for volume_id in patient.volume_ids:
         for path in pictures.glob(f"{volume_id}-*.json"):

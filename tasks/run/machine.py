@@ -7,6 +7,8 @@ read the root alone in version 1 and the innermost group alone in version 2, and
 
 import math
 import os
+import resource
+import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,6 +74,12 @@ def memory_available(root: Path | None = None) -> Share:
             if most - usage < available:
                 available, limit = max(0, most - usage), f"cgroup {folder / name}"
     return Share(available, total, limit)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory this process has had at a time (its resident set)."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def sharing() -> int:

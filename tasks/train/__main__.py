@@ -16,6 +16,7 @@ from pathlib import Path
 
 from storage import lease
 from storage.artifacts import SCRATCH, Ref, commit_artifact
+from storage.documents.provenance import Cost
 from storage.errors import LeaseHeldError, LeaseLostError, UserError
 from storage.files import remove_leftovers
 from tasks.run.launchers.rank import STOP_SIGNALS, parent_pid
@@ -108,11 +109,13 @@ def _train(spec: TrainSpec, token: int, guard: lease.Guard, stop: _Stop) -> Outc
         if not ranks.first:
             return None
         with guard():
-            return Outcome(ref=_commit(spec))
+            return Outcome(ref=_commit(spec, training.cost()))
 
 
-def _commit(spec: TrainSpec) -> Ref:
+def _commit(spec: TrainSpec, cost: Cost | None = None) -> Ref:
     provenance = dict(spec.provenance)
+    if cost is not None:
+        provenance["extra"] = {**provenance.get("extra", {}), "cost": cost}
     inputs = {role: Ref.model_validate(value) for role, value in provenance.pop("inputs").items()}
     return commit_artifact(spec.directory, "checkpoint", inputs=inputs, **provenance)
 

@@ -39,7 +39,7 @@ class TrainingConfig(ComputeConfig):
     settings: Any = Field(None, description="settings of the family", validate_default=False)
     process: Any = Field(
         None,
-        description="name (cosine, flow) and settings of the process; default: that of the training it starts from, or cosine",
+        description="name (cosine, flow, ddpm) and settings of the process; default: that of its start, or cosine",
     )
     view: ViewConfig | None = Field(None, description="only for training from scratch; others take that of their start")
     intensity: IntensityConfig | None = Field(None, description="only for training from scratch, as view")
@@ -55,7 +55,13 @@ class TrainingConfig(ComputeConfig):
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
     )
-    steps: int = Field(..., ge=1, description="optimiser steps")
+    steps: int = Field(..., ge=1, description="optimiser steps; with seconds: at most so many")
+    seconds: float | None = Field(
+        None,
+        gt=0,
+        description="seconds of optimiser steps, their data included, after which the training ends, wherever it is then; "
+        "validation, pictures and written states do not count; default: all steps",
+    )
     batch_size: int = Field(64, ge=1, description="volumes computed together, over all ranks")
     accumulation: int = Field(1, ge=1, description="batches whose gradients make one optimiser step")
     lr: float = Field(..., gt=0, description="AdamW learning rate")
@@ -124,6 +130,11 @@ class TrainingConfig(ComputeConfig):
         description="processes that prepare batches, per rank; default: on CUDA its share of the cores, 4 at most; on the CPU none",
     )
 
+    @property
+    def changes_volumes(self) -> bool:
+        """Whether training volumes are changed, each time anew, when they are shown."""
+        return bool(self.max_shift) or self.augmentation != AugmentationConfig()
+
     @model_validator(mode="before")
     @classmethod
     def _typed(cls, values: Any) -> Any:
@@ -143,6 +154,20 @@ class TrainingConfig(ComputeConfig):
                 f"process is {process!r}; expected a name ({', '.join(PROCESSES.names())}) or a mapping with a name."
             )
         return typed
+
+    def key_fields(self) -> dict[str, Any]:
+        """As every stage's; without `seconds` where there are none, so that keys are those of trainings before there was that."""
+        found = super().key_fields()
+        return found if self.seconds is not None else {name: found[name] for name in found if name != "seconds"}
+
+    @model_validator(mode="after")
+    def _known_length(self) -> "TrainingConfig":
+        if self.seconds is not None and self.lr_decay:
+            raise ValueError(
+                f"lr_decay is {self.lr_decay} and seconds {self.seconds:g}: how many steps fit into that time is not known "
+                "beforehand, so the rate cannot fall towards their end. Set lr_decay to 0, or leave seconds out."
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":

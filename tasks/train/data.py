@@ -75,9 +75,9 @@ class ViewDataset:
         return len(self._ids)
 
     @property
-    def size(self) -> int:
-        """Edge of the volumes in voxels."""
-        return self._view.size
+    def shape(self) -> tuple[int, ...]:
+        """Of each volume, (1, D, H, W)."""
+        return (1, *(self._view.size,) * 3)
 
     @property
     def cache_address(self) -> str:

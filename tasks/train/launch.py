@@ -1,9 +1,11 @@
 """Runs a training on the ranks of a launcher, follows its points, and stops it when the run is cancelled."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from storage import lease
 from storage.artifacts import SCRATCH, Ref
@@ -60,7 +62,7 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance, launcher: Launcher
         log.poll()
         points = stream.poll()
         if points:
-            progress(int(points[-1]["step"]), steps)
+            progress(*_far(points[-1], spec))
 
     failures, reached = 0, newest
     try:
@@ -88,6 +90,14 @@ def launch(spec: TrainSpec, run: StageRun, progress: Advance, launcher: Launcher
             "is saved and the next run resumes from there."
         )
     return outcome.ref
+
+
+def _far(point: dict[str, Any], spec: TrainSpec) -> tuple[int, int]:
+    """How far a training has come, of how far it goes: in steps, or in seconds where those end it."""
+    if spec.config.seconds is None:
+        return int(point["step"]), spec.config.steps
+    whole = math.ceil(spec.config.seconds)
+    return min(whole, int(point.get("speed/training_s", 0))), whole
 
 
 def _launch_once(spec: TrainSpec, launcher: LauncherConfig, watch: Callable[[], None]) -> Outcome | None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from storage.errors import UserError
 from tasks.run.machine import cores
 from tasks.train.data import ViewDataset
+from tasks.train.encoded import EncodedDataset
 from tasks.train.loader_workers import begin_worker, begun, dead
 from tasks.train.slots import Slots
 
@@ -96,7 +97,7 @@ class Loaded:
     """One rank's share of a batch, on the CPU.
 
     Attributes:
-        volumes: model range, float32, shape (b, 1, D, H, W).
+        volumes: model range, float32, shape (b, 1, D, H, W); or encoded ones, see `tasks.train.encoded`.
         indices: which volumes of the data set.
         draws: of each turn, by name, stacked over volumes.
     """
@@ -173,7 +174,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ViewDataset,
+        dataset: ViewDataset | EncodedDataset,
         order: Order,
         draw: Callable[[int, torch.Generator], Draws],
         turns: int,
@@ -248,7 +249,7 @@ class _Batches(Dataset[Any]):
 
     def __init__(
         self,
-        dataset: ViewDataset,
+        dataset: ViewDataset | EncodedDataset,
         order: Order,
         draw: Callable[[int, torch.Generator], Draws],
         turns: int,
@@ -259,7 +260,7 @@ class _Batches(Dataset[Any]):
         self._draw = draw
         share = len(order.numbers(0))
         self._layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            _VOLUMES: ((share, 1, *(dataset.size,) * 3), torch.float32)
+            _VOLUMES: ((share, *dataset.shape), torch.float32)
         }
         self._turns = turns
         for turn in range(turns):

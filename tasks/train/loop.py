@@ -7,16 +7,21 @@ weights; on another number of ranks the same batches, added up in another order.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+
+import torch
 
 from prdit_models.ema import ema_decay, ema_update
 from prdit_models.learning_rate import decay_start
 from storage.artifacts import SCRATCH
 from storage.checkpoints import ResumeStates, StateWriter
+from storage.documents.provenance import Cost
 from storage.documents.training_state import TrainingPosition
 from storage.errors import ComputationError, InputError
 from storage.lease import Guard
+from tasks.run.machine import peak_memory
 from tasks.train.artifact import write_artifact
 from tasks.train.averages import PowerAverages
 from tasks.train.best import BestWeights
@@ -91,7 +96,8 @@ class Training:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Train from the newest undamaged state to the configured step; the first rank writes the checkpoint's files.
+        """Train from the newest undamaged state to the configured step, or through the configured seconds; the first rank writes
+        the checkpoint's files.
 
         Args:
             should_stop: whether this rank was asked to stop; all ranks agree on it between steps.
@@ -107,14 +113,17 @@ class Training:
         if progress.step == 0:
             with speed.paused():
                 self._validate()
-        due = False
-        while progress.step < config.steps:
+        due, over = False, self._over()
+        while not over:
             if self.ranks.any(should_stop()):
                 self.save()
                 self._writer.wait()
                 raise Stopped(progress.step, config.steps)
             rewinds = progress.rewinds
+            began = time.monotonic()
             self.train_step()
+            progress.seconds += time.monotonic() - began
+            over = self._over()
             if progress.rewinds != rewinds:
                 continue
             if progress.step % config.log_every == 0:
@@ -126,19 +135,25 @@ class Training:
                     self.previews.draw(progress.step)
                 due = due or progress.step % config.checkpoint_every == 0
                 # Not while steps fail: states of such steps would take the place of those to go back to.
-                if (due and not any(progress.skipped_in_a_row.values())) or progress.step == config.steps:
+                if (due and not any(progress.skipped_in_a_row.values())) or over:
                     self.save()
                     due = False
         if progress.window:
             self._log_window(speed, final=True)
-        if config.steps % config.val_every or self._last_validation is None:
-            self._validate(final=bool(config.steps % config.val_every))
+        if progress.step % config.val_every or self._last_validation is None:
+            self._validate(final=bool(progress.step % config.val_every))
         self._writer.wait()
         if self.ranks.first and self._last_validation:
             with self._guard():
                 write_artifact(self, *self._last_validation)
                 if self.best:
                     self.best.keep_only(position.best for position in self.resume_states.positions())
+
+    def _over(self) -> bool:
+        """Whether the training is at its end; ranks agree on the time, which each measures for itself."""
+        if self.progress.step >= self.config.steps:
+            return True
+        return self.config.seconds is not None and self.ranks.any(self.progress.seconds >= self.config.seconds)
 
     def train_step(self) -> Values:
         """One step of every optimiser in turn, then the averages (SPEC §4); where any of them stepped, it was a step."""
@@ -198,6 +213,21 @@ class Training:
             self._batches = self._loader.batches(progress.step * config.accumulation)
         return [next(self._batches) for _ in range(config.accumulation)]
 
+    def cost(self) -> Cost:
+        """What the training took so far; its memory is that of this process, the one that came to its end."""
+        config, device, progress = self.config, self.assembly.device, self.progress
+        cuda = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
+        return Cost(
+            seconds=round(progress.seconds, 3),
+            steps=progress.step,
+            volumes=progress.step * config.batch_size * config.accumulation,
+            peak_memory_bytes=peak,
+            device=torch.cuda.get_device_name(device) if cuda else "cpu",
+            threads=0 if cuda else torch.get_num_threads(),
+            ranks=self.ranks.world,
+        )
+
     # -- steps that cannot be taken -------------------------------------------------------------------------------------
 
     def _skip(self, turn: str) -> None:
@@ -245,7 +275,8 @@ class Training:
     def _log_window(self, speed: Speed, *, final: bool = False) -> None:
         window, self.progress.window = self.progress.window, []
         waited = self._loader.waited_s if self._loader else 0.0
-        self._log(_means(window) | speed.values(self.progress.step, waited), final=final)
+        spent = {"speed/training_s": self.progress.seconds}
+        self._log(_means(window) | speed.values(self.progress.step, waited) | spent, final=final)
 
     def _log(self, values: Values, *, final: bool) -> None:
         if self.ranks.first:
@@ -276,6 +307,7 @@ class Training:
             settings=settings_digest(self.spec),
             snapshot=self.spec.snapshot.digest,
             world=self.ranks.world,
+            seconds=progress.seconds,
         )
         self._writer.submit(position, self.arrays.groups() | (self.power.groups() if self.power else {}))
 
@@ -317,6 +349,7 @@ class Training:
         progress.recent.extend(position.recent)
         progress.window = [{k: math.nan if v is None else v for k, v in values.items()} for values in position.window]
         progress.rewinds, progress.skipped = position.rewinds, position.skipped
+        progress.seconds = max(progress.seconds, position.seconds)  # after going back, the time is spent all the same
         progress.skipped_in_a_row = dict(position.skipped_in_a_row)
         if self.best:
             self.best.resume(position.best)

@@ -82,7 +82,7 @@ class Previews:
 def _request(assembly: Assembly) -> Request | None:
     """How to draw: by the first sampler that the process has; None for a family that draws no volumes."""
     info = assembly.info
-    for name in ("predictor-corrector", "euler"):
+    for name in ("predictor-corrector", "euler", "ddim"):
         request = Request(Sampler(name, num_steps=_STEPS))
         try:
             assembly.family.check(info.model, info.process, request)

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from prdit_models.families.family import Family, HeldOut, Training
+from prdit_models.families.family import EncodingFamily, Family, HeldOut, Training
 from prdit_models.plan import Work, memory_of
+from storage.encoded import EncodedVolumes, encoded_folder
 from storage.errors import OutOfMemoryError, as_input_error
 from storage.snapshots import open_snapshot
 from storage.volume_store import VolumeStore
@@ -19,6 +21,7 @@ from tasks.train.augmentation import Augmentation
 from tasks.train.check import Beginning, check_batch, check_training
 from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
+from tasks.train.encoded import EncodedDataset, Encoder, origin_of
 from tasks.train.labels import labels_of
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
@@ -34,8 +37,8 @@ class Assembly:
         module: on its device, with frozen weights loaded.
         training: settings and process, as the family's methods take them.
         info: description of the checkpoint it makes.
-        data: training volumes.
-        held_out: this rank's share of the validation volumes.
+        data: training volumes, or what the family's encoder makes of them.
+        held_out: this rank's share of the validation volumes, of the same kind.
         device: where it runs.
         labels: of the training volumes, by index; None without labels.
     """
@@ -44,7 +47,7 @@ class Assembly:
     module: nn.Module
     training: Training
     info: CheckpointInfo
-    data: ViewDataset
+    data: ViewDataset | EncodedDataset
     held_out: HeldOut
     device: torch.device
     labels: Tensor | None = None
@@ -113,16 +116,30 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
     store, snapshot = open_snapshot(spec.snapshot)
     held_out = sorted(beginning.roles["val"])[: config.val_volumes]
     ids = {"train": beginning.roles["train"], "val": [held_out[place] for place in mine(len(held_out), ranks)]}
-    data = _training_data(store, ids["train"], info, config, ranks)
+    module.to(device)
+    encoder = None
+    if hasattr(family, "encode"):
+        folder = Path(ranks.texts(str(encoded_folder(store.path, spec.directory)))[0])
+        encoder = Encoder(
+            cast(EncodingFamily, family), module, info, device, EncodedVolumes(folder, origin_of(spec, info, device))
+        )
+    stored = encoder is not None and not config.changes_volumes  # then volumes are read once, and need no cache
+    volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
     labels = {}
     if info.label_column:
         labels = {
             role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids
         }
-    seen = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
+    data: ViewDataset | EncodedDataset = volumes
+    seen: ViewDataset | EncodedDataset
+    seen = shown = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
+    if encoder is not None:
+        encoded, seen = encoder.of(volumes, ids["train"], ranks), encoder.of(shown, ids["val"], Ranks())
+        encoder.prepare(config.settings, encoded)
+        data = encoded if stored else volumes
     return Assembly(
         family=family,
-        module=module.to(device),
+        module=module,
         training=given(config, info),
         info=info,
         data=data,
@@ -137,7 +154,12 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
 
 
 def _training_data(
-    store: VolumeStore, volume_ids: list[str], info: CheckpointInfo, config: TrainingConfig, ranks: Ranks
+    store: VolumeStore,
+    volume_ids: list[str],
+    info: CheckpointInfo,
+    config: TrainingConfig,
+    ranks: Ranks,
+    cache_mb: int,
 ) -> ViewDataset:
     """The training volumes, with one cache for all ranks of a machine: that of its first rank."""
     make = partial(
@@ -146,7 +168,7 @@ def _training_data(
         volume_ids,
         info.view,
         info.window,
-        config.cache_mb,
+        cache_mb,
         info.axes,
         augmentation=Augmentation(config.augmentation, config.max_shift),
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,

@@ -28,6 +28,7 @@ class Progress:
         rewinds: how often it went back to an earlier state; the order of its data depends on it.
         skipped: steps of an optimiser that were skipped, in all.
         skipped_in_a_row: the same since its last step, by turn.
+        seconds: of the steps so far, with their data and without what stands between them.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class Progress:
     rewinds: int = 0
     skipped: int = 0
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def last_loss(self) -> float | None:

@@ -23,6 +23,7 @@ from flows.config import (
 from flows.pipeline import check_sampling
 from flows.stages import rows
 from prdit_models.diffusion.cosine import CosineProcess
+from prdit_models.diffusion.ddpm import DDPMProcess
 from prdit_models.diffusion.flow import FlowProcess
 from storage.errors import ConfigError
 from tasks.run.config import StageConfig
@@ -276,7 +277,7 @@ def test_there_is_no_level_beyond_the_stored_ones() -> None:
     ("overrides", "message"),
     [
         (of("local", process="diffusion"), r"recipe\.local: Unknown process 'diffusion'; there are cosine, flow"),
-        (of("local", process=7), r"recipe\.local: process is 7; expected a name \(cosine, flow\) or a mapping"),
+        (of("local", process=7), r"recipe\.local: process is 7; expected a name \(cosine, flow, ddpm\) or a mapping"),
         (of("local", process={"noise_std": -1.0}), r"recipe\.local\.process: noise_std is -1\.0; expected a positive"),
         (of("local", process={"noise_std": "much"}), r"recipe\.local\.process\.noise_std: .*number, got 'much'"),
         (of("local", process={"name": "flow", "noise_std": 0.5}), "Flow matching has noise_std 1"),
@@ -598,6 +599,31 @@ def test_what_could_not_be_sampled_is_refused_before_training(overrides: dict[st
 )
 def test_what_can_be_sampled_is_not(overrides: dict[str, Any]) -> None:
     check_sampling(load_config("small", overrides))
+
+
+def test_a_recipe_of_wavelet_diffusion(tmp_path: Path) -> None:
+    """From a file to what will be trained and sampled; what does not fit is named before anything runs."""
+    pytest.importorskip("ptwt")
+    path, process = tmp_path / "wdm.yaml", {"name": "ddpm", "prediction": "image", "variance": "large"}
+    training = {"family": "wdm", "process": process, "view": {"size": 128, "edge": 256}, "steps": 1, "lr": 1e-5}
+    path.write_text(
+        yaml.safe_dump({"recipe": {"wdm": training}, "sample": {"sampler": "ancestral", "num_steps": 1000}})
+    )
+    config = load_config(str(path))
+    check_sampling(config)
+    [info] = config.checkpoints().values()
+    assert info.process == DDPMProcess(prediction="image", variance="large")
+    assert info.model == {"size": 128, "base_width": 64, "multipliers": [1, 2, 2, 4, 4], "groups": 32}
+    with pytest.raises(ValueError, match=r"training 'wdm'\. Sampler 'euler' .* sampled by: ancestral, ddim"):
+        check_sampling(load_config(str(path), {"sample": {"sampler": "euler"}}))
+    for wrong, message in (
+        ({"process": {"name": "ddpm", "prediction": "noise"}}, r"recipe\.wdm: process has prediction 'noise'"),
+        ({"process": "cosine"}, r"process 'cosine' does not fit family 'wdm', which works with: ddpm"),
+        ({"settings": {"groups": 7}}, "base_width 64 with 7 groups"),
+        ({"view": {"size": 36, "edge": 72}}, r"size is 36; .* Use a view.size of 32 or 40"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(str(path), of("wdm", **wrong))
 
 
 @pytest.mark.parametrize("name", ["My Training", "a.b", 1])

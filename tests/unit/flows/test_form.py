@@ -12,6 +12,7 @@ from flows import pipeline
 from flows.automations import RETRAIN_QUEUE
 from flows.config import PipelineConfig, as_parameters, config_names, from_parameters, load_config
 from flows.events import ARRIVED, DEPLOYMENT
+from flows.named_files import benchmark_files
 from flows.services import DEPLOYMENTS, WORK_POOL
 from flows.stages import needed, rows, stage_names
 from storage.artifacts import Ref
@@ -53,7 +54,7 @@ def test_every_deployment_is_there_once() -> None:
     assert tuple(stages) == stage_names()
     assert sorted(map(full_name, deployments())) == sorted(
         [f"prdit/{name}" for name in ("full-pipeline", "lidc-128", "radchest-128", "lidc-256", *stages)]
-        + ["retrain/on-new-scans", "retrain/nightly", "maintenance/verify"]
+        + ["retrain/on-new-scans", "retrain/nightly", "maintenance/verify", "benchmark/compare"]
     )
 
 
@@ -74,6 +75,12 @@ def test_the_form_of_every_deployment(deployment: dict[str, Any]) -> None:
         assert page_submits(schema) == RECORDED
         assert fields["configuration"]["enum"] == config_names()
         assert fields["stage"]["enum"] == list(stage_names())
+    elif flow.name == "benchmark":
+        assert fields["configuration"]["enum"] == list(benchmark_files())
+        assert page_submits(schema) == {name: RECORDED[name] for name in ("source", "store", "overrides")} | {
+            "configuration": "benchmark/tiny",
+            "only": "",
+        }
     else:  # untouched, the site's settings
         assert {"", *config_names()} == {*fields["configuration"]["enum"]}
         untouched = dict.fromkeys(fields, "") | {"overrides": RECORDED["overrides"]}

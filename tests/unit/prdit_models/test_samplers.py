@@ -7,7 +7,7 @@ from torch import Tensor
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
 from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, Heads
-from prdit_models.diffusion.sampler import PARAMETRIZATIONS, SAMPLERS, SCHEDULES
+from prdit_models.diffusion.sampler import PARAMETRIZATIONS, SCHEDULES, samplers_of
 from prdit_models.diffusion.sampling import Sampler, sample
 from prdit_models.diffusion.schedule import even_times, plan, respaced_times
 from prdit_models.networks.config import ModelConfig, model_config
@@ -34,7 +34,7 @@ BOUNDS = {
 
 @pytest.mark.parametrize("steps", [5, 10, 20, 50, 1000])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", samplers_of("cosine"))
 def test_gaussian_data_in_closed_form(name: str, schedule: str, steps: int) -> None:
     """Every sampler's moments against the same worked out without it, and the bounds of the default schedule."""
     found = moments(Sampler(name, steps, schedule))
@@ -56,7 +56,7 @@ def test_gaussian_data_in_closed_form(name: str, schedule: str, steps: int) -> N
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", samplers_of("cosine"))
 def test_a_consistent_network_is_the_same_in_every_parametrization(name: str, parametrization: str) -> None:
     for schedule in SCHEDULES:
         found = moments(Sampler(name, 20, schedule, parametrization=parametrization))
@@ -201,7 +201,7 @@ def test_the_image_that_is_returned_is_the_networks_own() -> None:
 # -- schedules --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", samplers_of("cosine"))
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 10, 300, 1000])
 def test_even_schedule_makes_exactly_the_evaluations_asked_for(name: str, num_steps: int) -> None:
     sampler = Sampler(name, num_steps)
@@ -241,7 +241,7 @@ def test_coefficients_of_any_predictor_step(k: int, schedule: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "ddim"}, r"'ddim'.*'euler', 'predictor-corrector', 'rotation'"),
+        ({"name": "plms"}, r"'plms'.*'euler', 'predictor-corrector', 'rotation'"),
         ({"schedule": "uniform"}, r"'uniform'.*'even', 'published'"),
         ({"parametrization": "v"}, r"'v'.*'velocity', 'image'"),
         ({"num_steps": 0}, "num_steps is 0; expected at least 1"),

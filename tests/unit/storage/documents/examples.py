@@ -6,9 +6,11 @@ from typing import Any
 
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.backup import BackupDocument, BackupFile
+from storage.documents.benchmark import BenchmarkDocument, Line, PlannedTraining, SeedResult
 from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
+from storage.documents.encoded import EncodedOrigin
 from storage.documents.held_out import HeldOutLosses
 from storage.documents.lease import Lease
 from storage.documents.patient_key_id import PatientKeyId
@@ -66,16 +68,84 @@ POSITION = TrainingPosition(
     settings="8" * 64,
     snapshot="sha256:7",
     world=2,
+    seconds=12.5,
+)
+
+BENCHMARK = BenchmarkDocument(
+    title="Two families",
+    name="custom",
+    digest="sha256:5",
+    budget="4 optimiser steps",
+    seeds=(1, 2),
+    num_volumes=4,
+    snapshot=REF,
+    split=REF,
+    n_real=8,
+    n_train=6,
+    volume_size=16,
+    voxel_mm=16.0,
+    view_edge=64,
+    features=None,
+    floor={"fid": 0.5, "kid": None},
+    floor_note="One half against the other.",
+    lines=(
+        Line(
+            row="a",
+            title="A & B",
+            sampler="few",
+            sampling="euler, 2 evaluations",
+            trainings=(
+                PlannedTraining(
+                    name="local",
+                    family="local",
+                    title="local denoiser",
+                    process="cosine",
+                    parameters=1000,
+                    trainable=900,
+                    flops_per_volume=2_000_000_000,
+                    memory_bytes={"cpu": 2**30, "cuda": 2**31},
+                    batch_size=2,
+                ),
+            ),
+            results=tuple(
+                SeedResult(
+                    seed=seed,
+                    figures={"fid": fid, "kid": None, "parameters": 1000.0, "training_steps": 4.0},
+                    steps={"local": 4},
+                    report=REF,
+                    samples=REF,
+                    n_generated=4,
+                )
+                for seed, fid in ((1, 1.0), (2, 3.0))
+            ),
+            failed={},
+            deviations=("half the width",),
+            paper="HA-GAN",
+        ),
+    ),
+    devices=("cpu, 2 threads",),
+    versions={"prdit": "0.1.0"},
+    created="2026-11-30T00:00:00+00:00",
 )
 
 _DIGEST = "sha256:" + "1" * 64
 EXAMPLES: dict[str, Document] = {
+    "benchmark": BENCHMARK,
     "back-up": BackupDocument(
         created="2026-11-29T00:00:00+00:00",
         prdit="0.1.0",
         databases="sqlite",
         revisions={"prefect": "a1", "mlflow": None},
         files={"settings/site.yaml": BackupFile(sha256="2" * 64, target=".prdit/site.yaml", group="settings")},
+    ),
+    "encoded volumes": EncodedOrigin(
+        encoder=_DIGEST,
+        weights="ema",
+        snapshot=_DIGEST,
+        view=_VIEW,
+        intensity=_INTENSITY,
+        axes="zyx",
+        device="cuda",
     ),
     "held-out losses": HeldOutLosses(checkpoint=_DIGEST, weights="ema", reference=1, losses={"v1": 0.5}),
     "decision": Decision(

@@ -1,0 +1,1 @@
+"""Benchmarks by name, as YAML: rows that are trained, sampled and measured by one protocol."""

@@ -1,0 +1,67 @@
+"""Quality against cost of a benchmark's lines, as pictures; without matplotlib's global state."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from storage.documents.benchmark import Line
+from tasks.benchmark.summary import means_of
+from tasks.evaluate.curves import INK, png, style_axes
+
+COLORS = ("#0b6e6e", "#c2571a", "#5b4b9e", "#a3324b", "#4d7c0f", "#1d6fb8", "#8a6d3b", "#3f4a56", "#b0287f", "#2f855a")
+MARKERS = "osD^vPX*"
+AXES = (
+    ("training_seconds", "training, s"),
+    ("sampling_seconds", "sampling per volume, s"),
+    ("parameters", "parameters"),
+)
+
+
+def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
+    """FID against the costs of `AXES`, a panel each: colours are rows, markers their samplers, bars intervals over seeds.
+
+    Args:
+        lines: of the table.
+        floor: FID of real volumes against other real volumes; None where there is none.
+    Returns: PNG, or None where no line has FID and a cost.
+    """
+    means = [means_of(line) for line in lines]
+    drawn = [axis for axis in AXES if any("fid" in mean and axis[0] in mean for mean in means)]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(4.6 * len(drawn), 3.9), layout="constrained")
+    colors = {row: COLORS[place % len(COLORS)] for place, row in enumerate(dict.fromkeys(line.row for line in lines))}
+    markers = {
+        name: MARKERS[place % len(MARKERS)] for place, name in enumerate(dict.fromkeys(line.sampler for line in lines))
+    }
+    handles = {}
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for panel, (cost, words) in zip(panels, drawn, strict=True):
+        for line, mean in zip(lines, means, strict=True):
+            if "fid" not in mean or cost not in mean:
+                continue
+            fid = mean["fid"]
+            off = (
+                None
+                if fid.low is None or fid.high is None
+                else [[fid.value - max(fid.low, 1e-12)], [fid.high - fid.value]]
+            )
+            label = f"{line.title} ({line.sampler})"
+            handles[label] = panel.errorbar(
+                [mean[cost].value],
+                [fid.value],
+                yerr=off,
+                color=colors[line.row],
+                marker=markers[line.sampler],
+                capsize=2,
+                ls="",
+            )
+        if floor is not None and floor > 0:
+            handles["real against real"] = panel.axhline(floor, color=INK, linewidth=1, linestyle="--")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        style_axes(panel)
+        panel.set_xlabel(words, fontsize=9)
+        panel.set_ylabel("3D FID", fontsize=9)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return png(figure)
