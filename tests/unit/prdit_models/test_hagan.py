@@ -12,7 +12,8 @@ from prdit_models.diffusion.sampler import Sampler
 from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training
 from prdit_models.families.hagan import FAMILY, HAGANSettings, energy_scores
 from prdit_models.networks.hagan import HAGAN, Generator, Shape, slices, spectrally_normalised
-from prdit_models.plan import Planned, count_flops, count_parameters
+from prdit_models.plan import Planned, Work, count_flops, count_parameters, memory_of
+from prdit_models.tracing import MemoryTrace
 
 SMALL = HAGANSettings(width_divisor=16)
 
@@ -326,6 +327,28 @@ def test_a_plan_counts_it() -> None:
     settings = HAGANSettings(width_divisor=16)
     planned = Planned(FAMILY, FAMILY.describe(settings, Given(32, 8.0, None)), Training(settings, None), 32)
     assert count_flops(planned, 2, training=True) == 2 * count_flops(planned, 1, training=True) > 0
+
+
+def test_planned_memory_is_that_of_real_turns_one_after_the_other() -> None:
+    settings = HAGANSettings(width_divisor=16)
+    module, training, description = made(settings)
+    planned = memory_of(Work("hagan", "train"), Planned(FAMILY, description, training, 32), 8)
+    memory = MemoryTrace()
+    memory.hold([*module.parameters(), *module.buffers()])
+    with memory:
+        average = [parameter.detach().clone() for parameter in module.parameters()]
+        optimizers = FAMILY.optimizers(module, training)
+        for _ in range(2):
+            x = volumes(8)
+            for turn in FAMILY.turns:
+                losses = FAMILY.losses(turn, module, Batch(x, drawn(turn, description, training, range(8))), training)
+                assert losses is not None
+                module.zero_grad(set_to_none=True)
+                losses["loss"].backward()
+                optimizers[turn].step()
+                del losses
+    assert len(average) == len(list(module.parameters()))
+    assert planned.total - planned.allocator == pytest.approx(memory.peak_bytes, rel=0.05)
 
 
 # -- learning ---
