@@ -66,9 +66,10 @@ lint: $(STAMP) ## ruff, import contracts, mypy strict
 	@out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out" >&2; exit 1; }
 	@$(BIN)/mypy
 
-# Three files at a time on two cores: where processes and servers start, most of a test's time is waiting.
+# Three files at a time on two cores: where processes and servers start, most of a test's time is waiting. Threads of PyTorch that wait
+# for each other must not spin meanwhile: with more of them than cores, small tensors would take ten times as long.
 test: lint ## lint, then every test (each drill once, at its smallest), three files at a time: what CI runs
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@OMP_WAIT_POLICY=passive $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP) ## run the benchmarks and rewrite the tables of docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
