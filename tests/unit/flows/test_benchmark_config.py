@@ -48,7 +48,7 @@ def test_the_protocol_is_the_same_for_every_row_and_seed() -> None:
     assert [entry.seed for entry in found[: len(config.rows)]] == [1] * len(config.rows)  # a whole table is there early
     for entry in found:
         for each in entry.configs.values():
-            assert (each.sample.num_volumes, each.sample.seed) == (48, entry.seed)
+            assert (each.sample.num_volumes, each.sample.seed) == (40, entry.seed)
             assert (each.ingest, each.split, each.evaluate) == (config.ingest, config.split, config.evaluate)
             assert {training.seed for training in each.trainings.values()} == {entry.seed}
             assert {training.select for training in each.trainings.values()} == {"last"}
