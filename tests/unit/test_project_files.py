@@ -115,6 +115,7 @@ def test_stages_are_the_pipeline_with_another_end() -> None:
             "flows.pipeline.pipeline",
             "flows.retrain.retrain",
             "flows.maintenance.maintenance",
+            "flows.benchmark.benchmark",
         )
     assert content["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PRDIT_HOME }}"}}]
 
