@@ -36,7 +36,7 @@ def tiny(root: Path, **rows: Any) -> Path:
     left_out = dict.fromkeys(load_benchmark("benchmark/tiny").rows)
     places = {"workdir": str(root / "work"), "store": str(root / "store")}
     path = root / "mine.yaml"
-    path.write_text(yaml.safe_dump({**TINY, **places, "rows": {**left_out, **rows}}))
+    path.write_text(yaml.safe_dump({**TINY, **places, "rows": {**left_out, **rows}}, sort_keys=False))
     return path
 
 
