@@ -25,7 +25,12 @@ TINY: dict[str, Any] = {
     "budget": {"steps": 4},
     "num_volumes": 4,
     "view": {"size": 16, "edge": 64},
-    "evaluate": {"extractor": "random", "num_references": 0, "num_shown": 1, "metrics": {"wasserstein": None}},
+    "evaluate": {
+        "extractor": "random",
+        "num_references": 0,
+        "num_shown": 1,
+        "metrics": {"wasserstein": None, "spectrum": None},
+    },
 }
 
 
