@@ -7,7 +7,7 @@ the scans.
 
 import bisect
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,18 +73,18 @@ class Planned:
         of_encoded = getattr(self.family, "encoded_shape", None)
         return torch.empty(batch, *of_encoded(self.description)) if of_encoded else self.volumes(batch)
 
-    def losses(self, module: nn.Module, batch: int) -> list[Tensor]:
-        """The loss of every optimiser that steps on a batch, as the training computes it."""
+    def losses(self, module: nn.Module, batch: int) -> Iterator[Tensor]:
+        """The loss of every optimiser that steps on a batch, as the training computes it: each when it is asked for."""
         process = self.training.process
         stand_in: Any = process and _WithoutValues(process)
         training = replace(self.training, process=stand_in)
         shown, generator = self.shown(batch), torch.Generator()
-        found = []
         for turn in self.family.turns:
             drawn = self.family.draw(turn, self.description, training, (1, *(self.size,) * 3), generator)
             draws = {name: torch.empty((batch, *one.shape), dtype=one.dtype) for name, one in drawn.items()}
-            found.append(self.family.losses(turn, module, Batch(shown, draws), training))
-        return [losses["loss"] for losses in found if losses is not None]
+            losses = self.family.losses(turn, module, Batch(shown, draws), training)
+            if losses is not None:
+                yield losses.pop("loss")
 
 
 class _WithoutValues:
@@ -142,7 +142,7 @@ def count_flops(planned: Planned, batch: int, *, training: bool, checkpointing: 
     with FakeTensorMode(), torch.set_grad_enabled(training):
         module = planned.build(attention="plain", checkpointing=checkpointing)  # products the counter knows
         with counter:
-            losses = planned.losses(module, batch)
+            losses = list(planned.losses(module, batch))
             if training:
                 torch.stack(losses).sum().backward()
     return int(counter.get_total_flops())
@@ -268,11 +268,16 @@ def _train(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> None:
     parameters = trainable_parameters(module)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)  # of the step before
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = torch.stack(planned.losses(module, batch)).sum()
-    for parameter in parameters:
-        parameter.grad = None
-    loss.backward()
+    losses = planned.losses(module, batch)
+    while True:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        del loss
 
 
 @torch.no_grad()
