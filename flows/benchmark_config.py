@@ -127,10 +127,20 @@ def load_benchmark(name_or_path: str, overrides: dict[str, Any] | None = None) -
     """
     values = _over(_values(name_or_path, name_or_path), overrides or {})
     with explained(f"benchmark {name_or_path!r}", BenchmarkConfig):
-        rows = values.get("rows")
-        if isinstance(rows, dict):
-            values["rows"] = {name: row for name, row in rows.items() if row is not None}
-        return BenchmarkConfig.model_validate(values)
+        return BenchmarkConfig.model_validate(_without_nulls(values))
+
+
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the rows, and the samplers of rows, that are null: whoever starts from a benchmark leaves them out so."""
+    rows = values.get("rows")
+    if not isinstance(rows, dict):
+        return values
+    kept = {name: row for name, row in rows.items() if row is not None}
+    for name, row in kept.items():
+        samplers = row.get("samplers") if isinstance(row, dict) else None
+        if isinstance(samplers, dict):
+            kept[name] = row | {"samplers": {key: each for key, each in samplers.items() if each is not None}}
+    return values | {"rows": kept}
 
 
 def _values(name_or_path: str, asked: str) -> dict[str, Any]:

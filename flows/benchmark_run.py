@@ -30,7 +30,7 @@ from tasks.run.private import without_paths
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.run.task import run_as_task
 
-FOLDER = "benchmark"  # in the working folder
+FOLDER, PHANTOMS = "benchmark", "phantoms"  # in the working folder
 logger = logging.getLogger("prdit.benchmark")
 
 
@@ -180,14 +180,20 @@ class BenchmarkRun:
             places.append(str(phantoms(self.workdir, self.config.phantoms)))
         if self.config.source:
             places.append(self.config.source)
-        return [self.entries[0].config.model_copy(update={"source": place}) for place in places]
+        first = self.entries[0].config
+        if self.config.phantoms and not self.config.source:  # no secret, and the same split on every machine
+            key_file = self.workdir / PHANTOMS / "patient-key"
+            write_text_atomic(key_file, "00" * 32 + "\n")
+            ingest = first.ingest.model_copy(update={"patient_key_file": str(key_file)})
+            first = first.model_copy(update={"ingest": ingest})
+        return [first.model_copy(update={"source": place}) for place in places]
 
     # ---- rows ------------------------------------------------------------------------------------------------------------
 
     def row(self, entry: Entry, given: Mapping[str, Ref], made: Mapping[str, StageOutcome]) -> None:
         """Train a row with one seed, then sample and evaluate it with each of its samplers.
 
-        An error that is the row's own is noted, and the others go on. Raises: StorageError and what no user can mend.
+        An error that a user can do something about is noted with the row, and the others go on.
         """
         trained: dict[str, StageOutcome] = {}
         for sampler, config in entry.configs.items():
@@ -351,7 +357,7 @@ def phantoms(workdir: Path, count: int) -> Path:
 
     Raises: ConfigError: another number of them is there.
     """
-    folder = workdir / "phantoms" / str(count)
+    folder = workdir / PHANTOMS / str(count)
     done = folder.with_name(f"{count}.txt")
     if not done.is_file():
         write_demo_data(folder, num_patients=count, small=True)

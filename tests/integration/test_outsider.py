@@ -16,6 +16,7 @@ from storage.volume_store import VolumeStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+LEFT_OUT = ("prdit-flow", "prdit-local", "prdit-no-overlap", "prdit-cascade", "hagan", "ldm", "wdm")
 PACKAGE = Path(__file__).with_name("outsider")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -171,3 +172,25 @@ def test_a_broken_configuration_does_not_keep_the_others_from_running(
         broken.unlink()
     assert json.loads(done.stdout.splitlines()[-1])["error"] is None
     assert "the configuration 'broken' is left out" in done.stderr
+
+
+def test_it_is_a_row_of_a_benchmark(installed: Installed) -> None:
+    """Checked and planned by the protocol of prdit's own rows; what a benchmark runs is what `prdit run` does."""
+    (installed.root / "mine.yaml").write_text(
+        "base: benchmark/tiny\n"
+        "view: {size: 16, edge: 64}\n"
+        "rows:\n"
+        "  prdit: {overrides: {recipe: {local: {settings: {preset: XS/10/0}}, global: {settings: {preset: XS/10/1}}}}}\n"
+        + "".join(f"  {row}: null\n" for row in LEFT_OUT)
+        + "  toy: {title: Toy, configuration: toy, samplers: {published: {num_steps: 4}}}\n"
+    )
+    done = installed.prdit("benchmark", "mine.yaml", "--dry-run", "--json")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (list(found["rows"]), found["runs"]) == (["prdit", "toy"], 6)
+    toy = found["rows"]["toy"]
+    assert [(each["name"], each["family"]) for each in toy["trainings"]] == [
+        ("codec", "toy-codec"),
+        ("latent", "toy-latent"),
+    ]
+    assert toy["samplers"] == {"published": "toy-midpoint, 4 evaluations"}
+    assert not (installed.root / ".prdit" / "benchmark-store").exists()

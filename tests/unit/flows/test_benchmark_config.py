@@ -9,12 +9,12 @@ import yaml
 
 from flows.benchmark import benchmark_of
 from flows.benchmark_config import BenchmarkConfig, Entry, entries, load_benchmark
-from flows.benchmark_run import check, check_data
+from flows.benchmark_run import BenchmarkRun, check, check_data
 from flows.config import load_config
 from flows.named_files import benchmark_files
 from prdit_models.families import family
 from storage.artifacts import Ref
-from storage.errors import ConfigError, InputError, UserError
+from storage.errors import ComputationError, ConfigError, InputError, UserError
 from tests.factories import make_data
 
 ROW = {"title": "Mine", "configuration": "benchmark/tiny-prdit", "shares": {"local": 1, "global": 3}}
@@ -48,7 +48,7 @@ def test_the_protocol_is_the_same_for_every_row_and_seed() -> None:
     assert [entry.seed for entry in found[: len(config.rows)]] == [1] * len(config.rows)  # a whole table is there early
     for entry in found:
         for each in entry.configs.values():
-            assert (each.sample.num_volumes, each.sample.seed) == (48, entry.seed)
+            assert (each.sample.num_volumes, each.sample.seed) == (40, entry.seed)
             assert (each.ingest, each.split, each.evaluate) == (config.ingest, config.split, config.evaluate)
             assert {training.seed for training in each.trainings.values()} == {entry.seed}
             assert {training.select for training in each.trainings.values()} == {"last"}
@@ -136,6 +136,32 @@ def test_some_rows_of_a_benchmark_run_as_in_the_whole() -> None:
     assert whole.with_rows(" ") == whole
     with pytest.raises(ConfigError, match="only names wdm3d; the benchmark has prdit, "):
         whole.with_rows("wdm,wdm3d")
+
+
+def test_rows_and_samplers_that_are_null_are_left_out() -> None:
+    changed = {"prdit": {"samplers": {"many": None, "more": {"num_steps": 5}}}, "wdm": None, "ldm": None}
+    found = load_benchmark("benchmark/tiny", {"rows": changed})
+    assert list(found.rows["prdit"].samplers) == ["few", "more"]
+    assert "wdm" not in found.rows
+    with pytest.raises(ConfigError, match="samplers: Dictionary should have at least 1 item"):
+        load_benchmark("benchmark/tiny", {"rows": {"hagan": {"samplers": {"published": None}}}})
+
+
+def test_a_row_that_fails_is_noted_and_a_stop_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = mine(tmp_path)
+    [entry, *_] = entries(config)
+    nothing: Any = None
+    run = BenchmarkRun(config, [entry], {}, nothing, "parent", {})
+    raised: list[BaseException] = [ComputationError("no volume is finite"), KeyboardInterrupt()]
+
+    def line(*_: Any) -> Any:
+        raise raised.pop(0)
+
+    monkeypatch.setattr(BenchmarkRun, "_line", line)
+    run.row(entry, {}, {})
+    assert (run.failed, run.results) == ({("mine", "published", 1): "ComputationError"}, {})
+    with pytest.raises(KeyboardInterrupt):
+        run.row(entry, {}, {})
 
 
 def test_an_unknown_benchmark_is_told_which_there_are() -> None:
