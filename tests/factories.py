@@ -104,6 +104,11 @@ def local_config(**changes: Any) -> TrainingConfig:
     return _config("local", {"view": {"size": 16, "edge": 16}, "settings": {"preset": "XS/10/0"}}, changes)
 
 
+def small_config(**changes: Any) -> TrainingConfig:
+    """A training of a hundredth of the weights of `local_config`: 4-voxel patches, which no transformer continues."""
+    return local_config(**{"preset": "XS/4/0"} | changes)
+
+
 def global_config(**changes: Any) -> TrainingConfig:
     """A training of a global transformer on top of `local_config`."""
     return _config("global", {"start": "local", "settings": {"preset": "XS/10/1"}}, changes)

@@ -20,7 +20,7 @@ from tasks.train.ranks import Ranks
 from tasks.train.setup import Assembly, assemble
 from tasks.train.spec import TrainSpec
 from tasks.train.speed import Speed
-from tests.factories import global_config, local_config, make_data, make_split, make_store, train_spec
+from tests.factories import global_config, local_config, make_data, make_split, make_store, small_config, train_spec
 
 
 def run(spec: TrainSpec, stop_after: int | None = None) -> Training:
@@ -40,26 +40,34 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
 
 @pytest.fixture(scope="module")
 def local(data: tuple[Ref, Ref], tmp_path_factory: pytest.TempPathFactory) -> Ref:
-    spec = train_spec(local_config(), *data, tmp_path_factory.mktemp("local"))
+    """What transformers continue."""
+    spec = train_spec(local_config(steps=2, val_every=2), *data, tmp_path_factory.mktemp("local"))
     run(spec)
     return _commit(spec)
 
 
-def test_resumed_training_gives_the_uninterrupted_weights(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
-    spec = train_spec(local_config(), *data, tmp_path / "resumed")
+@pytest.fixture(scope="module")
+def small(data: tuple[Ref, Ref], tmp_path_factory: pytest.TempPathFactory) -> Ref:
+    spec = train_spec(small_config(), *data, tmp_path_factory.mktemp("small"))
+    run(spec)
+    return _commit(spec)
+
+
+def test_resumed_training_gives_the_uninterrupted_weights(data: tuple[Ref, Ref], small: Ref, tmp_path: Path) -> None:
+    spec = train_spec(small_config(), *data, tmp_path / "resumed")
     with pytest.raises(Stopped, match="step 3 of 6"):
         run(spec, stop_after=3)
     run(spec)
     for name in ("model", "ema"):
-        whole, resumed = (load_tensors(folder / f"{name}.safetensors") for folder in (local.path, spec.directory))
+        whole, resumed = (load_tensors(folder / f"{name}.safetensors") for folder in (small.path, spec.directory))
         assert whole.keys() == resumed.keys()
         for key in whole:
             np.testing.assert_array_equal(whole[key], resumed[key], err_msg=f"{name} {key}")
-    assert _commit(spec).digest == local.digest  # metrics too: a training repeated is the same artifact
+    assert _commit(spec).digest == small.digest  # metrics too: a training repeated is the same artifact
 
 
 def test_a_decaying_rate_reaches_the_optimiser_and_survives_a_resume(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    config = local_config(lr_decay=0.5)
+    config = small_config(lr_decay=0.5)
     whole = train_spec(config, *data, tmp_path / "whole")
     training = Training(assemble(whole), whole)
     rates = []
@@ -77,7 +85,7 @@ def test_a_decaying_rate_reaches_the_optimiser_and_survives_a_resume(data: tuple
 def test_every_rank_loads_the_state_that_the_first_one_found(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = train_spec(local_config(), *data, tmp_path / "behind")
+    spec = train_spec(small_config(), *data, tmp_path / "behind")
     with pytest.raises(Stopped):
         run(spec, stop_after=5)
     asked = []
@@ -87,8 +95,8 @@ def test_every_rank_loads_the_state_that_the_first_one_found(
     assert (asked, training.progress.step) == ([5], 4)
 
 
-def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref, tmp_path: Path) -> None:
-    spec = train_spec(local_config(), *data, tmp_path / "damaged")
+def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], small: Ref, tmp_path: Path) -> None:
+    spec = train_spec(small_config(), *data, tmp_path / "damaged")
     with pytest.raises(Stopped):
         run(spec, stop_after=5)
     newest = sorted((spec.directory / "work" / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
@@ -99,7 +107,7 @@ def test_a_damaged_resume_state_is_passed_over(data: tuple[Ref, Ref], local: Ref
     training.restore()
     assert training.progress.step == 4
     training.run(lambda: False)
-    whole, resumed = load_tensors(local.path / "model.safetensors"), load_tensors(spec.directory / "model.safetensors")
+    whole, resumed = load_tensors(small.path / "model.safetensors"), load_tensors(spec.directory / "model.safetensors")
     assert all(np.array_equal(whole[key], resumed[key]) for key in whole)
 
 
@@ -124,7 +132,7 @@ def test_stage_two_trains_only_the_refiner_and_starts_from_the_ema(
 
 def test_loss_at_initialisation_is_the_closed_form(data: tuple[Ref, Ref], tmp_path: Path) -> None:
     """A fresh model outputs 0, so its loss is mean(eps²) + mean(x0²)."""
-    spec = train_spec(local_config(), *data, tmp_path / "closed")
+    spec = train_spec(small_config(), *data, tmp_path / "closed")
     assembly = assemble(spec)
     losses = validated(assembly)
     x0 = assembly.held_out.volumes[0]
@@ -138,9 +146,7 @@ def test_ema_warm_up_makes_a_short_runs_average_usable(data: tuple[Ref, Ref], tm
     """After 300 steps the EMA is as good as the weights; with the published constant it is still near its zero start."""
     losses = {}
     for warmup in (True, False):
-        config = local_config(
-            preset="XS/4/0", steps=300, val_every=300, checkpoint_every=1000, log_every=100, ema_warmup=warmup
-        )
+        config = small_config(steps=300, val_every=300, checkpoint_every=1000, log_every=100, ema_warmup=warmup)
         spec = train_spec(config, *data, tmp_path / str(warmup))
         run(spec)
         points = [json.loads(line) for line in (spec.directory / "metrics.jsonl").read_text().splitlines()]
@@ -154,7 +160,7 @@ def test_ema_warm_up_makes_a_short_runs_average_usable(data: tuple[Ref, Ref], tm
 def test_a_step_without_finite_loss_changes_nothing(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = train_spec(local_config(steps=1), *data, tmp_path / "nan")
+    spec = train_spec(small_config(steps=1), *data, tmp_path / "nan")
     assembly = assemble(spec)
     training = Training(assembly, spec)
     before = {key: value.clone() for key, value in assembly.module.state_dict().items()}
@@ -168,7 +174,7 @@ def test_a_step_without_finite_loss_changes_nothing(
 def test_training_that_never_gets_a_finite_loss_ends_with_a_remedy(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = train_spec(local_config(steps=200, val_every=1000), *data, tmp_path / "diverged")
+    spec = train_spec(small_config(steps=200, val_every=1000), *data, tmp_path / "diverged")
     training = Training(assemble(spec), spec)
     monkeypatch.setattr(training.assembly.data, "get", lambda *_: torch.full((1, 16, 16, 16), float("inf")))
     with pytest.raises(RuntimeError, match="Lower lr"):
@@ -204,7 +210,7 @@ def test_failing_steps_leave_the_state_to_go_back_to(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """States are due twice while twenty steps fail, and two are kept."""
-    spec = train_spec(local_config(steps=30, val_every=30, checkpoint_every=8), *data, tmp_path / "fails")
+    spec = train_spec(small_config(steps=30, val_every=30, checkpoint_every=8), *data, tmp_path / "fails")
     training = Training(assemble(spec), spec)
     get = training.assembly.data.get
     monkeypatch.setattr(
@@ -223,7 +229,7 @@ def test_an_empty_role_is_refused(data: tuple[Ref, Ref], tmp_path: Path, role: s
     roles = {"train": ["v0"], "val": ["v1"]} | {role: []}
     split = make_split(tmp_path / "split", data[0], roles["train"], roles["val"])
     with pytest.raises(ValueError, match=rf"no volume in role '{role}'.*ingest more"):
-        check_training(data[0], split, None, local_config())
+        check_training(data[0], split, None, small_config())
 
 
 def test_stage_two_refuses_another_patch_or_size(data: tuple[Ref, Ref], local: Ref) -> None:
@@ -251,7 +257,7 @@ def test_a_store_of_another_spacing_is_refused(data: tuple[Ref, Ref], local: Ref
 def test_accumulating_k_batches_is_one_batch_k_times_as_large(data: tuple[Ref, Ref], tmp_path: Path) -> None:
     gradients, losses = [], []
     for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
-        config = local_config(batch_size=batch_size, accumulation=accumulation, clip_norm=1e9, max_shift=8)
+        config = small_config(batch_size=batch_size, accumulation=accumulation, clip_norm=1e9, max_shift=8)
         spec = train_spec(config, *data, tmp_path / str(batch_size))
         training = Training(assemble(spec), spec)
         losses.append(training.train_step()["loss"])
@@ -264,7 +270,7 @@ def test_accumulating_k_batches_is_one_batch_k_times_as_large(data: tuple[Ref, R
 
 
 def test_a_resume_in_the_middle_of_accumulation_and_of_a_logged_window(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    config = local_config(batch_size=1, accumulation=2, log_every=4, steps=7)
+    config = small_config(batch_size=1, accumulation=2, log_every=4, steps=7)
     whole, parts = (train_spec(config, *data, tmp_path / name) for name in ("whole", "parts"))
     run(whole)
     for stop_after in (3, 5):
@@ -279,7 +285,7 @@ def test_a_resume_in_the_middle_of_accumulation_and_of_a_logged_window(data: tup
 def test_rates_are_of_the_steps_since_a_resume(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = train_spec(local_config(), *data, tmp_path / "run")
+    spec = train_spec(small_config(), *data, tmp_path / "run")
     now = 100.0
     monkeypatch.setattr("tasks.train.speed.time", SimpleNamespace(monotonic=lambda: now))
     speed = Speed(assemble(spec), spec.config, Ranks(), 5)
@@ -291,7 +297,7 @@ def test_rates_are_of_the_steps_since_a_resume(
 
 
 def test_warm_up_and_cosine_decay_reach_the_optimiser(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    spec = train_spec(local_config(lr_warmup=2, lr_decay=0.5, lr_shape="cosine"), *data, tmp_path / "run")
+    spec = train_spec(small_config(lr_warmup=2, lr_decay=0.5, lr_shape="cosine"), *data, tmp_path / "run")
     training = Training(assemble(spec), spec)
     rates = []
     for _ in range(6):
@@ -303,7 +309,7 @@ def test_warm_up_and_cosine_decay_reach_the_optimiser(data: tuple[Ref, Ref], tmp
 def test_a_step_with_a_loss_far_above_the_last_ones_is_skipped(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = train_spec(local_config(spike_factor=5.0), *data, tmp_path / "run")
+    spec = train_spec(small_config(spike_factor=5.0), *data, tmp_path / "run")
     training = Training(assemble(spec), spec)
     training.progress.recent.extend([0.01] * 50)  # the loss is about 0.7
     assert training.train_step() == {"skipped": 1.0}
@@ -319,7 +325,7 @@ def test_a_training_that_diverges_goes_back_and_on_with_other_data(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
     """Every loss from step 6 on is not finite, until the training has gone back to its state of step 4."""
-    spec = train_spec(local_config(steps=12, val_every=100), *data, tmp_path / "run")
+    spec = train_spec(small_config(steps=12, val_every=100), *data, tmp_path / "run")
     training = Training(assemble(spec), spec)
     evaluate = training.stepper.evaluate
     monkeypatch.setattr("tasks.train.loop._SKIPPED_UNTIL_REWIND", patience)
@@ -346,13 +352,15 @@ def test_a_training_that_diverges_goes_back_and_on_with_other_data(
 
 def test_flow_matching_trains_in_both_stages(data: tuple[Ref, Ref], tmp_path: Path) -> None:
     """The loss falls, stage 2 inherits the process, and what it makes is sampled by Euler's method."""
-    spec = train_spec(local_config(process="flow", steps=150, val_every=50), *data, tmp_path / "local")
+    long = {"steps": 150, "val_every": 150, "checkpoint_every": 150, "log_every": 50}
+    spec = train_spec(small_config(process="flow", **long), *data, tmp_path / "small")
     run(spec)
-    local = _commit(spec)
-    points = [json.loads(line) for line in (local.path / "metrics.jsonl").read_text().splitlines()]
+    points = [json.loads(line) for line in (spec.directory / "metrics.jsonl").read_text().splitlines()]
     losses = [point["val/loss"] for point in points if "val/loss" in point]
     assert losses[-1] < 0.8 * losses[0]
-    spec = train_spec(global_config(steps=3), *data, tmp_path / "global", start=local)
+    spec = train_spec(local_config(process="flow", steps=1), *data, tmp_path / "local")
+    run(spec)
+    spec = train_spec(global_config(steps=1), *data, tmp_path / "global", start=_commit(spec))
     run(spec)
     made = _commit(spec)
     info = json.loads((made.path / "checkpoint.json").read_text())

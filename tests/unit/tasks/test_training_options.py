@@ -1,6 +1,7 @@
 """Options of the trainings: what they put into the checkpoint and into the gradient; labels; the refiner's own loop."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,14 @@ from tasks.train.config import TrainingConfig
 from tasks.train.labels import label_values, labels_of
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
-from tests.factories import (
-    global_config,
-    list_volumes,
-    local_config,
-    make_data,
-    make_split,
-    make_store,
-    refiner_config,
-    train_spec,
-)
+from tests import factories
+from tests.factories import list_volumes, make_data, make_split, make_store, train_spec
 
+FEW = {"steps": 2, "val_every": 2, "checkpoint_every": 100}
+local_config, global_config, refiner_config = (
+    partial(of_family, **FEW)
+    for of_family in (factories.local_config, factories.global_config, factories.refiner_config)
+)
 VIEW_8 = {"size": 8, "edge": 16}
 CPU = torch.device("cpu")
 Train = Callable[..., Ref]
@@ -65,7 +63,7 @@ def started(config: TrainingConfig, data: tuple[Ref, Ref], directory: Path, belo
 
 @pytest.fixture(scope="module")
 def stage_1(train: Train) -> Ref:
-    return train(local_config(view=VIEW_8))
+    return train(local_config(view=VIEW_8, norm="rms"))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +71,20 @@ def stage_2(train: Train, stage_1: Ref) -> Ref:
     return train(global_config(), stage_1)
 
 
-def test_network_options_of_stage_1_carry_on(train: Train) -> None:
+@pytest.fixture(scope="module")
+def refined(train: Train, stage_2: Ref) -> Ref:
+    return train(refiner_config(), stage_2)
+
+
+@pytest.fixture(scope="module")
+def finest(train: Train) -> Ref:
+    """A model of the finest level of the store, with options of its networks."""
     local = train(local_config(norm="rms", process={"name": "cosine", "prediction": "image"}))
-    info = load_info(train(global_config(qk_norm=True, position="rotary"), local))
+    return train(global_config(qk_norm=True, position="rotary"), local)
+
+
+def test_network_options_of_stage_1_carry_on(finest: Ref) -> None:
+    info = load_info(finest)
     assert isinstance(info.process, CosineProcess)
     assert info.process.prediction == "image"
     wanted = {"norm": "rms", "out_channels": 1, "qk_norm": True, "position": "rotary", "voxel_mm": 8.0, "depth": 1}
@@ -132,7 +141,7 @@ def test_a_training_that_cannot_be_compiled_goes_on_without(
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     with caplog.at_level("WARNING"):
-        ref = train(local_config(view=VIEW_8, compile=True))
+        ref = train(local_config(view=VIEW_8, norm="rms", compile=True))
     assert "no C++ compiler here" in caplog.text
     weights, expected = (load_tensors(path / "model.safetensors") for path in (ref.path, stage_1.path))
     assert all(np.array_equal(weights[key], expected[key]) for key in expected)
@@ -169,7 +178,7 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
 ) -> None:
     spec = train_spec(local_config(), *labelled, tmp_path / "local")
     Training(assemble(spec), spec).run(lambda: False)
-    config = global_config(label_column="kernel", label_dropout=0.5, batch_size=4, steps=24)
+    config = global_config(label_column="kernel", label_dropout=0.5, batch_size=4, steps=24, val_every=24)
     spec = train_spec(config, *labelled, tmp_path / "global", start=_commit(spec))
     training = Training(assemble(spec), spec)
     seen: list[int] = []
@@ -196,10 +205,9 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
 # -- stage 3 ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_refiner_freezes_its_base_and_refines_the_view(train: Train, stage_2: Ref) -> None:
-    ref = train(refiner_config(), stage_2)
-    model, info = load_model(ref, "ema", CPU)
-    assert (ref.kind, info.family, info.view.size, info.voxel_mm) == ("checkpoint", "refiner", 16, 8.0)
+def test_the_refiner_freezes_its_base_and_refines_the_view(refined: Ref, stage_2: Ref) -> None:
+    model, info = load_model(refined, "ema", CPU)
+    assert (refined.kind, info.family, info.view.size, info.voxel_mm) == ("checkpoint", "refiner", 16, 8.0)
     for key, value in load_tensors(stage_2.path / "ema.safetensors").items():
         assert torch.equal(model.state_dict()[f"base.{key}"], torch.from_numpy(value)), key
 
@@ -238,7 +246,7 @@ def test_the_refiner_resumes_bit_by_bit(train: Train, data: tuple[Ref, Ref], sta
     spec = train_spec(refiner_config(fine_tune_lr=1e-4), *data, tmp_path / "resumed", start=stage_2)
     training = Training(assemble(spec), spec)
     with pytest.raises(Stopped):
-        training.run(lambda: training.progress.step >= 3)
+        training.run(lambda: training.progress.step >= 1)
     Training(assemble(spec), spec).run(lambda: False)
     assert _commit(spec).digest == whole.digest
 
@@ -298,20 +306,15 @@ def test_checkpointing_recomputes_the_local_branch_too(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_the_refining_head_takes_the_norms_of_the_model_below(train: Train) -> None:
-    local = train(local_config(view=VIEW_8, norm="rms", steps=1))
-    info = load_info(train(refiner_config(steps=1), train(global_config(steps=1), local)))
-    assert info.model["head"]["norm"] == "rms"
+def test_the_refining_head_takes_the_norms_of_the_model_below(refined: Ref) -> None:
+    assert load_info(refined).model["head"]["norm"] == "rms"
 
 
-def test_a_label_for_a_refined_model_is_refused(train: Train, stage_2: Ref, tmp_path: Path) -> None:
-    refined = train(refiner_config(steps=1), stage_2)
+def test_a_label_for_a_refined_model_is_refused(refined: Ref, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"of a refined model.*condition the model below"):
         sample(refined, SampleConfig(label="B", num_steps=2), tmp_path / "out", lambda done, total: None)
 
 
-def test_there_is_no_level_above_the_finest(train: Train, data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    local = train(local_config(steps=1))
-    finest = train(global_config(steps=1), local)
+def test_there_is_no_level_above_the_finest(data: tuple[Ref, Ref], finest: Ref, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finer level"):
         started(refiner_config(), data, tmp_path / "above", finest)
