@@ -114,6 +114,11 @@ class Installation:
 def without_waiting(patch: pytest.MonkeyPatch) -> None:
     """Let series be complete at once, and trainings run in this process."""
     patch.setattr(Setup, "timing", property(lambda self: Timing(quiet_s=0.0, settle_s=0.0)))
+    trainings_here(patch)
+
+
+def trainings_here(patch: pytest.MonkeyPatch) -> None:
+    """Let trainings of flows that run in this process run in it too."""
     patch.setattr(tasks.train.stage, "launch", _trained_here)
 
 

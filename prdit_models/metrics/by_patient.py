@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
-from scipy import stats
+import scipy  # whose modules are imported when they are used
 
 from prdit_models.metrics.metric import LEVEL
 
@@ -74,7 +74,7 @@ def mean_difference(
 
 
 def _half_width(spread: float, patients: int, level: float) -> float:
-    return float(stats.t.ppf((1 + level) / 2, patients - 1)) * spread / float(np.sqrt(patients))
+    return float(scipy.stats.t.ppf((1 + level) / 2, patients - 1)) * spread / float(np.sqrt(patients))
 
 
 def _needed(distance: float, spread: float, level: float) -> int | None:

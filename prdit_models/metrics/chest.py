@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # whose modules are imported when they are used
 
 from prdit_models.metrics.anatomy import LIMITS, Figures, anatomy, failures
 from prdit_models.metrics.metric import About, Comparison, Figure, Hu, NoSettings, Setting, Side
@@ -70,9 +70,9 @@ def anatomy_figures(
         if min(map(len, values)) == 0:
             figures[f"anatomy_{name}_distance"] = Figure(None, **counts, note="Not defined for any volume of a side.")
             continue
-        interval = jackknife_interval(stats.wasserstein_distance, *values, low=0.0) if intervals else None
+        interval = jackknife_interval(scipy.stats.wasserstein_distance, *values, low=0.0) if intervals else None
         figures[f"anatomy_{name}_distance"] = Figure(
-            float(stats.wasserstein_distance(*values)), **counts, interval=interval
+            float(scipy.stats.wasserstein_distance(*values)), **counts, interval=interval
         )
     return figures
 

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy  # whose modules are imported when they are used
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from prdit_models.metrics.metric import LEVEL
 from prdit_models.metrics.pairs import Matrix, Pairs
 
 Range = Literal["any", "positive", "share of real", "share of generated"]
 
-_NORMAL = float(stats.norm.ppf((1 + LEVEL) / 2))
 _MOST_KEPT = 750  # of more volumes a smaller part is kept: a draw of FID costs the third power
 _MOST_PAIRS = 2000  # volumes of a side whose pairs are all kept at once, 32 MB a matrix
 
@@ -118,7 +117,8 @@ def interval(
     quantile, method = student_quantile(sizes), subsampling.method
     error = float(np.hypot(*errors)) / np.sqrt(2)
     if limits in ("share of real", "share of generated"):
-        low, high = _share_bounds(value, error * quantile / _NORMAL, sizes[limits == "share of generated"])
+        normal = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
+        low, high = _share_bounds(value, error * quantile / normal, sizes[limits == "share of generated"])
         method += "; a share: Clopper and Pearson with the number of independent volumes that the spread stands for"
     elif error == 0.0:
         return None
@@ -136,7 +136,7 @@ def interval(
 
 def student_quantile(sizes: Sequence[int]) -> float:
     """Quantile of Student's t for `LEVEL`, with the degrees of freedom of the smaller side."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, min(sizes) - 1))
+    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, min(sizes) - 1))
 
 
 def _share_bounds(share: float, error: float, count: int) -> tuple[float, float]:
@@ -146,8 +146,8 @@ def _share_bounds(share: float, error: float, count: int) -> tuple[float, float]
     """
     independent = min(float(count), share_variance(share, count) / error**2) if error > 0 else float(count)
     inside, outside, tail = share * independent, (1 - share) * independent, (1 - LEVEL) / 2
-    low = stats.beta.ppf(tail, inside, outside + 1) if inside > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, inside + 1, outside) if outside > 0 else 1.0
+    low = scipy.stats.beta.ppf(tail, inside, outside + 1) if inside > 0 else 0.0
+    high = scipy.stats.beta.ppf(1 - tail, inside + 1, outside) if outside > 0 else 1.0
     return float(low), float(high)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose modules are imported when they are used
 from numpy.typing import NDArray
-from scipy import stats
 
 from prdit_models.metrics.metric import LEVEL
 
@@ -37,7 +37,7 @@ class Spread:
 
     def interval(self, value: float, low: float = -np.inf, high: float = np.inf) -> dict[str, Any]:
         """Student's interval around a figure that cannot be below `low` or above `high`."""
-        half = float(stats.t.ppf((1 + LEVEL) / 2, self.freedom)) * float(np.sqrt(self.variance))
+        half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, self.freedom)) * float(np.sqrt(self.variance))
         return {
             "low": max(low, value - half),
             "high": min(high, value + half),
@@ -86,13 +86,13 @@ def _of_side(statistic: Callable[..., float], sides: tuple[Rows, ...], place: in
 
 def share_interval(count: int, total: int) -> dict[str, Any]:
     """Wilson's interval of a share `count / total`, as `Figure.interval`."""
-    found = stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
+    found = scipy.stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
     return {"low": float(found.low), "high": float(found.high), "level": LEVEL, "method": "Wilson score"}
 
 
 def median_interval(values: Rows) -> dict[str, Any] | None:
     """Interval of a median by order statistics, as `Figure.interval`; None below the six values that it needs."""
-    found: Any = stats.quantile_test(values, q=0.0, p=0.5).confidence_interval(LEVEL)
+    found: Any = scipy.stats.quantile_test(values, q=0.0, p=0.5).confidence_interval(LEVEL)
     if not np.isfinite([found.low, found.high]).all():
         return None
     return {"low": float(found.low), "high": float(found.high), "level": LEVEL, "method": "order statistics"}

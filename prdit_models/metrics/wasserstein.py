@@ -7,9 +7,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import scipy  # whose modules are imported when they are used
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from prdit_models.metrics.critic import PATCH, Effort, Estimate, Volumes, estimate_distance
 from prdit_models.metrics.metric import LEVEL, About, Comparison, Figure, Hu, Setting, Side, rounded
@@ -142,7 +142,7 @@ def critic_interval(found: Sequence[Estimate], n_real: int, n_generated: int) ->
         return None
     values = [one.distance for one in found]
     of_volumes = float(np.mean(np.array(spreads, dtype=float) / (n_real, n_generated), axis=0).sum())
-    half = float(stats.t.ppf((1 + LEVEL) / 2, min(n_real, n_generated) - 1))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, min(n_real, n_generated) - 1))
     half *= (of_volumes + float(np.var(values, ddof=1)) / len(values)) ** 0.5
     mean = float(np.mean(values))
     return {

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from tasks.compare.runs import Run
-from tasks.evaluate.curves import INK, png, read_metrics, series, style_axes
+from tasks.evaluate.curves import INK, new_figure, png, read_metrics, series, style_axes
 
 COLORS = ("#0b6e6e", "#c2571a", "#5b4b9e", "#a3324b", "#4d7c0f", "#1d6fb8")
 _LOSS = "val/loss_ema"
@@ -21,7 +20,7 @@ def draw_curves(runs: Sequence[Run]) -> bytes | None:
     drawn = [found for found in (_losses(runs), _histograms(runs), _spectra(runs)) if found is not None]
     if not drawn:
         return None
-    figure = Figure(figsize=(12.0, 3.2), layout="constrained")
+    figure = new_figure(12.0, 3.2)
     for panel, (curves, axis, height, log) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         for label, color, x, y in curves:
             panel.plot(x, y, color=color, linewidth=1.3, label=label, marker="o" if len(x) < 3 else None, markersize=3)

@@ -4,14 +4,15 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from storage.errors import DamagedArtifactError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, PALE, ACCENT, SECOND = "#1f2933", "#b8c2cc", "#0b6e6e", "#c2571a"
 DPI = 170
@@ -61,7 +62,7 @@ def draw_losses(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> bytes
         stages: (title, rows of metrics.jsonl) in order.
     Returns: PNG.
     """
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    figure = new_figure(10.5, 3.4)
     panels = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     for panel, (title, rows) in zip(panels, stages, strict=True):
         steps, losses = series(rows, "train/loss")
@@ -93,7 +94,7 @@ def draw_anatomy(table: Sequence[dict[str, Any]]) -> bytes:
     """
     columns = 4
     lines = -(-len(table) // columns)
-    figure = Figure(figsize=(10.5, 1.35 * lines), layout="constrained")
+    figure = new_figure(10.5, 1.35 * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel in panels[len(table) :]:
         panel.set_axis_off()
@@ -196,7 +197,7 @@ def draw_likeness(memorisation: dict[str, Any], ms_ssim: dict[str, Any]) -> byte
         wanted.append(("MS-SSIM of two volumes of a side", pairs, None))
     if not wanted:
         return None
-    figure = Figure(figsize=(10.5, 2.6), layout="constrained")
+    figure = new_figure(10.5, 2.6)
     for panel, (label, values, limit) in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
         _draw_shares(panel, label, values, limit)
     return png(figure)
@@ -241,11 +242,18 @@ def _draw_shares(panel: Any, label: str, sides: Sequence[tuple[str, list[float],
     panel.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
 
 
-def _one_panel() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+def _one_panel() -> tuple["Figure", Any]:
+    figure = new_figure(10.5, 2.9)
     panel = figure.subplots()
     style_axes(panel)
     return figure, panel
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of this size in inches."""
+    from matplotlib.figure import Figure  # here: most processes that import stages draw nothing
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def style_axes(panel: Any) -> None:
@@ -257,8 +265,10 @@ def style_axes(panel: Any) -> None:
     panel.set_axisbelow(True)
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """The figure as PNG; equal figures, equal bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
