@@ -21,7 +21,7 @@ from tasks.run.stage import RunContext
 from tasks.train.__main__ import _commit
 from tasks.train.loop import Stopped, Training
 from tasks.train.setup import assemble
-from tests.factories import local_config, make_data, train_spec
+from tests.factories import make_data, small_config, train_spec
 
 STEPS, EVERY = 24, 4
 KEY = "coarse.mlp_denoise.linear_final.weight"
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
 @pytest.fixture(scope="module")
 def trained(data: tuple[Ref, Ref], tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, np.ndarray]:
     """A training with snapshots, stopped once on the way, and one weight matrix as it was after every update."""
-    config = local_config(preset="XS/4/0", steps=STEPS, ema_snapshots=EVERY, checkpoint_every=100)
+    config = small_config(steps=STEPS, ema_snapshots=EVERY, checkpoint_every=100)
     spec = train_spec(config, *data, tmp_path_factory.mktemp("trained"))
     seen: dict[int, np.ndarray] = {}
 
@@ -106,7 +106,7 @@ def test_command(trained: tuple[Ref, np.ndarray], tmp_path: Path) -> None:
 
 
 def test_a_training_without_snapshots_is_told_how(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    spec = train_spec(local_config(preset="XS/4/0", steps=1), *data, tmp_path / "plain")
+    spec = train_spec(small_config(steps=1), *data, tmp_path / "plain")
     Training(assemble(spec), spec).run(lambda: False)
     with pytest.raises(MissingArtifactError, match="ema_snapshots above 0"):
         average_stage(_commit(spec), AverageConfig(), RunContext(workdir=tmp_path), lambda done, total: None)

@@ -18,7 +18,7 @@ from tasks.train.extension import continue_shorter, find_state, settings_digest
 from tasks.train.loop import Training
 from tasks.train.setup import assemble
 from tasks.train.spec import TrainSpec
-from tests.factories import local_config, make_data, train_spec
+from tests.factories import make_data, small_config, train_spec
 from tests.logs import said
 from tests.unit.storage.documents.examples import POSITION
 
@@ -28,7 +28,7 @@ SPLIT = Ref(kind="split", uri="/work/split", digest="sha256:2")
 
 def spec_of(root: Path, name: str, *, split: Ref = SPLIT, recipe: int = 3, **settings: Any) -> TrainSpec:
     """A training in a directory of its own; nothing of it is on disk but the folder."""
-    spec = train_spec(local_config(**{"steps": 400} | settings), SNAPSHOT, split, root / "train-local" / name)
+    spec = train_spec(small_config(**{"steps": 400} | settings), SNAPSHOT, split, root / "train-local" / name)
     return spec.model_copy(update={"provenance": spec.provenance | {"recipe": recipe}})
 
 
@@ -187,7 +187,7 @@ def test_what_it_makes_is_what_a_training_of_its_own_makes(tmp_path: Path) -> No
     settings |= {"select": "best", "ema_snapshots": 3, "lr_decay": 0.4}
 
     def trained(folder: str, steps: int) -> TrainSpec:
-        spec = train_spec(local_config(**settings, steps=steps), *data, tmp_path / folder)
+        spec = train_spec(small_config(**settings, steps=steps), *data, tmp_path / folder)
         Pending(stage=spec.stage, inputs={"snapshot": spec.snapshot, "split": spec.split}).save(spec.directory / "work")
         began[folder] = continue_shorter(spec)
         training = Training(assemble(spec), spec)

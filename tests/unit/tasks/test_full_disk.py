@@ -19,7 +19,7 @@ from storage.phantom.series import write_demo_data
 from storage.tracking import Tracker
 from tasks.run.stage import RunContext, Stage, StageRun, run_stage
 from tasks.train.launch import launch
-from tests.factories import local_config, make_data, train_spec
+from tests.factories import make_data, small_config, train_spec
 from tests.unit.disks import fill, make_read_only, resize, small_disk, without_privileges
 from tests.unit.storage.documents.examples import POSITION
 
@@ -74,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
 def test_a_training_says_so_in_its_own_words_and_resumes_once_there_is_room(
     data: tuple[Ref, Ref], tmp_path: Path
 ) -> None:
-    config = local_config(steps=8, checkpoint_every=2)
+    config = small_config(steps=8, checkpoint_every=2)
     with small_disk(tmp_path / "disk", 64) as disk:  # enough for the metrics, not for a state
         spec = train_spec(config, *data, disk / "stage")
         run = StageRun(spec.directory, None, "", {})

@@ -21,7 +21,7 @@ from tasks.run.stage import RunContext, StageRun
 from tasks.train.launch import TrainingFailedError, launch
 from tasks.train.spec import Outcome, TrainSpec
 from tasks.train.stage import train
-from tests.factories import global_config, in_the_ranks, local_config, make_data, train_spec, trained
+from tests.factories import global_config, in_the_ranks, local_config, make_data, small_config, train_spec, trained
 from tests.processes import PATIENCE_S, descendants, kill, wait_for
 
 
@@ -53,7 +53,7 @@ def log(spec: TrainSpec) -> str:
 def test_two_ranks_take_the_same_steps_as_one_and_survive_the_loss_of_one(
     data: tuple[Ref, Ref], tmp_path: Path
 ) -> None:
-    config = local_config(steps=40, batch_size=4, val_every=20, checkpoint_every=5)
+    config = small_config(steps=40, batch_size=4, val_every=20, checkpoint_every=5)
     alone = trained(train_spec(config, *data, tmp_path / "alone"))
     spec = train_spec(config, *data, tmp_path / "two")
     seen: list[tuple[int, int]] = []
@@ -79,7 +79,7 @@ def test_two_ranks_take_the_same_steps_as_one_and_survive_the_loss_of_one(
 def test_kill_minus_nine_of_everything_then_again_gives_the_same_artifact(
     data: tuple[Ref, Ref], tmp_path: Path
 ) -> None:
-    config = local_config(preset="XS/4/0", steps=200, val_every=200, checkpoint_every=5, log_every=7)
+    config = small_config(steps=200, val_every=200, checkpoint_every=5, log_every=7)
     whole = start(train_spec(config, *data, tmp_path / "whole"))
     spec = train_spec(config, *data, tmp_path / "killed")
 
@@ -97,7 +97,7 @@ def test_kill_minus_nine_of_everything_then_again_gives_the_same_artifact(
 
 def test_lease_removed_and_a_state_copied_by_hand_do_not_matter(data: tuple[Ref, Ref], tmp_path: Path) -> None:
     """Numbers of launches begin anew then: what the earlier first one left must not be taken for this one's."""
-    spec = train_spec(local_config(), *data, tmp_path / "training")
+    spec = train_spec(small_config(), *data, tmp_path / "training")
     whole = start(spec)
     work = spec.directory / "work"
     shutil.rmtree(work / "lease")
@@ -110,7 +110,7 @@ def test_lease_removed_and_a_state_copied_by_hand_do_not_matter(data: tuple[Ref,
 
 
 def test_bad_input_comes_back_as_its_own_message(data: tuple[Ref, Ref], tmp_path: Path) -> None:
-    local = trained(train_spec(local_config(), *data, tmp_path / "local"))
+    local = trained(train_spec(local_config(steps=1), *data, tmp_path / "local"))
     spec = train_spec(global_config(process={"noise_std": 1.0}), *data, tmp_path / "global", start=local)
     with pytest.raises(InputError, match=r"^process .*'noise_std': 1\.0.* differs"):
         start(spec)
@@ -167,7 +167,7 @@ def test_a_message_of_several_lines_comes_back_whole(
 ) -> None:
     message = "two: things\nare: wrong:\n  with a \x1b sequence\n{}"
     in_the_ranks(REFUSES.format(message=message), tmp_path, monkeypatch)
-    spec = train_spec(local_config(), *data, tmp_path / "local")
+    spec = train_spec(small_config(), *data, tmp_path / "local")
     with pytest.raises(InputError) as caught:
         start(spec)
     assert str(caught.value) == message
@@ -186,7 +186,7 @@ def test_a_fault_leaves_its_traceback_in_the_log(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_the_ranks(BROKEN, tmp_path, monkeypatch)
-    spec = train_spec(local_config(), *data, tmp_path / "local")
+    spec = train_spec(small_config(), *data, tmp_path / "local")
     with pytest.raises(TrainingFailedError, match=r"^train-local ended with ValueError\.") as caught:
         start(spec)
     written = log(spec)
@@ -215,7 +215,7 @@ def test_ranks_end_with_their_launcher_and_save_first(
     data: tuple[Ref, Ref], tmp_path: Path, number: signal.Signals
 ) -> None:
     spec = train_spec(
-        local_config(preset="XS/4/0", steps=1_000_000, val_every=1_000_000, checkpoint_every=1_000_000),
+        small_config(steps=1_000_000, val_every=1_000_000, checkpoint_every=1_000_000),
         *data,
         tmp_path / "orphan",
     )

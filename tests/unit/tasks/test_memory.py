@@ -24,7 +24,16 @@ from tasks.sample.config import SampleConfig
 from tasks.sample.run import sample
 from tasks.train.__main__ import _Stop, _train
 from tasks.train.launch import launch
-from tests.factories import global_config, in_the_ranks, local_config, make_data, make_store, train_spec, trained
+from tests.factories import (
+    global_config,
+    in_the_ranks,
+    local_config,
+    make_data,
+    make_store,
+    small_config,
+    train_spec,
+    trained,
+)
 
 GIB = 2**30
 PLANNED = of_network(model_config("S/12/2", 64))
@@ -119,8 +128,8 @@ def run_out(*_: Any, **__: Any) -> None:
 def test_training_sampling_and_evaluation_explain_it(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = trained(train_spec(local_config(), *data, tmp_path / "local"))
-    spec = train_spec(global_config(batch_size=2), *data, tmp_path / "global", start=local)
+    local = trained(train_spec(local_config(steps=1), *data, tmp_path / "local"))
+    spec = train_spec(global_config(batch_size=2, steps=1), *data, tmp_path / "global", start=local)
     with monkeypatch.context() as patch:
         patch.setattr("tasks.train.stepper.Stepper.evaluate", run_out)
         with pytest.raises(OutOfMemoryError, match=r"recipe\.global\.batch_size=1, recipe\.global\.accumulation=2"):
@@ -161,7 +170,7 @@ def test_the_message_comes_back_from_the_subprocess(
     data: tuple[Ref, Ref], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_the_ranks(OUT_OF_MEMORY, tmp_path, monkeypatch)
-    spec = train_spec(local_config(), *data, tmp_path / "local")
+    spec = train_spec(small_config(), *data, tmp_path / "local")
     message = r"^Out of memory on cuda .*: train local, fp32, with batch_size 2 needs .*recipe\.local\.batch_size=1, "
     with pytest.raises(OutOfMemoryError, match=message):
         launch(spec, StageRun(spec.directory, None, "", {}), lambda done, total: None)

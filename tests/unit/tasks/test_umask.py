@@ -30,7 +30,7 @@ PIECE = """
     new_run_directory(root / "work", load_config("tiny", {}))
     context = RunContext(workdir=root / "work", tracking_uri=f"sqlite:///{root / 'tracking' / 'mlflow.db'}")
     inputs = {"snapshot": store, "split": split}
-    short = {"steps": 2, "select": "best", "ema_snapshots": 1}
+    short = {"steps": 2, "val_every": 2, "select": "best", "ema_snapshots": 1}
     local = train("local", inputs, local_config(**short), context, quiet).ref
     average_stage(local, AverageConfig(sigma_rel=0.1), context, quiet)
     above = train("global", inputs | {"start": local}, global_config(steps=1), context, quiet).ref
