@@ -123,18 +123,19 @@ def older(site: Site) -> None:
 
 
 @contextmanager
-def real_site(folder: Path, kind: str, artifacts: str = "") -> Iterator[Site]:
+def real_site(folder: Path, kind: str, artifacts: str = "", patience_s: int = 8) -> Iterator[Site]:
     """A site in a folder whose services run until the block ends; this process works in it, with its settings.
 
     Args:
         folder: with the services' files.
         kind: of the databases, one of `KINDS`.
         artifacts: PRDIT_ARTIFACTS; empty: the folder of the services.
+        patience_s: how long a service waits for one that does not answer.
     """
     real = local.CONFIGURATION.read_text()
     assert real.count("--patience 120") == 1
     configuration = folder / "supervisord.conf"  # the real one, less patient
-    configuration.write_text(real.replace("--patience 120", "--patience 8 --interval 1"))
+    configuration.write_text(real.replace("--patience 120", f"--patience {patience_s} --interval 1"))
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         for name in ("PRDIT_DATABASE", "PRDIT_ARTIFACTS", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
             patch.delenv(name, raising=False)

@@ -1,12 +1,16 @@
-"""The real services of a site: with a login; on PostgreSQL, backed up, of older versions. The rest is tests/drills/services.py."""
+"""The real services of a site, with a login, and on PostgreSQL, with older versions. The rest is tests/drills/services.py."""
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from websockets.asyncio.client import connect
@@ -29,9 +33,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_on_sqlite(tmp_path: Path) -> None:
-    with real_site(tmp_path, "sqlite") as site:
+    with real_site(tmp_path, "sqlite", patience_s=120) as site:
+        check_only_this_machine_is_served(site)
         check_events_cannot_be_injected(site)
         check_nobody_gets_in(site)
+        check_deployments(site)
+        check_killed_ones_are_started_again(site)
+    assert local._started(site.state_dir) == {}
 
 
 def test_on_postgresql(tmp_path: Path) -> None:
@@ -42,6 +50,48 @@ def test_on_postgresql(tmp_path: Path) -> None:
         check_all_run(value)
         check_secrets(value)
         check_back_up_and_migration(value, tmp_path)
+
+
+def check_only_this_machine_is_served(site: Site) -> None:
+    assert site.services
+    listening = {
+        (c.laddr.ip, c.laddr.port)
+        for process in local._started(site.state_dir)
+        for c in process.net_connections("inet")
+        if c.status == psutil.CONN_LISTEN
+    }
+    ports = {int(url.rsplit(":", 1)[1]) for url in (site.services.prefect_ui_url, site.services.mlflow_url)}
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
+    assert ports <= {port for _, port in listening}
+
+
+def check_deployments(site: Site) -> None:
+    """They work in the folder they are made in; one that cannot be made says why."""
+    assert site.services
+    project = site.folder / "project"
+    project.mkdir()
+    local.deploy(site.services, project)
+    found = local.call_api(site.services, "POST", "/deployments/filter", {})
+    steps = [item["pull_steps"][0]["prefect.deployments.steps.set_working_directory"] for item in found]
+    assert steps == [{"directory": str(project)}] * len(yaml.safe_load(local.DEPLOYMENTS.read_text())["deployments"])
+    bad = site.folder / "bad.yaml"
+    bad.write_text("deployments:\n- {name: one, entrypoint: flows.no_such_module.no}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "DEPLOYMENTS", bad)
+        with pytest.raises(local.ServiceError, match=r"(?s)exit code 1:.*no_such_module"):
+            local.deploy(site.services, project)
+
+
+def check_killed_ones_are_started_again(site: Site) -> None:
+    services = site.services
+    assert services
+    before = local.pids(services)
+    for name in ("mlflow", "prefect"):
+        os.kill(before[name], signal.SIGKILL)
+        wait_for(lambda name=name: local.pids(services)[name] not in (0, before[name]))  # type: ignore[misc]
+    wait_for(lambda: local.running(site.state_dir) == services)
+    after = local.pids(services)
+    assert {name for name in after if after[name] != before[name]} == {"mlflow", "prefect"}
 
 
 def check_nobody_gets_in(site: Site) -> None:

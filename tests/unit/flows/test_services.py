@@ -1,6 +1,6 @@
 """Local services: who is started, who is ended, who is started again, and above all who is not touched.
 
-Most tests put small stand-ins in the places of the three programs; the last one runs the real ones.
+Small stand-ins are in the places of the three programs; tests/integration/test_services_real.py runs the real ones.
 """
 
 import configparser
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from flows import services as local
 from flows.databases import DatabaseError
@@ -466,43 +465,3 @@ def test_modules_that_runs_would_import_instead_of_ours_are_named(tmp_path: Path
     (tmp_path / "tasks" / "__init__.py").touch()
     with pytest.raises(ServiceError, match=rf"{tmp_path} has Python modules named flows, tasks\."):
         local.deploy(services, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_real_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect, MLflow and a worker: up, on 127.0.0.1 only, deployable, started again when killed, and gone afterwards."""
-    state_dir = tmp_path / "services"
-    services = start(state_dir)
-    try:
-        listening = {
-            (c.laddr.ip, c.laddr.port)
-            for process in local._started(state_dir)
-            for c in process.net_connections("inet")
-            if c.status == psutil.CONN_LISTEN
-        }
-        ports = {int(url.rsplit(":", 1)[1]) for url in (services.prefect_ui_url, services.mlflow_url)}
-        assert {ip for ip, _ in listening} == {"127.0.0.1"}
-        assert ports <= {port for _, port in listening}
-        project = tmp_path / "project"
-        project.mkdir()
-        local.deploy(services, project)
-        found = local.call_api(services, "POST", "/deployments/filter", {})
-        steps = [item["pull_steps"][0]["prefect.deployments.steps.set_working_directory"] for item in found]
-        assert steps == [{"directory": str(project)}] * len(
-            yaml.safe_load(local.DEPLOYMENTS.read_text())["deployments"]
-        )
-        bad = tmp_path / "bad.yaml"
-        bad.write_text("deployments:\n- {name: one, entrypoint: flows.no_such_module.no}\n")
-        monkeypatch.setattr(local, "DEPLOYMENTS", bad)
-        with pytest.raises(ServiceError, match=r"(?s)exit code 1:.*no_such_module"):
-            local.deploy(services, project)
-        before = pids(services)
-        for name in ("mlflow", "prefect"):
-            os.kill(before[name], signal.SIGKILL)
-            wait_for(lambda name=name, pid=before[name]: started_again(services, name, pid))
-        wait_for(lambda: running(state_dir) == services)
-        after = pids(services)
-        assert {name for name in after if after[name] != before[name]} == {"mlflow", "prefect"}
-    finally:
-        stop(state_dir)
-    assert local._started(state_dir) == {}
