@@ -37,11 +37,16 @@ def lidc_crop(volume: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
 
 
 def preprocess_lidc(volume: np.ndarray, zooms: tuple[float, ...]) -> np.ndarray:
-    """The crop with floor -1000 and cap at the 0.999 quantile, min-max to [0, 1] (SPEC §5.1).
+    """The crop as `unit_lidc` maps it.
 
     Raises: ValueError: as `lidc_crop`.
     """
-    crop = np.maximum(lidc_crop(volume, zooms), -1000.0)
+    return unit_lidc(lidc_crop(volume, zooms))
+
+
+def unit_lidc(crop: np.ndarray) -> np.ndarray:
+    """LIDC-IDRI: floor -1000 and cap at the 0.999 quantile, min-max to [0, 1] (SPEC §5.1)."""
+    crop = np.maximum(crop, -1000.0)
     return _min_max(np.minimum(crop, np.quantile(crop, 0.999)))
 
 

@@ -19,6 +19,7 @@ from tests.oracles.published_preprocessing import (
     preprocess_rad,
     published_split,
     resampled_shape,
+    unit_lidc,
 )
 from tests.parity.measure import Measure, close, exact
 from tests.parity.sets import Entry, arrays, side_file
@@ -82,11 +83,11 @@ def check_lidc(folder: Path, entry: Entry) -> list[Measure]:
     volume, measures = _input_volume(entry)
     zooms = tuple(entry["args"]["zooms"])
     atol = entry["tolerance"]["atol"]
-    found = preprocess_lidc(volume, zooms)
+    crop = lidc_crop(volume, zooms)
+    found = unit_lidc(crop)
     measures.append(exact("resampled shape", list(resampled_shape(volume.shape, zooms)), entry["resampled_shape"]))
     measures.append(exact("dtype", str(found.dtype), entry["output_dtype_on_disk"]))
     measures += _statistics(found, entry["stats"], atol) + _summaries(found, arrays(folder, entry), atol)
-    crop = lidc_crop(volume, zooms)
     ours = (_seen("published-lidc", crop, CUBE) + 1.0) / 2.0
     return measures + [_ours(m) for m in _statistics(ours, entry["stats"], atol)] + _ours_summaries(ours, folder, entry)
 

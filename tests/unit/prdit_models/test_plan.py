@@ -151,7 +151,9 @@ def test_checkpointing_keeps_less() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "config", [TINY, CascadeConfig(ModelConfig(64, 10, 8, 1, 48, 4, 0), TINY)], ids=["global", "refiner"]
+    "config",
+    [TINY, CascadeConfig(ModelConfig(32, 10, 8, 1, 48, 4, 0), ModelConfig(16, 8, 8, 0, 96, 4, 2))],
+    ids=["global", "refiner"],
 )
 def test_sampling_memory_is_that_of_real_tensors(config: NetworkConfig, precision: str) -> None:
     network = build_network(config, attention="sdpa").eval().requires_grad_(False)
