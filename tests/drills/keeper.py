@@ -82,12 +82,13 @@ class Place:
     Attributes:
         trains: whether arrivals lead to a retraining.
         nights: how often the night's run was needed.
+        released: how often the drift gate held a batch that a person then released: a phantom looks unlike the few before it.
     """
 
     def __init__(self, root: Path, services: Services) -> None:
         self.root, self.services = root, services
         self.site = Deployed(root, services)
-        self.trains, self.nights, self.num_arrived = True, 0, 0
+        self.trains, self.nights, self.released, self.num_arrived = True, 0, 0, 0
 
     # ---- what happens ------------------------------------------------------------------------------------------------
 
@@ -138,6 +139,7 @@ class Place:
         deadline, idle_since = time.monotonic() + _PATIENCE_S, time.monotonic()
         while left := self.left():
             assert time.monotonic() < deadline, f"after {_PATIENCE_S:.0f} s: {left}"
+            self._release()
             if self.busy():
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > _NIGHT_S:
@@ -165,6 +167,14 @@ class Place:
     def busy(self) -> bool:
         """Whether a run works, or is to work now."""
         return not self.site.free() or bool(self.site.runs(name=["Late", "AwaitingRetry", "AwaitingConcurrencySlot"]))
+
+    def _release(self) -> None:
+        """What a person does about batches that the drift gate holds."""
+        with suppress(StorageError), closing(Ledger(self.root / ".prdit" / "arrivals")) as ledger:
+            for batch in ledger.batches():
+                if batch.state == "held":
+                    ledger.release(batch.number)
+                    self.released += 1
 
     def _night(self) -> None:
         """The night's run, early."""
@@ -196,6 +206,7 @@ class Place:
             "batches": len(batches),
             "decisions": dict(Counter(decision.action for decision in made)),
             "nights": self.nights,
+            "released": self.released,
         }
 
     def batches(self) -> list[Batch]:
