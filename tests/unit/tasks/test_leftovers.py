@@ -16,7 +16,7 @@ from storage.checkpoints import ResumeStates
 from storage.files import temporary_path
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.train.stage import train
-from tests.factories import in_the_ranks, local_config, make_data
+from tests.factories import in_the_ranks, make_data, small_config
 from tests.processes import descendants, kill
 
 # A rank that announces one moment and waits there to be killed.
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ref, Ref]:
 
 
 def run(workdir: Path, data: tuple[Ref, Ref], progress: Any = lambda done, total: None) -> StageOutcome:
-    config = local_config(preset="XS/4/0", steps=6, val_every=3, checkpoint_every=2, select="best")
+    config = small_config(steps=6, val_every=3, checkpoint_every=2, select="best")
     inputs = dict(zip(("snapshot", "split"), data, strict=True))
     return train("local", inputs, config, RunContext(workdir=workdir), progress)
 
