@@ -162,6 +162,8 @@ class Child:
                     done.append(value)
                     if allowance and not allowance.together:
                         limits = self._limits(allowance)
+                    elif limits and (passed := limits.passed()):  # results may come more often than it is looked otherwise
+                        return self._stopped("too_slow", passed, done)
                 elif kind == "all":
                     return done
                 elif isinstance(value, Lost):

@@ -69,8 +69,8 @@ def asks_again(number: int) -> int:
 
 
 def yields_slowly(number: int) -> Iterator[int]:
-    for k in range(6):
-        spin(0.6)  # longer than it is between two looks
+    for k in range(12):
+        spin(0.3)  # shorter than it is between two looks, which a result must not put off
         yield k
 
 
