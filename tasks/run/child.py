@@ -162,7 +162,7 @@ class Child:
                     done.append(value)
                     if allowance and not allowance.together:
                         limits = self._limits(allowance)
-                    elif limits and (passed := limits.passed()):  # results may come more often than it is looked otherwise
+                    elif limits and (passed := limits.passed()):  # results come more often than it is looked
                         return self._stopped("too_slow", passed, done)
                 elif kind == "all":
                     return done
