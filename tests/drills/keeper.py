@@ -107,21 +107,20 @@ class Place:
         before, nights = self.site.pid(kind) if kind not in ("flow", "training") else 0, self.nights
         self.arrive(1 if self.trains else 2)
         deadline = time.monotonic() + _PATIENCE_S
-        if kind in ("flow", "training"):
-            until(lambda: self.victims(kind), _PATIENCE_S)
-            time.sleep(min(wait_s, 5.0))
-        else:
-            time.sleep(wait_s)
         hit = False
-        while not hit and time.monotonic() < deadline and (victims := self.victims(kind)):
-            with suppress(psutil.NoSuchProcess):
-                victims[-1].kill()
+        while not hit:  # a run without anything to do may end before it is killed; that of this scan is still to come
+            assert time.monotonic() < deadline, f"nothing to kill: {kind}"
+            if kind in ("flow", "training"):
+                until(lambda: self.victims(kind), _PATIENCE_S)
+            time.sleep(min(wait_s, 5.0) if kind in ("flow", "training") else wait_s)
+            with suppress(psutil.NoSuchProcess, IndexError):
+                self.victims(kind)[-1].kill()
                 hit = True
         began = time.monotonic()
         if before:
             until(lambda: self.site.pid(kind) != before)
         self.await_quiet()
-        return {"hit": hit, "quiet_s": round(time.monotonic() - began, 1), "nights": self.nights - nights}
+        return {"quiet_s": round(time.monotonic() - began, 1), "nights": self.nights - nights}
 
     def victims(self, kind: str) -> list[psutil.Process]:
         """Who is killed: the last of them."""
