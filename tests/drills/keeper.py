@@ -1,6 +1,6 @@
 """A year without a keeper, in small: phantoms arrive in the inbox of real services, and what works on them is killed meanwhile.
 
-`python -m tests.drills.keeper [ROUNDS]`: one JSON object on stdout. `prdit up` in an empty folder; scans arrive, events run the
+`python -m tests.drills.keeper [ROUNDS] [sqlite|postgresql]`: one JSON object on stdout. `prdit up` in an empty folder; scans arrive, events run the
 retraining, and at a random moment one process gets SIGKILL: worker, flow, a rank of the training, Prefect's server, MLflow's
 server, or the watcher; ROUNDS times each. Then the state has to converge by itself: nobody starts anything but the night's run,
 which is started early where it would have been needed.
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tasks.retrain.decisions import decisions
 from tasks.retrain.rounds import Rounds
 from tests.drills.deployed import OVER, Deployed, until
 from tests.parity.location import REPOSITORY
+from tests.postgres import postgres_server
 from tests.processes import descendants
 from tests.retraining import POLICY
 
@@ -267,9 +268,13 @@ def _prdit(*words: str) -> str:
 
 def main() -> None:
     """Run the drill and print what was found."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 5)
-    sys.stdout.write(json.dumps(found) + "\n")
+    rounds, database = (*sys.argv[1:], *("5", "sqlite")[len(sys.argv) - 1 :])
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        if database == "postgresql":
+            os.environ["PRDIT_DATABASE"] = stack.enter_context(postgres_server()).address()
+        found = run(Path(folder), int(rounds))
+    sys.stdout.write(json.dumps({"database": database} | found) + "\n")
 
 
 if __name__ == "__main__":
