@@ -1,9 +1,9 @@
 """A year without a keeper, in small: phantoms arrive in the inbox of real services, and what works on them is killed meanwhile.
 
-`python -m tests.drills.keeper [ROUNDS] [sqlite|postgresql]`: one JSON object on stdout. `prdit up` in an empty folder; scans arrive, events run the
-retraining, and at a random moment one process gets SIGKILL: worker, flow, a rank of the training, Prefect's server, MLflow's
-server, or the watcher; ROUNDS times each. Then the state has to converge by itself: nobody starts anything but the night's run,
-which is started early where it would have been needed.
+`python -m tests.drills.keeper [ROUNDS] [sqlite|postgresql]`: one JSON object on stdout. `prdit up` in an empty folder; scans
+arrive, events run the retraining, and at a random moment one process gets SIGKILL: worker, flow, a rank of the training,
+Prefect's server, MLflow's server, or the watcher; ROUNDS times each. Then the state has to converge by itself: nobody starts
+anything but the night's run, which is started early where it would have been needed.
 """
 
 import json
