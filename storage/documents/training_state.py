@@ -105,7 +105,7 @@ class TrainingState(Document):
         position, files = values.get("position"), values.get("files")
         if version != 4 or not isinstance(position, dict) or not isinstance(files, dict):
             return super().upgraded(values, version, where)
-        if values.get("digest") != sha256_json({"position": position, "files": files}):
+        if "seconds" in position or values.get("digest") != sha256_json({"position": position, "files": files}):
             raise DamagedArtifactError(f"{where} was changed after it was written. {cls.remedy(where)}")
         counted = position | {"seconds": 0.0}
         return values | {"position": counted, "digest": sha256_json({"position": counted, "files": files})}

@@ -140,14 +140,15 @@ def _train(spec: TrainSpec, ranks: int, killer: _Killer | None) -> Ref:
 
 
 def _same_states(whole: TrainSpec, killed: TrainSpec) -> None:
-    """The last states are the same: position (random choices are functions of it), weights, averages, moments, buffers."""
+    """The last states are the same but for the time they took: position, weights, averages, moments, buffers."""
     states = []
     for spec in (whole, killed):
         found = ResumeStates(spec.directory / "work" / RESUME_STATES).newest_good()
         assert found is not None
         states.append(found)
     (position, groups), (other_position, other_groups) = states
-    assert position == other_position
+    took = {"seconds": 0.0}  # differ
+    assert position.model_copy(update=took) == other_position.model_copy(update=took)
     assert groups.keys() == other_groups.keys()
     for group, tensors in groups.items():
         assert tensors.keys() == other_groups[group].keys()

@@ -25,7 +25,7 @@ from storage.outbox import Outbox, Sent
 from storage.tracking import Tracker, TrackingUnavailableError, attach
 from tests.mlflow_process import Server
 from tests.ports import free_ports
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -399,6 +399,7 @@ def test_a_process_that_ended_before_it_removed_what_was_sent(local: Local, tmp_
     state = json.loads((tmp_path / "before" / "sent.json").read_text())
     state["offset"] = (tmp_path / "before" / "records.jsonl").stat().st_size
     (tmp_path / "before" / "sent.json").write_text(json.dumps(state))
+    wait_for(lambda: not (local.outbox / run).exists())
     (tmp_path / "before").rename(local.outbox / run)
     sent(tracker, start(tracker))
     assert not (local.outbox / run).exists()

@@ -30,7 +30,7 @@ def policy(**changes: Any) -> RetrainPolicy:
     ("settings", "facts", "state", "says"),
     [
         ({"min_new_volumes": 10}, {}, "train", "min_new_volumes is 10"),
-        ({"min_new_volumes": 11}, {}, "wait", "10 volume(s) of 4 patient(s)"),
+        ({"min_new_volumes": 11}, {}, "wait", "10 volume(s) that the last training did not have, of 4 new patient(s)"),
         ({"min_new_share": 0.1}, {}, "train", "they are 0.1"),
         ({"min_new_share": 0.11}, {}, "wait", "min_new_share is 0.11"),
         ({"max_days": 3}, {}, "train", "3.0 days ago"),
