@@ -1,14 +1,24 @@
 """`prdit benchmark`: what `benchmark/compare` runs, in this process. Heavy libraries are imported where they are needed."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.console import Json, Set, Store, clear_errors, example, given_path, overrides, show_result, stop_as_ctrl_c
+from flows.console import (
+    Json,
+    Set,
+    Store,
+    clear_errors,
+    example,
+    given_path,
+    overrides,
+    show_result,
+    stop_as_ctrl_c,
+    wait_for_server,
+)
 
 if TYPE_CHECKING:
     from flows.benchmark_config import BenchmarkConfig, Entry
@@ -49,8 +59,7 @@ def benchmark(
     with clear_errors():
         texts = {"source": "" if source is None else str(source), "store": "" if store is None else str(store)}
         given = overrides(settings)
-        # The temporary server of a run without PREFECT_API_URL starts slowly on a busy machine.
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        wait_for_server()
         from flows.benchmark import benchmark as run
         from flows.benchmark import benchmark_of, foreseen
 

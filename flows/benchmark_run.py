@@ -286,8 +286,7 @@ class BenchmarkRun:
     def document(self, given: Mapping[str, Ref]) -> BenchmarkDocument:
         """The table as it stands."""
         roles = Split.load(given["split"].path)
-        reports = [Report.load(result.report.path) for result in self.results.values()]
-        first = reports[0] if reports else None
+        first = next((Report.load(result.report.path) for result in self.results.values()), None)
         view = self.config.view
         return BenchmarkDocument(
             title=self.config.title,

@@ -31,6 +31,7 @@ from flows.console import (
     show_outcome,
     show_result,
     stop_as_ctrl_c,
+    wait_for_server,
 )
 from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
@@ -319,8 +320,7 @@ def run(
 
         paths = {"source": str(source or ""), "store": str(store or "")}
         loaded = from_parameters(config, **paths, overrides=overrides(settings))
-        # The temporary server of a run without PREFECT_API_URL starts slowly on a busy machine.
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        wait_for_server()
         from flows.pipeline import check_sampling, pipeline
 
         check_sampling(loaded)  # before the server starts

@@ -128,6 +128,14 @@ def find_ref(text: str, workdir: Path | str | None = None) -> Any:
     return found
 
 
+def wait_for_server() -> None:
+    """Give the temporary server of a flow that runs here, without PREFECT_API_URL, the time that it takes on a busy machine.
+
+    To be called before Prefect is imported.
+    """
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+
 def stop_as_ctrl_c() -> None:
     """Make SIGTERM what Ctrl-C is: the training saves its state, runs are closed as stopped, servers end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,12 +1,21 @@
 """`prdit retrain`: what `retrain/on-new-scans` runs, in this process. Heavy libraries are imported where they are needed."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.console import Json, Set, Store, clear_errors, given_path, overrides, show_result, stop_as_ctrl_c
+from flows.console import (
+    Json,
+    Set,
+    Store,
+    clear_errors,
+    given_path,
+    overrides,
+    show_result,
+    stop_as_ctrl_c,
+    wait_for_server,
+)
 
 if TYPE_CHECKING:
     from flows.retrain_setup import Setup
@@ -46,8 +55,7 @@ def retrain(
             value = foreseen(setup)
             show_result(value, as_json, lambda: _foreseen_text(value))
             return
-        # The temporary server of a run without PREFECT_API_URL starts slowly on a busy machine.
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        wait_for_server()
         from flows.retrain import retrain as run
 
         stop_as_ctrl_c()

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampler import Sampler
-from prdit_models.families.family import FAMILIES, Batch, Family, Request, Training, family_of
+from prdit_models.families.family import FAMILIES, Batch, Family, Request, Training, family_of, first_drawing
 from prdit_models.networks.config import NetworkConfig
 from prdit_models.networks.prdit import trainable_parameters
 from prdit_models.tracing import MemoryTrace
@@ -342,15 +342,11 @@ def _works(name: str, planned: Planned) -> list[Work]:
 
 
 def _drawing(planned: Planned) -> Request | None:
-    """A drawing in two steps, by a sampler that the process has; None for a family that draws no volumes."""
-    for name in ("euler", "ddim"):  # every process of ours has one of them
-        request = Request(Sampler(name, 2))
-        try:
-            planned.family.check(planned.description, planned.training.process, request)
-        except ValueError:
-            continue
-        return request
-    return None
+    """A drawing in two steps; None for a family that draws no volumes."""
+    process = planned.training.process
+    return first_drawing(
+        planned.family, planned.description, process, ("euler", "ddim"), 2
+    )  # every process of ours has one
 
 
 def _flops(planned: Planned, batch: int) -> dict[str, int]:

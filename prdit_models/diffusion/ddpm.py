@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, constrained, prepared
+from prdit_models.diffusion.process import (
+    VALIDATION_SHARES,
+    Denoiser,
+    Process,
+    Report,
+    SampleResult,
+    constrained,
+    prepared,
+)
 from prdit_models.diffusion.sampler import Sampler, stepper_of
 from prdit_models.diffusion.schedule import Transition, respaced_times
 from prdit_models.diffusion.times import check_steps, draw_steps
@@ -220,6 +228,13 @@ class DDPMProcess:
                 f"The model returned {tuple(model_output.shape)} for a state {tuple(state.shape)}; prediction {self.prediction!r} "
                 "needs the same shape. Was the model built with as many output channels as it has input channels?"
             )
+
+
+def deviations_of(process: Process, published: DDPMProcess, but: str = "") -> tuple[str, ...]:
+    """Fields of a process that differ from the published one, in sentences; one may be left out."""
+    ours, theirs = process.to_dict(), published.to_dict()
+    differing = [name for name in ours if name != but and ours[name] != theirs.get(name)]
+    return tuple(f"Process: {name} {ours[name]} (published: {theirs.get(name)})." for name in differing)
 
 
 @functools.cache

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from prdit_models.diffusion.guidance import Guided
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
-from prdit_models.families.family import Batch, Callback, HeldOut, Losses, Request, Training
+from prdit_models.families.family import VALIDATION_SEED, Batch, Callback, HeldOut, Losses, Request, Training
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import trainable_parameters
-
-_VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds can be compared
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Denoiser:
         volumes, labels = held_out.volumes, held_out.labels
         found = {}
         for name, time in process.validation_times().items():
-            seed = _VALIDATION_SEED + round(float(process.model_time(time)))
+            seed = VALIDATION_SEED + round(float(process.model_time(time)))
             total = 0.0
             for start in range(0, len(volumes), batch_size):
                 x0 = volumes[start : start + batch_size]

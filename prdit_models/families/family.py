@@ -11,6 +11,7 @@ from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.registry import Registry
 
+VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds can be compared
 Description = dict[str, Any]
 Losses = dict[str, Tensor]
 Callback = Callable[[int, int, Tensor], None]
@@ -275,6 +276,24 @@ FAMILIES: Registry[Family] = Registry(
         ),
     ),
 )
+
+
+def first_drawing(
+    family: Family,
+    description: Mapping[str, Any],
+    process: Process | None,
+    samplers: Sequence[str],
+    num_steps: int,
+) -> Request | None:
+    """How to draw from a model: by the first of these samplers that its process has; None where it draws no volumes."""
+    for name in samplers:
+        request = Request(Sampler(name, num_steps))
+        try:
+            family.check(description, process, request)
+        except ValueError:
+            continue
+        return request
+    return None
 
 
 def family_of(description: Mapping[str, Any]) -> str:

@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, softplus
 
 from prdit_models.diffusion.process import Process
-from prdit_models.families.family import Batch, Callback, Description, Given, HeldOut, Losses, Request, Training
+from prdit_models.families.family import (
+    VALIDATION_SEED,
+    Batch,
+    Callback,
+    Description,
+    Given,
+    HeldOut,
+    Losses,
+    Request,
+    Training,
+)
 from prdit_models.networks.hagan import HAGAN, REDUCTION, SLABS, Shape, decimated, slices
 
-_VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds can be compared
 _VALIDATION_DRAWN = 8  # volumes that a held-out volume is compared with
 _ENCODERS = ("slab_encoder", "code_encoder")
 _PUBLISHED_SIZES = (128, 256)
@@ -173,7 +182,7 @@ class HAGANFamily:
         say who is ahead, not how good what is drawn is.
         """
         device, shape = next(module.parameters()).device, module.shape
-        generator = torch.Generator().manual_seed(_VALIDATION_SEED)
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
         drawn = self._drawn(module, [generator] * _VALIDATION_DRAWN, batch_size).cpu()
         sums: dict[str, float] = {}
         for first in range(0, len(held_out.volumes), batch_size):
@@ -297,7 +306,7 @@ def _error(found: Tensor, wanted: Tensor) -> Tensor:
 
 def _drawn_for(shape: Shape, place: int) -> dict[str, Tensor]:
     """Position and code that a held-out volume is validated with."""
-    generator = torch.Generator().manual_seed(_VALIDATION_SEED + 1 + place)
+    generator = torch.Generator().manual_seed(VALIDATION_SEED + 1 + place)
     start = REDUCTION * torch.randint(shape.last_start // REDUCTION + 1, (), generator=generator)
     return {"start": start, "code": torch.randn(shape.code, generator=generator)}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prdit_models.diffusion.ddpm import DDPMProcess
+from prdit_models.diffusion.ddpm import DDPMProcess, deviations_of
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
 from prdit_models.families.autoencoder import FAMILY as AUTOENCODER
@@ -86,7 +86,6 @@ class Latent(Denoiser):
 
     def deviations(self, description: Mapping[str, Any], process: Process | None) -> tuple[str, ...]:
         """What of a model differs from the published one, in sentences; those of its autoencoder among them."""
-        ours, theirs = known_process(process).to_dict(), PUBLISHED_PROCESS.to_dict()
         found = [
             *AUTOENCODER.deviations(description, None),
             "The scale of the latents is measured on many training volumes (64 or all there are) instead of one batch, and stored.",
@@ -99,8 +98,7 @@ class Latent(Denoiser):
             )
         if DenoiserConfig.from_dict(description["denoiser"]) != DenoiserConfig():
             found.append(f"U-Net of another shape: {description['denoiser']}.")
-        differing = [name for name in ours if name != "clip" and ours[name] != theirs.get(name)]
-        return (*found, *(f"Process: {name} {ours[name]} (published: {theirs.get(name)})." for name in differing))
+        return (*found, *deviations_of(known_process(process), PUBLISHED_PROCESS, but="clip"))
 
     def build(
         self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False

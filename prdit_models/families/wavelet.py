@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prdit_models.diffusion.ddpm import DDPMProcess
+from prdit_models.diffusion.ddpm import DDPMProcess, deviations_of
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
 from prdit_models.families.denoiser import Denoiser, known_process
@@ -83,9 +83,7 @@ class Wavelet(Denoiser):
         if (width, groups) != (published.base_width, published.groups):
             wide = f"{published.base_width} and {published.groups}"
             found.append(f"Base width {width} and {groups} groups of the norms (published: {wide}).")
-        ours, theirs = (process or PUBLISHED_PROCESS).to_dict(), PUBLISHED_PROCESS.to_dict()
-        differing = [name for name in ours if ours[name] != theirs.get(name)]
-        return (*found, *(f"Process: {name} {ours[name]} (published: {theirs.get(name)})." for name in differing))
+        return (*found, *deviations_of(process or PUBLISHED_PROCESS, PUBLISHED_PROCESS))
 
     def build(
         self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from storage.files import naming_path, temporary_path
+from storage.phantom import MANUFACTURER
 from storage.phantom.anatomy import Anatomy
 
 
@@ -210,7 +211,7 @@ def _ct_slice(
     data.SeriesNumber = 1
     data.SeriesDescription = "Synthetic chest phantom"
     data.BodyPartExamined = "CHEST"
-    data.Manufacturer = "prdit phantom"
+    data.Manufacturer = MANUFACTURER
     data.ManufacturerModelName = "Phantom 1"
     data.ConvolutionKernel = scan.kernel
     data.KVP = 120

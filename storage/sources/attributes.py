@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from storage.phantom import MANUFACTURER
 from storage.privacy import words_of
 
 TEXT_ATTRIBUTES = (
@@ -44,7 +45,7 @@ MANUFACTURERS = {
     "picker": "Picker International, Inc.", "marconi": "Marconi Medical Systems, Inc.", "elscint": "Elscint", "imatron": "Imatron",
     "shimadzu": "SHIMADZU", "samsung": "SAMSUNG", "neurologica": "NeuroLogica", "minfound": "MinFound", "anke": "ANKE",
     "varian": "Varian Medical Systems", "elekta": "ELEKTA", "accuray": "Accuray", "electric": "GE MEDICAL SYSTEMS",
-    "prdit": "prdit phantom",
+    "prdit": MANUFACTURER,
 }  # fmt: skip
 OTHER_MANUFACTURER = "other"
 # Defined terms of Body Part Examined (PS3.16 annex L), and three that scanners write.

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from functools import cache
 
 from PIL import Image
 
@@ -9,15 +10,16 @@ from storage.artifacts import Ref
 from storage.documents.samples import Samples
 from storage.documents.split import Split
 from storage.geometry import Volume
+from storage.phantom import MANUFACTURER
 from storage.snapshots import open_snapshot
 from storage.volume_store import VolumeStore
 from tasks.model.slices import LUNG, draw_plane, orthogonal_planes
 
 NUM_SHOWN = 6
-PHANTOM = "prdit phantom"  # what stands in place of a scanner's manufacturer
 TILE, GAP, MARK = 128, 4, 9
 
 
+@cache  # the page is written again after every row
 def of_samples(samples: Ref, count: int = NUM_SHOWN) -> bytes:
     """The first volumes of a sample store, as WebP: axial slices above coronal ones. Raises: StorageError."""
     listed = Samples.load(samples.path)
@@ -35,7 +37,7 @@ def of_store(snapshot: Ref, split: Ref, size: int, edge: int, count: int = NUM_S
     """
     store, listed = open_snapshot(snapshot)
     held_out = Split.load(split.path).role("val")
-    ids = [name for name in held_out if listed.volumes[name].attributes.get("Manufacturer") == PHANTOM][:count]
+    ids = [name for name in held_out if listed.volumes[name].attributes.get("Manufacturer") == MANUFACTURER][:count]
     if not ids:
         return None
     spacing = store.spacing_mm * edge / size

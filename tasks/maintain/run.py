@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
+from storage.encoded import ENDING as ENCODED
 from storage.errors import StorageError
 from storage.files import remove_leftovers
 from storage.inbox_database import NAME as LEDGER
@@ -158,7 +159,7 @@ def places(place: Installation) -> list[Place]:
     parts = {
         "store": [
             place.store,
-            *(beside_store(place.store, ending) for ending in (".ingests", ".features", ".encoded")),
+            *(beside_store(place.store, ending) for ending in (".ingests", ".features", ENCODED)),
         ],
         "stages": [place.workdir],
         "inbox batches and ledger": [place.arrivals],

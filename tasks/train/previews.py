@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.sampler import Sampler
-from prdit_models.families.family import Request
+from prdit_models.families.family import Request, first_drawing
 from storage.files import replacing
 from storage.geometry import Volume
 from storage.lease import Guard
@@ -80,13 +79,6 @@ class Previews:
 
 
 def _request(assembly: Assembly) -> Request | None:
-    """How to draw: by the first sampler that the process has; None for a family that draws no volumes."""
+    """How to draw; None for a family that draws no volumes."""
     info = assembly.info
-    for name in ("predictor-corrector", "euler", "ddim"):
-        request = Request(Sampler(name, num_steps=_STEPS))
-        try:
-            assembly.family.check(info.model, info.process, request)
-        except ValueError:
-            continue
-        return request
-    return None
+    return first_drawing(assembly.family, info.model, info.process, ("predictor-corrector", "euler", "ddim"), _STEPS)
