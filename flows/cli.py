@@ -441,7 +441,8 @@ def _log_in() -> None:
 
         with suppress(UserError):  # the commands that need them say what is wrong with them
             for key, value in server_settings().client_variables().items():
-                os.environ.setdefault(key, value)
+                if key != "PRDIT_AUTH":  # stays what the user set: `prdit site` says whether it overrules the file
+                    os.environ.setdefault(key, value)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from flows.cli import app
+from flows.cli import _log_in, app
 from flows.site import InboxSettings, ServiceSettings, SiteConfig, load_site
 from storage.errors import ConfigError
 from tasks.inbox.config import ListenerConfig
@@ -138,6 +138,19 @@ def test_secrets_are_hidden(site_file: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "/etc/prdit/auth" in output
         assert "PRDIT_AUTH" in output
     assert "hunter2" in str(load_site(site_file).services.database)
+
+
+def test_the_login_of_the_file_is_not_said_to_be_set_in_the_environment(
+    site_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the clients log in with does not look like a choice of the user's."""
+    (site_file.parent / "login").write_text("keeper:a-long-password\n")
+    site_file.write_text("services: {auth_file: .prdit/login}\n")
+    environment: dict[str, str] = {}
+    monkeypatch.setattr("flows.cli.os.environ", environment)
+    _log_in()
+    assert environment["MLFLOW_TRACKING_USERNAME"] == "keeper"
+    assert "PRDIT_AUTH" not in environment
 
 
 def test_wrong_settings_are_wrong_usage(site_file: Path) -> None:
