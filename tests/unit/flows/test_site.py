@@ -144,7 +144,9 @@ def test_the_login_of_the_file_is_not_said_to_be_set_in_the_environment(
     site_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the clients log in with does not look like a choice of the user's."""
-    (site_file.parent / "login").write_text("keeper:a-long-password\n")
+    login = site_file.parent / "login"
+    login.write_text("keeper:a-long-password\n")
+    login.chmod(0o600)
     site_file.write_text("services: {auth_file: .prdit/login}\n")
     environment: dict[str, str] = {}
     monkeypatch.setattr("flows.cli.os.environ", environment)
