@@ -16,11 +16,11 @@ from storage.artifacts import SCRATCH
 from storage.checkpoints import load_tensors, save_tensors
 from storage.documents.encoded import EncodedOrigin
 from storage.errors import InputError, MissingArtifactError, StorageError, as_input_error
-from storage.files import naming_path, sha256_json
+from storage.files import naming_path, remove_leftovers, sha256_json
 from storage.privacy import beside_store
 from storage.volume_store import VolumeStore
 
-ENDING = ".encoded"
+_ENDING = ".encoded"
 _ENDS = ".safetensors"
 Encoded = NDArray[np.float32]
 
@@ -40,6 +40,7 @@ class EncodedVolumes:
     def __init__(self, folder: Path, origin: EncodedOrigin) -> None:
         self._key = sha256_json(origin.to_json()).removeprefix("sha256:")
         self.folder = folder / self._key[:32]
+        remove_leftovers(self.folder)
         described = self.folder / EncodedOrigin.NAME
         try:
             found = EncodedOrigin.read(described)
@@ -85,7 +86,7 @@ def encoded_folder(store: Path, directory: Path) -> Path:
         store: the volume store.
         directory: of the stage.
     """
-    folder = beside_store(store, ENDING)
+    folder = beside_store(store, _ENDING)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -100,7 +101,7 @@ def forget_encoded(store: VolumeStore, volume_ids: Iterable[str]) -> None:
         InputError: an id that no volume can have.
         UnwritableError: they cannot be deleted.
     """
-    folder = beside_store(store.path, ENDING)
+    folder = beside_store(store.path, _ENDING)
     for name in volume_ids:
         with as_input_error():
             store.record_path(name)

@@ -34,6 +34,7 @@ from storage.files import (
 )
 from storage.geometry import Int3, ViewCut, Volume, view_cut
 from storage.ome_zarr import DECODE_ERRORS, group_document, level_grid, open_level, values_digest, write_group
+from storage.privacy import BESIDE, beside_store
 
 Interpolation = Literal["cubic", "linear", "none"]
 _REPAIR = "`prdit ingest SOURCE --store {path} --repair` makes it again where SOURCE still has the scan"
@@ -277,12 +278,17 @@ class VolumeStore:
         return [*whole, *(path for path in volumes.glob(f".{volume_id}[.-]*.tmp") if is_abandoned(path))]
 
     def clean(self) -> list[Path]:
-        """Remove what killed writers left."""
+        """Remove what killed writers left in the store, and beside it."""
         folders = (
+            self.path.resolve().parent,  # of the file with the patient keys' secret, say
             self.path,
             *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions", "tombstones")),
+            *(self.path / "roles").glob("*"),
         )
-        return [path for folder in folders for path in remove_leftovers(folder)]
+        removed = [path for folder in folders for path in remove_leftovers(folder)]
+        for ending in BESIDE:
+            removed += remove_leftovers(beside_store(self.path, ending), below=True)
+        return removed
 
     def _write_files(
         self, volume: Volume, volume_id: str, attributes: dict[str, Any], scan: ScanFacts | None

@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
-from storage.encoded import ENDING as ENCODED
 from storage.errors import StorageError
 from storage.files import remove_leftovers
 from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Ledger
-from storage.privacy import beside_store
+from storage.privacy import BESIDE, beside_store
 from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
 from tasks.maintain.config import RetentionConfig
@@ -159,7 +158,7 @@ def places(place: Installation) -> list[Place]:
     parts = {
         "store": [
             place.store,
-            *(beside_store(place.store, ending) for ending in (".ingests", ".features", ENCODED)),
+            *(beside_store(place.store, ending) for ending in BESIDE),
         ],
         "stages": [place.workdir],
         "inbox batches and ledger": [place.arrivals],

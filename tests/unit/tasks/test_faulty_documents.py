@@ -1,6 +1,7 @@
 """A faulty document, wherever it is read: one sentence with its path; a cached stage is made again, a resume passes over it."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,15 @@ from tasks.evaluate.run import check as check_evaluation
 from tasks.evaluate.stage import EVALUATE
 from tasks.ingest.stage import INGEST
 from tasks.model.checkpoint import load_info
+from tasks.run.fanout import Pool
+from tasks.run.launchers.launcher import LauncherError
+from tasks.run.launchers.slurm import _end_older
 from tasks.run.recording import log_checkpoint
 from tasks.run.stage import RunContext, Stage, StageRun, run_stage
+from tasks.sample.batch import AtOnce
 from tasks.sample.config import SampleConfig
+from tasks.sample.draw import Drawing
+from tasks.sample.run import _at_once
 from tasks.sample.run import check as check_sampling
 from tasks.sample.stage import SAMPLE
 from tasks.split.config import SplitConfig
@@ -46,6 +53,7 @@ from tasks.split.stage import SPLIT
 from tasks.train.averages import FOLDER
 from tasks.train.check import check_training
 from tasks.train.gates import GatesConfig, check_gates
+from tasks.train.spec import Outcome
 from tests.factories import local_config, make_split, make_store
 from tests.logs import said
 from tests.unit.storage.documents.examples import EXAMPLES, FAULTS
@@ -275,6 +283,24 @@ def test_a_checkpoint_of_what_this_prdit_does_not_have(
         load_info(Ref(kind="checkpoint", uri=str(tmp_path), digest="sha256:0"))
     assert str(tmp_path / Checkpoint.NAME) in str(raised.value)
     assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"format_ver', b'{"job": [1]}', b"\xff"])
+def test_a_faulty_record_of_a_scratch_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    for name in ("slurm-job", "outcome-3.json", "batch.json"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LauncherError, match=re.escape(f"{tmp_path / 'slurm-job'} is damaged")):
+        _end_older(tmp_path)
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path / 'outcome-3.json'} is damaged")):
+        Outcome.find(tmp_path, 3)
+    checkpoint = Ref(kind="checkpoint", uri=str(tmp_path), digest="sha256:0")
+    with Pool(None) as pool:
+        drawing = Drawing(checkpoint, SampleConfig(), tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tasks.sample.run.at_once", lambda drawing, most: AtOnce(2, 1))
+            assert [_at_once(pool, drawing, tmp_path, 4) for _ in range(2)] == [AtOnce(2, 1)] * 2
+    (warning,) = said(caplog, logging.WARNING)  # the second time it is read
+    assert warning == f"{tmp_path / 'batch.json'} is damaged; what can be drawn at once is measured again"
 
 
 def test_source_verdicts_keep_no_path() -> None:
