@@ -26,6 +26,7 @@ from storage.files import (
     naming_path,
     put_if_absent,
     read_json,
+    reading,
     remove_leftovers,
     sha256_file,
     sha256_json,
@@ -112,7 +113,7 @@ class VolumeStore:
 
         Raises:
             MissingArtifactError: no store there.
-            DamagedArtifactError: its root cannot be read.
+            DamagedArtifactError, UnreadableError: its root is damaged, or cannot be read now.
             VersionError: another format version.
             StoreFormatError: another grid than asked for.
         """
@@ -125,9 +126,10 @@ class VolumeStore:
                 f"No volume store at {path}. Make one with `prdit ingest`, or give the run a source."
             )
         try:
-            attributes = read_json(root)["attributes"]
+            with reading(root):
+                attributes = read_json(root)["attributes"]
             values, mark = attributes["prdit"], attributes.get("synthetic")
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamagedArtifactError(
                 f"{root} is not the root of a prdit volume store. Give the folder that `prdit ingest` made; if this is it, "
                 f"the file is damaged: {StoreRoot.remedy(path)}"
@@ -405,7 +407,8 @@ class VolumeStore:
         """Raise unless a file is as committed: its size, and its bytes where `hashed`."""
         remedy = _REPAIR.format(path=self.path)
         try:
-            size = path.stat().st_size
+            with reading(path):
+                size = path.stat().st_size
         except FileNotFoundError:
             raise MissingArtifactError(
                 f"{path} is missing: volume {volume_id} was committed with it. {remedy}."

@@ -1,5 +1,6 @@
 """A faulty document, wherever it is read: one sentence with its path; a cached stage is made again, a resume passes over it."""
 
+import errno
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from storage.documents.samples import Samples
 from storage.documents.split import Split
 from storage.documents.training_state import GROUPS, TrainingState
 from storage.documents.verdicts import IngestReport, SourceVerdicts
-from storage.errors import StorageError
+from storage.errors import StorageError, UnreadableError
+from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.average.config import AverageConfig
 from tasks.average.run import average_stage
@@ -35,6 +37,7 @@ from tasks.evaluate.lineage import store_facts, trace
 from tasks.evaluate.run import check as check_evaluation
 from tasks.evaluate.stage import EVALUATE
 from tasks.ingest.stage import INGEST
+from tasks.maintain.verify import verify_store
 from tasks.model.checkpoint import load_info
 from tasks.run.fanout import Pool
 from tasks.run.launchers.launcher import LauncherError
@@ -214,6 +217,54 @@ def test_a_cached_stage_whose_record_is_faulty_is_made_again(
     assert str(path) in warning
     assert warning.isprintable()
     assert run() == (ref, True)
+
+
+@pytest.mark.parametrize("name", [Provenance.NAME, "result"])
+def test_a_cached_stage_that_cannot_be_read_now_is_kept(tmp_path: Path, name: str) -> None:
+    stage, made = Stage("split", "split", recipe=1), list[int]()
+
+    def body(run: StageRun) -> None:
+        made.append(1)
+        (run.directory / "result").write_text("whole")
+
+    def run() -> Ref:
+        return run_stage(stage, inputs={}, config={}, context=RunContext(workdir=tmp_path), body=body).ref
+
+    ref = run()
+    path = ref.path / name
+    with unreadable(path), pytest.raises(UnreadableError) as raised:
+        run()
+    assert str(raised.value) == f"{path} cannot be read (Permission denied): check its permissions and the disk."
+    assert (run(), made) == (ref, [1])
+
+
+def test_a_store_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    store = VolumeStore.open(make_store(tmp_path / "store").path)
+    root, shard = store.path / "zarr.json", next(store.path.glob("volumes/v0-*/0/c/0/0/0"))
+    with unreadable(root):
+        with pytest.raises(UnreadableError, match=re.escape(f"{root} cannot be read (Permission denied)")):
+            VolumeStore.open(store.path)
+        found = verify_store(store.path, num_workers=1)[0]
+    assert [(one.kind, "cannot be read (Permission denied)" in one.message) for one in found] == [("root", True)]
+    with unreadable(shard):
+        finding = check_volume(store, "v0")
+    assert finding is not None
+    assert finding.message == f"{shard} cannot be read (Permission denied): check its permissions and the disk."
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Access to the file is denied, to root as well, for the time of the block."""
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        yield
 
 
 @pytest.mark.parametrize("fault", FAULTS)
