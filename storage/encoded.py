@@ -7,6 +7,7 @@ or copied from elsewhere, is not read.
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,8 @@ class EncodedVolumes:
         except MissingArtifactError:
             origin.put(described)
             found = origin
+        with suppress(OSError):  # a folder that is not ours, or read-only
+            os.utime(described)  # it is used: what is not for long is removed by maintenance
         wanted, there = origin.to_json(), found.to_json()
         if other := [name for name in wanted if wanted[name] != there[name]]:
             differing = "; ".join(f"{name} {there[name]} instead of {wanted[name]}" for name in other)
@@ -92,6 +95,11 @@ def encoded_folder(store: Path, directory: Path) -> Path:
     except OSError:
         return directory / SCRATCH / "encoded"
     return folder if os.access(folder, os.W_OK) else directory / SCRATCH / "encoded"
+
+
+def encoded_folders(store: Path) -> list[Path]:
+    """The folders of all origins that are kept beside a store."""
+    return sorted(path for path in beside_store(store, _ENDING).glob("[!.]*") if path.is_dir())
 
 
 def forget_encoded(store: VolumeStore, volume_ids: Iterable[str]) -> None:

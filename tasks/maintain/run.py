@@ -20,7 +20,7 @@ from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import free_bytes
-from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, stages
+from tasks.maintain.retention import Old, checkpoints, old_encoded, old_records, remove_old, stages
 from tasks.maintain.verify import verify_store
 from tasks.prune.plan import BUSY, Checkpoints, plan, size_of
 from tasks.prune.remove import remove_all
@@ -124,7 +124,8 @@ def _prune_stages(place: Installation, config: RetentionConfig) -> list[Removal]
 
 def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:
     leftovers = remove_leftovers(place.workdir, below=True) if place.workdir.is_dir() else []
-    removed = _counted(remove_old(old_records(place.workdir, place.errors, config, place.checkpoints(config))))
+    old = old_records(place.workdir, place.errors, config, place.checkpoints(config))
+    removed = _counted(remove_old([*old, *old_encoded(place.store, config)]))
     if (place.arrivals / LEDGER).exists() and (count := remove_finished(Ledger(place.arrivals))):
         removed.append(Removal(what="folder of a finished batch", count=count, size_bytes=0))
     if leftovers:
