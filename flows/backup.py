@@ -29,7 +29,14 @@ from flows.site import load_site
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import ConfigError, DamagedArtifactError
-from storage.files import fsync_directory, fsync_tree, naming_path, sha256_file, temporary_path
+from storage.files import (
+    fsync_directory,
+    fsync_tree,
+    naming_path,
+    remove_leftovers,
+    sha256_file,
+    temporary_path,
+)
 from storage.inbox_database import NAME as LEDGER
 from storage.tombstones import FOLDER as TOMBSTONES
 
@@ -63,6 +70,7 @@ def backup(folder: Path, state_dir: Path) -> BackupDocument:
     states = {database.name: schema(database) for database in pair}
     with naming_path(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent)  # half a back-up has the secret of the patient keys, too
         place = temporary_path(folder)
         place.mkdir(mode=0o700)
         try:

@@ -100,7 +100,7 @@ def _text(config: "BenchmarkConfig", found: "Sequence[Entry]", sizes: "Mapping[s
     from rich.table import Table
 
     out = io.StringIO()
-    console = Console(file=out, width=_WIDTH, highlight=False)
+    console = Console(file=out, width=_WIDTH, highlight=False, markup=False)
     view = config.view
     console.print(
         f"{config.title}: {len(sizes)} rows x {len(config.seeds)} seeds of {view.size}³ voxels; budget of each: {config.budget}; "
@@ -126,5 +126,5 @@ def _text(config: "BenchmarkConfig", found: "Sequence[Entry]", sizes: "Mapping[s
     console.print(table)
     for name, size in sizes.items():
         for sentence in size.deviations:
-            console.print(f"{name}: {sentence}", markup=False)
+            console.print(f"{name}: {sentence}")
     return out.getvalue().rstrip()

@@ -67,16 +67,14 @@ def comparison_text(comparison: "Comparison") -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    console = Console(file=out, width=_WIDTH, highlight=False)
+    console = Console(file=out, width=_WIDTH, highlight=False, markup=False)
     for run in comparison.runs:
-        console.print(
-            f"{run.label}  {run.name}, {run.n_generated} samples against {run.n_real} real volumes", markup=False
-        )
+        console.print(f"{run.label}  {run.name}, {run.n_generated} samples against {run.n_real} real volumes")
     for run in comparison.runs:
         for sentence in run.warnings:
-            console.print(f"{run.label}: {sentence}", markup=False)
+            console.print(f"{run.label}: {sentence}")
     for note in comparison.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     console.print(_figure_table(comparison))
     if comparison.settings:
         console.print(_setting_table(comparison))

@@ -25,13 +25,26 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
+def given_name(text: str) -> str:
+    """The name of a configuration or policy; empty text would silently mean the default."""
+    if not text.strip():
+        raise typer.BadParameter("the name is empty; is a shell variable unset? Leave the option out for the default.")
+    return text
+
+
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout, of an error, too.")
 ]
 Config = Annotated[str, typer.Option("--config", "-c", help="Named configuration or a YAML file.")]
 SiteOrConfig = Annotated[
     str | None,
-    typer.Option("--config", "-c", help="Named configuration or a YAML file (default: the site's settings)."),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="TEXT",
+        help="Named configuration or a YAML file (default: the site's settings).",
+        parser=given_name,
+    ),
 ]
 Set = Annotated[
     list[str] | None,

@@ -56,7 +56,7 @@ def plan_text(config: str, plan: dict[str, Any]) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    console = Console(file=out, width=_WIDTH, highlight=False)
+    console = Console(file=out, width=_WIDTH, highlight=False, markup=False)
     batches = ", ".join(f"{name} {batch}" for name, batch in plan["batch"].items())
     console.print(f"Configuration {config}; volumes computed together: {batches}")
     for table in (_work_table(plan), _cpu_table(plan), _gpu_table(plan)):

@@ -102,7 +102,7 @@ def prune_text(value: dict[str, Any], yes: bool) -> str:
         size = f"{row['size_bytes'] / _GB:.3f}"
         table.add_row(what, row["stage"], row["key"][:8], f"{row['age_days']:.1f}", size, row["why"])
     out = io.StringIO()
-    Console(file=out, width=_WIDTH, highlight=False).print(table)
+    Console(file=out, width=_WIDTH, highlight=False, markup=False).print(table)
     number = sum(row["removed"] if yes else row["removable"] for row in stages)
     size = f"{value['removed_bytes' if yes else 'removable_bytes'] / _GB:.3f} GB"
     if yes:

@@ -8,8 +8,10 @@ import typer
 from flows.console import (
     Json,
     Set,
+    SiteOrConfig,
     Store,
     clear_errors,
+    given_name,
     given_path,
     overrides,
     show_result,
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
 
 
 def retrain(
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Named configuration or a YAML file; default: the site's.")
-    ] = None,
+    config: SiteOrConfig = None,
     policy: Annotated[
-        str | None, typer.Option(help="Policy by name (default, eager, cautious) or a YAML file; default: the site's.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Policy by name (default, eager, cautious) or a YAML file; default: the site's.",
+            parser=given_name,
+        ),
     ] = None,
     inbox: Annotated[Path | None, typer.Option(help="Inbox (default: the site's).", parser=given_path)] = None,
     arrivals: Annotated[

@@ -119,7 +119,12 @@ def call_api(services: Services, method: str, path: str, body: Any = None, *, ti
         LoginError: the server asks for a login that we have not.
     """
     text = _request(services.prefect_api_url + path, method, body, timeout_s, server_settings())
-    return json.loads(text) if text else None
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise ServiceError(
+            f"{services.prefect_api_url}{path} answers with something else than JSON: is it Prefect?"
+        ) from error
 
 
 def is_healthy(services: Services, name: str) -> bool:

@@ -7,6 +7,7 @@ or copied from elsewhere, is not read.
 import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from storage.artifacts import SCRATCH
 from storage.checkpoints import load_tensors, save_tensors
 from storage.documents.encoded import EncodedOrigin
 from storage.errors import InputError, MissingArtifactError, StorageError, as_input_error
-from storage.files import naming_path, sha256_json
+from storage.files import naming_path, remove_leftovers, sha256_json
 from storage.privacy import beside_store
 from storage.volume_store import VolumeStore
 
-ENDING = ".encoded"
+_ENDING = ".encoded"
 _ENDS = ".safetensors"
 Encoded = NDArray[np.float32]
 
@@ -40,12 +41,15 @@ class EncodedVolumes:
     def __init__(self, folder: Path, origin: EncodedOrigin) -> None:
         self._key = sha256_json(origin.to_json()).removeprefix("sha256:")
         self.folder = folder / self._key[:32]
+        remove_leftovers(self.folder)
         described = self.folder / EncodedOrigin.NAME
         try:
             found = EncodedOrigin.read(described)
         except MissingArtifactError:
             origin.put(described)
             found = origin
+        with suppress(OSError):  # a folder that is not ours, or read-only
+            os.utime(described)  # it is used: what is not for long is removed by maintenance
         wanted, there = origin.to_json(), found.to_json()
         if other := [name for name in wanted if wanted[name] != there[name]]:
             differing = "; ".join(f"{name} {there[name]} instead of {wanted[name]}" for name in other)
@@ -85,12 +89,17 @@ def encoded_folder(store: Path, directory: Path) -> Path:
         store: the volume store.
         directory: of the stage.
     """
-    folder = beside_store(store, ENDING)
+    folder = beside_store(store, _ENDING)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return directory / SCRATCH / "encoded"
     return folder if os.access(folder, os.W_OK) else directory / SCRATCH / "encoded"
+
+
+def encoded_folders(store: Path) -> list[Path]:
+    """The folders of all origins that are kept beside a store."""
+    return sorted(path for path in beside_store(store, _ENDING).glob("[!.]*") if path.is_dir())
 
 
 def forget_encoded(store: VolumeStore, volume_ids: Iterable[str]) -> None:
@@ -100,7 +109,7 @@ def forget_encoded(store: VolumeStore, volume_ids: Iterable[str]) -> None:
         InputError: an id that no volume can have.
         UnwritableError: they cannot be deleted.
     """
-    folder = beside_store(store.path, ENDING)
+    folder = beside_store(store.path, _ENDING)
     for name in volume_ids:
         with as_input_error():
             store.record_path(name)

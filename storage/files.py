@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from storage.errors import UnwritableError
+from storage.errors import StorageError, UnreadableError, UnwritableError
 from storage.processes import process_ended, process_token
 
 _CHUNK = 1 << 20
@@ -44,6 +44,19 @@ _warned: set[tuple[int, str]] = set()  # what `warn_once` has said, by device
 logger = logging.getLogger("prdit.files")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the refusal to read a file (denied, disk error) into an `UnreadableError` that names it; a missing one stays missing."""
+    try:
+        yield
+    except (FileNotFoundError, StorageError):
+        raise
+    except OSError as error:
+        refused = UnreadableError(f"{path} cannot be read ({error.strerror}): check its permissions and the disk.")
+        refused.errno = error.errno
+        raise refused from error
+
+
 # ---- hashes and JSON ---------------------------------------------------------------------------------------------------
 
 
@@ -63,9 +76,9 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in 1 MiB pieces."""
+    """Hex SHA-256 of a file's content, read in 1 MiB pieces. Raises: UnreadableError; FileNotFoundError."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with reading(path), path.open("rb") as stream:
         while piece := stream.read(_CHUNK):
             digest.update(piece)
     return digest.hexdigest()

@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import StorageError
+from pydantic import TypeAdapter
+
+from storage.errors import DamagedArtifactError, StorageError
 from storage.files import (
     fsync_directory,
     fsync_tree,
     naming_path,
-    read_json,
     remove_leftovers,
     temporary_path,
     write_json_atomic,
@@ -186,11 +187,17 @@ class Outbox:
         shutil.rmtree(self.file(run, name).parent, ignore_errors=True)
 
     def sent(self, run: str) -> Sent:
-        """How far the server has a run; nothing where the file is missing."""
+        """How far the server has a run; nothing where the file is missing. Raises: DamagedArtifactError."""
+        path = self.folder / run / _SENT
         try:
-            return Sent(**read_json(self.folder / run / _SENT))
+            return TypeAdapter(Sent).validate_json(path.read_bytes())
         except FileNotFoundError:
             return Sent()
+        except ValueError as error:
+            raise DamagedArtifactError(
+                f"{path} is damaged: how far MLflow has this run is not known, and nothing more of it is sent. Its results are in "
+                "the working folder; remove its folder."
+            ) from error
 
     def save_sent(self, run: str, sent: Sent) -> None:
         """Note how far the server has a run."""

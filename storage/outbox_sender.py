@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storage.errors import LockedError
+from storage.errors import DamagedArtifactError, LockedError
 from storage.locks import locked
 from storage.outbox import FORMAT, Outbox, Record, RefusedError, Sent, ServerAwayError, UploadError
 
@@ -125,7 +125,7 @@ class Sender:
         """A run's id on the server; empty where it was not created within `wait_s`, or its server is known not to answer."""
         deadline = time.monotonic() + wait_s
         while True:
-            found = self._ids.get(run) or self.outbox.sent(run).run_id
+            found = self._ids.get(run) or self._sent(run).run_id
             if found:
                 self._ids[run] = found
             if found or time.monotonic() >= deadline or self._is_away(run) or not self.outbox.has(run):
@@ -148,10 +148,10 @@ class Sender:
         began = moved = time.monotonic()
         passes, before = self._passes, -1
         while True:
-            left = [run for run in list(self._mine) if run not in self._unsendable and not self.outbox.is_sent(run)]
+            left = [run for run in list(self._mine) if run not in self._unsendable and not self._is_sent(run)]
             if not left:
                 return 0
-            now, offsets = time.monotonic(), sum(self.outbox.sent(run).offset for run in left)
+            now, offsets = time.monotonic(), sum(self._sent(run).offset for run in left)
             if offsets != before:
                 before, moved = offsets, now
             away = bool(self._fault) or all(self._is_away(run) for run in left)
@@ -166,8 +166,20 @@ class Sender:
 
     def _is_away(self, run: str) -> bool:
         with suppress(FileNotFoundError):
-            address = self._addresses.get(self.outbox.sent(run).uri or self.outbox.first(run)["uri"])
+            address = self._addresses.get(self._sent(run).uri or self.outbox.first(run)["uri"])
             return bool(address and (address.failed or address.refused))
+        return False
+
+    def _sent(self, run: str) -> Sent:
+        """How far the server has a run, as far as known; the thread says where that is damaged, and passes the run over."""
+        try:
+            return self.outbox.sent(run)
+        except DamagedArtifactError:
+            return Sent()
+
+    def _is_sent(self, run: str) -> bool:
+        with suppress(DamagedArtifactError):
+            return self.outbox.is_sent(run)
         return False
 
     # ---- the thread ---------------------------------------------------------------------------------------------------
@@ -212,7 +224,7 @@ class Sender:
                         self._send(run, hurry)
                     except FileNotFoundError:  # removed by the process that sent before us
                         continue
-                    except (RefusedError, ValueError, KeyError, StopIteration) as error:
+                    except (RefusedError, DamagedArtifactError, ValueError, KeyError, StopIteration) as error:
                         self._unsendable.add(run)
                         logger.warning("%s cannot be sent to MLflow: %s", self.outbox.folder / run, error)
         except LockedError:
@@ -255,7 +267,7 @@ class Sender:
         """Whether a run's parent is still to be created: clocks of two machines may have put it behind its child."""
         if not parent or parent in self._unsendable or not self.outbox.has(parent):
             return False
-        return not self.outbox.sent(parent).run_id
+        return not self._sent(parent).run_id
 
     def _create(self, server: "Server", run: str, record: Record, sent: Sent) -> Sent | None:
         """Create a run on the server, or find the one of a try that got no answer; None where the server is away.
@@ -282,7 +294,7 @@ class Sender:
         parent = record["parent"]
         if not parent:
             return ""
-        return self.outbox.sent(parent).run_id or next(iter(server.find_runs(experiment_id, parent)), "")
+        return self._sent(parent).run_id or next(iter(server.find_runs(experiment_id, parent)), "")
 
     def _deliver(self, server: "Server", run: str, record: Record, sent: Sent) -> bool:
         """Put a record on the server, or set it aside where it is refused; False where the server is away."""

@@ -26,6 +26,7 @@ from storage.files import (
     naming_path,
     put_if_absent,
     read_json,
+    reading,
     remove_leftovers,
     sha256_file,
     sha256_json,
@@ -34,6 +35,7 @@ from storage.files import (
 )
 from storage.geometry import Int3, ViewCut, Volume, view_cut
 from storage.ome_zarr import DECODE_ERRORS, group_document, level_grid, open_level, values_digest, write_group
+from storage.privacy import BESIDE, beside_store
 
 Interpolation = Literal["cubic", "linear", "none"]
 _REPAIR = "`prdit ingest SOURCE --store {path} --repair` makes it again where SOURCE still has the scan"
@@ -111,7 +113,7 @@ class VolumeStore:
 
         Raises:
             MissingArtifactError: no store there.
-            DamagedArtifactError: its root cannot be read.
+            DamagedArtifactError, UnreadableError: its root is damaged, or cannot be read now.
             VersionError: another format version.
             StoreFormatError: another grid than asked for.
         """
@@ -124,9 +126,10 @@ class VolumeStore:
                 f"No volume store at {path}. Make one with `prdit ingest`, or give the run a source."
             )
         try:
-            attributes = read_json(root)["attributes"]
+            with reading(root):
+                attributes = read_json(root)["attributes"]
             values, mark = attributes["prdit"], attributes.get("synthetic")
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamagedArtifactError(
                 f"{root} is not the root of a prdit volume store. Give the folder that `prdit ingest` made; if this is it, "
                 f"the file is damaged: {StoreRoot.remedy(path)}"
@@ -277,12 +280,17 @@ class VolumeStore:
         return [*whole, *(path for path in volumes.glob(f".{volume_id}[.-]*.tmp") if is_abandoned(path))]
 
     def clean(self) -> list[Path]:
-        """Remove what killed writers left."""
+        """Remove what killed writers left in the store, and beside it."""
         folders = (
+            self.path.resolve().parent,  # of the file with the patient keys' secret, say
             self.path,
             *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions", "tombstones")),
+            *(self.path / "roles").glob("*"),
         )
-        return [path for folder in folders for path in remove_leftovers(folder)]
+        removed = [path for folder in folders for path in remove_leftovers(folder)]
+        for ending in BESIDE:
+            removed += remove_leftovers(beside_store(self.path, ending), below=True)
+        return removed
 
     def _write_files(
         self, volume: Volume, volume_id: str, attributes: dict[str, Any], scan: ScanFacts | None
@@ -399,7 +407,8 @@ class VolumeStore:
         """Raise unless a file is as committed: its size, and its bytes where `hashed`."""
         remedy = _REPAIR.format(path=self.path)
         try:
-            size = path.stat().st_size
+            with reading(path):
+                size = path.stat().st_size
         except FileNotFoundError:
             raise MissingArtifactError(
                 f"{path} is missing: volume {volume_id} was committed with it. {remedy}."

@@ -71,6 +71,14 @@ class Provenance(Document):
     forgotten: str = ""
     redacted: dict[str, str] = Field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, values: Any, where: str) -> Self:
+        """As `Document.from_json`; inputs without a uri, as MLflow has them, have an empty one."""
+        if isinstance(values, dict) and isinstance(inputs := values.get("inputs"), dict):
+            placed = {role: {"uri": ""} | ref if isinstance(ref, dict) else ref for role, ref in inputs.items()}
+            values = values | {"inputs": placed}
+        return super().from_json(values, where)
+
     def to_json(self) -> dict[str, Any]:
         """The content of the file; without the cost of what is no training, and what is said of one of which something was
         forgotten.

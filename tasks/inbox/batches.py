@@ -30,7 +30,7 @@ from storage.files import (
     temporary_path,
     write_bytes_atomic,
 )
-from storage.inbox_ledger import BATCHES, Batch, Ledger, RecordedFile
+from storage.inbox_ledger import BATCHES, PICTURES, Batch, Ledger, RecordedFile
 from storage.locks import locked
 from storage.sources.opening import open_regular
 from storage.sources.source import as_utf8
@@ -91,7 +91,8 @@ def remove_finished(ledger: Ledger) -> int:
                 shutil.rmtree(aside, ignore_errors=True)
             ledger.forget_files_of(batch.number)
             removed += 1
-        remove_leftovers(ledger.folder / BATCHES)
+        for name in (BATCHES, PICTURES):
+            remove_leftovers(ledger.folder / name)
     return removed
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from storage.documents.promotion import Decision
 from storage.documents.run_record import RunDocument
+from storage.encoded import encoded_folders
 from storage.files import naming_path
 from storage.registry import FETCHED, ModelVersion
 from tasks.maintain.config import RetentionConfig
@@ -107,6 +108,16 @@ def old_records(workdir: Path, errors: Path, config: RetentionConfig, which: Che
         if now - newest >= days * _DAY_S:
             found.append(Old(what, path, size))
     return found
+
+
+def old_encoded(store: Path, config: RetentionConfig) -> list[Old]:
+    """Encoded volumes beside a store that no training has begun with for long: each snapshot has its own."""
+    found = [(path, *size_and_time(path)) for path in encoded_folders(store)]
+    return [
+        Old("encoded volumes", path, size)
+        for path, size, newest in found
+        if time.time() - newest >= max(config.keep_days, _LONGEST_RUN_DAYS) * _DAY_S
+    ]
 
 
 def remove_old(found: Iterable[Old]) -> list[Old]:

@@ -11,17 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
-from storage.encoded import ENDING as ENCODED
 from storage.errors import StorageError
 from storage.files import remove_leftovers
 from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Ledger
-from storage.privacy import beside_store
+from storage.privacy import BESIDE, beside_store
 from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
 from tasks.maintain.config import RetentionConfig
 from tasks.maintain.disk import free_bytes
-from tasks.maintain.retention import Old, checkpoints, old_records, remove_old, stages
+from tasks.maintain.retention import Old, checkpoints, old_encoded, old_records, remove_old, stages
 from tasks.maintain.verify import verify_store
 from tasks.prune.plan import BUSY, Checkpoints, plan, size_of
 from tasks.prune.remove import remove_all
@@ -125,7 +124,8 @@ def _prune_stages(place: Installation, config: RetentionConfig) -> list[Removal]
 
 def _prune_files(place: Installation, config: RetentionConfig) -> list[Removal]:
     leftovers = remove_leftovers(place.workdir, below=True) if place.workdir.is_dir() else []
-    removed = _counted(remove_old(old_records(place.workdir, place.errors, config, place.checkpoints(config))))
+    old = old_records(place.workdir, place.errors, config, place.checkpoints(config))
+    removed = _counted(remove_old([*old, *old_encoded(place.store, config)]))
     if (place.arrivals / LEDGER).exists() and (count := remove_finished(Ledger(place.arrivals))):
         removed.append(Removal(what="folder of a finished batch", count=count, size_bytes=0))
     if leftovers:
@@ -159,7 +159,7 @@ def places(place: Installation) -> list[Place]:
     parts = {
         "store": [
             place.store,
-            *(beside_store(place.store, ending) for ending in (".ingests", ".features", ENCODED)),
+            *(beside_store(place.store, ending) for ending in BESIDE),
         ],
         "stages": [place.workdir],
         "inbox batches and ledger": [place.arrivals],

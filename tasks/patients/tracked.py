@@ -1,14 +1,13 @@
 """What MLflow has of a patient: artifacts that say or show something, and runs, models and versions that learned from one."""
 
-import json
+import logging
 from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
-from pydantic import ValidationError
-
 from storage.artifacts import PROVENANCE
+from storage.documents.provenance import Provenance
+from storage.errors import StorageError
 from storage.outbox import RefusedError, ServerAwayError
-from storage.refs import Ref
 from storage.registry import CHALLENGER, CHAMPION, DIGEST, REFUSED, ModelVersion, Registry
 from storage.tracking import TrackingUnavailableError
 from tasks.patients.made import Made
@@ -19,6 +18,7 @@ FORGOTTEN = (
 )
 _SHOWING = ("evaluate", "ingest", "split")  # stages whose runs have files that name volumes
 _STAGE = "prdit.stage"
+logger = logging.getLogger("prdit.patients")
 
 
 class Tracked:
@@ -49,13 +49,15 @@ class Tracked:
         for run_id, tags in self._runs.items():
             if not tags.get(DIGEST) or tags[DIGEST] in known or PROVENANCE not in self._server.artifact_names(run_id):
                 continue
+            where = f"{PROVENANCE} of MLflow run {run_id}"
             try:
-                record = json.loads(self._server.read_artifact(run_id, PROVENANCE))
-                inputs = {role: Ref(uri="", **one) for role, one in record["inputs"].items()}
-                one = Made(record["kind"], record["digest"], record["stage"], inputs, "", record["created"], "", run_id)
-            except (ValueError, KeyError, TypeError, ValidationError):
-                continue  # a record of another version
-            found.append(one)
+                record = Provenance.parse(self._server.read_artifact(run_id, PROVENANCE), where)
+            except StorageError as error:
+                logger.warning("what a run was made from is not known: %s", error)
+                continue
+            record = record.with_places(lambda role, ref: "")
+            kind, inputs = record.kind, record.inputs
+            found.append(Made(kind, record.digest, record.stage, inputs, "", record.created, "", run_id))
         return found
 
     def runs_of(self, digests: Collection[str]) -> dict[str, str]:

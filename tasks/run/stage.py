@@ -29,7 +29,7 @@ from storage.artifacts import (
     verify_artifact,
 )
 from storage.documents.pending import Pending
-from storage.errors import StorageError
+from storage.errors import StorageError, UnreadableError
 from storage.files import fsync_directory, naming_path, remove_leftovers
 from storage.locks import locked
 from storage.tracking import Tracker, flush
@@ -228,7 +228,10 @@ def _compute(
 
 
 def _verified_hit(stage: Stage, directory: Path, still_valid: Callable[[Path], bool] | None) -> Ref | None:
-    """The committed artifact if it is undamaged; otherwise remove what is left of it (scratch stays) and log why."""
+    """The committed artifact if it is undamaged; otherwise remove what is left of it (scratch stays) and log why.
+
+    Raises: UnreadableError: it is not known to be damaged, so nothing is removed.
+    """
     try:
         ref = committed_ref(directory)
         if ref is None:
@@ -237,6 +240,8 @@ def _verified_hit(stage: Stage, directory: Path, still_valid: Callable[[Path], b
         if still_valid is None or still_valid(directory):
             return ref
         logger.info("%s: what it made has changed since; running again", stage.name)
+    except UnreadableError:
+        raise
     except StorageError as error:
         logger.warning("%s: the cached artifact is incomplete or damaged and is made again: %s", stage.name, error)
     with naming_path(directory):

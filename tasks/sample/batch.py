@@ -3,9 +3,10 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from prdit_models.tracing import MemoryTrace
@@ -107,8 +108,8 @@ class AtOnce:
         batches: drawn at the same time, by a thread each.
     """
 
-    batch: int
-    batches: int
+    batch: Annotated[int, Field(ge=1)]
+    batches: Annotated[int, Field(ge=1)]
 
 
 def at_once(drawing: Drawing, most: int) -> AtOnce:

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from storage.artifacts import SCRATCH, Ref
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.samples import Excluded, Redraw, SamplerSettings, Samples, Verdict
 from storage.documents.synthetic import Synthetic
 from storage.errors import ComputationError, InputError, as_input_error
-from storage.files import read_json, write_json_atomic
+from storage.files import write_json_atomic
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.run.fanout import Pool
@@ -137,7 +138,10 @@ def _at_once(pool: Pool, drawing: Drawing, scratch: Path, most: int) -> AtOnce:
     """What a process draws at once, asked of one of them; a batch that was measured before is kept, and with it the bits."""
     record = scratch / _BATCH
     if drawing.config.batch_size is None and record.exists():
-        return AtOnce(**read_json(record))
+        try:
+            return TypeAdapter(AtOnce).validate_json(record.read_bytes())
+        except ValueError:
+            logger.warning("%s is damaged; what can be drawn at once is measured again", record)
     if pool.here:
         found = at_once(drawing, most)
     else:

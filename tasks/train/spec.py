@@ -101,9 +101,14 @@ class Outcome(BaseModel):
 
     @classmethod
     def find(cls, scratch: Path, token: int) -> "Outcome | None":
-        """That of a launch; None where it has none."""
+        """That of a launch; None where it has none. Raises: DamagedArtifactError."""
         path = _outcome_file(scratch, token)
-        return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+        try:
+            return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+        except ValueError as error:
+            raise errors.DamagedArtifactError(
+                f"{path} is damaged: how launch {token} of the training ended is not known. Run it again: it resumes."
+            ) from error
 
 
 def _outcome_file(scratch: Path, token: int) -> Path:

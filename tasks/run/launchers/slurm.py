@@ -4,7 +4,6 @@ A job that nears its time limit gets a signal, lets its ranks save, and requeues
 This process follows it through all of that, by job id.
 """
 
-import json
 import logging
 import shlex
 import shutil
@@ -12,10 +11,12 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from storage.files import write_text_atomic
+from pydantic import TypeAdapter
+
+from storage.files import write_json_atomic
 from tasks.run.launchers.config import LauncherConfig
 from tasks.run.launchers.launcher import (
     LOOK_S,
@@ -57,6 +58,14 @@ _NEVER = (
     "perjob",
 )
 logger = logging.getLogger("prdit.launch")
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """What is kept of a job while it runs: its number, and the launch that it is of."""
+
+    job: str
+    token: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class SlurmLauncher:
         number = _sbatch(_script(job, order, config), words).split(";")[0]
         follower = _Follower(number)
         try:
-            write_text_atomic(job.folder / _JOB_FILE, json.dumps({"job": number, "token": job.token}))
+            write_json_atomic(job.folder / _JOB_FILE, asdict(_Submitted(number, job.token)))
             logger.info("%s is Slurm job %s; its log is %s", job.name, number, str(log).replace("%j", number))
             while not follower.ended:
                 watch()
@@ -310,7 +319,13 @@ def _end_older(folder: Path) -> None:
     path = folder / _JOB_FILE
     if not path.is_file():
         return
-    number = str(json.loads(path.read_text(encoding="utf-8"))["job"])
+    try:
+        number = TypeAdapter(_Submitted).validate_json(path.read_bytes()).job
+    except ValueError as error:
+        raise LauncherError(
+            f"{path} is damaged, and says no more which Slurm job an earlier launch has left.",
+            "Make sure that none of this training runs (`squeue --me`), remove the file, then run again.",
+        ) from error
     follower = _Follower(number)
     with suppress(LauncherError):
         follower.look(now=True)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from flows.benchmark import benchmark_of
+from flows.benchmark_command import _text
 from flows.benchmark_config import BenchmarkConfig, Entry, entries, load_benchmark
 from flows.benchmark_run import BenchmarkRun, check, check_data
 from flows.config import load_config
@@ -94,6 +95,10 @@ def test_titles_and_places_do_not_change_the_digest(tmp_path: Path) -> None:
     other = mine(tmp_path, title="Another", store="/elsewhere", rows={"mine": ROW | {"title": "Renamed"}})
     assert other.digest() == mine(tmp_path).digest()
     assert mine(tmp_path, num_volumes=5).digest() != other.digest()
+
+
+def test_a_title_is_shown_as_it_is(tmp_path: Path) -> None:
+    assert _text(mine(tmp_path, title="[/x] [b]Mine"), [], {}).startswith("[/x] [b]Mine: 0 rows x 3 seeds")
 
 
 @pytest.mark.parametrize(

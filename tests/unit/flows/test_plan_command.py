@@ -1,6 +1,7 @@
 """`prdit plan` from the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -23,10 +24,14 @@ def test_json_has_published_counts_and_estimates() -> None:
     assert (found["configuration"], found["batch"]) == ("published/lidc-128", {"local": 2, "global": 2})
 
 
-def test_text_shows_the_refiner_and_says_estimate() -> None:
-    done = runner.invoke(app, ["plan", "--config", "tiny", "--set", "recipe.refiner.enabled=true"])
+def test_text_shows_the_refiner_and_says_estimate(tmp_path: Path) -> None:
+    config = tmp_path / "[" / "tiny].yaml"  # read as the closing tag [/tiny] it would end in a traceback
+    config.parent.mkdir()
+    config.write_text("base: tiny\n")
+    done = runner.invoke(app, ["plan", "--config", str(config), "--set", "recipe.refiner.enabled=true"])
     assert done.exit_code == 0, done.output
     for words in (
+        "[/tiny].yaml",
         "train refiner, fp32",
         "sample refiner, bf16",
         "GPU memory (estimate)",

@@ -23,6 +23,7 @@ from storage.locks import locked
 from storage.metric_stream import MetricStream
 from storage.outbox import Outbox, Sent
 from storage.tracking import Tracker, TrackingUnavailableError, attach
+from tests.logs import said
 from tests.mlflow_process import Server
 from tests.ports import free_ports
 from tests.processes import PATIENCE_S, wait_for
@@ -404,6 +405,24 @@ def test_a_process_that_ended_before_it_removed_what_was_sent(local: Local, tmp_
     sent(tracker, start(tracker))
     assert not (local.outbox / run).exists()
     assert len(client.search_runs([tracker.experiment_id])) == 2
+
+
+@pytest.mark.parametrize("content", ["[]", '{"offset": ', '{"offset": "far"}'])
+def test_a_run_whose_state_is_damaged_holds_no_other(
+    local: Local, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    tracker, _ = local()
+    run = start(tracker)
+    sent(tracker, run)
+    state = local.outbox / run / "sent.json"
+    state.write_text(content)
+    other = start(tracker)
+    tracker.end_run(run, "FINISHED")
+    tracker.end_run(other, "FINISHED")
+    tracker.flush()
+    wait_for(lambda: not (local.outbox / other).exists())
+    (message,) = [text for text in said(caplog) if "damaged" in text]
+    assert f"{state} is damaged: how far MLflow has this run is not known" in message
 
 
 def test_a_refused_upload_ends_no_run_and_leaves_no_ready_model(

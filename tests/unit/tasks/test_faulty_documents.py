@@ -1,6 +1,8 @@
 """A faulty document, wherever it is read: one sentence with its path; a cached stage is made again, a resume passes over it."""
 
+import errno
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,8 @@ from storage.documents.samples import Samples
 from storage.documents.split import Split
 from storage.documents.training_state import GROUPS, TrainingState
 from storage.documents.verdicts import IngestReport, SourceVerdicts
-from storage.errors import StorageError
+from storage.errors import StorageError, UnreadableError
+from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.average.config import AverageConfig
 from tasks.average.run import average_stage
@@ -34,10 +37,17 @@ from tasks.evaluate.lineage import store_facts, trace
 from tasks.evaluate.run import check as check_evaluation
 from tasks.evaluate.stage import EVALUATE
 from tasks.ingest.stage import INGEST
+from tasks.maintain.verify import verify_store
 from tasks.model.checkpoint import load_info
+from tasks.run.fanout import Pool
+from tasks.run.launchers.launcher import LauncherError
+from tasks.run.launchers.slurm import _end_older
 from tasks.run.recording import log_checkpoint
 from tasks.run.stage import RunContext, Stage, StageRun, run_stage
+from tasks.sample.batch import AtOnce
 from tasks.sample.config import SampleConfig
+from tasks.sample.draw import Drawing
+from tasks.sample.run import _at_once
 from tasks.sample.run import check as check_sampling
 from tasks.sample.stage import SAMPLE
 from tasks.split.config import SplitConfig
@@ -46,6 +56,7 @@ from tasks.split.stage import SPLIT
 from tasks.train.averages import FOLDER
 from tasks.train.check import check_training
 from tasks.train.gates import GatesConfig, check_gates
+from tasks.train.spec import Outcome
 from tests.factories import local_config, make_split, make_store
 from tests.logs import said
 from tests.unit.storage.documents.examples import EXAMPLES, FAULTS
@@ -208,6 +219,54 @@ def test_a_cached_stage_whose_record_is_faulty_is_made_again(
     assert run() == (ref, True)
 
 
+@pytest.mark.parametrize("name", [Provenance.NAME, "result"])
+def test_a_cached_stage_that_cannot_be_read_now_is_kept(tmp_path: Path, name: str) -> None:
+    stage, made = Stage("split", "split", recipe=1), list[int]()
+
+    def body(run: StageRun) -> None:
+        made.append(1)
+        (run.directory / "result").write_text("whole")
+
+    def run() -> Ref:
+        return run_stage(stage, inputs={}, config={}, context=RunContext(workdir=tmp_path), body=body).ref
+
+    ref = run()
+    path = ref.path / name
+    with unreadable(path), pytest.raises(UnreadableError) as raised:
+        run()
+    assert str(raised.value) == f"{path} cannot be read (Permission denied): check its permissions and the disk."
+    assert (run(), made) == (ref, [1])
+
+
+def test_a_store_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -> None:
+    store = VolumeStore.open(make_store(tmp_path / "store").path)
+    root, shard = store.path / "zarr.json", next(store.path.glob("volumes/v0-*/0/c/0/0/0"))
+    with unreadable(root):
+        with pytest.raises(UnreadableError, match=re.escape(f"{root} cannot be read (Permission denied)")):
+            VolumeStore.open(store.path)
+        found = verify_store(store.path, num_workers=1)[0]
+    assert [(one.kind, "cannot be read (Permission denied)" in one.message) for one in found] == [("root", True)]
+    with unreadable(shard):
+        finding = check_volume(store, "v0")
+    assert finding is not None
+    assert finding.message == f"{shard} cannot be read (Permission denied): check its permissions and the disk."
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """Access to the file is denied, to root as well, for the time of the block."""
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        yield
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_resume_passes_over_a_faulty_state(tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str) -> None:
     states, example = ResumeStates(tmp_path / "states"), EXAMPLES["training state"]
@@ -275,6 +334,24 @@ def test_a_checkpoint_of_what_this_prdit_does_not_have(
         load_info(Ref(kind="checkpoint", uri=str(tmp_path), digest="sha256:0"))
     assert str(tmp_path / Checkpoint.NAME) in str(raised.value)
     assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"format_ver', b'{"job": [1]}', b"\xff"])
+def test_a_faulty_record_of_a_scratch_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    for name in ("slurm-job", "outcome-3.json", "batch.json"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LauncherError, match=re.escape(f"{tmp_path / 'slurm-job'} is damaged")):
+        _end_older(tmp_path)
+    with pytest.raises(StorageError, match=re.escape(f"{tmp_path / 'outcome-3.json'} is damaged")):
+        Outcome.find(tmp_path, 3)
+    checkpoint = Ref(kind="checkpoint", uri=str(tmp_path), digest="sha256:0")
+    with Pool(None) as pool:
+        drawing = Drawing(checkpoint, SampleConfig(), tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tasks.sample.run.at_once", lambda drawing, most: AtOnce(2, 1))
+            assert [_at_once(pool, drawing, tmp_path, 4) for _ in range(2)] == [AtOnce(2, 1)] * 2
+    (warning,) = said(caplog, logging.WARNING)  # the second time it is read
+    assert warning == f"{tmp_path / 'batch.json'} is damaged; what can be drawn at once is measured again"
 
 
 def test_source_verdicts_keep_no_path() -> None:

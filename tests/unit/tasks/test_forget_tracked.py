@@ -1,14 +1,18 @@
 """What MLflow shows of a patient is replaced, in runs that ended or were deleted too; what learned from the patient is marked."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
+from storage.refs import Ref
 from storage.registry import REFUSED
 from storage.tracking import TrackingUnavailableError
+from tasks.patients.made import Made
 from tasks.patients.tracked import FORGOTTEN, Tracked
+from tests.logs import said
 from tests.mlflow_process import Server
 from tests.ports import free_ports
 
@@ -27,7 +31,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, mlflow_file: Path) -> It
     server.stop()
 
 
-def test_artifacts_are_replaced_and_runs_marked(uri: str, tmp_path: Path) -> None:
+def test_artifacts_are_replaced_and_runs_marked(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     client = MlflowClient(uri)
     experiment = client.create_experiment(
         f"forget-{tmp_path.name}-{free_ports()}", (tmp_path / "artifacts").as_uri() if "sqlite" in uri else None
@@ -54,7 +58,22 @@ def test_artifacts_are_replaced_and_runs_marked(uri: str, tmp_path: Path) -> Non
     trained = client.create_run(experiment, tags={"prdit.stage": "train-local", "prdit.digest": DIGEST}).info.run_id
     model = client.create_logged_model(experiment, name="m", tags={"prdit.digest": DIGEST})
 
+    record = {"format_version": 1, "kind": "checkpoint", "digest": DIGEST, "stage": "train-local", "recipe": 1}
+    record |= {
+        "inputs": {"split": {"kind": "split", "digest": "sha256:2"}},
+        "config": {},
+        "files": {},
+        "created": "2026",
+    }
+    client.log_text(trained, json.dumps(record), "provenance.json")
+    damaged = client.create_run(experiment, tags={"prdit.digest": "sha256:3"}).info.run_id
+    client.log_text(damaged, '{"format_version": 1', "provenance.json")
+
     tracked = Tracked(uri)
+    made = {one.mlflow_run_id: one for one in tracked.made({"sha256:4"}) if one.mlflow_run_id in (trained, damaged)}
+    assert made == {trained: Made("checkpoint", DIGEST, "train-local", made[trained].inputs, "", "2026", "", trained)}
+    assert made[trained].inputs == {"split": Ref(kind="split", uri="", digest="sha256:2")}
+    assert any(f"provenance.json of MLflow run {damaged} is damaged" in message for message in said(caplog))
     changed = tracked.redact(WORDS, {VOLUME})
     assert len([name for name in changed if name.partition("/")[0] in runs.values()]) == 8
     assert tracked.redact(WORDS, {VOLUME}) == []

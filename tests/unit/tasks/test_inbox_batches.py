@@ -13,6 +13,7 @@ import pytest
 
 import tasks.inbox.batches
 from storage.errors import SourceError, UnwritableError
+from storage.processes import machine
 from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore
 from tasks.inbox.batches import opaque_path, remove_finished
@@ -256,7 +257,11 @@ def test_folders_of_finished_batches_are_removed(arrivals: Arrivals) -> None:
     arrivals.ledger.release(2)
     arrivals.ledger.set_batch(2, "listed")
     arrivals.ledger.reject(3)
+    half = arrivals.ledger.folder / "pictures" / f".000001.png.{machine()}-999999999-1-00000000.tmp"
+    half.parent.mkdir()
+    half.write_bytes(b"of a process that was killed")
     assert remove_finished(arrivals.ledger) == 2
+    assert not half.exists()
     assert [one.folder.exists() for one in arrivals.ledger.batches()] == [True, False, False]
     assert remove_finished(arrivals.ledger) == 0
     assert arrivals.settle().num_complete == 0  # what was taken stays known

@@ -14,9 +14,11 @@ import pytest
 from storage.artifacts import SCRATCH, Ref, committed_ref
 from storage.checkpoints import ResumeStates
 from storage.files import temporary_path
+from storage.privacy import BESIDE
+from storage.volume_store import VolumeStore
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.train.stage import train
-from tests.factories import in_the_ranks, make_data, small_config
+from tests.factories import in_the_ranks, make_data, make_store, small_config
 from tests.processes import descendants, kill
 
 # A rank that announces one moment and waits there to be killed.
@@ -159,3 +161,23 @@ def test_a_stage_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path)
     os.utime(elsewhere, (day_old, day_old))
     assert once(dies).cached
     assert not elsewhere.exists()
+
+
+def test_an_ingest_removes_what_killed_processes_left_in_a_store_and_beside_it(tmp_path: Path) -> None:
+    store, work = make_store(tmp_path / "store").path, tmp_path / "work"
+    work.mkdir()
+    ending = leave(work)[-1].name.removeprefix(".file")
+    places = [tmp_path, store, store / "commits", store / "roles" / "default", work]
+    places += [tmp_path / f"store{ending}" / "folder" for ending in BESIDE]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f".v0{ending}").write_bytes(b"half")
+    whole = tmp_path / "store.encoded" / "folder" / "v0.safetensors"
+    alive = temporary_path(whole)
+    for path in (whole, alive):
+        path.write_bytes(b"whole")
+    places.remove(work)  # a working folder is cleaned by its stages
+    assert sorted(VolumeStore.open(store).clean()) == sorted(place / f".v0{ending}" for place in places)
+    assert sorted(tmp_path.rglob(f".v0{ending}")) == [work / f".v0{ending}"]
+    assert whole.exists()
+    assert alive.exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.documents.promotion import Action, Decision
+from storage.encoded import EncodedVolumes, encoded_folder
 from storage.errors import StorageError
 from storage.inbox_ledger import Ledger
 from storage.registry import ModelVersion
@@ -16,6 +17,7 @@ from tasks.maintain.run import Installation, prune
 from tasks.patients.made import made_in
 from tasks.prune.plan import Checkpoints
 from tasks.run.stage import StageOutcome
+from tests.unit.storage.test_encoded import VALUES, origin
 from tests.unit.tasks.aged_work import Work, age
 
 CONFIG = RetentionConfig(keep_runs=1, keep_days=7, challenger_days=20, keep_champions=1, log_days=30)
@@ -170,6 +172,20 @@ def test_models_fetched_from_mlflow_go_unless_they_are_kept(work: Work, tmp_path
         age(folder, 60)
     found = old_records(work.root, tmp_path / "errors", CONFIG, Checkpoints(kept={"sha256:aa": "champion"}))
     assert [(old.path.name, old.size_bytes) for old in found] == [("bb", 10)]
+
+
+def test_encoded_volumes_that_no_training_uses_go(work: Work) -> None:
+    place = installation(work, [])
+    folder = encoded_folder(place.store, work.root)
+    old, used = (EncodedVolumes(folder, origin(encoder="sha256:" + digit * 64)) for digit in "12")
+    for kept, days in ((old, 31), (used, 29)):
+        kept.save("v0", VALUES)
+        age(kept.folder, days)
+    (row,) = prune(place, CONFIG, [])
+    assert (row.what, row.count, old.folder.exists(), used.folder.exists()) == ("encoded volumes", 1, False, True)
+    age(used.folder, 100)
+    EncodedVolumes(folder, origin(encoder="sha256:" + "2" * 64))  # a training begins
+    assert prune(place, CONFIG, []) == []
 
 
 def test_a_stage_that_a_process_works_on_stays(work: Work) -> None:
