@@ -120,9 +120,14 @@ class Autoencoder:
 
     def deviations(self, description: Mapping[str, Any], process: Process | None) -> tuple[str, ...]:
         """What of a model differs from the published one, in sentences."""
-        codec = {**description["codec"], "size": 0}
-        other = f"Autoencoder of another shape: {codec}."
-        return (*_DEVIATIONS, *(() if codec == CodecConfig(0).to_dict() else (other,)))
+        published = {name: value for name, value in CodecConfig(0).to_dict().items() if name != "size"}
+        published_critic = {name: getattr(AutoencoderSettings, name) for name in ("critic_channels", "critic_layers")}
+        critic = {name: description.get(name, value) for name, value in published_critic.items()}  # latents: it is gone
+        return (
+            *_DEVIATIONS,
+            *other_shape("Autoencoder", description["codec"], published),
+            *other_shape("Its critic", critic, published_critic),
+        )
 
     def build(
         self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
@@ -235,6 +240,23 @@ class Autoencoder:
         """Always refuses, as `check`."""
         self.check({}, process, request)
         raise AssertionError  # never reached
+
+
+def other_shape(name: str, ours: Mapping[str, Any], published: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence about a network's settings that are not the published ones; none where all are."""
+    differing = [
+        f"{each.replace('_', ' ')} {_listed(ours[each])} (published: {_listed(value)})"
+        for each, value in published.items()
+        if ours[each] != value
+    ]
+    return (f"{name} of another shape: {'; '.join(differing)}.",) if differing else ()
+
+
+def _listed(value: Any) -> str:
+    words = {True: "yes", False: "no"}
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_listed, value))
+    return words[value] if isinstance(value, bool) else str(value)
 
 
 def adam(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 Sun et al., "Hierarchical amortized GAN for 3D high resolution medical image synthesis", IEEE JBHI 26(8), 2022. Layers, losses, the
 order of updates and their settings are those of the authors' public code, as configured there; what differs is said by
-`deviations` of settings and family.
+`deviations`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,19 +63,6 @@ class HAGANSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected above 0.")
         Shape(_PUBLISHED_SIZES[0], self.width_divisor)
 
-    def deviations(self) -> tuple[str, ...]:
-        """How a training with these settings differs from the published one: sentences; those of the model are the family's."""
-        found = (
-            "Each volume has a slab of its own in each update (published: one position for a batch and its four updates).",
-            "Volumes are shuffled in every epoch (published: a fixed order).",
-        )
-        if self.any_start:
-            return found
-        return (
-            *found,
-            "Slabs start at every fourth slice, so that the critic is told where they start (published: at any).",
-        )
-
 
 class HAGANFamily:
     """Four optimisers that step in turn; see `Family` for the methods."""
@@ -98,9 +85,17 @@ class HAGANFamily:
             raise ValueError("label_column is set; HA-GAN takes no labels here. Leave it out.")
         return {"size": given.size, "width_divisor": settings.width_divisor, "encoders": settings.encoders}
 
-    def deviations(self, description: Mapping[str, Any]) -> tuple[str, ...]:
-        """How models of a description differ from the published one: sentences. Settings have more (`HAGANSettings.deviations`)."""
-        shape, found = _shape(description), []
+    def deviations(self, description: Mapping[str, Any], settings: HAGANSettings) -> tuple[str, ...]:
+        """How a model of a description, trained with these settings, differs from the published one: sentences."""
+        shape = _shape(description)
+        found = [
+            "Each volume has a slab of its own in each update (published: one position for a batch and its four updates).",
+            "Volumes are shuffled in every epoch (published: a fixed order).",
+        ]
+        if not settings.any_start:
+            found.append(
+                "Slabs start at every fourth slice, so that the critic is told where they start (published: at any)."
+            )
         if shape.size not in _PUBLISHED_SIZES:
             found.append(
                 f"Adapted to {shape.size}³ (published: 128³, 256³) by the rule that the layers of those two follow."

@@ -15,7 +15,7 @@ from prdit_models.diffusion.ddpm import DDPMProcess, deviations_of
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
 from prdit_models.families.autoencoder import FAMILY as AUTOENCODER
-from prdit_models.families.autoencoder import adam
+from prdit_models.families.autoencoder import adam, other_shape
 from prdit_models.families.denoiser import Denoiser, known_process
 from prdit_models.families.family import Batch, Callback, Description, Given, HeldOut, Losses, Request, Training
 from prdit_models.networks.autoencoder import CodecConfig, check_installed, latents_of
@@ -96,8 +96,7 @@ class Latent(Denoiser):
             found.append(
                 "Estimates of latents are not clipped to [-1, 1] (published samples were, by MONAI's default)."
             )
-        if DenoiserConfig.from_dict(description["denoiser"]) != DenoiserConfig():
-            found.append(f"U-Net of another shape: {description['denoiser']}.")
+        found += other_shape("U-Net", description["denoiser"], DenoiserConfig().to_dict())
         return (*found, *deviations_of(known_process(process), PUBLISHED_PROCESS, but="clip"))
 
     def build(

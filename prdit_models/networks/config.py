@@ -10,9 +10,10 @@ NUM_HEADS = {"XS": 6, "S": 6, "B": 12, "L": 16, "XL": 16}
 PATCH_SIZES = (10, 12, 14, 16)
 DEPTHS = (0, 1, 2, 3, 4, 8, 10, 12)
 PRESET_STRIDE = 8
-TILING_SUFFIX = (
-    "-s16"  # of patch 16: stride 16, patches that tile the volume without overlap (PRDiT-FM at 256³, SPEC §3.4)
-)
+TILINGS = {
+    8: "-s8",
+    16: "-s16",
+}  # by patch: the suffix of patches side by side; 16: PRDiT-FM at 256³ (SPEC §3.4), 8: ours
 CHOICES = {"arithmetic": ("prdit", "tf"), "norm": ("layer", "rms"), "position": ("table", "rotary")}
 _MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair per axis
 
@@ -190,15 +191,24 @@ def preset_names() -> tuple[str, ...]:
 
 
 def tiling_preset_names() -> tuple[str, ...]:
-    """Preset names of patch 16 at stride 16; B/16/0-s16 and B/16/12-s16 are published (SPEC §3.4)."""
-    return tuple(name + TILING_SUFFIX for name in preset_names() if "/16/" in name)
+    """Preset names of patches side by side, without overlap; B/16/0-s16 and B/16/12-s16 are published (SPEC §3.4).
+
+    Patches of 8 leave as many tokens as the overlapping ones of 10 to 16 have, so that nothing but the overlap is gone.
+    """
+    return tuple(
+        f"{size}/{patch}/{depth}{suffix}"
+        for size in HIDDEN_SIZES
+        for patch, suffix in TILINGS.items()
+        for depth in DEPTHS
+    )
 
 
 def model_config(preset: str, volume_size: int, **options: Any) -> ModelConfig:
     """The configuration a preset name stands for, at one volume size.
 
     Args:
-        preset: `size/patch/depth`, such as "XS/12/4", of patch 16 also with "-s16" (stride 16); a leading "PRDiT-" is allowed.
+        preset: `size/patch/depth`, such as "XS/12/4", or with patches side by side "XS/8/4-s8", "XS/16/4-s16"; a leading "PRDiT-"
+            is allowed.
         volume_size: cubic volume edge in voxels.
         options: further fields of `ModelConfig`, such as out_channels=1 or position="rotary", voxel_mm=2.0.
     Raises: ValueError: for an unknown preset or an impossible preset/size pair.
@@ -208,12 +218,13 @@ def model_config(preset: str, volume_size: int, **options: Any) -> ModelConfig:
     if name not in (*preset_names(), *tiling_preset_names()):
         raise ValueError(
             f"Unknown preset {preset!r}; expected size/patch/depth with size in {list(HIDDEN_SIZES)}, patch in "
-            f"{list(PATCH_SIZES)}, depth in {list(DEPTHS)} (such as 'XS/12/4'; of patch 16 also 'XS/16/4-s16'), or 'XS/4/0'."
+            f"{list(PATCH_SIZES)}, depth in {list(DEPTHS)} (such as 'XS/12/4'; without overlap "
+            "'XS/8/4-s8', 'XS/16/4-s16'), or 'XS/4/0'."
         )
-    size, patch, depth = name.removesuffix(TILING_SUFFIX).split("/")
+    size, patch, depth = name.partition("-")[0].split("/")
     patch_size = int(patch)
     stride, padding = PRESET_STRIDE, (patch_size - PRESET_STRIDE) // 2
-    if name.endswith(TILING_SUFFIX):
+    if name in tiling_preset_names():
         stride, padding = patch_size, 0
     if patch_size == 4:  # the two published exceptions: no overlap at depth 0, no padding at depth 1
         stride, padding = (4, 0) if depth == "0" else (2, 0)

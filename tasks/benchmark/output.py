@@ -105,14 +105,19 @@ def _latex_cells(line: Line, columns: list[Column]) -> list[str]:
     for column in columns:
         mean = means.get(column.name)
         text = _latex_number(column, mean.value if mean else None)
-        if mean and mean.high is not None:
+        if mean and mean.high is not None and mean.varies:
             text += rf" $\pm$ {_latex_number(column, mean.high - mean.value)}"
         cells.append(text)
     return cells
 
 
 def _latex_number(column: Column, value: float | None) -> str:
-    return "--" if value is None else number(value / column.scale).replace("−", "-")
+    if value is None:
+        return "--"
+    mantissa, _, exponent = number(value / column.scale).replace("−", "-").partition("e")
+    if exponent:
+        return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
+    return f"${mantissa}$" if value < 0 else mantissa  # a minus, not a hyphen
 
 
 def _latex_text(text: str) -> str:

@@ -104,7 +104,7 @@ def _best(column: Column, means: list[dict[str, Mean]]) -> float | None:
 def _cell(column: Column, mean: Mean | None, best: float | None) -> Cell:
     if mean is None:
         return Cell("–", "", "", best=False)
-    bounds = "" if mean.low is None else f"{_text(column, mean.low)} to {_text(column, mean.high)}"
+    bounds = f"{_text(column, mean.low)} to {_text(column, mean.high)}" if mean.varies else ""
     return Cell(_text(column, mean.value), bounds, f"{mean.value:.10g}", mean.value == best)
 
 

@@ -1,15 +1,18 @@
 """Quality against cost of a benchmark's lines, as pictures; without matplotlib's global state."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
 from storage.documents.benchmark import Line
 from tasks.benchmark.summary import means_of
 from tasks.evaluate.curves import INK, png, style_axes
+from tasks.evaluate.formats import number
 
 COLORS = ("#0b6e6e", "#c2571a", "#5b4b9e", "#a3324b", "#4d7c0f", "#1d6fb8", "#8a6d3b", "#3f4a56", "#b0287f", "#2f855a")
 MARKERS = "osD^vPX*"
+NEARLY = 0.1  # costs that differ by no more are drawn as one
 AXES = (
     ("training_seconds", "training, s"),
     ("sampling_seconds", "sampling per volume, s"),
@@ -37,9 +40,10 @@ def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
     handles = {}
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
     for panel, (cost, words) in zip(panels, drawn, strict=True):
-        for line, mean in zip(lines, means, strict=True):
-            if "fid" not in mean or cost not in mean:
-                continue
+        shown = [(line, mean) for line, mean in zip(lines, means, strict=True) if "fid" in mean and cost in mean]
+        costs = [mean[cost].value for _, mean in shown]
+        places = side_by_side(costs)
+        for (line, mean), place in zip(shown, places or costs, strict=True):
             fid = mean["fid"]
             off = (
                 None
@@ -48,7 +52,7 @@ def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
             )
             label = f"{line.title} ({line.sampler})"
             handles[label] = panel.errorbar(
-                [mean[cost].value],
+                [place],
                 [fid.value],
                 yerr=off,
                 color=colors[line.row],
@@ -58,10 +62,19 @@ def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
             )
         if floor is not None and floor > 0:
             handles["real against real"] = panel.axhline(floor, color=INK, linewidth=1, linestyle="--")
-        panel.set_xscale("log")
+        panel.set_xscale("linear" if places else "log")
+        if places:
+            panel.set_xticks([fmean(places)], [number(fmean(costs))])
         panel.set_yscale("log")
         style_axes(panel)
         panel.set_xlabel(words, fontsize=9)
         panel.set_ylabel("3D FID", fontsize=9)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return png(figure)
+
+
+def side_by_side(costs: Sequence[float]) -> list[float] | None:
+    """Places of lines that cost nearly the same, as where seconds end all trainings, in their order; None: they are their costs."""
+    if len(costs) < 2 or max(costs) > (1 + NEARLY) * min(costs):
+        return None
+    return [float(place) for place in range(len(costs))]

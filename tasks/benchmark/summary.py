@@ -30,6 +30,11 @@ class Mean:
     high: float | None
     count: int
 
+    @property
+    def varies(self) -> bool:
+        """Whether there is an interval to show: several seeds, and not the same value of all, as parameters are."""
+        return self.low != self.high
+
 
 def mean_of(values: Sequence[float]) -> Mean:
     """Mean and Student interval of independent results, s·t/√n on both sides. Raises: ValueError: there are none."""

@@ -12,7 +12,7 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3e}"
+        return f"{value:.3e}".replace("-", "−")
     digits = max(0, 3 - int(np.floor(np.log10(abs(value))))) if value else 0
     return f"{value:.{digits}f}".replace("-", "−")
 

@@ -10,6 +10,12 @@ def test_published_preset_numbers() -> None:
     assert config == ModelConfig(32, 12, 8, 2, 192, 6, 4)
     assert (config.grid_size, config.num_tokens, config.token_width, config.output_width) == (4, 64, 1728, 1024)
     assert model_config("PRDiT-XS/4/0", 16).stride == 4
+    beside = model_config("XS/8/4-s8", 32)
+    assert beside == ModelConfig(32, 8, 8, 0, 192, 6, 4)
+    assert beside.num_tokens == config.num_tokens  # nothing but the overlap is gone
+    assert model_config("B/16/4-s16", 32) == ModelConfig(32, 16, 16, 0, 768, 12, 4)
+    with pytest.raises(ValueError, match="XS/12/4-s12"):
+        model_config("XS/12/4-s12", 32)
     assert len(preset_names()) == len(set(preset_names())) == 5 * 4 * 8 + 2
 
 

@@ -25,6 +25,7 @@ from tasks.benchmark.columns import COLUMNS, floor_of, quality_of
 from tasks.benchmark.output import as_csv, as_latex
 from tasks.benchmark.paper import PAPER, paper_row
 from tasks.benchmark.planned import deviations_of
+from tasks.benchmark.plots import side_by_side
 from tasks.benchmark.results import flops_per_volume
 from tasks.benchmark.summary import mean_of, means_of
 from tests.factories import make_data
@@ -109,7 +110,17 @@ def test_latex_escapes_and_leaves_out_empty_columns() -> None:
     assert r"A \& B (few) & 2.000 $\pm$ 12.71 &" in text
     assert r"3D FID $\downarrow$" in text
     assert "KID" not in text
+    figures = {"kid": -2.5e-4, "mmd": -0.5, "parameters": 3e6}
+    same = tuple(result.model_copy(update={"figures": figures}) for result in LINE.results)
+    text = as_latex(BENCHMARK.model_copy(update={"lines": (LINE.model_copy(update={"results": same}),)}))
+    assert r"A \& B (few) & $-2.500 \times 10^{-4}$ & $-0.5000$ & 3.000 \\" in text  # no interval of what does not vary
     assert r"\begin{tabular}{lrrr}" in text
+
+
+def test_lines_of_nearly_the_same_cost_stand_side_by_side() -> None:
+    assert side_by_side([90.1, 90.0, 90.9]) == [0.0, 1.0, 2.0]
+    assert side_by_side([90.0, 100.0]) is None
+    assert side_by_side([90.0]) is None
 
 
 def test_families_say_their_deviations_in_any_of_three_ways() -> None:
