@@ -79,7 +79,7 @@ def test_planes_of_noise() -> None:
             assert refusal(*planes) == ("impossible_hu", f"f{at}")
     assert refusal(CHEST, CHEST, NOISE, NOISE[::-1], CHEST, CHEST) == ("impossible_hu", "f2")
     assert refusal(CHEST, CHEST, np.where(Y > 40, NOISE, CHEST), CHEST) == ("impossible_hu", "f2")
-    assert refusal(*[NOISE] * 6) == ("impossible_hu", "f0")
+    check(*[NOISE] * 6)  # as with all planes that are alike, others judge the whole
     sharp = CHEST + np.random.default_rng(3).normal(0, 250, (6, 64, 64)).astype(np.int32)
     check(*sharp)
 
