@@ -116,7 +116,7 @@ REASONS: dict[str, Reason] = {
     ),
     "impossible_hu": Reason(
         "quarantined",
-        "{where} has values that no CT has ({detail}): correct its scaling to HU, or export it again in HU.",
+        "{where} has values that no CT has ({detail}): correct its scaling to HU, or copy or export it again in HU.",
     ),
     "no_content": Reason("quarantined", "{where} shows nothing ({detail}): copy or export it again."),
     "not_finite": Reason(

@@ -100,8 +100,9 @@ def check_times(days: Sequence[str], times: Sequence[datetime | None], where: st
     if num_days < 2:
         pauses = sorted([*pauses, known[0] + _DAY - known[-1]])[:-1]
     if max(pauses) > _MAX_PAUSE:
-        detail = f"images of {num_days} days (AcquisitionDate)" if num_days > 1 else "images taken"
-        refuse("several_acquisitions", where, f"{detail}, {max(pauses)} apart (AcquisitionTime)")
+        detail = f"images of {num_days} days (AcquisitionDate)," if num_days > 1 else "images taken"
+        apart = timedelta(seconds=round(max(pauses).total_seconds()))
+        refuse("several_acquisitions", where, f"{detail} {apart} apart (AcquisitionTime)")
 
 
 def check_scanner(values: Sequence[Sequence[str]], where: str) -> None:

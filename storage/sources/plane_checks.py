@@ -5,9 +5,10 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, NoReturn
 
+import numpy as np
 from numpy.typing import NDArray
 
-from storage.geometry import FILL_HU
+from storage.geometry import AIR_HU, FILL_HU
 from storage.sources.plausible import AIR_TISSUE_HU, HIGHEST_TISSUE_HU, FillCounts
 from storage.sources.source import refuse
 
@@ -17,6 +18,13 @@ NEIGHBOUR_SHARE = 0.2
 EMPTY_SHARE = 0.05
 HOLE_SHARE = 0.25  # of the rows of a plane
 GAP_HU = 500  # between all values of a plane and all of the next: no two planes of a patient differ so
+# Mean difference of a plane's neighbouring voxels. Those of a chest with the sharpest kernel at 1 mm differ by about 100.
+NOISE_HU = 500
+# Mean difference of a plane from both beside it, and how often that which they have from each other: 0.5 to 0.8 in any chest, as
+# distance grows, and above 3 where a plane of 8 mm is upside down, moved aside or another patient's.
+FOREIGN_HU, FOREIGN_TIMES = 150, 2.0
+_MAX_FOREIGN = 4  # planes in a row
+_GRID = 64  # rows and columns of a plane that are compared, about
 _NAMED = 8  # planes in a sentence
 
 NameOf = Callable[[int], tuple[str, str | None]]
@@ -31,7 +39,8 @@ def check_each_plane(
     A plane is refused that has one value in all voxels, where others have several and there is tissue beside it (a copy with
     holes), unless it is of air at an end of the scan; or in `HOLE_SHARE` more of its last rows than both beside it (a copy that
     was cut short); most of which is above `limits.max_hu`; that has no value within `GAP_HU` of those of the next; that has no air
-    beside one with `NEIGHBOUR_SHARE` of it; or that has no tissue between planes with that much of it.
+    beside one with `NEIGHBOUR_SHARE` of it; that has no tissue between planes with that much of it; that is noise alone (bytes in
+    the wrong order, or decoded wrongly); or that is unlike both planes beside it, which are like each other.
 
     Args:
         hu: the scan (k, j, i); planes of air alone at its ends become FILL_HU: nothing was measured there, and it must not ring.
@@ -65,6 +74,8 @@ def check_each_plane(
                 f"nothing above {AIR_TISSUE_HU}, between slices with {min(shares):.0%} above it{_more(first, last)}"
             )
             _refuse_plane("impossible_hu", first, name_of, detail)
+    _check_noise(hu, name_of)
+    _check_foreign(hu, [plane.num_constant == 0 for plane in counts], name_of)
     hu[air] = FILL_HU
     return (f"nothing but air in {len(air)} of {len(counts)} slices, at the ends of the scan",) if air else ()
 
@@ -126,6 +137,43 @@ def _check_gaps(counts: Sequence[FillCounts], name_of: NameOf) -> None:
     odd, plane, beside = parts[like.index(min(like))], ranges[like.index(min(like))], ranges[like.index(max(like))]
     detail = f"from {plane.lowest:g} to {plane.highest:g}, other slices from {beside.lowest:g} to {beside.highest:g}"
     _refuse_plane("impossible_hu", odd[0], name_of, detail + _more(odd[0], odd[-1]))
+
+
+def _check_noise(hu: NDArray[Any], name_of: NameOf) -> None:
+    rows, columns = _every(hu.shape[1]), _every(hu.shape[2])
+    left = _as_tissue(hu[:, ::rows, :-1:columns])
+    differences = np.abs(_as_tissue(hu[:, ::rows, 1::columns]) - left).mean(axis=(1, 2)) if left.size else np.zeros(1)
+    limit = max(NOISE_HU, 2 * float(np.median(differences)))  # where most are like that, the whole is judged
+    for first, last in _runs((differences > limit).tolist()):
+        detail = f"neighbouring voxels differ by {differences[first]:.0f} HU on average{_more(first, last)}"
+        _refuse_plane("impossible_hu", first, name_of, detail)
+
+
+def _check_foreign(hu: NDArray[Any], varied: Sequence[bool], name_of: NameOf) -> None:
+    """Planes between two that are `varied`: air on both sides of something is alike whatever that is."""
+    planes = _as_tissue(hu[:, :: _every(hu.shape[1]), :: _every(hu.shape[2])])
+    steps = _differences(planes, 1)
+    for number in range(1, min(_MAX_FOREIGN, len(planes) - 2) + 1):
+        off, alike = np.minimum(steps[:-number], steps[number:]), _differences(planes, number + 1)
+        between = np.asarray(varied[: -number - 1]) & np.asarray(varied[number + 1 :])
+        for k in np.flatnonzero(between & (off > FOREIGN_HU) & (off > FOREIGN_TIMES * alike)):
+            detail = f"{off[k]:.0f} HU off both slices beside it on average, which are {alike[k]:.0f} HU off each other"
+            _refuse_plane("impossible_hu", int(k) + 1, name_of, detail + _more(1, number))
+
+
+def _differences(planes: NDArray[np.float32], distance: int) -> NDArray[np.float32]:
+    """Mean differences of planes (k, j, i) so many apart, shape (k - distance,)."""
+    found: NDArray[np.float32] = np.abs(planes[distance:] - planes[:-distance]).mean(axis=(1, 2))
+    return found
+
+
+def _as_tissue(hu: NDArray[Any]) -> NDArray[np.float32]:
+    """HU with fill as air, and metal as the densest tissue."""
+    return np.clip(hu, AIR_HU, HIGHEST_TISSUE_HU).astype(np.float32)
+
+
+def _every(length: int) -> int:
+    return max(1, length // _GRID)
 
 
 def _gap(one: FillCounts, other: FillCounts) -> float:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from storage.documents.verdicts import Entry, SourceVerdicts, Verdicts
+from storage.documents.volume import VolumeRecord
 from storage.errors import NoScansError, StorageError
 from storage.files import replacing
 from storage.privacy import beside_store, shown
@@ -15,12 +18,14 @@ from storage.sources.formats import FORMATS
 from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
 from storage.verdicts import BEHIND, REASONS, counted
+from tasks.ingest.config import IngestConfig
 from tasks.ingest.scan import SourceScan
 from tasks.run.printable import one_line
 
 LUNG_CUT_WARNING = 0.01
 LISTED_FILES = 1000  # excluded single files in a report, per reason
 _FOREIGN = {"unknown_format", "archive", "not_regular_file", "outside_source", "dicomdir", "not_ct"}
+_NAMED_VOLUMES = 8  # in a note
 logger = logging.getLogger("prdit.ingest")
 
 
@@ -53,6 +58,36 @@ def entry_notes(entries: Sequence[dict[str, Any]], unknown: int) -> list[str]:
     for note, having in scans.items():
         rest = f" and {len(having) - 1} more" if len(having) > 1 else ""
         notes.append(f"Scan {having[0]}{rest}: {note}.")
+    return notes
+
+
+def limit_notes(records: Sequence[VolumeRecord], config: IngestConfig) -> list[str]:
+    """Sentences about committed volumes that limits as they are now would refuse, as far as their records tell.
+
+    Args:
+        records: of volumes that stay listed: limits are asked before a scan is stored.
+        config: with the limits.
+    """
+    found: dict[str, list[str]] = {}
+    for record in records:
+        depth, height, width = (
+            np.multiply(record.shape, record.spacing_mm[::-1]) + config.spacing_mm
+        )  # at least the scan's
+        for name, is_beyond in {
+            "min_slices": record.scan is not None and record.scan.num_slices < config.min_slices,
+            "max_slice_mm": record.scan is not None and round(max(record.scan.spacing_mm), 2) > config.max_slice_mm,
+            "min_length_mm": depth < config.min_length_mm,
+            "min_width_mm": min(height, width) < config.min_width_mm,
+        }.items():
+            if is_beyond:
+                found.setdefault(f"ingest.{name}", []).append(record.volume_id)
+    notes = []
+    for name, ids in found.items():
+        named = ", ".join(ids[:_NAMED_VOLUMES]) + (" …" if len(ids) > _NAMED_VOLUMES else "")
+        notes.append(
+            f"{name}, as it is now, would refuse {counted(len(ids), 'volume')} committed earlier, which the store goes on listing: "
+            f"{named}. Withdraw what should not count: prdit remove <store> ID."
+        )
     return notes
 
 

@@ -22,7 +22,7 @@ from tasks.ingest.costs import allowance
 from tasks.ingest.duplicates import by_volume, listed_instead, patients_differ
 from tasks.ingest.left_out import ImagesLeftOut
 from tasks.ingest.listing import Seen, listed_with, patient_notes, together
-from tasks.ingest.report import entry_notes
+from tasks.ingest.report import entry_notes, limit_notes
 from tasks.ingest.scan import Scan, SourceScan
 from tasks.ingest.series import RECIPE, SeriesJob, first_file, ingest_series, part_id, scan_and_part, used_entry
 from tasks.run.fanout import Lost, Pool
@@ -183,6 +183,8 @@ def read_scans(
     if progress:
         progress(read.num_done, scan.num_scans)
     read.finish()
+    before_now = read.seen.keys() & state.now.volumes.keys() & records.keys()
+    read.store_notes += limit_notes([records[volume_id] for volume_id in sorted(before_now)], config)
     return read
 
 

@@ -1,5 +1,6 @@
 """Series whose stored values or header numbers are wrong: fill, HU that cannot be, numbers that are none, pixels."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +117,34 @@ def _holes(*which: int) -> Write:
 
 for _name, _slices in {"one_slice": (13,), "four_slices": (8, 9, 10, 11), "two_places": (3, 18)}.items():
     member("5", "plausible", name=f"zero_bytes_in_{_name}")(_holes(*_slices))
+
+
+def _noise(stored: Array, rng: np.random.Generator) -> Array:
+    """As bytes in the wrong order are, or pixels decoded from a wrong place."""
+    return rng.integers(-1024, 3072, stored.shape).astype("<i2")
+
+
+def _turned(stored: Array, rng: np.random.Generator) -> Array:
+    """Upside down and left for right."""
+    return stored[::-1]
+
+
+def _other_pixels(change: Callable[[Array, np.random.Generator], Array], *which: int) -> Write:
+    """Some slices with pixels that are not theirs."""
+
+    def write_it(place: Place) -> Expect:
+        made = scan(place, slope=1, intercept=0.0, signed=True)
+        for k in which:
+            stored = np.frombuffer(made.slices[k].PixelData, "<i2")
+            made.slices[k].PixelData = change(stored, place.world.rng(place.name)).tobytes()
+        return _refused(place, made, "impossible_hu")
+
+    return write_it
+
+
+member("5", "plausible", name="noise_in_two_slices")(_other_pixels(_noise, 9, 10))
+member("5", "plausible", name="noise_in_the_last_slice")(_other_pixels(_noise, -1))
+member("5", "plausible", name="one_slice_turned_in_its_plane")(_other_pixels(_turned, 9))
 
 
 def last_slices(geometry: Geometry) -> Array:

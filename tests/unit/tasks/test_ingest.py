@@ -301,6 +301,25 @@ def test_a_list_that_comes_later_says_what_is_missing(tmp_path: Path, count: int
     assert [f"prdit remove <store> {old.volume_id}." in note for note in found] == [True] * noted
 
 
+def test_limits_that_are_tightened_later_name_what_stays(tmp_path: Path) -> None:
+    source, store = tmp_path / "src", tmp_path / "store"
+    write_series(source / "a", uid="1.2.3.1", shape=(20, 26, 28))
+    write_series(source / "b", uid="1.2.3.2", shape=(30, 26, 28))
+    first = run(source, store)
+    (short,) = (one.volume_id for one in first.committed if one.num_slices == 20)
+    limits = {"min_slices": 25, "min_length_mm": 400.0, "min_width_mm": 400.0, "max_slice_mm": 1.0}
+    for name, value in limits.items():
+        again = run(source, store, CONFIG.model_copy(update={name: value}))
+        assert (len(again.unchanged), again.snapshot) == (2, first.snapshot)
+        (note,) = set(again.notes) - set(first.notes)
+        if name == "min_slices":
+            expected = f"would refuse 1 volume committed earlier, which the store goes on listing: {short}. Withdraw"
+        else:
+            expected = "would refuse 2 volumes committed earlier"
+        assert note.startswith(f"ingest.{name}, as it is now, {expected}")
+    assert run(source, store).notes == first.notes
+
+
 def test_no_patient_attribute_leaves_the_source(tmp_path: Path) -> None:
     write_series(tmp_path / "src" / "good", uid="1.2.3.1")
     write_series(tmp_path / "src" / "bad", uid="1.2.3.2", skip=(9,))

@@ -64,12 +64,43 @@ def test_a_plane_with_its_bytes_in_the_wrong_order() -> None:
         assert refusal(*planes) == ("impossible_hu", f"f{at}")
 
 
+NOISE = np.random.default_rng(2).integers(-1024, 3072, (64, 64), dtype=np.int32)
+
+
+def test_planes_of_noise() -> None:
+    """Bytes in the wrong order, of which 12 bits are kept; decoded from a wrong place, wholly or from some row on."""
+    stored = (CHEST + 1024).astype(np.uint16)
+    swapped = (stored.byteswap() & 0xFFF).astype(np.int32) - 1024
+    aside = np.frombuffer(stored.tobytes()[1:] + b"\0", np.uint16).reshape(stored.shape).astype(np.int32) % 4096 - 1024
+    for noise in (NOISE, swapped, aside):
+        for at in (0, 3, 5):
+            planes = [CHEST] * 6
+            planes[at] = noise
+            assert refusal(*planes) == ("impossible_hu", f"f{at}")
+    assert refusal(CHEST, CHEST, NOISE, NOISE[::-1], CHEST, CHEST) == ("impossible_hu", "f2")
+    assert refusal(CHEST, CHEST, np.where(Y > 40, NOISE, CHEST), CHEST) == ("impossible_hu", "f2")
+    check(*[NOISE] * 6)  # as with all planes that are alike, others judge the whole
+    sharp = CHEST + np.random.default_rng(3).normal(0, 250, (6, 64, 64)).astype(np.int32)
+    check(*sharp)
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_planes_of_elsewhere(number: int) -> None:
+    """Upside down, moved aside, or of another place, between planes that are like each other."""
+    upper = np.where((Y - 20) ** 2 + (X - 32) ** 2 < 18**2, -850, LIVER)
+    for foreign in (upper[::-1], np.roll(upper, 20, 1), LIVER):
+        planes = [upper] * 3 + [foreign] * number + [upper] * 3
+        assert refusal(*planes) == ("impossible_hu", "f3")
+    check(*[upper] * 3, *[upper[::-1]] * 3)  # what follows, and stays
+    check(*[np.roll(upper, 3 * k, 1) for k in range(8)])
+
+
 @pytest.mark.parametrize("value", [-1024, FILL_HU, 0])
 def test_a_plane_that_was_cut_short(value: int) -> None:
     cut = CHEST.copy()
     cut[48:] = value
     assert refusal(CHEST, CHEST, cut, CHEST) == ("no_content", "f2")
-    cut[:50] = CHEST[:50]
+    cut[:58] = CHEST[:58]
     check(CHEST, CHEST, cut, CHEST)
     fill_below = np.where(Y > 40, value, CHEST)
     check(*[fill_below] * 4)
