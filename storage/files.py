@@ -6,6 +6,7 @@ killed one left.
 """
 
 import errno
+import fnmatch
 import hashlib
 import json
 import logging
@@ -55,6 +56,21 @@ def reading(path: Path) -> Iterator[None]:
         refused = UnreadableError(f"{path} cannot be read ({error.strerror}): check its permissions and the disk.")
         refused.errno = error.errno
         raise refused from error
+
+
+def entries(folder: Path, pattern: str) -> list[Path]:
+    """What of a folder has a name like `pattern` and not a hidden one, sorted; nothing where there is no folder.
+
+    `Path.glob` also finds nothing where a folder may not be read, which a store would take for empty.
+
+    Raises: UnreadableError: it cannot be listed now.
+    """
+    try:
+        with reading(folder):
+            found = [path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+    except FileNotFoundError:
+        return []
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 # ---- hashes and JSON ---------------------------------------------------------------------------------------------------

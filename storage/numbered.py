@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from storage.documents.document import Document
+from storage.files import entries
 
 D = TypeVar("D", bound=Document)
 
@@ -26,8 +27,8 @@ class Numbered(Generic[D]):
         self._kind = kind
 
     def numbers(self) -> list[int]:
-        """The numbers taken, in order."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
+        """The numbers taken, in order. Raises: UnreadableError."""
+        return sorted(int(path.stem) for path in entries(self.folder, "*.json") if path.stem.isdigit())
 
     def path(self, number: int) -> Path:
         """File of one version."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from storage.artifacts import Ref
 from storage.documents.snapshot import HistoryEntry, Snapshot, SnapshotVolume
 from storage.errors import DamagedArtifactError, ForgottenError, InputError, MissingArtifactError
+from storage.files import entries
 from storage.numbered import Numbered
 from storage.tombstones import forgotten
 from storage.volume_store import VolumeStore
@@ -118,8 +119,8 @@ def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str
 
 
 def snapshot_files(store: Path) -> list[Path]:
-    """Files of all snapshots, in the order of their names."""
-    return sorted((store / FOLDER).glob("[!.]*.json"))
+    """Files of all snapshots, in the order of their names. Raises: UnreadableError."""
+    return entries(store / FOLDER, "*.json")
 
 
 def snapshot_file(store: Path, digest: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from storage.documents.tombstone import Tombstone
 from storage.errors import ConfigError, MissingArtifactError
+from storage.files import entries
 
 FOLDER = "tombstones"
 
@@ -50,7 +51,7 @@ def tombstone_path(store: Path, patient_key: str) -> Path:
 
 def tombstones(store: Path) -> list[Tombstone]:
     """All tombstones of a store. Raises: StorageError: one cannot be read, so that it is not known who is to stay out."""
-    return [Tombstone.read(path) for path in sorted((store / FOLDER).glob("[!.]*.json"))]
+    return [Tombstone.read(path) for path in entries(store / FOLDER, "*.json")]
 
 
 def forgotten(store: Path) -> Forgotten:

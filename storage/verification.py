@@ -7,6 +7,7 @@ from pathlib import Path
 from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, UnreadableError, VersionError
+from storage.files import entries
 from storage.numbered import Numbered
 from storage.repair import readable_snapshots
 from storage.snapshots import history, listing, load_snapshot, snapshot_files, snapshot_ref
@@ -73,7 +74,7 @@ def check_lists(store: VolumeStore) -> list[Finding]:
     committed = set(store.volume_ids())
     for digest in sorted(named | files):
         found += _check_snapshot(store, digest, committed)
-    for folder in sorted(path for path in (store.path / "roles").glob("*") if path.is_dir()):
+    for folder in (path for path in entries(store.path / "roles", "*") if path.is_dir()):
         try:
             Numbered(folder, Roles).newest()
         except StorageError as error:

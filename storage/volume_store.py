@@ -19,6 +19,7 @@ from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredFile, StoreRoot, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, StoreFormatError
 from storage.files import (
+    entries,
     fsync_directory,
     fsync_tree,
     is_abandoned,
@@ -154,8 +155,8 @@ class VolumeStore:
     # ---- contents -------------------------------------------------------------------------------------------------
 
     def volume_ids(self) -> list[str]:
-        """Ids of the committed volumes, sorted."""
-        return sorted(p.stem for p in (self.path / "commits").glob("*.json") if not p.name.startswith("."))
+        """Ids of the committed volumes, sorted. Raises: UnreadableError."""
+        return [path.stem for path in entries(self.path / "commits", "*.json")]
 
     def commit_record(self, volume_id: str) -> VolumeRecord:
         """Commit record of one volume: geometry, attributes, scan, digests of arrays and files.
@@ -183,10 +184,10 @@ class VolumeStore:
     def exclusions(self) -> list[dict[str, Any]]:
         """Skipped and quarantined entries of the last ingest of every source."""
         found: list[dict[str, Any]] = []
-        for path in sorted((self.path / "exclusions").glob("*.json")):
+        for path in entries(self.path / "exclusions", "*.json"):
             record = SourceVerdicts.read(path)
-            for verdict, entries in (("skipped", record.skipped), ("quarantined", record.quarantined)):
-                found += [{"verdict": verdict, **entry.model_dump(exclude_none=True)} for entry in entries]
+            for verdict, scans in (("skipped", record.skipped), ("quarantined", record.quarantined)):
+                found += [{"verdict": verdict, **scan.model_dump(exclude_none=True)} for scan in scans]
         return found
 
     def record_path(self, volume_id: str) -> Path:

@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.files import naming_path
+from storage.files import entries, naming_path
 from storage.inbox_database import NAME as LEDGER
 from storage.inbox_files import split
 from storage.inbox_ledger import BATCHES, PICTURES, Ledger
@@ -45,15 +45,11 @@ def look_at_arrivals(patient: Patient, inbox: Path, arrivals: Path, store: Path,
         store: whose cache knows files that were ingested.
         secret: of the patient keys; None: files are known by their scans alone.
     """
-    links = [
-        path
-        for folder in sorted((arrivals / BATCHES).glob("[!.]*"))
-        for path in _files_of(patient, folder, store, secret)
-    ]
+    links = [path for folder in entries(arrivals / BATCHES, "*") for path in _files_of(patient, folder, store, secret)]
     same = {_identity(path) for path in links}
     recorded, numbers = _recorded(patient, arrivals)
     numbers |= {path.relative_to(arrivals / BATCHES).parts[0] for path in links}
-    pictures = [path for path in sorted((arrivals / PICTURES).glob("[!.]*.png")) if path.stem in numbers]
+    pictures = [path for path in entries(arrivals / PICTURES, "*.png") if path.stem in numbers]
     linked = {
         os.fsencode(path.relative_to(inbox))
         for path in inbox.rglob("*")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from storage.documents.snapshot import Roles, Snapshot
 from storage.errors import ConfigError, StorageError
+from storage.files import entries
 from storage.numbered import Numbered
 from storage.patient_key import load_patient_key, patient_key
 from storage.snapshots import history, load_snapshot, snapshot_files, snapshot_ref
@@ -119,7 +120,7 @@ def find_patient(store: VolumeStore, key: str, key_file: Path, text: str = "") -
 def _whole_key(store: Path, key: str, known: set[str]) -> str:
     tombstone_path(store, key)
     found = sorted(
-        one for one in known | {path.stem for path in (store / FOLDER).glob("[!.]*.json")} if one.startswith(key)
+        one for one in known | {path.stem for path in entries(store / FOLDER, "*.json")} if one.startswith(key)
     )
     if len(found) > 1:
         raise ConfigError(f"{len(found)} patients of {store} have keys that begin with {key}: give more digits.")
@@ -151,7 +152,7 @@ def _listed(store: Path) -> tuple[dict[str, str], dict[str, str]]:
 def _ledger(store: Path) -> set[str]:
     """Every patient with a role."""
     found: set[str] = set()
-    for folder in (store / "roles").glob("*"):
+    for folder in entries(store / "roles", "*"):
         if folder.is_dir() and (roles := Numbered(folder, Roles).newest()):
             found |= set(roles.roles)
     return found

@@ -20,7 +20,7 @@ from storage.documents.split import Split
 from storage.documents.verdicts import SourceVerdicts
 from storage.encoded import forget_encoded
 from storage.errors import StorageError
-from storage.files import naming_path, remove_leftovers, write_bytes_atomic
+from storage.files import entries, naming_path, remove_leftovers, write_bytes_atomic
 from storage.numbered import Numbered
 from storage.privacy import beside_store
 from storage.sources.index import forget_files
@@ -49,7 +49,7 @@ def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
     names = Names(words, patient.text)
     beside = beside_store(store.path, ".ingests")
     count = 0
-    for path in sorted([*beside.glob("[!.]*.json"), *(store.path / "exclusions").glob("[!.]*.json")]):
+    for path in [*entries(beside, "*.json"), *entries(store.path / "exclusions", "*.json")]:
         try:
             record = SourceVerdicts.read(path)
         except StorageError as error:
@@ -60,13 +60,13 @@ def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
         if number:
             new.write(path)
             count += number
-    for path in sorted(beside.glob("[!.]*.jsonl")):
+    for path in entries(beside, "*.jsonl"):
         _redact_text(path, words, patient.text)
-    damaged = [*(store.path / "snapshots").glob("*.damaged"), *(store.path / "history").glob("*.damaged")]
+    damaged = [one for folder in ("snapshots", "history") for one in entries(store.path / folder, "*.damaged")]
     for path in (one for one in damaged if names.named(one.read_text(encoding="utf-8", errors="replace"))):
         path.unlink()
     remove_leftovers(beside)
-    for path in beside.glob("*.archives"):  # names of files in archives, which the next ingest lists again
+    for path in entries(beside, "*.archives"):  # names of files in archives, which the next ingest lists again
         with naming_path(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return count
@@ -98,7 +98,7 @@ def forget_beside(store: VolumeStore, patient: Patient) -> None:
     forget_encoded(store, patient.volume_ids)
     pictures = beside_store(store.path, ".ingests") / "pictures"
     for volume_id in patient.volume_ids:
-        for path in pictures.glob(f"{volume_id}-*.json"):
+        for path in entries(pictures, f"{volume_id}-*.json"):
             with naming_path(path):
                 path.unlink(missing_ok=True)
     forget_files(file_cache(store.path), patient.key, patient.scans)
@@ -108,7 +108,7 @@ def forget_beside(store: VolumeStore, patient: Patient) -> None:
 
 def forget_roles(store: VolumeStore, patient: Patient) -> None:
     """Take the patient out of every version of every ledger of roles."""
-    for folder in sorted((store.path / "roles").glob("*")):
+    for folder in entries(store.path / "roles", "*"):
         if not folder.is_dir():
             continue
         versions = Numbered(folder, Roles)

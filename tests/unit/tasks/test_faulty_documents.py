@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from storage.documents.split import Split
 from storage.documents.training_state import GROUPS, TrainingState
 from storage.documents.verdicts import IngestReport, SourceVerdicts
 from storage.errors import StorageError, UnreadableError
+from storage.snapshots import newest, snapshot_files
+from storage.tombstones import tombstones
 from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.average.config import AverageConfig
@@ -250,6 +253,27 @@ def test_a_store_that_cannot_be_read_now_is_not_called_damaged(tmp_path: Path) -
         finding = check_volume(store, "v0")
     assert finding is not None
     assert finding.message == f"{shard} cannot be read (Permission denied): check its permissions and the disk."
+
+
+@pytest.mark.parametrize(
+    ("folder", "read"),
+    [
+        ("commits", lambda path: VolumeStore.open(path).volume_ids()),
+        ("exclusions", lambda path: VolumeStore.open(path).exclusions()),
+        ("snapshots", lambda path: snapshot_files(path)),
+        ("history", lambda path: newest(VolumeStore.open(path))),
+        ("tombstones", lambda path: tombstones(path)),
+    ],
+)
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, folder: str, read: Callable[[Path], Any]
+) -> None:
+    """No volume is called lost for it, no snapshot begun anew, and no forgotten patient let in."""
+    store = make_store(tmp_path / "store").path
+    shutil.rmtree(store / folder, ignore_errors=True)
+    (store / folder).write_text("as a folder that may not be read, this cannot be listed")
+    with pytest.raises(UnreadableError, match=re.escape(f"{store / folder} cannot be read (Not a directory)")):
+        read(store)
 
 
 @contextmanager
