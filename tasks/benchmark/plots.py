@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from storage.documents.benchmark import Line
 from tasks.benchmark.summary import means_of
 from tasks.evaluate.curves import INK, png, style_axes
-from tasks.evaluate.formats import number
+from tasks.evaluate.formats import number, plain
 
 COLORS = ("#0b6e6e", "#c2571a", "#5b4b9e", "#a3324b", "#4d7c0f", "#1d6fb8", "#8a6d3b", "#3f4a56", "#b0287f", "#2f855a")
 MARKERS = "osD^vPX*"
@@ -65,12 +67,23 @@ def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
         panel.set_xscale("linear" if places else "log")
         if places:
             panel.set_xticks([fmean(places)], [number(fmean(costs))])
+        else:
+            _few_ticks(panel.xaxis)
         panel.set_yscale("log")
+        _few_ticks(panel.yaxis)
         style_axes(panel)
         panel.set_xlabel(words, fontsize=9)
         panel.set_ylabel("3D FID", fontsize=9)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return png(figure)
+
+
+def _few_ticks(axis: Axis) -> None:
+    """Plain numbers that do not overlap on a logarithmic axis, also where it spans less than a decade."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value) if value < 1e5 else f"{plain(value / 1e6)} M"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def side_by_side(costs: Sequence[float]) -> list[float] | None:
