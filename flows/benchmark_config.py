@@ -33,7 +33,10 @@ _OF_THE_PROTOCOL = (
     "split",
     "evaluate",
     "gates",
+    "runner",
+    "launcher",
 )
+_OF_SAMPLES = ("num_volumes", "seed", "nifti")
 _OF_A_TRAINING = ("steps", "seconds", "seed", "view", "intensity", "select", "label_column")
 
 
@@ -211,18 +214,24 @@ def _resolved(config: BenchmarkConfig, name: str, sampler: str, seed: int) -> Pi
 def _check_overrides(row: RowConfig, where: str) -> None:
     """Refuse settings of a row that the protocol has."""
     doubled = [key for key in _OF_THE_PROTOCOL if key in row.overrides]
-    for name, training in (row.overrides.get("recipe") or {}).items():
-        doubled += [f"recipe.{name}.{key}" for key in _OF_A_TRAINING if isinstance(training, dict) and key in training]
+    for name, training in _mapping(row.overrides.get("recipe")).items():
+        doubled += [f"recipe.{name}.{key}" for key in _OF_A_TRAINING if key in _mapping(training)]
+    doubled += [f"sample.{key}" for key in _OF_SAMPLES if key in _mapping(row.overrides.get("sample"))]
     if doubled:
         raise ConfigError(
             f"{where}: overrides set {', '.join(doubled)}, which the protocol sets for all rows. Leave them out, or change the "
             "benchmark's own settings."
         )
     for sampler, settings in row.samplers.items():
-        if given := sorted({"num_volumes", "seed"} & settings.keys()):
+        if given := [key for key in _OF_SAMPLES if key in settings]:
             raise ConfigError(
                 f"{where}: samplers.{sampler} sets {', '.join(given)}, which the protocol sets for all rows."
             )
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    """What may be a mapping; whatever else it is, the configuration refuses."""
+    return given if isinstance(given, dict) else {}
 
 
 def _recipe(config: BenchmarkConfig, row: RowConfig, own: PipelineConfig, seed: int) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         if place and place[-1] == "[key]":
             name = ".".join(str(part) for part in place[:-1])
             lines.append(
-                f"  {name}: not a name for a training; use lower-case letters, digits and hyphens, such as local-2"
+                f"  {name}: not a name; use lower-case letters, digits and hyphens, such as local-2, and quotes around digits alone"
             )
         elif problem["type"] == "extra_forbidden":
             known = _known_keys(model, place[:-1])

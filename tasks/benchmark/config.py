@@ -4,9 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.run.config import StageConfig
+from tasks.benchmark.paper import PAPER
+from tasks.run.config import Seed, StageConfig
 
-ROW_NAME = r"^[a-z0-9][a-z0-9-]*$"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]  # of a row, of a sampler: in names of metrics, too
+Title = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # one line
 
 
 class Budget(StageConfig):
@@ -45,7 +47,7 @@ _NO_END = 10**9  # optimiser steps of a training that its seconds end
 class RowConfig(StageConfig):
     """One row: how it is trained and sampled."""
 
-    title: str = Field(..., min_length=1, description="what the table calls it")
+    title: Title = Field(..., description="what the table calls it")
     configuration: str = Field(
         ...,
         min_length=1,
@@ -58,7 +60,7 @@ class RowConfig(StageConfig):
         default_factory=dict,
         description="parts of the budget by training, relative to each other; default: all the same",
     )
-    samplers: dict[str, dict[str, Any]] = Field(
+    samplers: dict[Name, dict[str, Any]] = Field(
         {"published": {}},
         min_length=1,
         description="how it is sampled, one line of the table each: settings of `sample` by a name such as published or few",
@@ -75,22 +77,38 @@ class RowConfig(StageConfig):
             raise ValueError(f"shares of {', '.join(wrong)} are not above 0")
         return given
 
+    @field_validator("paper")
+    @classmethod
+    def _of_the_paper(cls, given: str) -> str:
+        names = list(dict.fromkeys(row.model for row in PAPER))
+        if given and given not in names:
+            raise ValueError(f"the paper's tables have no {given!r}; their rows are {'; '.join(names)}")
+        return given
+
 
 class ProtocolConfig(StageConfig):
     """What is the same for every row, and the rows."""
 
-    title: str = Field("Benchmark", min_length=1)
+    title: Title = "Benchmark"
     phantoms: int = Field(0, ge=0, description="synthetic patients that are written and ingested first; 0: none")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (1, 2, 3), min_length=1, description="of trainings and samples"
-    )
+    seeds: tuple[Seed, ...] = Field((1, 2, 3), min_length=1, description="of trainings and samples")
     num_volumes: int = Field(..., ge=2, description="volumes that are sampled of each row, sampler and seed")
     budget: Budget
-    rows: dict[Annotated[str, Field(pattern=ROW_NAME)], RowConfig] = Field(..., min_length=1)
+    rows: dict[Name, RowConfig] = Field(..., min_length=1)
 
     @field_validator("seeds")
     @classmethod
     def _different(cls, given: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(given)) < len(given):
             raise ValueError(f"seeds {list(given)} are not all different: the same seed is the same result")
+        return given
+
+    @field_validator("rows")
+    @classmethod
+    def _told_apart(cls, given: dict[str, RowConfig]) -> dict[str, RowConfig]:
+        names: dict[str, list[str]] = {}
+        for name, row in given.items():
+            names.setdefault(row.title, []).append(name)
+        if doubled := [f"{' and '.join(rows)} are both {title!r}" for title, rows in names.items() if len(rows) > 1]:
+            raise ValueError(f"titles tell rows apart, and {'; '.join(doubled)}")
         return given

@@ -21,6 +21,11 @@ _ESCAPES = {
     "$": r"\$",
     "{": r"\{",
     "}": r"\}",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     "³": "$^3$",
     "→": r"$\to$",
 }

@@ -12,6 +12,7 @@ from prdit_models.metrics.extractors.extractor import EXTRACTORS, key_of
 from prdit_models.metrics.metric import METRICS
 from storage.errors import as_input_error
 from tasks.model.compute import ComputeConfig
+from tasks.run.config import Seed
 from tasks.run.settings import SettingsError, named_settings, named_values, settings_of
 
 ExtractorSetting = Annotated[
@@ -35,7 +36,7 @@ class EvaluateConfig(ComputeConfig):
         ge=0,
         description="subsamples behind each interval of a distance in features; 0: no intervals of any figure",
     )
-    seed: int = Field(0, ge=0, description="of the subsamples, the random pairs and the critics")
+    seed: Seed = Field(0, description="of the subsamples, the random pairs and the critics")
     num_shown: int = Field(4, ge=1, le=32, description="volumes shown in the report, of each side")
     metrics: dict[str, dict[str, Any] | None] = Field(
         default_factory=dict,

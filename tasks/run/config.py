@@ -1,8 +1,10 @@
 """What every stage configuration shares: frozen, no unknown keys, and a named list of settings that do not change results."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 
 
 class StageConfig(BaseModel):

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prdit_models.diffusion.sampler import Sampler
 from tasks.model.compute import Attention, ComputeConfig
-from tasks.run.config import StageConfig
+from tasks.run.config import Seed, StageConfig
 
 
 class RedrawConfig(StageConfig):
@@ -75,7 +75,7 @@ class SampleConfig(ComputeConfig):
         ge=1,
         description="volumes after which a picture of the newest is shown (MLflow, Prefect); the last is always shown",
     )
-    seed: int = Field(42, ge=0, description="volume i is drawn from a seed derived from this and i")
+    seed: Seed = Field(42, description="volume i is drawn from a seed derived from this and i")
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")
 

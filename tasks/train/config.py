@@ -9,6 +9,7 @@ from prdit_models.diffusion.process import PROCESSES, Process
 from prdit_models.families.family import FAMILIES
 from tasks.model.compute import Attention, ComputeConfig
 from tasks.model.view import IntensityConfig, ViewConfig
+from tasks.run.config import Seed
 from tasks.run.settings import settings_of
 from tasks.train.augmentation import AugmentationConfig
 
@@ -108,7 +109,7 @@ class TrainingConfig(ComputeConfig):
         default_factory=AugmentationConfig,
         description="random changes of training volumes besides shifts (published: none)",
     )
-    seed: int = Field(42, ge=0)
+    seed: Seed = 42
     val_every: int = Field(500, ge=1, description="steps between validations; the last step is always validated")
     val_volumes: int = Field(16, ge=1, description="validation volumes used at most (by volume id)")
     sample_every: int = Field(

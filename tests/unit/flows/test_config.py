@@ -234,7 +234,7 @@ def test_numbers_that_are_not_finite_are_refused_by_key(tmp_path: Path, value: s
         ),
         (of("local", family="unet"), r"recipe\.local: Unknown family 'unet'; there are local, global, refiner"),
         (of("another", lr=1e-3), r"recipe\.another\.family: not given, and it has no default\n.*another\.steps: not"),
-        (of("Local", family="local", steps=1, lr=1e-3), r"recipe\.Local: not a name for a training"),
+        (of("Local", family="local", steps=1, lr=1e-3), r"recipe\.Local: not a name"),
         (
             {"recipe": {"local": {"enabled": False}, "global": {"enabled": False}}},
             "recipe has no training that is enabled",
@@ -628,5 +628,5 @@ def test_a_recipe_of_wavelet_diffusion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["My Training", "a.b", 1])
 def test_a_trainings_name_is_plain(name: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"recipe\.{name}: not a name for a training; use lower-case letters"):
+    with pytest.raises(ConfigError, match=rf"recipe\.{name}: not a name; use lower-case letters"):
         load_config("tiny", {"recipe": {name: {"family": "local", "steps": 1, "lr": 1.0}}})

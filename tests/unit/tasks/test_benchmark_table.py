@@ -115,6 +115,8 @@ def test_latex_escapes_and_leaves_out_empty_columns() -> None:
     text = as_latex(BENCHMARK.model_copy(update={"lines": (LINE.model_copy(update={"results": same}),)}))
     assert r"A \& B (few) & $-2.500 \times 10^{-4}$ & $-0.5000$ & 3.000 \\" in text  # no interval of what does not vary
     assert r"\begin{tabular}{lrrr}" in text
+    text = as_latex(BENCHMARK.model_copy(update={"title": "a\\b^2~<c>"}))
+    assert r"% a\textbackslash{}b\textasciicircum{}2\textasciitilde{}\textless{}c\textgreater{}. Budget" in text
 
 
 def test_lines_of_nearly_the_same_cost_stand_side_by_side() -> None:
