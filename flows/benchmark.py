@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -18,9 +19,10 @@ from flows.hooks import ATTENDED, DAY_S, attended
 from flows.named_files import benchmark_files
 from flows.record import tracking_uri
 from flows.room import make_room
+from storage.documents.benchmark import BenchmarkDocument
 from storage.errors import UserError
 from storage.tracking import Tracker
-from tasks.benchmark.output import FILES, PAGE, write
+from tasks.benchmark.output import FILES, PAGE, as_rows, write
 from tasks.run.stage import TRACKING, code_version, git_commit
 
 NOTE = (
@@ -123,7 +125,9 @@ def _carried_out(run: BenchmarkRun, found: list[Entry]) -> dict[str, Any]:
     for number, entry in enumerate(found, 1):
         logger.info("%s: %d of %d", entry, number, len(found))
         run.row(entry, given, made)
-        write(run.document(given), folder)  # the table as far as it is, should the next row take days
+        document = run.document(given)
+        write(document, folder)  # the table as far as it is, should the next row take days
+        _publish(document, folder)
     for name in FILES:
         run.tracker.log_file(run.parent, folder / name)
     return {
@@ -133,6 +137,18 @@ def _carried_out(run: BenchmarkRun, found: list[Entry]) -> dict[str, Any]:
         "results": len(run.results),
         "failed": {" ".join(map(str, place)): why for place, why in run.failed.items()},
     }
+
+
+def _publish(document: BenchmarkDocument, folder: Path) -> None:
+    """Show the table as far as it is on the flow run's page; outside a flow run nothing happens."""
+    if not flow_run.get_id():
+        return
+    page = f"{folder.parent.name}/{folder.name}/{PAGE}"
+    about = f"{document.title}. Budget: {document.budget}. Means over seeds; more is in {page} of the working folder."
+    try:
+        create_table_artifact(key="prdit-benchmark", table=as_rows(document), description=about)
+    except Exception as error:  # noqa: BLE001  # a page must never end a benchmark
+        logger.warning("the table is not on the run's page: %s", error)
 
 
 def foreseen(config: BenchmarkConfig, only: str = "") -> tuple[list[Entry], dict[str, Size]]:

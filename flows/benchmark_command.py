@@ -62,12 +62,14 @@ def benchmark(
         wait_for_server()
         from flows.benchmark import benchmark as run
         from flows.benchmark import benchmark_of, foreseen
+        from flows.benchmark_config import entries
 
         config = benchmark_of(configuration, **texts, overrides=given)
         if dry_run:
             found, sizes = foreseen(config, only)
             show_result(_value(config, found, sizes), as_json, lambda: _text(config, found, sizes))
             return
+        entries(config.with_rows(only))  # most mistakes are told before a server starts
         stop_as_ctrl_c()
         result = run(configuration, **texts, overrides=given, only=only)
         show_result(result, as_json, lambda: f"table: {result['page']}\nMLflow run: {result['mlflow_run_id']}")

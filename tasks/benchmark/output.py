@@ -6,8 +6,8 @@ from pathlib import Path
 
 from storage.documents.benchmark import BenchmarkDocument, Line
 from storage.files import naming_path, write_text_atomic
-from tasks.benchmark.columns import COLUMNS, COSTS, QUALITY, Column
-from tasks.benchmark.page import render
+from tasks.benchmark.columns import COLUMNS, Column
+from tasks.benchmark.page import cell_text, render
 from tasks.benchmark.summary import Mean, means_of
 from tasks.evaluate.formats import number
 
@@ -68,13 +68,23 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.8g}"
 
 
+def as_rows(document: BenchmarkDocument) -> list[dict[str, str]]:
+    """The table in short, for a run's page: of every figure that some line has the mean over seeds."""
+    rows = []
+    for line in document.lines:
+        means = {name: mean.value for name, mean in means_of(line).items()}
+        figures = {_head(column): cell_text(column, means.get(column.name)) for column in _given(document)}
+        rows.append({"Row": _title(line), "Seeds": f"{len(line.results)} of {len(document.seeds)}"} | figures)
+    return rows
+
+
 def as_latex(document: BenchmarkDocument) -> str:
     """The table for a paper: a `tabular` of booktabs, means with half the width of their intervals."""
-    shown = [column for column in (*QUALITY, *COSTS) if any(column.name in means_of(line) for line in document.lines)]
-    heads = " & ".join([r"Model", *(_latex_head(column) for column in shown)])
-    body = [" & ".join([_latex_text(_title(line)), *_latex_cells(line, shown)]) + r" \\" for line in document.lines]
+    given = _given(document)
+    heads = " & ".join([r"Model", *(_latex_head(column) for column in given)])
+    body = [" & ".join([_latex_text(_title(line)), *_latex_cells(line, given)]) + r" \\" for line in document.lines]
     if document.floor:
-        cells = [_latex_number(column, document.floor.get(column.name)) for column in shown]
+        cells = [_latex_number(column, document.floor.get(column.name)) for column in given]
         body += [r"\midrule", " & ".join(["Real against real", *cells]) + r" \\"]
     note = _latex_text(
         f"{document.title}. Budget: {document.budget}; {len(document.seeds)} seed(s), {document.num_volumes} volumes."
@@ -83,7 +93,7 @@ def as_latex(document: BenchmarkDocument) -> str:
         [
             f"% {document.name}, {document.digest}",
             "% " + note,
-            rf"\begin{{tabular}}{{l{'r' * len(shown)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(given)}}}",
             r"\toprule",
             heads + r" \\",
             r"\midrule",
@@ -95,13 +105,22 @@ def as_latex(document: BenchmarkDocument) -> str:
     )
 
 
+def _given(document: BenchmarkDocument) -> list[Column]:
+    """The columns of which some line has the figure."""
+    return [column for column in COLUMNS if any(column.name in means_of(line) for line in document.lines)]
+
+
+def _head(column: Column) -> str:
+    return column.title + (f" [{column.unit}]" if column.unit else "")
+
+
 def _title(line: Line) -> str:
     return f"{line.title} ({line.sampler})"
 
 
 def _latex_head(column: Column) -> str:
     arrow = {"lower": r" $\downarrow$", "higher": r" $\uparrow$"}.get(column.better, "")
-    return _latex_text(column.title + (f" [{column.unit}]" if column.unit else "")) + arrow
+    return _latex_text(_head(column)) + arrow
 
 
 def _latex_cells(line: Line, columns: list[Column]) -> list[str]:

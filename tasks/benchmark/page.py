@@ -104,18 +104,19 @@ def _best(column: Column, means: list[dict[str, Mean]]) -> float | None:
 def _cell(column: Column, mean: Mean | None, best: float | None) -> Cell:
     if mean is None:
         return Cell("–", "", "", best=False)
-    bounds = f"{_text(column, mean.low)} to {_text(column, mean.high)}" if mean.varies else ""
-    return Cell(_text(column, mean.value), bounds, f"{mean.value:.10g}", mean.value == best)
+    bounds = f"{cell_text(column, mean.low)} to {cell_text(column, mean.high)}" if mean.varies else ""
+    return Cell(cell_text(column, mean.value), bounds, f"{mean.value:.10g}", mean.value == best)
 
 
-def _text(column: Column, value: float | None) -> str:
+def cell_text(column: Column, value: float | None) -> str:
+    """A figure as the table shows it."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if column.name in _COUNTS else number(value / column.scale)
 
 
 def _floor_cell(column: Column, document: BenchmarkDocument) -> str:
-    return _text(column, document.floor.get(column.name))
+    return cell_text(column, document.floor.get(column.name))
 
 
 def _grid_of_real(document: BenchmarkDocument) -> bytes | None:

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,14 @@ def test_table_and_page_show_the_same(document: BenchmarkDocument, result: dict[
     latex = (folder / "table.tex").read_text()
     assert latex.count(r"\\") == 1 + 3 + 1
     assert "PRDiT, local only (many)" in latex
+
+
+def test_the_runs_page_in_prefect_has_the_table_as_far_as_it_is(document: BenchmarkDocument, root: Path) -> None:
+    with closing(sqlite3.connect(root / "prefect" / "prefect.db")) as database:
+        found = database.execute("SELECT data FROM artifact WHERE key = 'prdit-benchmark' ORDER BY created").fetchall()
+    tables = [json.loads(json.loads(data)) for (data,) in found]
+    assert [[row["Seeds"] for row in table] for table in tables] == [["1 of 1"] * 2 + ["0 of 1"], ["1 of 1"] * 3]
+    assert float(tables[-1][2]["3D FID"]) == pytest.approx(document.lines[2].results[0].figures["fid"], rel=1e-3)
 
 
 def test_mlflow_has_one_parent_with_a_child_per_line(root: Path, result: dict[str, Any]) -> None:

@@ -113,7 +113,10 @@ def test_a_title_is_shown_as_it_is(tmp_path: Path) -> None:
         ({"seeds": [2**63]}, "seeds.0: Input should be less than 9223372036854775808"),
         ({"rows": {"mine": ROW, "twin": ROW}}, "rows: titles tell rows apart, and mine and twin are both 'Mine'"),
         ({"rows": {"mine": ROW | {"title": "a\nb"}}}, "rows.mine.title: String should match"),
-        ({"rows": {"mine": ROW | {"paper": "PRDiT-4"}}}, "the paper's tables have no 'PRDiT-4'; their rows are HA-GAN; "),
+        (
+            {"rows": {"mine": ROW | {"paper": "PRDiT-4"}}},
+            "the paper's tables have no 'PRDiT-4'; their rows are HA-GAN; ",
+        ),
         ({"num_volumes": 1}, "num_volumes: Input should be greater than or equal to 2"),
         ({"view": {"size": 20, "edge": 60}}, "row 'mine': .*volume_size 20 is not divisible by stride 8"),
         ({"snapshot": "1", "phantoms": 4}, "give one of them"),
@@ -129,7 +132,10 @@ def test_a_title_is_shown_as_it_is(tmp_path: Path) -> None:
             {"rows": {"mine": ROW | {"overrides": {"runner": {}, "sample": {"num_volumes": 9, "num_steps": 9}}}}},
             "overrides set runner, sample.num_volumes, which the protocol sets",
         ),
-        ({"rows": {"mine": ROW | {"overrides": {"recipe": [1]}}}}, "row 'mine': .*recipe: Input should be a valid dict"),
+        (
+            {"rows": {"mine": ROW | {"overrides": {"recipe": [1]}}}},
+            "row 'mine': .*recipe: Input should be a valid dict",
+        ),
         ({"rows": {"mine": ROW | {"samplers": {"a b": {}}}}}, "rows.mine.samplers.a b: not a name; use lower-case"),
         ({"rows": {"mine": ROW | {"samplers": {"few": {"num_volumes": 9}}}}}, "samplers.few sets num_volumes"),
         ({"rows": {"mine": ROW | {"samplers": {"few": {"num_step": 9}}}}}, "sample.num_step: unknown key"),

@@ -22,7 +22,7 @@ from storage.errors import StorageError
 from storage.snapshots import open_snapshot
 from tasks.benchmark import grids, page
 from tasks.benchmark.columns import COLUMNS, floor_of, quality_of
-from tasks.benchmark.output import as_csv, as_latex
+from tasks.benchmark.output import as_csv, as_latex, as_rows
 from tasks.benchmark.paper import PAPER, paper_row
 from tasks.benchmark.planned import deviations_of
 from tasks.benchmark.plots import side_by_side
@@ -117,6 +117,12 @@ def test_latex_escapes_and_leaves_out_empty_columns() -> None:
     assert r"\begin{tabular}{lrrr}" in text
     text = as_latex(BENCHMARK.model_copy(update={"title": "a\\b^2~<c>"}))
     assert r"% a\textbackslash{}b\textasciicircum{}2\textasciitilde{}\textless{}c\textgreater{}. Budget" in text
+
+
+def test_a_runs_page_has_the_means_of_the_figures_that_are_there() -> None:
+    [row] = as_rows(BENCHMARK)
+    assert (row["Row"], row["Seeds"], row["3D FID"]) == ("A & B (few)", "2 of 2", "2.000")
+    assert "KID" not in row
 
 
 def test_lines_of_nearly_the_same_cost_stand_side_by_side() -> None:
