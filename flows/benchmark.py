@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -24,6 +23,7 @@ from storage.errors import UserError
 from storage.tracking import Tracker
 from tasks.benchmark.output import FILES, PAGE, as_rows, write
 from tasks.run.stage import TRACKING, code_version, git_commit
+from tasks.run.task import publish_flow_table
 
 NOTE = (
     "One run of a benchmark. **Child runs**: each row with each sampler and seed, with its stages. **Metrics**: "
@@ -140,15 +140,10 @@ def _carried_out(run: BenchmarkRun, found: list[Entry]) -> dict[str, Any]:
 
 
 def _publish(document: BenchmarkDocument, folder: Path) -> None:
-    """Show the table as far as it is on the flow run's page; outside a flow run nothing happens."""
-    if not flow_run.get_id():
-        return
+    """Show the table as far as it is on the flow run's page."""
     page = f"{folder.parent.name}/{folder.name}/{PAGE}"
     about = f"{document.title}. Budget: {document.budget}. Means over seeds; more is in {page} of the working folder."
-    try:
-        create_table_artifact(key="prdit-benchmark", table=as_rows(document), description=about)
-    except Exception as error:  # noqa: BLE001  # a page must never end a benchmark
-        logger.warning("the table is not on the run's page: %s", error)
+    publish_flow_table("benchmark", as_rows(document), about)
 
 
 def foreseen(config: BenchmarkConfig, only: str = "") -> tuple[list[Entry], dict[str, Size]]:

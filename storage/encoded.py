@@ -17,11 +17,10 @@ from storage.artifacts import SCRATCH
 from storage.checkpoints import load_tensors, save_tensors
 from storage.documents.encoded import EncodedOrigin
 from storage.errors import InputError, MissingArtifactError, StorageError, as_input_error
-from storage.files import naming_path, remove_leftovers, sha256_json
-from storage.privacy import beside_store
+from storage.files import entries, naming_path, remove_leftovers, sha256_json
+from storage.privacy import ENCODED, beside_store
 from storage.volume_store import VolumeStore
 
-_ENDING = ".encoded"
 _ENDS = ".safetensors"
 Encoded = NDArray[np.float32]
 
@@ -89,7 +88,7 @@ def encoded_folder(store: Path, directory: Path) -> Path:
         store: the volume store.
         directory: of the stage.
     """
-    folder = beside_store(store, _ENDING)
+    folder = beside_store(store, ENCODED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -98,8 +97,8 @@ def encoded_folder(store: Path, directory: Path) -> Path:
 
 
 def encoded_folders(store: Path) -> list[Path]:
-    """The folders of all origins that are kept beside a store."""
-    return sorted(path for path in beside_store(store, _ENDING).glob("[!.]*") if path.is_dir())
+    """The folders of all origins that are kept beside a store. Raises: UnreadableError."""
+    return [path for path in entries(beside_store(store, ENCODED), "*") if path.is_dir()]
 
 
 def forget_encoded(store: VolumeStore, volume_ids: Iterable[str]) -> None:
@@ -109,7 +108,7 @@ def forget_encoded(store: VolumeStore, volume_ids: Iterable[str]) -> None:
         InputError: an id that no volume can have.
         UnwritableError: they cannot be deleted.
     """
-    folder = beside_store(store.path, _ENDING)
+    folder = beside_store(store.path, ENCODED)
     for name in volume_ids:
         with as_input_error():
             store.record_path(name)

@@ -72,6 +72,9 @@ class Sent:
     num_creations: int = 0
 
 
+_READER = TypeAdapter(Sent)
+
+
 class Outbox:
     """The records of all runs of one working directory.
 
@@ -190,7 +193,7 @@ class Outbox:
         """How far the server has a run; nothing where the file is missing. Raises: DamagedArtifactError."""
         path = self.folder / run / _SENT
         try:
-            return TypeAdapter(Sent).validate_json(path.read_bytes())
+            return _READER.validate_json(path.read_bytes())
         except FileNotFoundError:
             return Sent()
         except ValueError as error:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from storage.verdicts import REASONS
 
-BESIDE = (".ingests", ".features", ".encoded")  # endings of the folders beside a store
+INGESTS, FEATURES, ENCODED = BESIDE = (".ingests", ".features", ".encoded")  # endings of the folders beside a store
 PATH = "<path>"  # stands for the file that a message is about
 REMOVED = "…"
 _MIN_DIGITS = 5  # shorter numbers are counts and sizes

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.artifacts import Ref
-from storage.documents.snapshot import HistoryEntry, Snapshot, SnapshotVolume
+from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.errors import DamagedArtifactError, ForgottenError, InputError, MissingArtifactError
 from storage.files import entries
 from storage.numbered import Numbered
@@ -18,6 +18,7 @@ from storage.tombstones import forgotten
 from storage.volume_store import VolumeStore
 
 FOLDER = "snapshots"
+_ROLES = "roles"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,16 @@ def _listing(store: VolumeStore, entry: HistoryEntry | None) -> Listing:
 def list_all(store: VolumeStore, volumes: Mapping[str, SnapshotVolume], why: str) -> Ref:
     """Add volumes to what a store lists, or change how they are listed."""
     return update(store, lambda old: replace(old, volumes={**old.volumes, **volumes}), why)
+
+
+def role_ledger(store: Path, name: str) -> Numbered[Roles]:
+    """The roles that splits of one name gave to patients; their versions are kept."""
+    return Numbered(store / _ROLES / name, Roles)
+
+
+def role_ledgers(store: Path) -> list[Numbered[Roles]]:
+    """Those of all names. Raises: UnreadableError."""
+    return [role_ledger(store, folder.name) for folder in entries(store / _ROLES, "*") if folder.is_dir()]
 
 
 def snapshot_files(store: Path) -> list[Path]:

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.documents.patient_key_id import PatientKeyId
-from storage.documents.snapshot import HistoryEntry, Roles, Snapshot
+from storage.documents.snapshot import HistoryEntry, Snapshot
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, UnreadableError, VersionError
-from storage.files import entries
-from storage.numbered import Numbered
 from storage.repair import readable_snapshots
-from storage.snapshots import history, listing, load_snapshot, snapshot_files, snapshot_ref
+from storage.snapshots import history, listing, load_snapshot, role_ledgers, snapshot_files, snapshot_ref
 from storage.tombstones import FOLDER, forgotten, tombstones
 from storage.volume_store import VolumeStore
 
@@ -74,11 +72,11 @@ def check_lists(store: VolumeStore) -> list[Finding]:
     committed = set(store.volume_ids())
     for digest in sorted(named | files):
         found += _check_snapshot(store, digest, committed)
-    for folder in (path for path in entries(store.path / "roles", "*") if path.is_dir()):
+    for roles in role_ledgers(store.path):
         try:
-            Numbered(folder, Roles).newest()
+            roles.newest()
         except StorageError as error:
-            found.append(Finding("roles", folder.name, str(error)))
+            found.append(Finding("roles", roles.folder.name, str(error)))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from storage.errors import DamagedArtifactError, MissingArtifactError, UnreadableError, VersionError
+from storage.errors import DamagedArtifactError, MissingArtifactError, VersionError
 from storage.files import json_text, put_if_absent, reading, write_text_atomic
 
 _PLACES_IN_A_STORE = ("zarr.json", "patient-key-id.json", "commits", "snapshots", "history", "roles", "tombstones")
@@ -44,16 +44,13 @@ class Document(Part):
             UnreadableError: access is denied, or the disk fails.
             VersionError: written in a version that this prdit does not read.
         """
-        try:
-            with reading(path):
+        with reading(path):
+            try:
                 data = path.read_bytes()
-        except FileNotFoundError as error:
-            raise MissingArtifactError(f"No {cls.WHAT} at {path}. {cls.remedy(path)}") from error
-        except UnreadableError as error:
-            cause = error.__cause__
-            if not isinstance(cause, IsADirectoryError | NotADirectoryError):
-                raise
-            raise DamagedArtifactError(f"{path} cannot be read ({cause.strerror}). {cls.remedy(path)}") from error
+            except FileNotFoundError as error:
+                raise MissingArtifactError(f"No {cls.WHAT} at {path}. {cls.remedy(path)}") from error
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise DamagedArtifactError(f"{path} cannot be read ({error.strerror}). {cls.remedy(path)}") from error
         return cls.parse(data, str(path))
 
     @classmethod

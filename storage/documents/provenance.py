@@ -1,5 +1,6 @@
 """provenance.json: the record that makes a stage's directory an artifact, written last."""
 
+import json
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -71,13 +72,20 @@ class Provenance(Document):
     forgotten: str = ""
     redacted: dict[str, str] = Field(default_factory=dict)
 
+    def without_uris(self) -> dict[str, Any]:
+        """What MLflow gets: the content of the file without places of this machine."""
+        inputs = {role: {"kind": ref.kind, "digest": ref.digest} for role, ref in self.inputs.items()}
+        return self.to_json() | {"inputs": inputs}
+
     @classmethod
-    def from_json(cls, values: Any, where: str) -> Self:
-        """As `Document.from_json`; inputs without a uri, as MLflow has them, have an empty one."""
-        if isinstance(values, dict) and isinstance(inputs := values.get("inputs"), dict):
-            placed = {role: {"uri": ""} | ref if isinstance(ref, dict) else ref for role, ref in inputs.items()}
-            values = values | {"inputs": placed}
-        return super().from_json(values, where)
+    def parse_without_uris(cls, data: bytes, where: str) -> Self:
+        """`parse` of what MLflow has; each input has an empty uri."""
+        try:
+            values = json.loads(data)
+            placed = {role: {**ref, "uri": ""} for role, ref in values["inputs"].items()}
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            return cls.parse(data, where)  # which says what is wrong
+        return cls.from_json(values | {"inputs": placed}, where)
 
     def to_json(self) -> dict[str, Any]:
         """The content of the file; without the cost of what is no training, and what is said of one of which something was

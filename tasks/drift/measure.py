@@ -18,7 +18,7 @@ from storage.errors import StorageError
 from storage.files import sha256_json
 from storage.geometry import AIR_HU as FILL_HU
 from storage.geometry import pool_mean
-from storage.privacy import beside_store
+from storage.privacy import FEATURES, beside_store
 from storage.volume_store import VolumeStore
 
 BOX_MM = 256.0
@@ -64,7 +64,7 @@ def measure(store: VolumeStore, volume_id: str) -> Measured:
     key = sha256_json(
         {"version": _VERSION, "view": view_of(store), "arrays": {k: v.sha256 for k, v in record.arrays.items()}}
     )
-    path = beside_store(store.path, ".features") / volume_id / f"drift-{key[:24]}.safetensors"
+    path = beside_store(store.path, FEATURES) / volume_id / f"drift-{key[:24]}.safetensors"
     try:
         found = load_tensors(path)
         names = _names()

@@ -18,10 +18,9 @@ from storage.artifacts import SCRATCH
 from storage.checkpoints import load_tensors, save_tensors
 from storage.errors import StorageError, as_input_error
 from storage.files import naming_path
-from storage.privacy import beside_store
+from storage.privacy import FEATURES, beside_store
 from storage.volume_store import VolumeStore
 
-_ENDING = ".features"
 _FOLDER = "features"
 Row = NDArray[np.float32]
 
@@ -73,7 +72,7 @@ def features_of_store(store: Path, directory: Path) -> Path:
         store: the volume store.
         directory: of the stage.
     """
-    return _writable(beside_store(store, _ENDING), directory / SCRATCH / _FOLDER / "real")
+    return _writable(beside_store(store, FEATURES), directory / SCRATCH / _FOLDER / "real")
 
 
 def features_of_samples(samples: Path, directory: Path) -> Path:
@@ -91,7 +90,7 @@ def forget_features(store: VolumeStore, volume_ids: Iterable[str]) -> None:
     for name in volume_ids:
         with as_input_error():
             store.record_path(name)
-        folder = beside_store(store.path, _ENDING) / name
+        folder = beside_store(store.path, FEATURES) / name
         if folder.is_dir():
             with naming_path(folder):
                 shutil.rmtree(folder)

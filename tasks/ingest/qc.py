@@ -16,7 +16,7 @@ from storage.documents.verdicts import Entry
 from storage.documents.volume import VolumeRecord
 from storage.errors import StorageError
 from storage.files import json_text, read_json, replacing, write_text_atomic
-from storage.privacy import beside_store
+from storage.privacy import INGESTS, beside_store
 from storage.snapshots import Listing, listing
 from storage.verdicts import counted
 from storage.volume_store import VolumeStore
@@ -32,7 +32,7 @@ _PICTURES_VERSION = 1
 
 def page_path(store: Path) -> Path:
     """Where the page about a store is."""
-    return beside_store(store, ".ingests") / PAGE
+    return beside_store(store, INGESTS) / PAGE
 
 
 def write_page(store: VolumeStore, progress: Advance | None = None) -> Path:
@@ -158,7 +158,7 @@ def _excluded_row(verdict: str, entry: Entry) -> dict[str, Any]:
 
 def _pictures(store: VolumeStore, record: VolumeRecord) -> dict[str, Any]:
     """Mosaic and histogram of a volume, from the file beside the page where there is one."""
-    path = beside_store(store.path, ".ingests") / "pictures" / f"{record.folder}-{_PICTURES_VERSION}.json"
+    path = beside_store(store.path, INGESTS) / "pictures" / f"{record.folder}-{_PICTURES_VERSION}.json"
     with suppress(OSError, ValueError):
         found = read_json(path)
         if isinstance(found, dict) and found.keys() == {"mosaic", "histogram"}:

@@ -12,8 +12,8 @@ import numpy as np
 from storage.documents.verdicts import Entry, SourceVerdicts, Verdicts
 from storage.documents.volume import VolumeRecord
 from storage.errors import NoScansError, StorageError
-from storage.files import replacing
-from storage.privacy import beside_store, shown
+from storage.files import entries, replacing
+from storage.privacy import INGESTS, beside_store, shown
 from storage.sources.formats import FORMATS
 from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
@@ -31,7 +31,7 @@ logger = logging.getLogger("prdit.ingest")
 
 def every_record(store: Path) -> Iterator[SourceVerdicts]:
     """The last verdicts on every source of a store, with paths; a record that cannot be read is left out with a warning."""
-    for path in sorted(beside_store(store, ".ingests").glob("*.json")):
+    for path in entries(beside_store(store, INGESTS), "*.json"):
         try:
             yield SourceVerdicts.read(path)
         except StorageError as error:

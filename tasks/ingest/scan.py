@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from storage.errors import NoScansError
 from storage.patient_key import key_id
-from storage.privacy import beside_store, opaque_id
+from storage.privacy import INGESTS, beside_store, opaque_id
 from storage.sources.files import FoundFile, FoundOther, check_here, check_source, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.index import Excluded, FileIndex, ReadFile, ScanFiles
@@ -170,7 +170,7 @@ def file_cache(store_path: Path) -> Path:
 
 def source_record(source: Path, store_path: Path, key: bytes) -> Path:
     """Where the last verdicts on a source are kept with their paths: beside the store, not in it."""
-    return beside_store(store_path, ".ingests") / f"{opaque_id(key, 'source', str(source.resolve()))}.json"
+    return beside_store(store_path, INGESTS) / f"{opaque_id(key, 'source', str(source.resolve()))}.json"
 
 
 def _names_folder(source: Path, store_path: Path, key: bytes) -> Path:

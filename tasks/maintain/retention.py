@@ -102,22 +102,23 @@ def old_records(workdir: Path, errors: Path, config: RetentionConfig, which: Che
     places += [("record of a run", path, max(config.log_days, _LONGEST_RUN_DAYS)) for path in began]
     places += [("report of a fault", path, config.log_days) for path in sorted(errors.glob("*")) if path.is_file()]
     places += [("model fetched from MLflow", path, config.keep_days) for path in models]
+    return _unused(places)
+
+
+def old_encoded(store: Path, config: RetentionConfig) -> list[Old]:
+    """Encoded volumes beside a store that no training has begun with for long: each snapshot has its own."""
+    days = max(config.keep_days, _LONGEST_RUN_DAYS)
+    return _unused(("encoded volumes", path, days) for path in encoded_folders(store))
+
+
+def _unused(places: Iterable[tuple[str, Path, float]]) -> list[Old]:
+    """Those, of what and where, that nothing has changed for so many days."""
     found, now = [], time.time()
     for what, path, days in places:
         size, newest = size_and_time(path)
         if now - newest >= days * _DAY_S:
             found.append(Old(what, path, size))
     return found
-
-
-def old_encoded(store: Path, config: RetentionConfig) -> list[Old]:
-    """Encoded volumes beside a store that no training has begun with for long: each snapshot has its own."""
-    found = [(path, *size_and_time(path)) for path in encoded_folders(store)]
-    return [
-        Old("encoded volumes", path, size)
-        for path, size, newest in found
-        if time.time() - newest >= max(config.keep_days, _LONGEST_RUN_DAYS) * _DAY_S
-    ]
 
 
 def remove_old(found: Iterable[Old]) -> list[Old]:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from storage.documents.snapshot import Roles, Snapshot
+from storage.documents.snapshot import Snapshot
 from storage.errors import ConfigError, StorageError
 from storage.files import entries
-from storage.numbered import Numbered
 from storage.patient_key import load_patient_key, patient_key
-from storage.snapshots import history, load_snapshot, snapshot_files, snapshot_ref
+from storage.snapshots import history, load_snapshot, role_ledgers, snapshot_files, snapshot_ref
 from storage.sources.index import scans_of_patient
 from storage.tombstones import FOLDER, find_tombstone, tombstone_path, tombstones
 from storage.volume_store import VolumeStore
@@ -152,7 +151,7 @@ def _listed(store: Path) -> tuple[dict[str, str], dict[str, str]]:
 def _ledger(store: Path) -> set[str]:
     """Every patient with a role."""
     found: set[str] = set()
-    for folder in entries(store / "roles", "*"):
-        if folder.is_dir() and (roles := Numbered(folder, Roles).newest()):
+    for versions in role_ledgers(store):
+        if roles := versions.newest():
             found |= set(roles.roles)
     return found

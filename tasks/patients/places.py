@@ -21,8 +21,8 @@ from storage.documents.verdicts import SourceVerdicts
 from storage.encoded import forget_encoded
 from storage.errors import StorageError
 from storage.files import entries, naming_path, remove_leftovers, write_bytes_atomic
-from storage.numbered import Numbered
-from storage.privacy import beside_store
+from storage.privacy import INGESTS, beside_store
+from storage.snapshots import role_ledgers
 from storage.sources.index import forget_files
 from storage.volume_store import VolumeStore
 from tasks.evaluate.cache import forget_features
@@ -47,7 +47,7 @@ def forget_verdicts(store: VolumeStore, patient: Patient) -> int:
     """Take the patient's scans out of the verdicts of every source, in the store and beside it; how many entries."""
     words = patient.words | patient.volume_ids
     names = Names(words, patient.text)
-    beside = beside_store(store.path, ".ingests")
+    beside = beside_store(store.path, INGESTS)
     count = 0
     for path in [*entries(beside, "*.json"), *entries(store.path / "exclusions", "*.json")]:
         try:
@@ -96,22 +96,19 @@ def forget_beside(store: VolumeStore, patient: Patient) -> None:
     """Delete features, encoded volumes, pictures and facts of files that are kept beside the store; renew its quality page."""
     forget_features(store, patient.volume_ids)
     forget_encoded(store, patient.volume_ids)
-    pictures = beside_store(store.path, ".ingests") / "pictures"
+    pictures = beside_store(store.path, INGESTS) / "pictures"
     for volume_id in patient.volume_ids:
         for path in entries(pictures, f"{volume_id}-*.json"):
             with naming_path(path):
                 path.unlink(missing_ok=True)
     forget_files(file_cache(store.path), patient.key, patient.scans)
-    if beside_store(store.path, ".ingests").is_dir():
+    if beside_store(store.path, INGESTS).is_dir():
         write_page(store)
 
 
 def forget_roles(store: VolumeStore, patient: Patient) -> None:
     """Take the patient out of every version of every ledger of roles."""
-    for folder in entries(store.path / "roles", "*"):
-        if not folder.is_dir():
-            continue
-        versions = Numbered(folder, Roles)
+    for versions in role_ledgers(store.path):
         for number in versions.numbers():
             roles = versions.read(number).roles
             kept = {key: role for key, role in roles.items() if key != patient.key and key not in patient.scan_keys}

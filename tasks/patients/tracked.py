@@ -51,13 +51,12 @@ class Tracked:
                 continue
             where = f"{PROVENANCE} of MLflow run {run_id}"
             try:
-                record = Provenance.parse(self._server.read_artifact(run_id, PROVENANCE), where)
+                record = Provenance.parse_without_uris(self._server.read_artifact(run_id, PROVENANCE), where)
             except StorageError as error:
                 logger.warning("what a run was made from is not known: %s", error)
                 continue
-            record = record.with_places(lambda role, ref: "")
-            kind, inputs = record.kind, record.inputs
-            found.append(Made(kind, record.digest, record.stage, inputs, "", record.created, "", run_id))
+            inputs = record.inputs
+            found.append(Made(record.kind, record.digest, record.stage, inputs, "", record.created, "", run_id))
         return found
 
     def runs_of(self, digests: Collection[str]) -> dict[str, str]:

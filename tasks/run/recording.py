@@ -7,12 +7,11 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from storage.artifacts import PROVENANCE, Ref, input_ref, load_provenance
 from storage.checkpoints import WEIGHTS_FILES
 from storage.documents.checkpoint import Checkpoint
-from storage.documents.provenance import Provenance
 from storage.errors import StorageError
 from storage.snapshots import load_snapshot
 from storage.tracking import Tracker
@@ -99,7 +98,7 @@ class StageRecording:
         if not cached:
             for name in stage.files:
                 self.tracker.log_file(self._run_id, self._directory / name)
-            record = json.dumps(_without_uris(load_provenance(ref)), indent=2)
+            record = json.dumps(load_provenance(ref).without_uris(), indent=2)
             self.tracker.log_text(self._run_id, record, PROVENANCE)
         self.tracker.set_tags(self._run_id, {"prdit.digest": ref.digest})
         self.tracker.end_run(self._run_id, "FINISHED")
@@ -159,8 +158,3 @@ def log_checkpoint(tracker: Tracker, run_id: str, checkpoint: Ref) -> None:
     files = [checkpoint.path / WEIGHTS_FILES["ema"], checkpoint.path / Checkpoint.NAME]
     tracker.log_file(run_id, files[-1])
     tracker.log_model(run_id, f"checkpoint-{info.family}", files, digest=checkpoint.digest, step=info.step, facts=facts)
-
-
-def _without_uris(provenance: Provenance) -> dict[str, Any]:
-    inputs = {role: {"kind": ref.kind, "digest": ref.digest} for role, ref in provenance.inputs.items()}
-    return provenance.to_json() | {"inputs": inputs}

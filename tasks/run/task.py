@@ -15,7 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.states import Completed
 
 from tasks.run.private import without_paths
@@ -58,7 +58,14 @@ def task_progress(name: str) -> Iterator[Advance]:
 
 def publish_table(name: str, rows: list[dict[str, Any]]) -> None:
     """Show rows as a Prefect table artifact `prdit-<name>-table` of the task run; outside a task run nothing happens."""
-    _publish(name, "table", create_table_artifact, table=rows)
+    if TaskRunContext.get() is not None:
+        _publish(name, "table", create_table_artifact, key=f"prdit-{name}-table", table=rows)
+
+
+def publish_flow_table(name: str, rows: list[dict[str, Any]], about: str) -> None:
+    """Show rows as a Prefect table artifact `prdit-<name>` of the flow run, with a description; outside one nothing happens."""
+    if FlowRunContext.get() is not None:
+        _publish(name, "table", create_table_artifact, key=f"prdit-{name}", table=rows, description=about)
 
 
 def publish_picture(name: str, jpeg: bytes, caption: str) -> None:
@@ -71,15 +78,14 @@ def publish_picture(name: str, jpeg: bytes, caption: str) -> None:
     """
     data = base64.b64encode(jpeg).decode()
     markdown = f"![{caption}](data:image/jpeg;base64,{data})\n\n{caption}"
-    _publish(name, "picture", create_markdown_artifact, markdown=markdown)
+    if TaskRunContext.get() is not None:
+        _publish(name, "picture", create_markdown_artifact, key=f"prdit-{name}-picture", markdown=markdown)
 
 
 def _publish(name: str, what: str, create: Callable[..., Any], **content: Any) -> None:
-    """Make an artifact of the task run; outside a task run nothing happens."""
-    if TaskRunContext.get() is None:
-        return
+    """Make an artifact; a server that refuses it is only warned of."""
     try:
-        create(key=f"prdit-{name}-{what}", **content)
+        create(**content)
     except Exception as error:  # noqa: BLE001  # an artifact must never end a stage
         logger.warning("the %s artifact of %s was not made: %s", what, name, error)
 

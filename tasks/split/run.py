@@ -9,8 +9,7 @@ from storage.artifacts import Ref
 from storage.documents.snapshot import Role, Roles, Snapshot
 from storage.documents.split import Split
 from storage.errors import InputError, StorageError
-from storage.numbered import Numbered
-from storage.snapshots import load_snapshot, open_snapshot
+from storage.snapshots import load_snapshot, open_snapshot, role_ledger
 from tasks.split.config import SplitConfig
 
 RECIPE = 2
@@ -37,14 +36,14 @@ def split(snapshot: Ref, config: SplitConfig, directory: Path) -> None:
         added = place_patients(sorted(set(patients) - set(roles)), [p for p in patients if p in roles], roles, config)
         return ledger if ledger and not added else Roles(roles=dict(sorted({**roles, **added}.items())))
 
-    ledger = _ledger(store.path, config).update(with_new_patients)
+    ledger = role_ledger(store.path, config.name).update(with_new_patients)
     _document(listed, ledger, config).save(directory)
 
 
 def ledger_agrees(snapshot: Ref, directory: Path, config: SplitConfig) -> bool:
     """Whether a split of a snapshot, written earlier, still agrees with the ledger."""
     try:
-        listed, ledger = load_snapshot(snapshot), _ledger(snapshot.path, config).newest()
+        listed, ledger = load_snapshot(snapshot), role_ledger(snapshot.path, config.name).newest()
         if ledger is None or set(listed.patients) - set(ledger.roles):
             return False
         return Split.load(directory) == _document(listed, ledger, config)
@@ -100,8 +99,3 @@ def _notes(snapshot: Snapshot, by_role: Mapping[Role, list[str]], config: SplitC
             f"{count} of {total} patients are held out, asked for {config.val_fraction:.0%}: roles given earlier stay."
         )
     return notes
-
-
-def _ledger(store: Path, config: SplitConfig) -> Numbered[Roles]:
-    """The roles of a store under the configured name; their versions are kept."""
-    return Numbered(store / "roles" / config.name, Roles)
