@@ -26,6 +26,7 @@ from flows.named_files import SITE_FILE, is_file_name
 from flows.server_settings import server_settings
 from flows.services import running_processes
 from flows.site import load_site
+from storage.bucket_path import BucketPath
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import ConfigError, DamagedArtifactError
@@ -38,6 +39,7 @@ from storage.files import (
     temporary_path,
 )
 from storage.inbox_database import NAME as LEDGER
+from storage.places import as_place
 from storage.tombstones import FOLDER as TOMBSTONES
 
 BACKUPS = Path(".prdit") / "backups"
@@ -118,7 +120,7 @@ def _check_outside(folder: Path) -> None:
     site = load_site()
     config = site_config(site)
     for what, place in (("store", config.store), ("working folder", config.workdir), ("inbox", site.inbox.folder)):
-        if folder.resolve().is_relative_to(Path(place).resolve()):
+        if folder.resolve().is_relative_to(as_place(place).resolve()):
             raise ConfigError(
                 f"{folder} lies in the {what} ({place}). A back-up holds the secret of the patient keys: name a folder of its own, "
                 "such as .prdit/backups/2026-11-29."
@@ -129,7 +131,7 @@ def _records() -> Iterator[tuple[Path, str, str]]:
     """Every record to copy: where it is, its name in the back-up, its group."""
     site = load_site()
     config = site_config(site)
-    store, workdir = Path(config.store), Path(config.workdir)
+    store, workdir = as_place(config.store), Path(config.workdir)
     yield SITE_FILE, "settings/site.yaml", "settings"
     for what, name in (("configuration", site.configuration), ("policy", site.policy)):
         if is_file_name(name):
@@ -139,7 +141,7 @@ def _records() -> Iterator[tuple[Path, str, str]]:
     for part in _WORK_PARTS:
         yield from ((path, f"work/{path.relative_to(workdir)}", "work") for path in _files(workdir / part))
     yield from ((path, f"work/{path.relative_to(workdir)}", "store") for path in _files(workdir / _LINEAGE))
-    for part in _STORE_PARTS:
+    for part in () if isinstance(store, BucketPath) else _STORE_PARTS:
         yield from ((path, f"store/{path.relative_to(store)}", "store") for path in _files(store / part))
 
 

@@ -50,6 +50,7 @@ from flows.site_command import site
 from flows.status_command import status
 from flows.store_commands import register as register_store_commands
 from storage.errors import InputError, UserError
+from storage.places import as_place
 from tasks.run.machine import limit_threads
 from tasks.run.printable import log_printable, one_line, printable
 
@@ -147,7 +148,7 @@ def ingest(
                 with show_progress("ingest") as progress, run_context(loaded) as context:
                     outcome = ingest_stage(
                         source,
-                        Path(loaded.store),
+                        as_place(loaded.store),
                         loaded.ingest,
                         context,
                         progress,
@@ -158,10 +159,10 @@ def ingest(
                 outcome = run_stages(loaded, "ingest", {})
         except NothingUsableError as error:
             refused = str(error)
-        report = last_report(source, Path(loaded.store), loaded.ingest, unchanged=not refused and outcome.cached)
+        report = last_report(source, as_place(loaded.store), loaded.ingest, unchanged=not refused and outcome.cached)
         if not refused and not (report.committed or report.unchanged):
             refused = f"nothing usable in {one_line(source)}; every item has its reason in the verdicts"
-        page = page_path(Path(loaded.store))
+        page = page_path(as_place(loaded.store))
         value = without_pictures(report.model_dump(mode="json")) | {"counts": report.counts, "qc": str(page)}
         if refused:
             value |= {"error": refused, "exit_code": EXIT_USER_ERROR}

@@ -13,16 +13,17 @@ import typer
 
 from flows.faults import clear_errors as clear_errors
 from flows.faults import json_line as json_line
+from storage.places import as_place
 from tasks.run.printable import printable
 
 logger = logging.getLogger("prdit")
 
 
 def given_path(text: str) -> Path:
-    """A path argument; empty text (an unset shell variable) would silently mean the current directory."""
+    """A path argument, or an `s3://` URL; empty text (an unset shell variable) would silently mean the current directory."""
     if not text.strip():
         raise typer.BadParameter("the path is empty; is a shell variable unset? Use . for the current directory.")
-    return Path(text)
+    return as_place(text)
 
 
 def given_name(text: str) -> str:
@@ -105,7 +106,7 @@ def installed_settings(
 
     if config is None:
         site = load_site()
-        if store is None or store.resolve() == Path(site_config(site).store).resolve():
+        if store is None or store.resolve() == as_place(site_config(site).store).resolve():
             given = merge(overrides(settings), {"workdir": str(workdir)} if workdir else {})
             return site_config(site, overrides=given)
     return load_settings(config or "small", settings, store=store, workdir=workdir)

@@ -20,6 +20,7 @@ from flows.site import SiteConfig
 from storage.errors import StorageError
 from storage.inbox_database import NAME
 from storage.inbox_ledger import Ledger
+from storage.places import as_place
 from storage.registry import ModelVersion, Registry
 from tasks.maintain.run import Installation
 
@@ -48,7 +49,7 @@ def installation(config: PipelineConfig, site: SiteConfig, tracking_uri: str | N
         tracking_uri: of MLflow; None: there is none.
     """
     return Installation(
-        store=Path(config.store),
+        store=as_place(config.store),
         workdir=Path(config.workdir),
         services=DEFAULT_STATE_DIR,
         arrivals=Path(site.inbox.arrivals),

@@ -18,6 +18,7 @@ from flows.console import (
     installed_settings,
     show_result,
 )
+from storage.places import as_place
 
 _Workdirs = Annotated[
     list[Path] | None,
@@ -60,7 +61,7 @@ def lineage(
     """
     with clear_errors():
         loaded, workdirs = _loaded(config, settings, store, workdir)
-        found = _lineage(what, Path(loaded.store), workdirs, loaded.ingest.key_file(Path(loaded.store)))
+        found = _lineage(what, as_place(loaded.store), workdirs, loaded.ingest.key_file(as_place(loaded.store)))
         show_result(found.to_json(), as_json, found.text)
 
 
@@ -178,7 +179,7 @@ def forget(
                 "Name one patient: a PatientID, or `-` to be asked for it, or --patient-key HEX, or --volume ID."
             )
         loaded, workdirs = _loaded(config, settings, store, workdir)
-        opened = VolumeStore.open(Path(loaded.store))
+        opened = VolumeStore.open(as_place(loaded.store))
         key_file = loaded.ingest.key_file(opened.path)
         text = ""
         if patient is not None:

@@ -13,6 +13,7 @@ from flows.policy import load_policy
 from flows.record import tracking_uri
 from flows.site import SiteConfig, load_site
 from storage.files import sha256_json
+from storage.places import as_place
 from storage.refs import Ref
 from storage.registry import ModelVersion, Registry
 from tasks.inbox.config import Timing, check_places
@@ -78,7 +79,7 @@ class Setup:
     @property
     def store(self) -> Path:
         """The volume store."""
-        return Path(self.config.store)
+        return as_place(self.config.store)
 
     @property
     def workdir(self) -> Path:

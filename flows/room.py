@@ -5,6 +5,8 @@ from pathlib import Path
 
 from flows.config import PipelineConfig
 from flows.site import SiteConfig, load_site
+from storage.bucket_path import BucketPath
+from storage.places import as_place
 from tasks.maintain.disk import NoRoomError, check_room
 
 logger = logging.getLogger("prdit.maintain")
@@ -19,7 +21,8 @@ def make_room(config: PipelineConfig, site: SiteConfig | None = None) -> None:
     Raises: NoRoomError: nothing may be started. ConfigError: the site's settings cannot be used.
     """
     found = site or load_site()
-    folders = (Path(config.workdir), Path(config.store))
+    folders = [Path(config.workdir), as_place(config.store)]
+    folders = [folder for folder in folders if not isinstance(folder, BucketPath)]
     try:
         for folder in folders:
             check_room(folder, min_free_gb=found.retention.min_free_gb)

@@ -13,6 +13,7 @@ from flows.named_files import SITE_FILE, config_names, is_file_name, policy_name
 from flows.notify import NotifyConfig
 from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError
+from storage.places import as_place
 from tasks.inbox.config import QUIET_S, ListenerConfig, overlapping
 from tasks.maintain.config import RetentionConfig
 
@@ -81,7 +82,7 @@ def load_site(path: Path = SITE_FILE) -> SiteConfig:
     values = read_settings(path, "the site's settings", "policy: default") if path.exists() else {}
     with explained(f"site settings {path}", SiteConfig):
         site = SiteConfig.model_validate(values)
-    places = overlapping(Path(site.inbox.folder), Path(site.inbox.arrivals), Path(site.store))
+    places = overlapping(Path(site.inbox.folder), Path(site.inbox.arrivals), as_place(site.store))
     problems = [*_unknown_names(site), *places]
     if problems:
         raise ConfigError("\n".join([f"site settings {path}:", *(f"  {line}" for line in problems)]))

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from flows.config import PipelineConfig, config_names, load_named
 from storage.artifacts import Ref
 from storage.errors import ConfigError, InputError
+from storage.places import as_place
 from storage.snapshots import find, newest
 from storage.volume_store import VolumeStore
 from tasks.evaluate.stage import evaluate_stage
@@ -178,7 +178,7 @@ def real_volumes(config: PipelineConfig, *, any_grid: bool = False) -> Ref:
         any_grid: whether the store may have another grid than the configuration; what is done with it depends on a checkpoint's.
     Raises: StorageError: there is no such snapshot, or the store has another grid than the configuration.
     """
-    store = VolumeStore.open(Path(config.store), None if any_grid else config.ingest.grid)
+    store = VolumeStore.open(as_place(config.store), None if any_grid else config.ingest.grid)
     return newest(store) if config.snapshot is None else find(store, config.snapshot)
 
 
@@ -188,8 +188,8 @@ def _ingest(
     if config.source is None:
         raise ConfigError("source is not given: name the folder with the DICOM series that ingest is to read")
     return ingest_stage(
-        Path(config.source),
-        Path(config.store),
+        as_place(config.source),
+        as_place(config.store),
         config.ingest,
         context,
         progress,

@@ -21,6 +21,7 @@ from flows.status_needs import needs_person
 from storage.documents.run_record import RunDocument
 from storage.documents.upkeep import Upkeep
 from storage.errors import MissingArtifactError, StorageError, UserError
+from storage.places import as_place
 from storage.registry import CHALLENGER, CHAMPION, PATIENTS, ModelVersion, Registry
 from storage.snapshots import history
 from tasks.maintain.disk import free_bytes
@@ -38,7 +39,7 @@ def status(site: SiteConfig | None = None) -> Part:
     """Everything, as JSON values; `needs_person` first."""
     found = site or load_site()
     config = site_config(found)
-    workdir, store = Path(config.workdir), Path(config.store)
+    workdir, store = Path(config.workdir), as_place(config.store)
     parts: dict[str, Callable[[], Part]] = {
         "services": services,
         "runs": lambda: runs(workdir),

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from storage.bucket_path import BucketPath
 from storage.errors import StorageError, UnreadableError, UnwritableError
 from storage.processes import process_ended, process_token
 
@@ -141,6 +142,24 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it; one that is gone already is no error. Raises: OSError; UnwritableError."""
+    if isinstance(folder, BucketPath):
+        folder.delete_below()
+        return
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def rename_folder(finished: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another writer was first: of such a name, that one holds the same."""
+    try:
+        finished.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
 def fsync_tree(folder: Path) -> None:
     """Make every file of a folder durable, then the folders that name them, innermost first."""
     for root, _, names in os.walk(folder, topdown=False):
@@ -166,7 +185,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, see `replacing`."""
+    """Write a file completely or not at all, see `replacing`; an object of an object store appears whole by itself."""
+    if isinstance(path, BucketPath):
+        path.put(data)
+        return
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -191,6 +213,8 @@ def put_if_absent(path: Path, data: bytes, mode: int = 0o666) -> bool:
     Returns: whether this call wrote it.
     Raises: UnwritableError: the disk is full, read-only, or access is denied.
     """
+    if isinstance(path, BucketPath):
+        return path.put_if_absent(data)
     if path.exists():
         return False
     with naming_path(path), _temporary_file(path, mode) as temporary:
@@ -267,10 +291,12 @@ def remove_leftovers(folder: Path, *, below: bool = False) -> list[Path]:
     Those of another machine are removed a day after their last change, because it cannot be asked.
 
     Args:
-        folder: may be missing.
+        folder: may be missing; in an object store there are none.
         below: also in every folder below it.
     """
-    removed = []
+    removed: list[Path] = []
+    if isinstance(folder, BucketPath):  # what is written there has no temporary name
+        return removed
     for root, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(root) / name

@@ -66,9 +66,9 @@ def write_group(folder: Path, volume: Volume, name: str, num_levels: int) -> dic
     return arrays
 
 
-def open_level(folder: Path, level: int) -> Any:
-    """One level's array, opened for reading. Raises: one of `DECODE_ERRORS`: its metadata cannot be used."""
-    return zarr.open_array(str(folder / str(level)), mode="r")
+def open_level(folder: Path) -> Any:
+    """The array in the folder of a level, opened for reading. Raises: one of `DECODE_ERRORS`: its metadata cannot be used."""
+    return zarr.open_array(str(folder), mode="r")
 
 
 def values_digest(hu: NDArray[np.int16]) -> str:

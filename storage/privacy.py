@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from storage.bucket_path import BucketPath
+from storage.places import as_place
 from storage.verdicts import REASONS
 
 INGESTS, FEATURES, ENCODED = BESIDE = (".ingests", ".features", ".encoded")  # endings of the folders beside a store
@@ -37,7 +39,12 @@ def opaque_id(key: bytes, kind: str, name: str) -> str:
 
 
 def beside_store(store_path: Path, ending: str) -> Path:
-    """The path beside a store that has its name and an ending: for what may reveal who was scanned, and so is not in it."""
+    """The path beside a store that has its name and an ending: for what may reveal who was scanned, and so is not in it.
+
+    Of a store in a bucket it is on this machine, in `.prdit/s3/` of the current folder.
+    """
+    if isinstance(store_path, BucketPath):
+        store_path = Path(".prdit", "s3", *store_path.parts[1:])
     place = store_path.resolve()
     return place.with_name(place.name + ending)
 
@@ -80,7 +87,8 @@ class Hidden:
 
     def _names(self, text: str) -> list[str]:
         """The names that a text has, longest first: paths, and names of files and folders."""
-        names = {Path(self.source).name, Path(self.source).resolve().name}
+        source = as_place(self.source)
+        names = {source.name, source.resolve().name}
         for path in self.files:
             parts = PurePosixPath(path).parts
             names |= {path, *parts, *(Path(part).stem for part in parts)}
@@ -97,7 +105,7 @@ class Hidden:
 
 def without_folder(text: str, folder: str) -> str:
     """The text without the path of a folder, and without the paths of what lies in it."""
-    paths = {folder, str(Path(folder).resolve())} - {"/", ".", ""}
+    paths = {folder, str(as_place(folder).resolve())} - {"/", ".", ""}
     for path in sorted(paths, key=len, reverse=True):
         text = re.sub(rf"""(?<![\w.]){re.escape(path.rstrip("/"))}(?![\w.-])(/[^'"\n:,(]*)?""", REMOVED, text)
     return text

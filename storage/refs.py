@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from storage.places import as_place
+
 Kind = Literal[
     "source",
     "verdicts",
@@ -21,7 +23,7 @@ class Ref(BaseModel):
 
     Attributes:
         kind: what it is.
-        uri: absolute path of its directory; of the store, for a snapshot; of a source an opaque id, as its
+        uri: absolute path or URL of its directory; of the store, for a snapshot; of a source an opaque id, as its
             path may reveal who was scanned.
         digest: `sha256:<hex>` of its content.
     """
@@ -35,4 +37,4 @@ class Ref(BaseModel):
     @property
     def path(self) -> Path:
         """The artifact's directory."""
-        return Path(self.uri)
+        return as_place(self.uri)

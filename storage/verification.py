@@ -7,6 +7,7 @@ from pathlib import Path
 from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.snapshot import HistoryEntry, Snapshot
 from storage.errors import DamagedArtifactError, MissingArtifactError, StorageError, UnreadableError, VersionError
+from storage.files import entries
 from storage.repair import readable_snapshots
 from storage.snapshots import history, listing, load_snapshot, role_ledgers, snapshot_files, snapshot_ref
 from storage.tombstones import FOLDER, forgotten, tombstones
@@ -98,7 +99,7 @@ def _not_forgotten(store: VolumeStore) -> list[Finding]:
         graves = tombstones(store.path)
     except StorageError as error:
         return [Finding("forgotten", FOLDER, str(error))]
-    there = {*store.volume_ids(), *(path.name[:-9] for path in (store.path / "volumes").glob("*-????????"))}
+    there = {*store.volume_ids(), *(path.name[:-9] for path in entries(store.path / "volumes", "*-????????"))}
     found = []
     for grave in graves:
         left = there.intersection(grave.volume_ids)
@@ -144,7 +145,7 @@ def unnamed_folders(store: VolumeStore) -> list[Path]:
             named.add(store.commit_record(volume_id).folder)
         except StorageError:
             return []  # its folder is not known
-    folders = (path for path in (store.path / "volumes").glob("*") if path.is_dir() and not path.name.startswith("."))
+    folders = (path for path in entries(store.path / "volumes", "*") if path.is_dir())
     with suppress(StorageError):  # found by `check_lists`
         gone = forgotten(store.path).volumes
         folders = (path for path in folders if path.name[:-9] not in gone)

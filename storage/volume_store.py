@@ -5,15 +5,18 @@ several writers of one volume exactly one succeeds, without a lock. Record and f
 is not the pool but a snapshot of it (`storage/snapshots.py`).
 """
 
-import errno
+import fnmatch
 import shutil
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.bucket_path import BucketPath
 from storage.documents.synthetic import Synthetic
 from storage.documents.verdicts import SourceVerdicts
 from storage.documents.volume import Grid, ScanFacts, StoredFile, StoreRoot, VolumeRecord
@@ -29,13 +32,18 @@ from storage.files import (
     read_json,
     reading,
     remove_leftovers,
+    remove_tree,
+    rename_folder,
+    sha256_bytes,
     sha256_file,
     sha256_json,
     temporary_path,
     write_text_atomic,
 )
 from storage.geometry import Int3, ViewCut, Volume, view_cut
+from storage.level_cache import LevelCache
 from storage.ome_zarr import DECODE_ERRORS, group_document, level_grid, open_level, values_digest, write_group
+from storage.places import as_place
 from storage.privacy import BESIDE, beside_store
 
 Interpolation = Literal["cubic", "linear", "none"]
@@ -43,10 +51,10 @@ _REPAIR = "`prdit ingest SOURCE --store {path} --repair` makes it again where SO
 
 
 class VolumeStore:
-    """A folder of committed volumes on one grid.
+    """A folder, or a place in a bucket, with committed volumes on one grid.
 
     Attributes:
-        path: folder of the store.
+        path: of the store.
         grid: spacing, levels and interpolation, the same for every volume.
         synthetic: what generated the volumes; None for a store of scans.
     """
@@ -57,6 +65,7 @@ class VolumeStore:
         self.synthetic = synthetic
         self._arrays: dict[tuple[str, int], Any] = {}
         self._records: dict[str, VolumeRecord] = {}
+        self._cache = LevelCache.from_environment() if isinstance(path, BucketPath) else None
 
     def __getstate__(self) -> dict[str, Any]:
         # open arrays belong to one process; records are read again: with those of all volumes each task would grow with the store
@@ -91,7 +100,7 @@ class VolumeStore:
             StoreFormatError: the folder holds a store of another grid, format or origin, or something else.
         """
         grid = Grid(spacing_mm=spacing_mm, num_levels=num_levels, interpolation=interpolation)
-        path = Path(path)
+        path = as_place(path)
         root = path / "zarr.json"
         if not root.exists():
             try:
@@ -118,7 +127,7 @@ class VolumeStore:
             VersionError: another format version.
             StoreFormatError: another grid than asked for.
         """
-        path = Path(path)
+        path = as_place(path)
         root = path / "zarr.json"
         if not root.is_file():
             if (path / "commits").is_dir():
@@ -167,13 +176,14 @@ class VolumeStore:
         """
         if volume_id not in self._records:
             path = self.record_path(volume_id)
-            if not path.exists():
+            try:
+                record = VolumeRecord.read(path)
+            except MissingArtifactError:
                 raise MissingArtifactError(
                     f"Volume {volume_id} is not committed in {self.path}. `prdit verify {self.path}` lists what is lost; "
                     + _REPAIR.format(path=self.path)
                     + "."
-                )
-            record = VolumeRecord.read(path)
+                ) from None
             if record.volume_id != volume_id:
                 raise DamagedArtifactError(
                     f"{path} is the record of volume {record.volume_id}. {VolumeRecord.remedy(self.path)}"
@@ -222,7 +232,7 @@ class VolumeStore:
         if record.put(self.record_path(volume_id)):
             return True
         if record.folder != self.commit_record(volume_id).folder:  # another writer, with another version of the codec
-            shutil.rmtree(self.path / "volumes" / record.folder, ignore_errors=True)
+            self._discard(record.folder)
         return False
 
     def repair(
@@ -242,14 +252,14 @@ class VolumeStore:
             attributes, scan = old.attributes, old.scan
         record = self._write_files(volume, volume_id, attributes, scan)
         if old is not None and old.arrays != record.arrays:
-            shutil.rmtree(self.path / "volumes" / record.folder, ignore_errors=True)
+            self._discard(record.folder)
             raise DamagedArtifactError(
                 f"Volume {volume_id} in {self.path} is damaged, and its scan gives other values on this machine than were "
                 f"committed. Repair it where it was ingested, or withdraw it: `prdit remove {self.path} {volume_id}`."
             )
         record.write(self.record_path(volume_id))
         if old is not None and old.folder != record.folder:
-            shutil.rmtree(self.path / "volumes" / old.folder, ignore_errors=True)
+            self._discard(old.folder)
         self._records.pop(volume_id, None)
         self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
 
@@ -263,31 +273,42 @@ class VolumeStore:
         found = record.exists()
         with naming_path(record):
             record.unlink(missing_ok=True)
-            if record.parent.is_dir():
-                fsync_directory(record.parent)
+            self._make_durable(record.parent)
             for folder in self._folders_of(volume_id):
                 found = True
-                shutil.rmtree(folder)
-            if (self.path / "volumes").is_dir():
-                fsync_directory(self.path / "volumes")
+                remove_tree(folder)
+            self._make_durable(self.path / "volumes")
         self._records.pop(volume_id, None)
         self._arrays = {key: array for key, array in self._arrays.items() if key[0] != volume_id}
         return found
 
     def _folders_of(self, volume_id: str) -> list[Path]:
         """Every folder with files of a volume: committed, never committed, and those that ended writers left."""
-        volumes = self.path / "volumes"
-        whole = [path for path in volumes.glob(f"{volume_id}-????????") if path.is_dir()]
-        return [*whole, *(path for path in volumes.glob(f".{volume_id}[.-]*.tmp") if is_abandoned(path))]
+        try:
+            there = list((self.path / "volumes").iterdir())
+        except FileNotFoundError:
+            return []
+        whole = [path for path in there if fnmatch.fnmatchcase(path.name, f"{volume_id}-????????") and path.is_dir()]
+        begun = [path for path in there if fnmatch.fnmatchcase(path.name, f".{volume_id}[.-]*.tmp")]
+        return [*whole, *(path for path in begun if is_abandoned(path))]
+
+    def _discard(self, folder: str) -> None:
+        """Remove files that no record names; where that fails they only take room."""
+        with suppress(OSError):
+            remove_tree(self.path / "volumes" / folder)
+
+    def _make_durable(self, folder: Path) -> None:
+        if not isinstance(folder, BucketPath) and folder.is_dir():
+            fsync_directory(folder)
 
     def clean(self) -> list[Path]:
         """Remove what killed writers left in the store, and beside it."""
-        folders = (
-            self.path.resolve().parent,  # of the file with the patient keys' secret, say
+        folders: list[Path] = [
+            beside_store(self.path, "").parent,  # of the file with the patient keys' secret, say
             self.path,
             *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions", "tombstones")),
-            *(self.path / "roles").glob("*"),
-        )
+            *entries(self.path / "roles", "*"),
+        ]
         removed = [path for folder in folders for path in remove_leftovers(folder)]
         for ending in BESIDE:
             removed += remove_leftovers(beside_store(self.path, ending), below=True)
@@ -306,11 +327,13 @@ class VolumeStore:
                 "Resample it, or use a store of that spacing."
             )
         volumes = self.path / "volumes"
-        staging = temporary_path(volumes / volume_id)
+        remote = isinstance(volumes, BucketPath)
+        staging = temporary_path((Path(tempfile.gettempdir()) if remote else volumes) / volume_id)
         try:
             with naming_path(staging):
                 arrays = write_group(staging, volume, volume_id, self.grid.num_levels)
-                fsync_tree(staging)
+                if not remote:
+                    fsync_tree(staging)
             files = {
                 p.relative_to(staging).as_posix(): StoredFile(size=p.stat().st_size, sha256=sha256_file(p))
                 for p in sorted(staging.rglob("*"))
@@ -318,13 +341,10 @@ class VolumeStore:
             }
             hashes = {name: entry.sha256 for name, entry in files.items()}
             folder = volumes / f"{volume_id}-{sha256_json(hashes)[:8]}"
-            if folder.is_dir() and _changed_file(folder, files) is not None:
-                with naming_path(folder), suppress(FileNotFoundError):  # another process repairs it
-                    folder.rename(damaged := temporary_path(folder))
-                    shutil.rmtree(damaged, ignore_errors=True)
-            with naming_path(folder):
-                _move(staging, folder)
-            fsync_directory(volumes)
+            if isinstance(folder, BucketPath):
+                folder.put_files(staging, list(files))
+            else:
+                _put_in_place(staging, folder, files)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         depth, rows, columns = volume.hu.shape
@@ -350,8 +370,8 @@ class VolumeStore:
             DamagedArtifactError: its metadata are not those committed, or its bytes fail their checksum.
         """
         record = self.commit_record(volume_id)
-        array = self._array(record, level)
-        hu = self._read(array, tuple(slice(0, n) for n in array.shape), volume_id)
+        with self._array(record, level) as array:
+            hu = self._read(array, tuple(slice(0, n) for n in array.shape), volume_id)
         return Volume(hu, *level_grid(record.spacing_mm, record.origin_mm, level))
 
     def read_view(self, volume_id: str, size: int, edge: int = 256, centre: Int3 | None = None) -> NDArray[np.float32]:
@@ -380,25 +400,74 @@ class VolumeStore:
 
     def read_cut(self, volume_id: str, cut: ViewCut) -> NDArray[np.float32]:
         """The view that a cut describes, float32 HU, read from the files. Raises: as for read_level."""
-        array = self._array(self.commit_record(volume_id), cut.level)
-        return cut.take(array.shape, lambda where: self._read(array, where, volume_id))
+        with self._array(self.commit_record(volume_id), cut.level) as array:
+            return cut.take(array.shape, lambda where: self._read(array, where, volume_id))
 
-    def _array(self, record: VolumeRecord, level: int) -> Any:
+    @contextmanager
+    def _level_folder(self, record: VolumeRecord, level: int, *, hashed: bool) -> Iterator[Path]:
+        """A level's folder on this machine, its files there in their committed sizes, with their committed bytes if `hashed`."""
+        remote = self.path / "volumes" / record.folder
+        files = record.level_files(level)
+
+        def check(folder: Path) -> None:
+            for name, entry in files.items():  # zarr returns the fill value for a missing shard
+                self._check_file(folder / name, entry, record.volume_id, hashed=hashed)
+
+        if self._cache is None:
+            check(remote / str(level))
+            yield remote / str(level)
+            return
+
+        def fetch(folder: Path) -> None:
+            for name, entry in files.items():
+                self._fetch(remote / str(level) / name, folder / name, entry, record.volume_id)
+
+        def whole(folder: Path) -> bool:
+            try:
+                check(folder)
+            except (MissingArtifactError, DamagedArtifactError):
+                return False
+            return True
+
+        name = f"{sha256_json(str(self.path))[:16]}-{record.folder}-{level}"
+        with self._cache.held(name, sum(entry.size for entry in files.values()), fetch, whole) as folder:
+            yield folder
+
+    def _fetch(self, source: Path, target: Path, entry: StoredFile, volume_id: str) -> None:
+        """Copy one file from the bucket. Raises: MissingArtifactError, DamagedArtifactError: it is not as it was committed."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            data = source.read_bytes()
+        except FileNotFoundError:
+            raise self._lost(source, volume_id) from None
+        if sha256_bytes(data) != entry.sha256:
+            raise DamagedArtifactError(
+                f"{source} was changed after it was committed (SHA-256 differs). {_REPAIR.format(path=self.path)}."
+            )
+        target.write_bytes(data)
+
+    def _lost(self, path: Path, volume_id: str) -> MissingArtifactError:
+        return MissingArtifactError(
+            f"{path} is missing: volume {volume_id} was committed with it. {_REPAIR.format(path=self.path)}."
+        )
+
+    @contextmanager
+    def _array(self, record: VolumeRecord, level: int) -> Iterator[Any]:
         """An open level, its files there in their committed sizes, its metadata those that were committed."""
         if not 0 <= level < self.grid.num_levels:
             raise ValueError(f"Level {level} is not stored; {self.path} has levels 0 to {self.grid.num_levels - 1}.")
-        folder = self.path / "volumes" / record.folder
-        files = {name: entry for name, entry in record.files.items() if name.startswith(f"{level}/")}
-        for name, entry in files.items():  # zarr returns the fill value for a missing shard
-            self._check_file(folder / name, entry, record.volume_id, hashed=False)
+        with self._level_folder(record, level, hashed=False) as folder:
+            yield self._opened(record, level, folder)
+
+    def _opened(self, record: VolumeRecord, level: int, folder: Path) -> Any:
         key = (record.volume_id, level)
         if key not in self._arrays:
-            metadata = f"{level}/zarr.json"
-            self._check_file(folder / metadata, files[metadata], record.volume_id, hashed=True)
-            array = open_level(folder, level)
+            metadata = folder / "zarr.json"
+            self._check_file(metadata, record.level_files(level)["zarr.json"], record.volume_id, hashed=True)
+            array = open_level(folder)
             if array.shape != record.arrays[str(level)].shape:
                 raise DamagedArtifactError(
-                    f"{folder / metadata} says {array.shape}, the commit record of volume {record.volume_id} "
+                    f"{metadata} says {array.shape}, the commit record of volume {record.volume_id} "
                     f"{record.arrays[str(level)].shape}. {VolumeRecord.remedy(self.path)}"
                 )
             self._arrays[key] = array
@@ -411,9 +480,7 @@ class VolumeStore:
             with reading(path):
                 size = path.stat().st_size
         except FileNotFoundError:
-            raise MissingArtifactError(
-                f"{path} is missing: volume {volume_id} was committed with it. {remedy}."
-            ) from None
+            raise self._lost(path, volume_id) from None
         if size != entry.size:
             raise DamagedArtifactError(f"{path} has {size} bytes, {entry.size} were committed. {remedy}.")
         if hashed and sha256_file(path) != entry.sha256:
@@ -437,10 +504,8 @@ class VolumeStore:
             MissingArtifactError: not committed, or a file is gone.
             DamagedArtifactError: a file has other bytes than were committed.
         """
-        record = self.commit_record(volume_id)
-        for name, entry in record.files.items():
-            if name.startswith(f"{level}/"):
-                self._check_file(self.path / "volumes" / record.folder / name, entry, volume_id, hashed=True)
+        with self._level_folder(self.commit_record(volume_id), level, hashed=True):
+            pass
 
     def verify(self, volume_id: str) -> None:
         """Check every file and every decoded array of a volume against its commit record, read anew.
@@ -449,19 +514,25 @@ class VolumeStore:
             MissingArtifactError: not committed, or a file is gone.
             DamagedArtifactError: record, metadata, a file or an array is not as it was committed.
         """
-        fresh = type(self)(self.path, self.grid, self.synthetic)
-        record = fresh.commit_record(volume_id)
+        with tempfile.TemporaryDirectory(prefix="prdit-verify-") as folder:
+            fresh = type(self)(self.path, self.grid, self.synthetic)
+            if self._cache is not None:
+                fresh._cache = LevelCache(Path(folder), 0)  # what is in the bucket is meant, not copies of it
+            fresh._verify(volume_id)
+
+    def _verify(self, volume_id: str) -> None:
+        record = self.commit_record(volume_id)
         folder = self.path / "volumes" / record.folder
         for name, entry in record.files.items():
-            self._check_file(folder / name, entry, volume_id, hashed=True)
+            if self._cache is None or name.partition("/")[0] not in record.arrays:  # else checked when fetched
+                self._check_file(folder / name, entry, volume_id, hashed=True)
         if len(record.arrays) != self.grid.num_levels:
             raise DamagedArtifactError(
                 f"Volume {volume_id} has {len(record.arrays)} levels, the root of {self.path} says {self.grid.num_levels}. "
                 f"{StoreRoot.remedy(self.path)}"
             )
         for level in range(self.grid.num_levels):
-            array = fresh._array(record, level)
-            hu = self._read(array, tuple(slice(0, n) for n in array.shape), volume_id)
+            hu = self.read_level(volume_id, level).hu
             if values_digest(hu) != record.arrays[str(level)].sha256:
                 raise DamagedArtifactError(
                     f"Level {level} of volume {volume_id} in {self.path} decodes to other values than the record says. "
@@ -469,13 +540,15 @@ class VolumeStore:
                 )
 
 
-def _move(staging: Path, folder: Path) -> None:
-    """Put a finished folder in place, unless another writer was first: of its name, that one holds the same files."""
-    try:
-        staging.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+def _put_in_place(staging: Path, folder: Path, files: dict[str, StoredFile]) -> None:
+    """Give a finished, durable folder its name; damaged files of that name are replaced."""
+    if folder.is_dir() and _changed_file(folder, files) is not None:
+        with naming_path(folder), suppress(FileNotFoundError):  # another process repairs it
+            folder.rename(damaged := temporary_path(folder))
+            shutil.rmtree(damaged, ignore_errors=True)
+    with naming_path(folder):
+        rename_folder(staging, folder)
+    fsync_directory(folder.parent)
 
 
 def _changed_file(folder: Path, files: dict[str, StoredFile]) -> str | None:

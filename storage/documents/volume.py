@@ -136,3 +136,8 @@ class VolumeRecord(Document):
         if outside := [name for name in self.files if name.startswith("/") or ".." in name.split("/")]:
             raise ValueError(f"files names {outside[0]!r}, which is outside the volume's folder")
         return self
+
+    def level_files(self, level: int) -> dict[str, StoredFile]:
+        """The files of one level, by path relative to the level's folder."""
+        prefix = f"{level}/"
+        return {name.removeprefix(prefix): file for name, file in self.files.items() if name.startswith(prefix)}

@@ -8,7 +8,6 @@ read, against a budget that follows from the size of the archive, and check sums
 import errno
 import io
 import lzma
-import os
 import posixpath
 import shutil
 import stat
@@ -27,7 +26,7 @@ from typing import BinaryIO, cast
 
 from storage.files import naming_path, remove_leftovers, temporary_path
 from storage.sources.archive_streams import Budget, TooCostlyError, decompressed
-from storage.sources.opening import mode_of, open_regular
+from storage.sources.opening import mode_of, open_regular, opened_again, size_of, status_of
 from storage.sources.tar_headers import TarHeader, begins_tar, check_tar_end
 
 READ_KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
@@ -102,7 +101,7 @@ def read_members(source: Path, name: str, kind: str) -> Generator[tuple[Member, 
     Raises: OSError: the archive cannot be read from here on; the members before are good.
     """
     with open_regular(source, name) as stream:
-        budget = Budget.of(os.fstat(stream.fileno()).st_size)
+        budget = Budget.of(size_of(stream))
         try:
             if kind == "zip":
                 yield from _read_zip(stream, budget)
@@ -205,6 +204,7 @@ class _Opened:
     """An archive that can be read anywhere, kept open as a scan's files are mostly of one."""
 
     key: tuple[object, ...]
+    size: int
     stream: BinaryIO
     reader: zipfile.ZipFile | tarfile.TarFile
     members: dict[str, zipfile.ZipInfo | tarfile.TarInfo]
@@ -223,7 +223,7 @@ def _content(source: Path, archive: str, inner: str) -> BinaryIO | None:
         info = opened.members.get(inner)
         if info is None:
             raise FileNotFoundError(errno.ENOENT, "it is not in its archive any more")
-        budget = Budget.of(os.fstat(opened.stream.fileno()).st_size)
+        budget = Budget.of(opened.size)
         if isinstance(info, zipfile.ZipInfo):
             return _zip_content(cast("zipfile.ZipFile", opened.reader), info, budget)
         return _tar_content(cast("tarfile.TarFile", opened.reader), info, budget)
@@ -233,14 +233,14 @@ def _open_archive(source: Path, archive: str) -> _Opened | None:
     """The archive, from before where it is the same; None for a compressed tar."""
     global _opened
     with open_regular(source, archive) as stream:
-        state = os.fstat(stream.fileno())
+        state = status_of(stream)
         key = (str(source), archive, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
         if _opened is not None and _opened.key == key:
             return _opened
         kind = archive_kind(stream)
         if kind not in ("zip", "tar"):
             return None
-        own = os.fdopen(os.dup(stream.fileno()), "rb")
+        own = opened_again(stream)
     if _opened is not None:
         _opened.reader.close()
         _opened.stream.close()
@@ -249,11 +249,11 @@ def _open_archive(source: Path, archive: str) -> _Opened | None:
     if kind == "zip":
         reader = zipfile.ZipFile(own)
         infos = {path: info for info, path, reason, _ in _zip_members(reader) if not reason}
-        _opened = _Opened(key, own, reader, dict(infos))
+        _opened = _Opened(key, state.st_size, own, reader, dict(infos))
     else:
         tar = tarfile.open(fileobj=own, mode="r:", tarinfo=TarHeader)  # noqa: SIM115 - kept open
         found = {path: info for info, path, reason, _ in _tar_members(tar) if not reason}
-        _opened = _Opened(key, own, tar, dict(found))
+        _opened = _Opened(key, state.st_size, own, tar, dict(found))
     return _opened
 
 

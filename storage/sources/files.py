@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from storage.bucket_path import BucketPath
 from storage.errors import SourceError
 from storage.sources.archives import open_member
 from storage.sources.opening import kind_of, leaves, open_beneath, open_regular
@@ -42,6 +43,10 @@ class FoundOther:
 def check_source(source: Path) -> None:
     """Raises: SourceError: the source is missing, not a folder, or cannot be listed."""
     what = ""
+    if isinstance(source, BucketPath):
+        if not source.is_dir():
+            raise SourceError(f"Source {source} has no objects. Give the beginning of their names: s3://BUCKET/PREFIX.")
+        return
     try:
         if not stat.S_ISDIR(source.stat().st_mode):
             what = "is not a folder"
@@ -59,7 +64,7 @@ def check_source(source: Path) -> None:
 
 def check_here(source: Path) -> None:
     """Raises: SourceError: the source is not to be seen from this machine, which may be another than the one that listed it."""
-    if not source.is_dir():
+    if not isinstance(source, BucketPath) and not source.is_dir():
         raise SourceError(
             f"Source {as_utf8(str(source))} is not there for the worker on {socket.gethostname()}. Mount it under the same path on "
             "every machine that the runner has workers on, or use runner local."
@@ -85,7 +90,13 @@ def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:
 
     A folder is visited once, however many links lead to it. The order within a folder is the file system's; folders are visited
     in the order of their names, so that of two links to one folder the same one is followed on every machine.
+
+    Raises: UnreadableError: a bucket cannot be listed.
     """
+    if isinstance(source, BucketPath):
+        for name, size, changed in source.walk_objects():
+            yield FoundFile(name, size, int(changed.timestamp() * 1e9))
+        return
     root = os.path.realpath(source)
     seen: set[tuple[int, int]] = set()
     pending = [""]

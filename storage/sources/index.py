@@ -157,7 +157,7 @@ class FileIndex:
 
     def __init__(self, cache: Path, source: Path, key_id: str) -> None:
         self._cache = cache
-        self._root = os.fsencode(source.resolve())
+        self._root = os.fsencode(str(source.resolve()))
         self._fresh: list[tuple[object, ...]] = []
         self._not_excluded = set(TABLES)
         with self._refusals():
@@ -483,7 +483,7 @@ def known_patients(cache: Path, source: Path, files: Sequence[FoundFile]) -> dic
     """(patient key, id of the scan) by path of those files of a source that are known and have not changed."""
     if not cache.is_file():
         return {}
-    root = os.fsencode(source.resolve())
+    root = os.fsencode(str(source.resolve()))
     keys = {_file_key(root, file.path): file for file in files}
     try:
         known = dict(_cached_facts(cache, keys))

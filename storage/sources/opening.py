@@ -5,8 +5,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+
+from storage.bucket_path import BucketPath, remote_of
 
 _PATH_MAX = 4096  # bytes of a path that one system call takes, the final zero among them
 _KINDS = {
@@ -26,6 +28,10 @@ def open_regular(source: Path, name: str) -> Iterator[BinaryIO]:
 
     Raises: OSError: it cannot be opened, is no regular file (any more), or a link leads out of the source.
     """
+    if isinstance(source, BucketPath):
+        with _open_object(source, name) as found:
+            yield found
+        return
     descriptor = open_beneath(source, name, os.O_RDONLY | os.O_NONBLOCK)
     try:
         mode = os.fstat(descriptor).st_mode
@@ -37,6 +43,35 @@ def open_regular(source: Path, name: str) -> Iterator[BinaryIO]:
         raise
     with stream:
         yield stream
+
+
+def _open_object(source: BucketPath, name: str) -> BinaryIO:
+    """An object of a source. Raises: NotADirectoryError: a beginning of its name is an object, an archive."""
+    try:
+        return (source / name).open("rb")
+    except FileNotFoundError:
+        if any((source / str(above)).is_file() for above in PurePosixPath(name).parents[:-1]):
+            raise NotADirectoryError(errno.ENOTDIR, "a part of its name is an object") from None
+        raise
+
+
+def size_of(stream: BinaryIO) -> int:
+    """Bytes of an open file, whose place becomes its start."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    return size
+
+
+def status_of(stream: BinaryIO) -> os.stat_result:
+    """Size and time of the last change of what `open_regular` gave."""
+    found = remote_of(stream)
+    return os.fstat(stream.fileno()) if found is None else found.stat()
+
+
+def opened_again(stream: BinaryIO) -> BinaryIO:
+    """A second stream of the file that `open_regular` gave; both may share their place."""
+    found = remote_of(stream)
+    return os.fdopen(os.dup(stream.fileno()), "rb") if found is None else found.open("rb")
 
 
 def open_beneath(source: Path, name: str, flags: int) -> int:
@@ -59,6 +94,12 @@ def open_beneath(source: Path, name: str, flags: int) -> int:
 
 def mode_of(source: Path, name: str) -> int:
     """Mode of what a relative path means; nothing is opened. Raises: OSError."""
+    if isinstance(source, BucketPath):
+        if (source / name).is_file():
+            return stat.S_IFREG
+        if name and not (source / name).is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such object")
+        return stat.S_IFDIR
     path = os.path.join(source, name)  # noqa: PTH118 - as above
     if len(os.fsencode(path)) < _PATH_MAX:
         return os.stat(path).st_mode  # noqa: PTH116

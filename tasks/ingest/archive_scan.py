@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.files import write_bytes_atomic
+from storage.places import as_place
 from storage.sources.archive_streams import TooCostlyError
 from storage.sources.archives import read_members
 from storage.sources.files import FoundFile, FoundOther, check_here
@@ -43,17 +44,17 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
 
     The last is the archive itself where it cannot be read to its end.
     """
-    check_here(Path(job.source))
+    check_here(as_place(job.source))
     name = job.archive.path
     number = 0
     try:
-        for member, content in read_members(Path(job.source), name, job.kind):
+        for member, content in read_members(as_place(job.source), name, job.kind):
             number += 1
             path = f"{name}/{member.name}"
             if content is None:
                 yield FoundOther(path, member.reason, member.detail), None
                 continue
-            sha256_, facts = read_stream(content, Path(job.source) / path)
+            sha256_, facts = read_stream(content, as_place(job.source) / path)
             if facts.reason == "archive":
                 facts = replace(facts, detail=f"{facts.detail} in another archive")
             yield FoundFile(path, member.size, job.archive.mtime_ns), ReadFile.of(sha256_, facts, job.key)

@@ -10,6 +10,7 @@ from typing import Any
 from storage.documents.verdicts import LISTS, IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, SourceError, StorageError, StoreFormatError
 from storage.patient_key import check_patient_key, load_patient_key
+from storage.places import as_place
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import history, listing, newest, update
 from storage.sources.files import check_source
@@ -45,8 +46,9 @@ def open_scan(
         StorageError: there is a store that cannot be used, and `repair` was not asked for.
         RunnerError: what the runner needs is missing.
     """
-    check_source(Path(source))
-    source, store_path = Path(source).resolve(), Path(store_path).resolve()  # as workers elsewhere find them
+    source, store_path = as_place(source), as_place(store_path)
+    check_source(source)
+    source, store_path = source.resolve(), store_path.resolve()  # as workers elsewhere find them
     if store_path.is_relative_to(source):
         raise SourceError(
             f"The store {store_path} lies in the source {source}, which is only read: choose another place for it."
@@ -109,7 +111,7 @@ def ingest_scan(
     admit: Admit | None = None,
 ) -> IngestReport:
     """`ingest` for a source that is scanned already; messages name files by `storage.privacy.PATH`."""
-    state = _open(Path(store_path), config, pool, repair=repair)
+    state = _open(as_place(store_path), config, pool, repair=repair)
     key = patient_key_of(store_path, config)
     record_path = source_record(scan.source, state.store.path, key)
     before = _last_verdicts(record_path)
@@ -161,7 +163,7 @@ def verdicts_hold(scan: SourceScan, store_path: Path, config: IngestConfig) -> b
 
     Raises: StorageError: the store, its lists or its key file are not readable.
     """
-    store = VolumeStore.open(Path(store_path), config.grid)
+    store = VolumeStore.open(as_place(store_path), config.grid)
     before = _last_verdicts(source_record(scan.source, store.path, patient_key_of(store.path, config)))
     return before is not None and _still_holds(before, _mark(scan, config), store)
 
@@ -184,7 +186,7 @@ def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchang
 
 def patient_key_of(store_path: Path, config: IngestConfig) -> bytes:
     """The secret of a store's patient keys and opaque ids. Raises: SourceError, UnwritableError."""
-    return load_patient_key(config.key_file(Path(store_path)))
+    return load_patient_key(config.key_file(as_place(store_path)))
 
 
 def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:

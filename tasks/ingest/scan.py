@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from storage.errors import NoScansError
 from storage.patient_key import key_id
+from storage.places import as_place
 from storage.privacy import INGESTS, beside_store, opaque_id
 from storage.sources.files import FoundFile, FoundOther, check_here, check_source, walk_source
 from storage.sources.formats import read_source_file
@@ -195,7 +196,7 @@ def scan_source(
         SourceError: the folder is missing or empty, or a table in it is malformed.
         UnwritableError: the cache cannot be written.
     """
-    source = Path(source)
+    source = as_place(source)
     check_source(source)
     tables = SourceTables(source, key)
     index = FileIndex(file_cache(store_path), source, key_id(key))
@@ -239,9 +240,9 @@ def _expected(index: FileIndex, source: Path, pool: Pool) -> Expected:
 
 def read_batch(batch: Batch) -> Iterator[ReadFile]:
     """Read the files of a batch, each once; in their order."""
-    check_here(Path(batch.source))
+    check_here(as_place(batch.source))
     for file in batch.files:
-        yield ReadFile.of(*read_source_file(Path(batch.source), file.path), batch.key)
+        yield ReadFile.of(*read_source_file(as_place(batch.source), file.path), batch.key)
 
 
 def _read_batches(index: FileIndex, source: Path, key: bytes, pool: Pool) -> list[FoundFile]:

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from storage.documents.volume import ScanFacts, VolumeRecord
 from storage.errors import DamagedArtifactError, MissingArtifactError, UnusableSeriesError, UserError, VersionError
 from storage.files import sha256_json
 from storage.geometry import Volume, pyramid
+from storage.places import as_place
 from storage.privacy import PATH, Hidden
 from storage.resample import resample_series, target_grid
 from storage.sources.archives import unpacked
@@ -67,7 +67,7 @@ def ingest_series(job: SeriesJob) -> list[dict[str, Any]]:
         UnwritableError: the store, or the folder for temporary files, cannot be written.
         MemoryError: it needs more than it may.
     """
-    check_here(Path(job.source))
+    check_here(as_place(job.source))
     scan_id = job.scan.scan_id
     entries: list[dict[str, Any]] = []
     started = time.monotonic()
@@ -152,7 +152,7 @@ def hidden_names(job: SeriesJob) -> Hidden:
 def hidden(job: SeriesJob) -> Hidden:
     """What must not stand in a text about the scan: names, and words of its header that may identify the patient."""
     words: frozenset[str] = frozenset()
-    with suppress(OSError), open_file(Path(job.source), job.scan.files[0]) as stream:
+    with suppress(OSError), open_file(as_place(job.source), job.scan.files[0]) as stream:
         words = FORMATS[job.scan.format].identifying(stream)
     return replace(hidden_names(job), words=words)
 
@@ -171,7 +171,7 @@ def without_names(volumes: Iterator[SourceVolume], hidden: Callable[[], Hidden])
 def _request(job: SeriesJob) -> ScanRequest:
     scan, edge = job.scan, job.config.npz_spacing_mm
     return ScanRequest(
-        Path(job.source),
+        as_place(job.source),
         scan.files,
         scan.scan_id,
         job.config.limits,
@@ -198,7 +198,7 @@ def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
     """(record of a volume of the scan, whether it was written now)."""
     config, where = job.config, f"Scan {part_id(job.scan.scan_id, found.part)}"
     check_plausible(found, config.limits, where)
-    store = VolumeStore.open(Path(job.store), config.grid)
+    store = VolumeStore.open(as_place(job.store), config.grid)
     shape, origin_mm = target_grid(found, config.spacing_mm)
     if shape[0] * shape[1] * shape[2] > MAX_VOXELS:
         refuse("too_large", where, f"{shape[0]} × {shape[1]} × {shape[2]} voxels at {config.spacing_mm} mm")
@@ -223,7 +223,7 @@ def _convert(job: SeriesJob, found: SourceVolume) -> tuple[VolumeRecord, bool]:
 
 
 def _refuse_forgotten(job: SeriesJob, where: str, *, volume_id: str, pixels: str = "") -> None:
-    if why := forgotten(Path(job.store)).why(job.scan.patient_key, volume_id=volume_id, pixels=pixels):
+    if why := forgotten(as_place(job.store)).why(job.scan.patient_key, volume_id=volume_id, pixels=pixels):
         refuse("forgotten", where, f"known by its {why}")
 
 
