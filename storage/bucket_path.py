@@ -13,12 +13,12 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self, cast
 
 from storage.errors import ConfigError, UnreadableError, UnwritableError
 
@@ -101,12 +101,12 @@ class BucketPath(PosixPath):
         meta = self._head()
         return _stat(meta["size"], meta["last_modified"])
 
-    def iterdir(self) -> Iterator[Self]:
+    def iterdir(self) -> Generator[Self, None, None]:
         """Objects directly below, and the names that others have in common. Raises: UnreadableError."""
         with self._asking():
             found = _client(self.bucket).list_with_delimiter(self.key or None)
         names = [each["path"] for each in found["objects"]] + list(found["common_prefixes"])
-        return iter([self / name.rpartition("/")[2] for name in names])
+        yield from (self / name.rpartition("/")[2] for name in names)
 
     def walk_objects(self) -> Iterator[tuple[str, int, datetime]]:
         """Every object below: name relative to this path, bytes, last change. Raises: UnreadableError."""
@@ -123,14 +123,14 @@ class BucketPath(PosixPath):
         """Content as text. Raises: as `read_bytes`."""
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
-    def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> IO[Any]:  # type: ignore[override]
+    def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> BinaryIO:  # type: ignore[override]
         """An object for reading (`rb`): seekable, fetched in pieces of 1 MiB as far as it is read.
 
         Raises: FileNotFoundError; UnreadableError.
         """
         if mode != "rb":
             self.__fspath__()
-        return io.BufferedReader(_Object(self), _PIECE)
+        return cast("BinaryIO", io.BufferedReader(_Object(self), _PIECE))
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class BucketPath(PosixPath):
         pages = iter(_client(self.bucket).list(prefix or None, chunk_size=limit or 1000))
         while True:
             with self._asking():
-                page = next(pages, [])
+                page: Any = next(pages, [])
             if not page:
                 return
             for each in page[:limit]:
@@ -343,7 +343,7 @@ def _client(bucket: str) -> Any:
             "bucket AWS_SKIP_SIGNATURE=true."
         ) from None
     endpoint = known.endpoint_url
-    settings: dict[str, Any] = {"region": session.region_name or os.environ.get("AWS_REGION") or "us-east-1"}
+    settings: Any = {"region": session.region_name or os.environ.get("AWS_REGION") or "us-east-1"}
     if not re.search(r"\.amazonaws\.com(\.cn)?$", endpoint):
         settings["endpoint"] = endpoint
     if public:

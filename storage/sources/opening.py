@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from storage.bucket_path import BucketPath, remote_of
 
@@ -71,7 +71,7 @@ def status_of(stream: BinaryIO) -> os.stat_result:
 def opened_again(stream: BinaryIO) -> BinaryIO:
     """A second stream of the file that `open_regular` gave; both may share their place."""
     found = remote_of(stream)
-    return os.fdopen(os.dup(stream.fileno()), "rb") if found is None else found.open("rb")
+    return cast("BinaryIO", os.fdopen(os.dup(stream.fileno()), "rb")) if found is None else found.open("rb")
 
 
 def open_beneath(source: Path, name: str, flags: int) -> int:

@@ -20,7 +20,7 @@ from storage.places import as_place
 from storage.snapshots import list_all, load_snapshot, newest, open_snapshot
 from storage.verification import check_lists, check_volume
 from storage.volume_store import VolumeStore
-from tests.s3 import BUCKET, Faults, s3_server, use
+from tests.s3 import BUCKET, Faults, forget_clients, s3_server, use
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,8 @@ def test_what_is_written_is_read_and_equals_a_local_store(path: Path, tmp_path: 
         assert store.write(smooth(), volume_id="a", attributes={"KVP": 120.0})
         assert not store.write(smooth(), volume_id="a", attributes={"KVP": 120.0})
     remote, local = (VolumeStore.open(store.path) for store in stores)
-    assert remote.volume_ids() == ["a"] and remote.commit_record("a") == local.commit_record("a")
+    assert remote.volume_ids() == ["a"]
+    assert remote.commit_record("a") == local.commit_record("a")
     for level in range(3):
         np.testing.assert_array_equal(remote.read_level("a", level).hu, local.read_level("a", level).hu)
     np.testing.assert_array_equal(remote.read_view("a", 32, 64), local.read_view("a", 32, 64))
@@ -85,20 +86,26 @@ def test_snapshots_and_verification(path: Path) -> None:
         store.write(smooth(seed), volume_id=name, attributes={})
     listed(store, "a", "b")
     ref = newest(store)
-    assert ref.uri == str(path) and sorted(load_snapshot(ref).volumes) == ["a", "b"]
-    opened, _ = open_snapshot(pickle.loads(pickle.dumps(ref)))
-    assert [check_volume(opened, name) for name in ("a", "b")] == [None, None] and check_lists(opened) == []
+    assert ref.uri == str(path)
+    assert sorted(load_snapshot(ref).volumes) == ["a", "b"]
+    opened, _ = open_snapshot(pickle.loads(pickle.dumps(ref)))  # noqa: S301 - as it travels to a worker
+    assert [check_volume(opened, name) for name in ("a", "b")] == [None, None]
+    assert check_lists(opened) == []
     key = next(key for key in keys(path) if "/volumes/a-" in key and key.endswith("0/c/0/0/0"))
     content = boto3.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read()
     boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=content[:-1] + bytes([content[-1] ^ 1]))
     found = check_volume(store, "a")
-    assert found is not None and "SHA-256" in found.message and f"s3://{BUCKET}/{key}" in found.message
+    assert found is not None
+    assert "SHA-256" in found.message
+    assert f"s3://{BUCKET}/{key}" in found.message
     boto3.client("s3").delete_object(Bucket=BUCKET, Key=key)
     with pytest.raises(MissingArtifactError, match=r"--repair"):
         VolumeStore.open(path).verify("a")
     store.repair(smooth(1), volume_id="a", attributes={})
     assert check_volume(store, "a") is None
-    assert store.delete("a") and store.volume_ids() == ["b"] and [key for key in keys(path) if "/volumes/a" in key] == []
+    assert store.delete("a")
+    assert store.volume_ids() == ["b"]
+    assert [key for key in keys(path) if "/volumes/a" in key] == []
 
 
 def _write(text: str, index: int) -> bool:
@@ -110,7 +117,8 @@ def test_of_several_writers_one_commits(path: Path) -> None:
     with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
         wrote = list(pool.map(_write, [str(path)] * 8, range(8)))
     store = VolumeStore.open(path)
-    assert sum(wrote) == 1 and store.commit_record("a").attributes == {"KVP": float(wrote.index(True))}
+    assert sum(wrote) == 1
+    assert store.commit_record("a").attributes == {"KVP": float(wrote.index(True))}
     store.verify("a")
 
 
@@ -128,7 +136,8 @@ def test_a_put_whose_answer_is_lost_counts_once(path: Path, faults: Faults) -> N
     assert store.write(smooth(), volume_id="a", attributes={})
     faults.rule = lambda method, where, number: ""
     assert not store.write(smooth(), volume_id="a", attributes={})
-    assert len(cut) == len(keys(path)) and store.volume_ids() == ["a"]
+    assert len(cut) == len(keys(path))
+    assert store.volume_ids() == ["a"]
     store.verify("a")
 
 
@@ -163,8 +172,6 @@ def test_no_bucket_and_no_credentials(path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    from tests.s3 import forget_clients
-
     forget_clients()
     with pytest.raises(ConfigError, match=r"No credentials for s3://scans. Set AWS_PROFILE"):
         VolumeStore.create(path)
@@ -199,9 +206,9 @@ def test_a_copy_that_is_read_is_not_removed(tmp_path: Path) -> None:
         (folder / "x").write_bytes(b"12345678")
 
     cache = LevelCache(tmp_path, 8)
-    with cache.held("one", 8, fetch, lambda folder: True) as first:
-        with cache.held("two", 8, fetch, lambda folder: True):
-            assert first.is_dir() and (tmp_path / "two").is_dir()
+    with cache.held("one", 8, fetch, lambda folder: True) as first, cache.held("two", 8, fetch, lambda folder: True):
+        assert first.is_dir()
+        assert (tmp_path / "two").is_dir()
     with cache.held("three", 8, fetch, lambda folder: True):
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["three"]
 
@@ -224,6 +231,6 @@ def test_other_places_are_named(text: str) -> None:
 
 def test_what_needs_a_folder_is_refused(path: Path) -> None:
     with pytest.raises(UnwritableError, match="needs a folder of this machine"):
-        os.listdir(path)
+        os.stat(path)  # noqa: PTH116 - what must not find something local
     with pytest.raises(UnwritableError, match="needs a folder of this machine"):
         path.touch()
