@@ -15,6 +15,7 @@ from tests.drills import (
     arrivals,
     at_once,
     browser,
+    bucket_ingest,
     corpus,
     damaged_states,
     forgetting,
@@ -43,6 +44,7 @@ if __name__ == "__main__":
     drills = {
         "corpus": corpus.run,
         "kill_ingest": kill_ingest.run,
+        "bucket_ingest": bucket_ingest.run,
         "kill_launcher": kill_launcher.run,
         "kill_training": kill_training.run,
         "sampling": sampling.run,

@@ -51,7 +51,7 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
         staged += any(path.name.endswith(".tmp") for path in (root / "killed" / "volumes").iterdir())
     final = ingest(root / "source", root / "killed", _config(root), runner=Local(2))
     assert final.snapshot == whole.snapshot, (final, whole)
-    _check_once(root / "killed", root / "whole")
+    check_once(root / "killed", root / "whole")
     assert verify_store(root / "killed", num_workers=1) == ([], [])
     leftovers = [path.name for path in (root / "killed").rglob("*.tmp")]
     assert not leftovers, leftovers
@@ -63,7 +63,7 @@ def run(root: Path, rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, **counts, "uninterrupted_s": round(seconds, 2)}
 
 
-def _check_once(killed: Path, whole: Path) -> None:
+def check_once(killed: Path, whole: Path) -> None:
     """Every scan is one volume, the same as in the store that nothing disturbed."""
     volumes = {}
     for store in (VolumeStore.open(killed), VolumeStore.open(whole)):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from storage.files import entries
 from storage.volume_store import VolumeStore
 
 _WHO = ("everything", "workers", "run")  # of three rounds in turn
@@ -18,8 +19,8 @@ _UNTIL_S = 300  # a run whose workers were killed ends by itself
 def wait_for_commits(child: "subprocess.Popen[bytes]", store: Path, more: int) -> None:
     """Wait until so many more volumes are committed, or the child ends; the store may not be there yet."""
     commits = store / "commits"
-    until = len(list(commits.glob("[!.]*.json"))) + more
-    while child.poll() is None and len(list(commits.glob("[!.]*.json"))) < until:
+    until = len(entries(commits, "*.json")) + more
+    while child.poll() is None and len(entries(commits, "*.json")) < until:
         time.sleep(0.005)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills import kill_ingest, kill_launcher, kill_training
+from tests.drills import bucket_ingest, kill_ingest, kill_launcher, kill_training
 
 pytestmark = pytest.mark.slow
 
@@ -12,6 +12,11 @@ pytestmark = pytest.mark.slow
 def test_kill_ingest(tmp_path: Path) -> None:
     (committed,) = kill_ingest.run(tmp_path, rounds=1)["committed_after_each_kill"]
     assert committed > 0
+
+
+def test_kill_ingest_into_a_bucket(tmp_path: Path) -> None:
+    found = bucket_ingest.run(tmp_path, rounds=1)
+    assert sum(found["broken_requests"].values()) > 0
 
 
 def test_kill_training(tmp_path: Path) -> None:
