@@ -204,7 +204,7 @@ def test_a_family_without_its_package_is_refused_with_its_row(tmp_path: Path, mo
 
 
 def test_a_snapshot_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
-    found = entries(mine(tmp_path))
+    found = entries(mine(tmp_path, rows={"mine": ROW | {"overrides": {"recipe": {"local": {"batch_size": 8}}}}}))
     _, split = make_data(tmp_path / "data", num_volumes=5)
     with pytest.raises(
         InputError, match=r"row 'mine': recipe\.local takes 8 volumes per step, and the split has 4 to train on"
