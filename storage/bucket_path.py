@@ -24,9 +24,10 @@ from storage.errors import ConfigError, UnreadableError, UnwritableError
 
 SCHEME = "s3:"
 _TOKEN = "prdit-writer"  # metadata of an object: which call of `put_if_absent` made it
-_FIRST = 1 << 16  # bytes asked for when a file is opened: a header
+AT_ONCE = 16  # requests of one process for small objects: each waits for its answer
 _PIECE = 1 << 20  # bytes of one request of a file that is read in parts
 _TRIES = 4  # of a conditional put whose answer was lost; the client repeats the others itself
+_REFUSED = re.compile(r"status code: 40[13]\b")  # of a listing, which has no error of its own for that
 logger = logging.getLogger("prdit.bucket")
 
 
@@ -243,14 +244,14 @@ class BucketPath(PosixPath):
                 raise kind(f"{self}: there is no bucket {self.bucket}. Check its name, or make it.") from None
             if not missing_ok:
                 raise FileNotFoundError(f"{self} does not exist") from None
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise kind(
-                f"{self} cannot be {verb}: the object store refuses these credentials ({_code(error)}). Check AWS_PROFILE or the "
-                "AWS_* variables, and what the bucket's policy allows."
-            ) from None
         except BaseError as error:
             if "NoSuchBucket" in str(error):
                 raise kind(f"{self}: there is no bucket {self.bucket}. Check its name, or make it.") from None
+            if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(str(error)):
+                raise kind(
+                    f"{self} cannot be {verb}: the object store refuses these credentials ({_code(error)}). Check AWS_PROFILE or "
+                    "the AWS_* variables, and what the bucket's policy allows."
+                ) from None
             raise kind(
                 f"{self} cannot be {verb}: {_code(error)}, after several tries. Check the network and the object store "
                 "(AWS_ENDPOINT_URL, AWS_REGION), then run again: finished work is kept."
@@ -267,7 +268,7 @@ class _Object(io.RawIOBase):
         self._start = b""
         with path._asking():
             try:
-                found = _client(path.bucket).get(path.key, options={"range": (0, _FIRST)})
+                found = _client(path.bucket).get(path.key, options={"range": (0, _PIECE)})
                 meta, self._start = found.meta, bytes(found.bytes())
             except _empty() as error:
                 if "416" not in str(error):

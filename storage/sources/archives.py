@@ -1,7 +1,7 @@
 """Archives as ways to list files: zip and tar, plain or compressed; a member is the file `archive.zip/inner/path`.
 
 Members of a zip or a plain tar are read where they lie. A compressed tar can only be read from its start, so the members of one
-that are wanted are unpacked in one pass, see `unpacked`. What an archive claims is not believed: sizes are counted while bytes are
+that are wanted are unpacked in one pass, see `copied`. What an archive claims is not believed: sizes are counted while bytes are
 read, against a budget that follows from the size of the archive, and check sums are verified before anything is given out.
 """
 
@@ -19,14 +19,17 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from storage.bucket_path import AT_ONCE, BucketPath
 from storage.files import naming_path, remove_leftovers, temporary_path
 from storage.sources.archive_streams import Budget, TooCostlyError, decompressed
-from storage.sources.opening import mode_of, open_regular, opened_again, size_of, status_of
+from storage.sources.opening import copies, mode_of, open_regular, opened_again, size_of, status_of
 from storage.sources.tar_headers import TarHeader, begins_tar, check_tar_end
 
 READ_KINDS = ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz")
@@ -121,7 +124,7 @@ def open_member(source: Path, name: str) -> Iterator[BinaryIO]:
 
     Raises: OSError: it is not there, or cannot be read.
     """
-    if (copy := _unpacked.get((str(source), name))) is not None:
+    if (copy := copies.get((str(source), name))) is not None:
         with copy.open("rb") as stream:
             yield stream
         return
@@ -145,12 +148,11 @@ def open_member(source: Path, name: str) -> Iterator[BinaryIO]:
         yield found
 
 
-_unpacked: dict[tuple[str, str], Path] = {}  # members of compressed tars: (source, path) -> where each is unpacked
-
-
 @contextmanager
-def unpacked(source: Path, files: Sequence[str]) -> Iterator[None]:
-    """Unpack those of some files that lie in compressed tars, in one pass over each, for as long as the block lasts.
+def copied(source: Path, files: Sequence[str]) -> Iterator[None]:
+    """Copy what cannot be read at once where it lies, for as long as the block lasts, into the folder for temporary files.
+
+    These are members of compressed tars, in one pass over each, and objects of a bucket, many at a time.
 
     Raises:
         OSError: an archive is gone or cannot be read.
@@ -170,6 +172,17 @@ def unpacked(source: Path, files: Sequence[str]) -> Iterator[None]:
     place = temporary_path(temporary / "prdit-archive")
     added: list[tuple[str, str]] = []
     try:
+        if isinstance(source, BucketPath):
+            there = [name for name in files if folders[name.rpartition("/")[0]]]
+            remove_leftovers(temporary)
+            with naming_path(temporary):
+                place.mkdir(mode=0o700, exist_ok=True)
+            added += [(str(source), name) for name in there]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                for key, copy in zip(
+                    added, pool.map(partial(_copy_object, source, place), enumerate(there)), strict=True
+                ):
+                    copies[key] = copy
         for archive, members in wanted.items():
             with open_regular(source, archive) as stream:
                 kind = archive_kind(stream)
@@ -185,15 +198,23 @@ def unpacked(source: Path, files: Sequence[str]) -> Iterator[None]:
                 with naming_path(copy), copy.open("wb") as target:
                     shutil.copyfileobj(content, target, _PIECE)
                 added.append((str(source), f"{archive}/{member.name}"))
-                _unpacked[added[-1]] = copy
+                copies[added[-1]] = copy
                 members.discard(member.name)
                 if not members:
                     break
         yield
     finally:
         for key in added:
-            _unpacked.pop(key, None)
+            copies.pop(key, None)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _copy_object(source: BucketPath, place: Path, numbered: tuple[int, str]) -> Path:
+    number, name = numbered
+    copy = place / str(number)
+    with open_regular(source, name) as content, naming_path(copy), copy.open("wb") as target:
+        shutil.copyfileobj(content, target, _PIECE)
+    return copy
 
 
 # ---- one open archive --------------------------------------------------------------------------------------------------

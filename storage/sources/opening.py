@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 from storage.bucket_path import BucketPath, remote_of
 
 _PATH_MAX = 4096  # bytes of a path that one system call takes, the final zero among them
+copies: dict[tuple[str, str], Path] = {}  # files of sources -> where each lies for as long as its scan is read
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -46,13 +47,20 @@ def open_regular(source: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def _open_object(source: BucketPath, name: str) -> BinaryIO:
-    """An object of a source. Raises: NotADirectoryError: a beginning of its name is an object, an archive."""
+    """An object of a source, or its copy. Raises: NotADirectoryError: a beginning of its name is an object, an archive."""
+    if (copy := copies.get((str(source), name))) is not None:
+        return copy.open("rb")
     try:
         return (source / name).open("rb")
     except FileNotFoundError:
-        if any((source / str(above)).is_file() for above in PurePosixPath(name).parents[:-1]):
-            raise NotADirectoryError(errno.ENOTDIR, "a part of its name is an object") from None
-        raise
+        raise _missing(source, name) from None
+
+
+def _missing(source: BucketPath, name: str) -> OSError:
+    """What a folder would say of a name that no object has."""
+    if any((source / str(above)).is_file() for above in PurePosixPath(name).parents[:-1]):
+        return NotADirectoryError(errno.ENOTDIR, "a part of its name is an object")
+    return FileNotFoundError(errno.ENOENT, "no such object")
 
 
 def size_of(stream: BinaryIO) -> int:
@@ -98,7 +106,7 @@ def mode_of(source: Path, name: str) -> int:
         if (source / name).is_file():
             return stat.S_IFREG
         if name and not (source / name).is_dir():
-            raise FileNotFoundError(errno.ENOENT, "no such object")
+            raise _missing(source, name)
         return stat.S_IFDIR
     path = os.path.join(source, name)  # noqa: PTH118 - as above
     if len(os.fsencode(path)) < _PATH_MAX:

@@ -4,12 +4,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
+from storage.bucket_path import AT_ONCE, BucketPath
 from storage.errors import NoScansError
 from storage.patient_key import key_id
 from storage.places import as_place
@@ -240,9 +242,14 @@ def _expected(index: FileIndex, source: Path, pool: Pool) -> Expected:
 
 def read_batch(batch: Batch) -> Iterator[ReadFile]:
     """Read the files of a batch, each once; in their order."""
-    check_here(as_place(batch.source))
-    for file in batch.files:
-        yield ReadFile.of(*read_source_file(as_place(batch.source), file.path), batch.key)
+    source = as_place(batch.source)
+    check_here(source)
+    names = [file.path for file in batch.files]
+    if not isinstance(source, BucketPath):
+        yield from (ReadFile.of(*read_source_file(source, name), batch.key) for name in names)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from (ReadFile.of(*read, batch.key) for read in pool.map(partial(read_source_file, source), names))
 
 
 def _read_batches(index: FileIndex, source: Path, key: bytes, pool: Pool) -> list[FoundFile]:

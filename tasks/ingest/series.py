@@ -14,7 +14,7 @@ from storage.geometry import Volume, pyramid
 from storage.places import as_place
 from storage.privacy import PATH, Hidden
 from storage.resample import resample_series, target_grid
-from storage.sources.archives import unpacked
+from storage.sources.archives import copied
 from storage.sources.files import check_here, open_file
 from storage.sources.formats import FORMATS
 from storage.sources.plausible import check_plausible
@@ -186,7 +186,7 @@ def _load(job: SeriesJob) -> Iterator[SourceVolume]:
     request = _request(job)
     with ExitStack() as stack:
         try:
-            stack.enter_context(unpacked(request.source, request.files))
+            stack.enter_context(copied(request.source, request.files))
         except UserError:
             raise
         except OSError as error:
