@@ -4,6 +4,7 @@ Tests reach no network: the bucket is moto's, which asks for permissions and com
 that counts requests and can refuse, change or hold them.
 """
 
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -100,11 +101,12 @@ class FakeIdc:
 
 
 @contextmanager
-def fake_idc(folder: Path, num_patients: int = 2) -> Iterator[FakeIdc]:
-    """The archive with whole phantom series, one per patient; its index is in `folder`."""
+def empty_archive() -> Iterator[FakeIdc]:
+    """The archive with an empty bucket and no index."""
     pytest.importorskip("obstore", reason="the extra idc is not installed")
     moto = pytest.importorskip("moto.server", reason="moto is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -116,13 +118,23 @@ def fake_idc(folder: Path, num_patients: int = 2) -> Iterator[FakeIdc]:
         keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
         archive.client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
         archive.client.create_bucket(Bucket=BUCKET)
+        yield archive
+        listed = archive.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
+        for item in listed:  # moto's servers of one process have one memory
+            archive.client.delete_object(Bucket=BUCKET, Key=item["Key"])
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+        server.stop()
+
+
+@contextmanager
+def fake_idc(folder: Path, num_patients: int = 2) -> Iterator[FakeIdc]:
+    """The archive with whole phantom series, one per patient; its index is in `folder`."""
+    with empty_archive() as archive:
         rows = []
         for series in write_demo_data(folder / "phantoms", num_patients=num_patients, small=True)[:num_patients]:
-            images = [
-                path.read_bytes()
-                for path in sorted((folder / "phantoms" / series["folder"]).rglob("*"))
-                if path.is_file()
-            ]
+            images = [path.read_bytes() for path in sorted((folder / "phantoms" / series["folder"]).iterdir())]
             size = sum(len(image) for image in images) / 1e6
             changes = {"instanceCount": len(images), "series_size_MB": size}
             rows.append(index_row(series["patient_id"], series["series_uid"], **changes))
@@ -130,10 +142,6 @@ def fake_idc(folder: Path, num_patients: int = 2) -> Iterator[FakeIdc]:
                 archive.put(f"{rows[-1]['crdc_series_uuid']}/{uuid.uuid4()}.dcm", image)
         archive.index = write_index(folder / "index.parquet", rows)
         yield archive
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
-        server.stop()
 
 
 def _handler(archive: FakeIdc, host: str, port: int) -> type[BaseHTTPRequestHandler]:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from storage.documents.document import Document, Part
 
-_UID = r"^[0-2](\.(0|[1-9][0-9]*))+$"
+_UID = r"^[0-9]+(\.[0-9]+)+$"  # the index has a few whose first number DICOM does not allow
 
 
 class Selection(Part):
