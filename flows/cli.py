@@ -35,6 +35,7 @@ from flows.console import (
 )
 from flows.convert_commands import register as register_convert_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
+from flows.fetch_command import register as register_fetch_command
 from flows.inbox_commands import register as register_inbox_commands
 from flows.maintain_command import maintain
 from flows.named_files import SITE_FILE
@@ -46,6 +47,7 @@ from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
 from flows.retrain_command import retrain
 from flows.service_commands import register as register_service_commands
+from flows.show_command import register as register_show_command
 from flows.site_command import site
 from flows.status_command import status
 from flows.store_commands import register as register_store_commands
@@ -79,6 +81,8 @@ app = typer.Typer(
 register_convert_commands(app)
 register_service_commands(app)
 register_store_commands(app)
+register_show_command(app)
+register_fetch_command(app)
 register_inbox_commands(app)
 register_patient_commands(app)
 register_model_commands(app)

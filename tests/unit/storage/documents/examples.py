@@ -11,6 +11,7 @@ from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, I
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
 from storage.documents.encoded import EncodedOrigin
+from storage.documents.fetch_plan import FetchPlan, PlannedSeries, Selection
 from storage.documents.held_out import HeldOutLosses
 from storage.documents.lease import Lease
 from storage.documents.patient_key_id import PatientKeyId
@@ -385,6 +386,23 @@ EXAMPLES: dict[str, Document] = {
     "history": HistoryEntry(
         snapshot=REF.digest, change="ingest: 1 new", created="2026-01-01T00:00:00+00:00", num_volumes=1, num_patients=1
     ),
+    "fetch plan": FetchPlan(
+        index="idc-index-data 25.0.5",
+        selection=Selection(collection="lidc_idri", patients=1),
+        series=(
+            PlannedSeries(
+                patient_id="LIDC-IDRI-0001",
+                series_uid="1.2.3",
+                bucket="idc-open-data",
+                prefix="37cf5cd8-d103-4cd0-a446-960bc0ed92a3",
+                num_images=133,
+                num_bytes=70018838,
+                licence="CC BY 3.0",
+                doi="10.7937/k9/tcia.2015.lo9ql9sx",
+            ),
+        ),
+        citations={"10.7937/k9/tcia.2015.lo9ql9sx": "Armato et al. (2015)"},
+    ),
     "roles": Roles(roles={"p": "train"}),
     "patient key id": PatientKeyId(key_id="0123456789abcdef"),
 }
@@ -408,6 +426,7 @@ REQUIRED = {
     "family",
     "files",
     "snapshots",
+    "series",
     "roles",
     "seeds",
     "figures",
