@@ -153,17 +153,20 @@ class BucketPath(PosixPath):
         Returns: whether this call wrote it.
         Raises: UnwritableError; ConfigError: the bucket ignores the condition.
         """
-        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
 
         token = secrets.token_hex(16)
         client = _client(self.bucket)
         for left in reversed(range(_TRIES)):
             try:
-                with self._asking(write=True, passing=(AlreadyExistsError, PreconditionError, GenericError)):
+                passing = (AlreadyExistsError, PreconditionError, NotSupportedError, GenericError)
+                with self._asking(write=True, passing=passing):
                     client.put(self.key, data, attributes={_TOKEN: token}, mode="create", use_multipart=False)
                 break
             except (AlreadyExistsError, PreconditionError):
                 return self._written_by(token)
+            except NotSupportedError:
+                raise _no_conditions(self) from None
             except GenericError as error:
                 logger.debug("%s: the conditional put is repeated: %s", self, type(error).__name__)
                 if not left:
@@ -262,6 +265,8 @@ class _Object(io.RawIOBase):
     """An object as a stream: its start is asked for at once, other parts when they are read."""
 
     def __init__(self, path: BucketPath) -> None:
+        from obstore.exceptions import GenericError
+
         super().__init__()
         self.path = path
         self._at = 0
@@ -270,8 +275,8 @@ class _Object(io.RawIOBase):
             try:
                 found = _client(path.bucket).get(path.key, options={"range": (0, _PIECE)})
                 meta, self._start = found.meta, bytes(found.bytes())
-            except _empty() as error:
-                if "416" not in str(error):
+            except GenericError as error:
+                if "416 Range Not Satisfiable" not in str(error):  # said of an empty object
                     raise
                 meta = _client(path.bucket).head(path.key)
         self._size = int(meta["size"])
@@ -310,13 +315,6 @@ def remote_of(stream: Any) -> BucketPath | None:
     """The path that a stream was opened with, if that was of an object store."""
     raw = getattr(stream, "raw", None)
     return raw.path if isinstance(raw, _Object) else None
-
-
-def _empty() -> type[Exception]:
-    """What a request for a part of an empty object raises."""
-    from obstore.exceptions import GenericError
-
-    return GenericError
 
 
 @cache
@@ -369,17 +367,22 @@ def _check_conditional(path: BucketPath, data: bytes, token: str) -> None:
 
     Raises: ConfigError: it was not. A store in such a bucket would lose what one of two writers commits.
     """
-    from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+    from obstore.exceptions import AlreadyExistsError, PreconditionError
 
     if path.bucket in _conditional_buckets():
         return
-    with path._asking(write=True, passing=(AlreadyExistsError, PreconditionError, NotSupportedError)):
+    with path._asking(write=True):
         try:
             _client(path.bucket).put(path.key, data, attributes={_TOKEN: token}, mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             _conditional_buckets().add(path.bucket)
             return
-    raise ConfigError(
+    path.unlink(missing_ok=True)
+    raise _no_conditions(path)
+
+
+def _no_conditions(path: BucketPath) -> ConfigError:
+    return ConfigError(
         f"The object store behind s3://{path.bucket} ignores the condition of a put (If-None-Match), which keeps concurrent "
         "writers apart. Use one that supports it (AWS S3, MinIO since 2024-11, Ceph since Squid), or a local folder."
     )

@@ -1,7 +1,7 @@
 """A store in a bucket beside one in a folder: ingest, and views from the server and from copies. Prints JSON.
 
-`python -m tests.bench.bench_bucket [FOLDER WITH SCANS] [ROUNDS]`; without a folder, phantoms. The S3 server is moto, in a process of its own on the
-same cores.
+`python -m tests.bench.bench_bucket [FOLDER WITH SCANS] [ROUNDS]`; without a folder, phantoms. The S3 server is moto, in a process
+of its own on the same cores.
 """
 
 import json

@@ -163,6 +163,7 @@ def test_a_bucket_without_conditions_is_refused(path: Path, faults: Faults) -> N
     faults.rule = lambda method, where, number: "unconditional"
     with pytest.raises(ConfigError, match=r"ignores the condition of a put"):
         VolumeStore.create(path)
+    assert keys(path) == []
 
 
 def test_no_bucket_and_no_credentials(path: Path, monkeypatch: pytest.MonkeyPatch, server: str) -> None:
