@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from storage.geometry import Volume
-from storage.nifti import write_nifti
+from storage.exports.nifti import write_nifti
 
 VOLUME = Volume(
     np.random.default_rng(0).integers(-1024, 2000, (5, 6, 7)).astype(np.int16), (1.5, 2.0, 2.5), (-10.0, 20.0, -30.0)
