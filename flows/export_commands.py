@@ -152,15 +152,14 @@ def _selected(
     workdir: Path | None,
 ) -> Any:
     """The volumes that the options name."""
+    from storage.artifacts import committed_ref
     from storage.documents.samples import Samples
     from storage.errors import InputError
     from storage.volume_store import VolumeStore
     from tasks.export.selection import select
 
     path = Path(store)
-    if not (path / "provenance.json").is_file() and not store.lstrip().startswith("{"):
-        opened = VolumeStore.open(path)
-    else:
+    if store.lstrip().startswith("{") or (path.is_dir() and committed_ref(path)):
         ref = find_ref(store, workdir)
         if ref.kind == "samples":
             path = ref.path / Samples.load(ref.path).store
@@ -170,5 +169,5 @@ def _selected(
             raise InputError(
                 f"{ref.uri} is a {ref.kind}; expected a volume store, or samples (the directory that `prdit sample` prints)."
             )
-        opened = VolumeStore.open(path)
+    opened = VolumeStore.open(path)
     return select(opened, volumes or (), everything=everything, patients=patient or (), snapshot=snapshot, level=level)

@@ -33,7 +33,7 @@ _REJECTIONS = {  # PS3.8 table 9-21, by source and reason
     (3, 2): "it has as many associations as it takes: send again later",
 }
 _REMEDIES = {  # first and last status of a range, PS3.4 table B.2-1
-    (0xA700, 0xA7FF): "It is out of resources, as with a full disk: make room there, then send again",
+    (0xA700, 0xA7FF): "It is out of resources, as with a full disk: make room there",
     (0x0124, 0x0124): "It does not allow us to store: have that changed there",
     (0x0122, 0x0122): "It does not take CT images: have that changed there",
 }
@@ -137,7 +137,12 @@ def _store(association: Any, image: Any, node: Node, sent: Sent, total: int) -> 
         status = {}
     code = getattr(status, "Status", None)
     if code is None:
-        _fail(f"{node} cut the connection, or gave no answer for {node.timeout_s:g} s", sent, total, "Send again")
+        _fail(
+            f"{node} cut the connection, or gave no answer for {node.timeout_s:g} s",
+            sent,
+            total,
+            "Look at the node's log and the network",
+        )
     known = STORAGE_SERVICE_CLASS_STATUS.get(code)
     meaning = f"status 0x{code:04X}" + (f", {known[1]}" if known and known[1] else "")
     category = code_to_category(code)
@@ -145,14 +150,14 @@ def _store(association: Any, image: Any, node: Node, sent: Sent, total: int) -> 
         sent.warnings[meaning] += 1
     elif category != "Success":
         remedies = (text for (first, last), text in _REMEDIES.items() if first <= code <= last)
-        remedy = next(remedies, "Look at the node's log, then send again")
+        remedy = next(remedies, "Look at the node's log")
         _fail(f"{node} did not store an image ({meaning})", sent, total, remedy)
 
 
 def _fail(what: str, sent: Sent, total: int, remedy: str) -> NoReturn:
     raise NodeError(
-        f"{what}: it has {sent.num_images} of {counted(total, 'image')}, {counted(len(sent.volumes), 'volume')} whole. {remedy}: "
-        "what it has already stays as it is."
+        f"{what}: it has {sent.num_images} of {counted(total, 'image')}, {counted(len(sent.volumes), 'volume')} whole. {remedy}. "
+        "Sending again does no harm to what it has."
     )
 
 
