@@ -26,6 +26,7 @@ _KEPT = (
 )  # fmt: skip
 _MAKER = "prdit"
 _WINDOWS = (("SOFT TISSUE", 40, 400), ("LUNG", -600, 1500))
+_MAX_SHORT = 16  # characters of value representation SH; the store has kernels of up to 64
 _SYNTHETIC_COMMENT = "Synthetic data: not a scan of a person. Research use only."
 
 
@@ -105,8 +106,9 @@ def _say_who(data: Dataset, origin: Origin) -> None:
     data.PatientID, data.PatientName = origin.patient_key, ""
     data.PatientIdentityRemoved, data.DeidentificationMethod = "YES", "prdit: allow-list of attributes"
     for name in _KEPT:
-        if (value := origin.attributes.get(name)) is not None:
-            data.__setattr__(name, _as_tag(name, value))
+        value = origin.attributes.get(name)
+        if value is not None and not (name == "ConvolutionKernel" and len(value) > _MAX_SHORT):
+            setattr(data, name, _as_tag(name, value))
     if (age := origin.attributes.get("age_years")) is not None:
         data.PatientAge = f"{age:03d}Y"
     if origin.attributes.get("contrast"):

@@ -25,7 +25,9 @@ def export_ome_zarr(path: Path, store: VolumeStore, origin: Origin, plane_done: 
     for name, entry in record.files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         with reading(folder / name):
-            shutil.copyfile(folder / name, path / name)
+            source = (folder / name).open("rb")
+        with source, (path / name).open("wb") as target:
+            shutil.copyfileobj(source, target)
         if sha256_file(path / name) != entry.sha256:
             raise DamagedArtifactError(
                 f"{folder / name} has other bytes than were committed. {type(record).remedy(store.path)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from storage.documents.export import Export
-from storage.errors import AlreadyExistsError, InputError, UnwritableError
+from storage.errors import AlreadyExistsError, InputError, UnreadableError, UnwritableError
 from storage.files import sha256_file
 from storage.geometry import Volume
 from storage.snapshots import newest, withdraw
@@ -143,6 +143,15 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="bytes"):
             export(chosen, format, tmp_path / "out", silent)
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_file_of_the_store_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    store = scan_store(tmp_path / "store")
+    shard = next(p for p in (store.folder(SCAN) / "0").rglob("*") if p.is_file() and p.name != "zarr.json")
+    shard.unlink()
+    shard.symlink_to(shard.name)  # a circle
+    with pytest.raises(UnreadableError, match=f"{shard.name} cannot be read"):
+        export(select(VolumeStore.open(store.path), everything=True), "dicom", tmp_path / "out", silent)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def test_a_scan_has_a_key_and_no_name_and_says_that_it_was_resampled(tmp_path: P
     assert "1.2.3.2" not in text
 
 
+def test_a_kernel_that_is_too_long_for_its_tag_is_left_out(tmp_path: Path) -> None:
+    first = exported(scan_store(tmp_path / "store", ConvolutionKernel="standard sharp lung"), tmp_path / "out")[0]
+    assert "ConvolutionKernel" not in first
+    assert dciodvfy(tmp_path / "out" / "0001.dcm") == []
+
+
 def test_a_generated_volume_says_so_and_from_what(tmp_path: Path) -> None:
     images = exported(sample_store(tmp_path / "samples.zarr"), tmp_path / "out")
     for data in images:
