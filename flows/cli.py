@@ -34,6 +34,7 @@ from flows.console import (
     wait_for_server,
 )
 from flows.convert_commands import register as register_convert_commands
+from flows.export_commands import register as register_export_commands
 from flows.faults import EXIT_USER_ERROR, called, say_error, without_debug
 from flows.fetch_command import register as register_fetch_command
 from flows.inbox_commands import register as register_inbox_commands
@@ -79,6 +80,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 register_convert_commands(app)
+register_export_commands(app)
 register_service_commands(app)
 register_store_commands(app)
 register_show_command(app)

@@ -47,15 +47,21 @@ def ls(
             steps = history(store)
             entries = [{"number": number, **steps.read(number).to_json()} for number in steps.numbers()]
             for entry in entries:
-                entry["forgotten"] = len(load_snapshot(snapshot_ref(store, entry["snapshot"])).forgotten)
-            value = {"store": str(store), "grid": opened.grid.model_dump(), "snapshots": entries}
+                listed_then = load_snapshot(snapshot_ref(store, entry["snapshot"]))
+                entry |= {"forgotten": len(listed_then.forgotten), "synthetic": listed_then.num_synthetic}
+            value: dict[str, Any] = {"store": str(store), "grid": opened.grid.model_dump(), "snapshots": entries}
             show_result(value, as_json, lambda: _history_text(value))
             return
         ref = find(opened, snapshot) if snapshot is not None else newest(opened)
         found = load_snapshot(ref)
         listed = {name: volume.model_dump(mode="json") for name, volume in found.volumes.items()}
-        value = {"snapshot": ref.digest, "volumes": listed, "forgotten": list(found.forgotten)}
-        show_result(value, as_json, lambda: _volumes_text(ref.digest, listed, found.forgotten))
+        value = {
+            "snapshot": ref.digest,
+            "volumes": listed,
+            "forgotten": list(found.forgotten),
+            "synthetic": found.num_synthetic,
+        }
+        show_result(value, as_json, lambda: _volumes_text(ref.digest, listed, found.forgotten, found.num_synthetic))
 
 
 def _history_text(value: dict[str, Any]) -> str:
@@ -65,7 +71,7 @@ def _history_text(value: dict[str, Any]) -> str:
     for entry in value["snapshots"]:
         digest = entry["snapshot"].removeprefix("sha256:")[:12]
         counts = f"{entry['num_volumes']:>7}  {entry['num_patients']:>8}"
-        change = entry["change"] + _gone(entry["forgotten"])
+        change = entry["change"] + _gone(entry["forgotten"]) + _synthetic(entry["synthetic"])
         lines.append(f"{entry['number']:>6}  {entry['created']:<25}  {digest}  {counts}  {change}")
     if value["snapshots"] and (withdrawn := value["snapshots"][-1]["withdrawn"]):
         lines.append(f"withdrawn: {', '.join(withdrawn)}")
@@ -76,10 +82,18 @@ def _gone(number: int) -> str:
     return f"; {number} of its volumes forgotten since" if number else ""
 
 
-def _volumes_text(digest: str, listed: dict[str, dict[str, Any]], forgotten: Sequence[str]) -> str:
-    lines = [f"{digest}: {len(listed)} volumes", f"{'volume':<32}  {'patient':<8}  {'shape (z, y, x)':<15}  labels"]
+def _synthetic(number: int) -> str:
+    return f"; {number} of its volumes synthetic" if number else ""
+
+
+def _volumes_text(digest: str, listed: dict[str, dict[str, Any]], forgotten: Sequence[str], num_synthetic: int) -> str:
+    lines = [
+        f"{digest}: {len(listed)} volumes{_synthetic(num_synthetic)}",
+        f"{'volume':<32}  {'patient':<8}  {'shape (z, y, x)':<15}  labels",
+    ]
     for name, volume in listed.items():
-        labels = ", ".join(f"{key}={text}" for key, text in volume["labels"].items())
+        named = [f"{key}={text}" for key, text in volume["labels"].items()]
+        labels = ", ".join(["synthetic", *named] if volume["attributes"].get("synthetic") is True else named)
         shape = " × ".join(str(n) for n in volume["shape"])
         patient = volume["patient_key"][:8] if volume["patient_known"] else "unknown"
         lines.append(f"{name:<32}  {patient:<8}  {shape:<15}  {labels}")

@@ -108,6 +108,10 @@ class DamagedArtifactError(StorageError, OSError):
     """Bytes on disk are not the bytes that were committed."""
 
 
+class NodeError(UserError, ConnectionError):
+    """A DICOM node cannot be reached, refuses to talk, or does not store what it is sent."""
+
+
 class LockedError(StorageError, TimeoutError):
     """Another process works on the same folder or file."""
 

@@ -119,7 +119,7 @@ def naming_path(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write (full, read-only, denied) into an `UnwritableError` that names `path`."""
     try:
         yield
-    except UnwritableError:
+    except StorageError:  # says itself which file it is about, perhaps one that was read
         raise
     except OSError as error:
         if error.errno not in _REMEDIES:

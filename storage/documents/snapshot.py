@@ -9,6 +9,7 @@ from storage.documents.document import Document, Part
 from storage.documents.volume import Grid
 from storage.files import sha256_json
 from storage.geometry import Int3
+from storage.sources.attributes import SYNTHETIC
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -34,6 +35,11 @@ class SnapshotVolume(Part):
     def columns(self) -> dict[str, Any]:
         """Attributes and labels together, as one row of a table."""
         return {**self.attributes, **self.labels}
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the volume's file said that a model generated it."""
+        return self.attributes.get(SYNTHETIC) is True
 
 
 class Snapshot(Document):
@@ -88,6 +94,11 @@ class Snapshot(Document):
             for key in ("forgotten", "listed", "seal"):
                 del values[key]
         return values
+
+    @property
+    def num_synthetic(self) -> int:
+        """Volumes whose files said that a model generated them (`ingest.synthetic: accept`)."""
+        return sum(volume.synthetic for volume in self.volumes.values())
 
     @property
     def patients(self) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ TEXT_ATTRIBUTES = (
 )  # fmt: skip
 # Largest value that is believed: what is beyond is a typing error, or a number of another kind.
 NUMBER_ATTRIBUTES = {"KVP": 500.0, "SliceThickness": 100.0, "XRayTubeCurrent": 5000.0, "ReconstructionDiameter": 2000.0}
+SYNTHETIC = "synthetic"  # attribute of a scan whose file says that no person was scanned; others have none
 # Names a label cannot have: the attributes', and those of a volume's other properties.
 RESERVED_NAMES = frozenset(
     {
@@ -25,6 +26,7 @@ RESERVED_NAMES = frozenset(
         *NUMBER_ATTRIBUTES,
         "age_years",
         "contrast",
+        SYNTHETIC,
         "patient_key",
         "patient_known",
         "volume_id",

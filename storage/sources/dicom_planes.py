@@ -57,6 +57,7 @@ class Plane:
         num_in_acquisition: ImagesInAcquisition; None where unknown.
         concatenation: where a multi-frame image was written as several files: its ConcatenationUID, the number of this file, and of
             how many (0 where unknown); None where it is one file.
+        synthetic: whether SyntheticData says that no person was scanned.
         fault: reason code and detail of why the image can be part of no volume, whatever the others are; None where it can.
     """
 
@@ -90,6 +91,7 @@ class Plane:
     number: int | None = None
     num_in_acquisition: int | None = None
     concatenation: tuple[str, int, int] | None = None
+    synthetic: bool = False
     fault: tuple[str, str] | None = None
 
     @property
@@ -110,7 +112,7 @@ PLANE_TAGS = (
     "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType", "BodyPartExamined", "InstanceNumber",
     "ImagesInAcquisition", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
     "SamplesPerPixel", "PixelPaddingValue", "PixelPaddingRangeLimit", "BitsAllocated", "PixelRepresentation",
-    "SpacingBetweenSlices", *MIXED_TAGS,
+    "SpacingBetweenSlices", "SyntheticData", *MIXED_TAGS,
 )  # fmt: skip
 
 
@@ -149,6 +151,7 @@ def plane_of(header: Dataset, file: str) -> Plane:
         number=tag_integer(header, "InstanceNumber"),
         num_in_acquisition=tag_integer(header, "ImagesInAcquisition"),
         concatenation=_concatenation(header),
+        synthetic=tag_text(header, "SyntheticData").upper() == "YES",
         fault=no_slice(image_type) or other_quantity(rescale_type, image_type) or _fault(header),
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from storage.errors import UnusableSeriesError
+from storage.sources.attributes import SYNTHETIC
 from storage.sources.dicom_attributes import ATTRIBUTE_TAGS, allowed_attributes
 from storage.sources.dicom_codecs import PIXEL_DATA_TAGS, FrameReader, check_claim, num_frames
 from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
@@ -39,6 +40,8 @@ def load_series(request: ScanRequest) -> Iterator[SourceVolume]:
     images.check_claims()
     for stack in _stacks(images, request):
         attributes = allowed_attributes(images.header(stack.planes[len(stack.planes) // 2]))
+        if any(plane.synthetic for plane in stack.planes):
+            attributes[SYNTHETIC] = True
         hu, notes = read_stack(stack.planes, images.take_pixels, request.limits, where)
         if num_cut := len(images.cut & {plane.name for plane in stack.planes}):
             notes = (*notes, f"bits above BitsStored, as overlays are, not used in {counted(num_cut, 'image')}")

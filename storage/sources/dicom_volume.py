@@ -15,7 +15,7 @@ from storage.sources.dicom_parts import MAX_ODD_SHARE, Odd, Parts, named
 from storage.sources.dicom_planes import Plane
 from storage.sources.dicom_positions import SAME_MM, fit_line
 from storage.sources.dicom_stack import SamePixels, Stack, axes, continues
-from storage.sources.source import Limits, ScanRequest, refuse
+from storage.sources.source import Limits, ScanRequest, check_synthetic, refuse
 from storage.verdicts import REASONS
 
 _NO_PLACE = {
@@ -44,6 +44,8 @@ def check_planes(planes: Sequence[Plane], request: ScanRequest, same_pixels: Sam
     Raises: UnusableSeriesError: they make none, or one that is broken.
     """
     where = f"Series {request.scan_id}"
+    if num_synthetic := sum(plane.synthetic for plane in planes):
+        check_synthetic(request.limits, where, f"SyntheticData is YES in {num_synthetic} of {len(planes)} images")
     _check_body_part(planes, request.limits, where)
     check_person(planes, where)
     check_one(planes, "study_uid", "several_studies", "studies (StudyInstanceUID differs)", where)

@@ -5,6 +5,7 @@ Source: NIfTI-1 and NIfTI-2 data format (nifti.nimh.nih.gov); numbers of section
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from storage.errors import UnusableSeriesError
+from storage.sources.attributes import SYNTHETIC
 from storage.sources.single_file import (
     READ_ERRORS,
     HeaderError,
@@ -31,9 +33,11 @@ from storage.sources.single_file import (
     stream_size,
 )
 from storage.sources.single_file_preview import bounded_preview, middle_plane, upright
-from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, refuse, short
+from storage.sources.source import FileFacts, Format, ScanRequest, SourceVolume, check_synthetic, refuse, short
 
 PLACE_TOLERANCE = 0.1  # voxels that sform and qform may place a corner apart
+# How the description in a header begins where no person was scanned; `storage.exports.nifti` writes it.
+SYNTHETIC_DESCRIPTION = "synthetic: "
 _START = 540  # bytes of the larger header
 _UNIT_MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metre, millimetre, micrometre
 _GZIP = b"\x1f\x8b"
@@ -67,6 +71,11 @@ def _volume(request: ScanRequest, file: BinaryIO) -> SourceVolume:
     file.seek(0)
     with decompressed(file, "gzip" if zipped else "raw") as stream:
         header = _header(stream)
+        synthetic = bytes(header["descrip"].item()).startswith(SYNTHETIC_DESCRIPTION.encode())
+        if synthetic:
+            check_synthetic(
+                request.limits, where, f"the description in its header begins with “{SYNTHETIC_DESCRIPTION.strip()}”"
+            )
         dtype = _real_type(header, where)
         shape = check_shape(tuple(int(n) for n in header.get_data_shape()), where)
         offset = int(header.get_data_offset())
@@ -77,7 +86,8 @@ def _volume(request: ScanRequest, file: BinaryIO) -> SourceVolume:
         stream.seek(offset)
         planes = read_planes(stream, dtype, shape)
         stored = StoredScan(planes, shape, dtype, affine[:3, :3], affine[:3, 3], slope, intercept, notes)
-        return source_volume(request, stored)
+        found = source_volume(request, stored)
+        return replace(found, attributes={**found.attributes, SYNTHETIC: True}) if synthetic else found
 
 
 def _preview(request: ScanRequest) -> NDArray[np.float32]:

@@ -58,6 +58,7 @@ class Limits:
         max_hu: values above are no HU: fill where they are a region, an error where they are the scan.
         excluded_body_parts: BodyPartExamined that are skipped, in capitals.
         nan: what voxels that are no finite number become: "refuse" the scan, or take them as "air".
+        synthetic: whether scans whose files say that no person was scanned are taken: "refuse" or "accept".
     """
 
     min_slices: int = 2
@@ -68,6 +69,7 @@ class Limits:
     max_hu: float = 30719.0
     excluded_body_parts: tuple[str, ...] = ()
     nan: Literal["refuse", "air"] = "refuse"
+    synthetic: Literal["refuse", "accept"] = "refuse"
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,19 @@ def oriented_digest(scan: SourceVolume) -> str:
         return scan.pixel_digest
     hu = apply_orientation(scan.hu.transpose(2, 1, 0), order).transpose(2, 1, 0)
     return pixel_digest(hu, AIR_HU if filled else None)
+
+
+def check_synthetic(limits: Limits, where: str, detail: str) -> None:
+    """Refuse a scan whose file says that no person was scanned, unless such are taken.
+
+    Args:
+        limits: what counts as a volume.
+        where: the scan.
+        detail: what of the file says so.
+    Raises: UnusableSeriesError: "synthetic".
+    """
+    if limits.synthetic == "refuse":
+        refuse("synthetic", where, detail)
 
 
 def tilt_deg(direction: NDArray[np.float64]) -> float:

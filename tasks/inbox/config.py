@@ -53,6 +53,14 @@ def check_places(inbox: Path, arrivals: Path, store: Path) -> None:
         )
 
 
+def check_ae_title(title: str) -> None:
+    """Refuse what DICOM does not take as the title of an application. Raises: ValueError."""
+    if not title.strip() or len(title) > 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise ValueError(
+            f"{title!r} is no AE title: 1 to 16 characters of ASCII, no backslash (DICOM PS3.5, value representation AE)"
+        )
+
+
 class ListenerConfig(BaseModel):
     """The DICOM listener (C-STORE): who may send what."""
 
@@ -71,8 +79,5 @@ class ListenerConfig(BaseModel):
     @classmethod
     def _are_titles(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for title in (value,) if isinstance(value, str) else value:
-            if not title.strip() or len(title) > 16 or not title.isascii() or not title.isprintable() or "\\" in title:
-                raise ValueError(
-                    f"{title!r} is no AE title: 1 to 16 characters of ASCII, no backslash (DICOM PS3.5, value representation AE)"
-                )
+            check_ae_title(title)
         return value

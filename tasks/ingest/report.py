@@ -14,6 +14,7 @@ from storage.documents.volume import VolumeRecord
 from storage.errors import NoScansError, StorageError
 from storage.files import entries, replacing
 from storage.privacy import INGESTS, beside_store, shown
+from storage.sources.attributes import SYNTHETIC
 from storage.sources.formats import FORMATS
 from storage.sources.source import as_utf8
 from storage.sources.tables import PATIENTS_CSV
@@ -78,6 +79,7 @@ def limit_notes(records: Sequence[VolumeRecord], config: IngestConfig) -> list[s
             "max_slice_mm": record.scan is not None and round(max(record.scan.spacing_mm), 2) > config.max_slice_mm,
             "min_length_mm": depth < config.min_length_mm,
             "min_width_mm": min(height, width) < config.min_width_mm,
+            "synthetic": config.synthetic == "refuse" and record.attributes.get(SYNTHETIC) is True,
         }.items():
             if is_beyond:
                 found.setdefault(f"ingest.{name}", []).append(record.volume_id)

@@ -21,7 +21,8 @@ def test_the_limits_in_the_documentation_are_the_defaults() -> None:
     rows = re.findall(r"\| `ingest\.(\w+)` \| ([^|]*) \|", PAGE.read_text(encoding="utf-8"))
     config = IngestConfig()
     assert {name for name, _ in rows} == set(IngestConfig.model_fields) & {
-        "max_hu", "min_slices", "min_length_mm", "min_width_mm", "max_slice_mm", "max_jitter", "excluded_body_parts", "nan"
+        "max_hu", "min_slices", "min_length_mm", "min_width_mm", "max_slice_mm", "max_jitter", "excluded_body_parts", "nan",
+        "synthetic",
     }  # fmt: skip
     for name, shown in rows:
         if name != "excluded_body_parts":

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from storage.documents.snapshot import SnapshotVolume
 from storage.documents.verdicts import IngestReport
 from storage.errors import SourceError, StoreFormatError
+from storage.exports.nifti import write_nifti
 from storage.files import sha256_file
-from storage.nifti import write_nifti
 from storage.phantom.series import write_demo_data
 from storage.snapshots import load_snapshot, newest
 from storage.volume_store import VolumeStore

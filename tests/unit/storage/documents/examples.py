@@ -11,6 +11,7 @@ from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, I
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
 from storage.documents.encoded import EncodedOrigin
+from storage.documents.export import Export, ExportedVolume
 from storage.documents.fetch_plan import FetchPlan, PlannedSeries, Selection
 from storage.documents.held_out import HeldOutLosses
 from storage.documents.lease import Lease
@@ -245,6 +246,22 @@ EXAMPLES: dict[str, Document] = {
         view=_VIEW,
         intensity=_INTENSITY,
         spacing_mm=4.0,
+    ),
+    "export": Export(
+        format="dicom",
+        level=0,
+        prdit="0.1.0",
+        snapshot="sha256:" + "2" * 64,
+        generated=None,
+        volumes=(
+            ExportedVolume(
+                volume_id="a",
+                path="a",
+                num_planes=300,
+                digest="sha256:" + "3" * 64,
+                synthetic=False,
+            ),
+        ),
     ),
     "synthetic": Synthetic(checkpoint="sha256:8", family="global", step=100, sampler=_SAMPLER),
     "report": Report(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from storage.errors import UnusableSeriesError
+from storage.exports.nifti import write_nifti
 from storage.geometry import AIR_HU, FILL_HU, Volume
-from storage.nifti import write_nifti
 from storage.resample import resample_series
 from storage.sources.formats import read_source_file
 from storage.sources.nifti import load_nifti

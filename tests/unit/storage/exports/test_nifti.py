@@ -5,9 +5,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
+from storage.exports.nifti import export_nifti, write_nifti
+from storage.exports.origin import origin_of
 from storage.geometry import Volume
-from storage.nifti import write_nifti
+from tests.exported import SCAN, scan_store
 
 VOLUME = Volume(
     np.random.default_rng(0).integers(-1024, 2000, (5, 6, 7)).astype(np.int16), (1.5, 2.0, 2.5), (-10.0, 20.0, -30.0)
@@ -35,3 +38,16 @@ def test_same_bytes(tmp_path: Path) -> None:
 def test_another_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.nii"):
         write_nifti(tmp_path / "v.png", VOLUME)
+
+
+def test_nifti_of_a_level_in_itk(tmp_path: Path) -> None:
+    """ITK turns NIfTI's RAS into LPS by itself."""
+    store = scan_store(tmp_path / "store")
+    for level in (0, 1):
+        path = tmp_path / f"{level}.nii.gz"
+        export_nifti(path, store, origin_of(store, SCAN, level, None), lambda: None)
+        image, mine = SimpleITK.ReadImage(str(path)), store.read_level(SCAN, level)
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image), mine.hu)
+        np.testing.assert_allclose(image.GetSpacing(), mine.spacing_mm, atol=1e-4)
+        np.testing.assert_allclose(image.GetOrigin(), mine.origin_mm, atol=1e-4)
+        np.testing.assert_allclose(image.GetDirection(), np.eye(3).ravel(), atol=1e-6)
