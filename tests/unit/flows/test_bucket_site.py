@@ -1,6 +1,9 @@
 """A site whose scans and store are in a bucket: every command that takes a store, as a person calls it."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ from storage.bucket_path import BucketPath
 from storage.errors import ConfigError, MissingArtifactError
 from storage.places import as_folder, as_place
 from storage.snapshots import newest, open_snapshot
+from storage.verification import check_volume
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
 from tasks.run.runners import Local
 from tests.drills.bucket_ingest import upload
+from tests.parity.location import REPOSITORY
 from tests.s3 import BUCKET, Faults, s3_server, use
 from tests.unit.storage.dicom_files import write_series
 
@@ -65,7 +70,7 @@ def here(server: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     monkeypatch.setenv("PRDIT_CACHE", str(home / "cache"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     yield home
-    assert [path for path in home.rglob("s3:*")] == []  # a URL that was taken for a folder
+    assert list(home.rglob("s3:*")) == []  # a URL that was taken for a folder
 
 
 def settings(**changes: Any) -> IngestConfig:
@@ -84,9 +89,8 @@ def test_what_is_ingested_twice_is_unchanged() -> None:
         if key in ("min_slices", "min_length_mm", "min_width_mm", "spacing_mm", "num_levels", "interpolation"):
             options += ["--set", f"ingest.{key}={value}"]
     for _ in range(2):  # the first puts the artifact of the stage into the working folder
-        code, found, output = called("ingest", SOURCE, *options)
+        code, found, _ = called("ingest", SOURCE, *options)
         assert (code, found["store"]) == (0, STORE)
-        assert NAME not in Path("work").joinpath("ingest").as_posix()
     assert found["counts"]["unchanged"] == 2
     assert found["counts"]["committed"] == 0
     texts = b"".join(path.read_bytes() for path in Path("work").rglob("*") if path.is_file())
@@ -154,7 +158,7 @@ def test_half_a_copy_is_named(parts: tuple[str, ...]) -> None:
     copy = f"s3://{BUCKET}/copy-{'-'.join(parts)}"
     copied(copy, parts)
     for command in (["ls", copy], ["verify", copy, "--workers", "1"]):
-        code, found, output = called(*command)
+        code, _, output = called(*command)
         assert code == 1, output
         assert "Traceback" not in output
         assert copy in output
@@ -188,6 +192,48 @@ def copied(target: str, parts: tuple[str, ...]) -> None:
             client.copy_object(
                 Bucket=BUCKET, Key=f"{prefix}/{name}", CopySource={"Bucket": BUCKET, "Key": f"site/store/{name}"}
             )
+
+
+def test_damaged_lists_are_set_aside_and_the_root_is_written_again() -> None:
+    copy = as_place(f"s3://{BUCKET}/damaged")
+    copied(str(copy), ("commits/", "history/", "snapshots/", "volumes/", "patient-key", "exclusions/"))
+    key = Path(".prdit/s3/scans/site/store.patient-key").resolve()
+    number = max(path.name for path in (copy / "history").iterdir())
+    client = boto3.client("s3")
+    client.put_object(Bucket=BUCKET, Key=f"damaged/history/{number}", Body=b"{")
+    volume = next(path for path in (copy / "volumes").iterdir() if path.is_dir())
+    name = next(name for name, _, _ in volume.walk_objects() if "/c/" in name)  # type: ignore[attr-defined]
+    client.put_object(Bucket=BUCKET, Key=f"damaged/volumes/{volume.name}/{name}", Body=b"x")
+    report = ingest(as_place(SOURCE), copy, settings(patient_key_file=str(key)), runner=Local(1), repair=True)
+    aside = f"{number.removesuffix('.json')}.damaged"
+    assert any(f"set aside (renamed): history/{aside}" in note for note in report.notes)
+    assert any("root was lost or damaged" in note for note in report.notes)
+    assert aside in [path.name for path in (copy / "history").iterdir()]
+    assert called("verify", str(copy), "--workers", "1")[:2] == (0, {"store": str(copy), "findings": [], "notes": []})
+
+
+@pytest.mark.slow
+def test_two_ingests_at_once_from_two_folders(tmp_path: Path) -> None:
+    code = (
+        "import sys; from storage.places import as_place; from tasks.ingest.config import IngestConfig\n"
+        "from tasks.ingest.run import ingest; from tasks.run.runners import Local\n"
+        "if __name__ == '__main__':\n"
+        "    config = IngestConfig.model_validate_json(sys.argv[3])\n"
+        "    ingest(as_place(sys.argv[1]), as_place(sys.argv[2]), config, runner=Local(1))\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    shared, key = f"s3://{BUCKET}/shared", tmp_path / "key"
+    running = []
+    for number, source in enumerate((f"{SOURCE}/{NAME}", f"{SOURCE}/b")):
+        (folder := tmp_path / str(number)).mkdir()
+        words = [sys.executable, str(tmp_path / "run.py"), source, shared]
+        words.append(settings(patient_key_file=str(key)).model_dump_json())
+        running.append(subprocess.Popen(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}))
+    assert [process.wait() for process in running] == [0, 0]
+    store, listed = open_snapshot(newest(VolumeStore.open(as_place(shared))))
+    assert len(listed.volumes) == 2
+    assert [check_volume(store, name) for name in listed.volumes] == [None, None]
+    assert list(tmp_path.rglob("s3:*")) == []
 
 
 def test_what_must_be_here_is_refused(tmp_path: Path) -> None:
