@@ -64,10 +64,10 @@ def check_key_there(store_path: Path, key_file: Path) -> None:
     """
     if key_file.exists() or not (store_path / PatientKeyId.NAME).is_file():
         return
-    where = "of the folder that the first ingest ran in" if isinstance(store_path, BucketPath) else "from a back-up"
+    where = "from the folder that the first ingest ran in" if isinstance(store_path, BucketPath) else "from a back-up"
     raise StoreFormatError(
         f"The store {store_path} was filled with a patient key, and its file {key_file} is not there: with a new one patients "
-        f"would get new keys and change roles. Copy the file {where} to that place, or give it by ingest.patient_key_file."
+        f"would get new keys and change roles. Copy it to that place {where}, or give it by ingest.patient_key_file."
     )
 
 

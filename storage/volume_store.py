@@ -130,7 +130,9 @@ class VolumeStore:
         path = as_place(path)
         root = path / "zarr.json"
         if not root.is_file():
-            if (path / "commits").is_dir():
+            if any(
+                (path / name).is_dir() for name in ("commits", "snapshots", "history")
+            ):  # a copy may have some of them
                 raise MissingArtifactError(f"{root}, the root of a volume store, is missing. {StoreRoot.remedy(path)}")
             raise MissingArtifactError(
                 f"No volume store at {path}. Make one with `prdit ingest`, or give the run a source."

@@ -16,7 +16,7 @@ from flows.cli import app
 from flows.doctor_services import check_services
 from flows.retrain_setup import Setup
 from storage.bucket_path import BucketPath
-from storage.errors import ConfigError, MissingArtifactError
+from storage.errors import ConfigError, MissingArtifactError, StoreFormatError
 from storage.places import as_folder, as_place
 from storage.snapshots import newest, open_snapshot
 from storage.verification import check_volume
@@ -37,7 +37,7 @@ store: {STORE}
 overrides:
   ingest: {{min_slices: 4, min_length_mm: 0, min_width_mm: 0, spacing_mm: 4.0, num_levels: 2, interpolation: linear}}
   workdir: work
-  runner: {{name: local, workers: 1}}
+  runner: {{name: local, num_workers: 1}}
 retention: {{min_free_gb: 0}}
 """
 
@@ -84,7 +84,7 @@ def called(*arguments: str) -> tuple[int, dict[str, Any], str]:
 
 
 def test_what_is_ingested_twice_is_unchanged() -> None:
-    options = ["--store", STORE, "--config", "tiny", "--workdir", "work", "--set", "runner.workers=1"]
+    options = ["--store", STORE, "--config", "tiny", "--workdir", "work", "--set", "runner.num_workers=1"]
     for key, value in settings().model_dump().items():
         if key in ("min_slices", "min_length_mm", "min_width_mm", "spacing_mm", "num_levels", "interpolation"):
             options += ["--set", f"ingest.{key}={value}"]
@@ -144,7 +144,9 @@ def test_site_status_maintenance_doctor_and_back_up(server: str, monkeypatch: py
 
 def test_another_folder_needs_the_key_of_the_store(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"folder that the first ingest ran in.*ingest.patient_key_file") as caught:
+    with pytest.raises(
+        StoreFormatError, match=r"folder that the first ingest ran in.*ingest.patient_key_file"
+    ) as caught:
         ingest(as_place(SOURCE), as_place(STORE), settings(), runner=Local(1))
     assert str(tmp_path / ".prdit/s3/scans/site/store.patient-key") in str(caught.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -206,7 +208,7 @@ def test_damaged_lists_are_set_aside_and_the_root_is_written_again() -> None:
     client.put_object(Bucket=BUCKET, Key=f"damaged/volumes/{volume.name}/{name}", Body=b"x")
     report = ingest(as_place(SOURCE), copy, settings(patient_key_file=str(key)), runner=Local(1), repair=True)
     aside = f"{number.removesuffix('.json')}.damaged"
-    assert any(f"set aside (renamed): history/{aside}" in note for note in report.notes)
+    assert any(f"set aside (renamed): history/{number}" in note for note in report.notes)
     assert any("root was lost or damaged" in note for note in report.notes)
     assert aside in [path.name for path in (copy / "history").iterdir()]
     assert called("verify", str(copy), "--workers", "1")[:2] == (0, {"store": str(copy), "findings": [], "notes": []})
