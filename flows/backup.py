@@ -4,7 +4,7 @@
     settings/     site.yaml, the configuration and policy it names as files, the secret of the patient keys
     inbox/        the ledger of what arrived
     work/         decisions, frozen reference and losses on it, retrainings, records of runs and of removed checkpoints
-    store/        the roles of the patients, tombstones, identity of the patient key
+    store/        the roles of the patients, tombstones, identity of the patient key; not of a store in a bucket
 
 Volumes, checkpoints and artifacts are large and never change once they are there: docs/operations.md says how they are copied. The
 login of the servers is not in a back-up.
@@ -143,6 +143,17 @@ def _records() -> Iterator[tuple[Path, str, str]]:
     yield from ((path, f"work/{path.relative_to(workdir)}", "store") for path in _files(workdir / _LINEAGE))
     for part in () if isinstance(store, BucketPath) else _STORE_PARTS:
         yield from ((path, f"store/{path.relative_to(store)}", "store") for path in _files(store / part))
+
+
+def left_out() -> str:
+    """A sentence on what this site's back-ups have not, though they have it of other sites; empty where there is none."""
+    store = as_place(site_config(load_site()).store)
+    if not isinstance(store, BucketPath):
+        return ""
+    return (
+        f"The store is in a bucket ({store}), so its roles, tombstones and identity of the patient key are not in the back-up: "
+        "copy the whole prefix, or have the bucket keep versions (docs/operations.md)."
+    )
 
 
 def _files(place: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from flows.named_files import config_names as config_names
 from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError, InputError
 from storage.files import sha256_json
+from storage.places import as_folder
 from tasks.evaluate.config import EvaluateConfig
 from tasks.ingest.config import IngestConfig
 from tasks.model.checkpoint import CheckpointInfo
@@ -40,9 +41,10 @@ class PipelineConfig(BaseModel):
     source: str | None = Field(
         None,
         min_length=1,
-        description="folder with scans (DICOM, NIfTI), opened read-only; default: work on a snapshot of the store",
+        description="folder or s3://bucket/prefix with scans (DICOM, NIfTI), opened read-only; default: work on a snapshot of the "
+        "store",
     )
-    store: str = Field(".prdit/store", min_length=1, description="volume store")
+    store: str = Field(".prdit/store", min_length=1, description="volume store: a folder, or s3://bucket/prefix")
     snapshot: str | None = Field(
         None,
         min_length=1,
@@ -77,6 +79,12 @@ class PipelineConfig(BaseModel):
         if isinstance(recipe := found.get("recipe"), dict):
             found["recipe"] = {name: training for name, training in recipe.items() if training is not None}
         return found
+
+    @field_validator("workdir")
+    @classmethod
+    def _is_here(cls, value: str) -> str:
+        as_folder(value, "the working folder")
+        return value
 
     @field_validator("snapshot", mode="before")
     @classmethod

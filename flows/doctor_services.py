@@ -6,12 +6,15 @@ from pathlib import Path
 from flows import services as local
 from flows.databases import DatabaseError, databases, explanation, schema
 from flows.doctor import Check
+from flows.installation import site_config
 from flows.named_files import SITE_FILE
 from flows.serve import artifacts_place
 from flows.server_settings import ServerSettings, server_settings
 from flows.servers import check_login
 from flows.site import SiteConfig, load_site
+from storage.bucket_path import BucketPath
 from storage.errors import ConfigError, UserError
+from storage.places import as_place
 
 _LINES = 6  # of a log
 
@@ -31,6 +34,7 @@ def check_services(state_dir: Path) -> list[Check]:
         *_check_programs(state_dir, site),
         *_check_databases(settings, state_dir),
         _check_artifacts(settings, state_dir),
+        *_check_store(site),
     ]
 
 
@@ -121,6 +125,18 @@ def _check_artifacts(settings: ServerSettings, state_dir: Path) -> Check:
     if os.access(there, os.W_OK):
         return Check(name="artifacts", status="ok", detail=place)
     return Check(name="artifacts", status="fail", detail=f"{there} is not writable", remedy="change its permissions")
+
+
+def _check_store(site: SiteConfig) -> list[Check]:
+    """Whether a store in a bucket answers; nothing is written there, and of a folder nothing is said."""
+    try:
+        store = as_place(site_config(site).store)
+        if not isinstance(store, BucketPath):
+            return []
+        there = (store / "zarr.json").is_file()
+    except UserError as error:
+        return [Check(name="store", status="fail", detail=str(error), remedy=f"correct {SITE_FILE} or AWS_* variables")]
+    return [Check(name="store", status="ok", detail=f"{store} answers" + ("" if there else "; no store is there yet"))]
 
 
 def _check_bucket(place: str) -> Check:

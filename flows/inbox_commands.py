@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.console import Json, clear_errors, example, given_path, show_result, stop_as_ctrl_c
-from storage.places import as_place
+from storage.places import as_folder, as_place
 
 _Inbox = Annotated[Path | None, typer.Option(help="Inbox (default: the site's).", parser=given_path)]
 _Arrivals = Annotated[
@@ -196,6 +196,8 @@ def _places(site: Any, inbox: Path | None, arrivals: Path | None) -> tuple[Path,
     from tasks.inbox.config import check_places
 
     folder, ledger = inbox or Path(site.inbox.folder), arrivals or Path(site.inbox.arrivals)
+    for place, what in ((folder, "the inbox"), (ledger, "the folder of the arrivals")):
+        as_folder(place, what)
     check_places(folder, ledger, as_place(site.store))
     return folder, ledger
 

@@ -18,6 +18,7 @@ from flows.console import (
     installed_settings,
     show_result,
 )
+from storage.bucket_path import BucketPath
 from storage.places import as_place
 
 _Workdirs = Annotated[
@@ -299,5 +300,10 @@ def forget_text(value: dict[str, Any]) -> str:
             f"done: {done['deleted_volumes']} volume(s) deleted, {done['snapshots_that_say_so']} snapshot(s) say so, "
             f"{done['redacted_files']} file(s) redacted, and {len(done['redacted_in_mlflow'])} in MLflow, "
             f"{done['marked_runs']} run(s) marked, {done['links_removed']} link(s) of batches removed"
+        )
+    if isinstance(as_place(value["store"]), BucketPath):
+        lines.append(
+            "the store is in a bucket: other machines that worked with it keep copies of volumes (PRDIT_CACHE) and verdicts "
+            "(.prdit/s3) of the patient until the same command was run there, and the bucket keeps old versions where it is set to."
         )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from flows.policy import load_policy
 from flows.record import tracking_uri
 from flows.site import SiteConfig, load_site
 from storage.files import sha256_json
-from storage.places import as_place
+from storage.places import as_folder, as_place
 from storage.refs import Ref
 from storage.registry import ModelVersion, Registry
 from tasks.inbox.config import Timing, check_places
@@ -69,8 +69,8 @@ class Setup:
             config=config,
             policy_name=name,
             policy=load_policy(name),
-            inbox=Path(inbox.strip() or site.inbox.folder),
-            arrivals=Path(arrivals.strip() or site.inbox.arrivals),
+            inbox=as_folder(inbox.strip() or site.inbox.folder, "the inbox"),
+            arrivals=as_folder(arrivals.strip() or site.inbox.arrivals, "the folder of the arrivals"),
         )
         check_places(setup.inbox, setup.arrivals, setup.store)
         check_sampling(config)

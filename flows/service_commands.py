@@ -32,10 +32,12 @@ def backup(
     """
     with clear_errors():
         from flows.backup import backup as back_up
+        from flows.backup import left_out
 
         document = back_up(folder, state)
         value = {"folder": str(folder), "files": len(document.files), "revisions": document.revisions}
-        show_result(value, as_json, lambda: f"{len(document.files)} files in {folder}")
+        value["left_out"] = left_out()
+        show_result(value, as_json, lambda: f"{len(document.files)} files in {folder}\n{value['left_out']}".rstrip())
 
 
 def restore(

@@ -13,7 +13,7 @@ from flows.named_files import SITE_FILE, config_names, is_file_name, policy_name
 from flows.notify import NotifyConfig
 from flows.settings_text import explained, read_settings
 from storage.errors import ConfigError
-from storage.places import as_place
+from storage.places import as_folder, as_place
 from tasks.inbox.config import QUIET_S, ListenerConfig, overlapping
 from tasks.maintain.config import RetentionConfig
 
@@ -62,7 +62,7 @@ class SiteConfig(BaseModel):
     configuration: str = Field(
         "small", min_length=1, description="what retraining runs: a named configuration or a YAML file"
     )
-    store: str = Field(".prdit/store", min_length=1, description="volume store")
+    store: str = Field(".prdit/store", min_length=1, description="volume store: a folder, or s3://bucket/prefix")
     overrides: dict[str, Any] = Field(default_factory=dict, description="settings on top of the configuration")
     policy: str = Field("default", min_length=1, description="policy of retraining by name")
     inbox: InboxSettings = Field(default_factory=InboxSettings, description="where new scans arrive")
@@ -82,6 +82,8 @@ def load_site(path: Path = SITE_FILE) -> SiteConfig:
     values = read_settings(path, "the site's settings", "policy: default") if path.exists() else {}
     with explained(f"site settings {path}", SiteConfig):
         site = SiteConfig.model_validate(values)
+    for key in ("folder", "arrivals"):
+        as_folder(getattr(site.inbox, key), f"site settings {path}: inbox.{key}")
     places = overlapping(Path(site.inbox.folder), Path(site.inbox.arrivals), as_place(site.store))
     problems = [*_unknown_names(site), *places]
     if problems:

@@ -15,7 +15,7 @@ Part = dict[str, Any]
 def needs_person(value: Part, store: Path) -> list[Part]:
     """What a person has to do, most urgent first: `what`, `detail`, `do` (a command, or empty)."""
     found = [*_damaged(value, store), *_disk_low(value), *_services_down(value), *_held_batches(value)]
-    found += [*_failed(value), *_refused_champion(value), *_unverified(value, store), *_rejected(value)]
+    found += [*_failed(value), *_refused_champion(value), *_unverified(value), *_rejected(value)]
     titles = {
         "store": "the store",
         "model": "champion and challenger",
@@ -104,9 +104,9 @@ def _refused_champion(value: Part) -> list[Part]:
     ]
 
 
-def _unverified(value: Part, store: Path) -> list[Part]:
+def _unverified(value: Part) -> list[Part]:
     last = value["disk"].get("maintenance")
-    if not store.exists() or not value["store"].get("steps"):
+    if not value["store"].get("steps"):
         return []
     if last is None or last["verified_at"] is None:
         began = datetime.fromisoformat(value["store"]["steps"][0]["created"]).timestamp()

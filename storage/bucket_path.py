@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
+from storage.bucket_after_fork import ReadingClient
 from storage.errors import ConfigError, UnreadableError, UnwritableError
 
 SCHEME = "s3:"
@@ -28,6 +30,7 @@ AT_ONCE = 16  # requests of one process for small objects: each waits for its an
 _PIECE = 1 << 20  # bytes of one request of a file that is read in parts
 _TRIES = 4  # of a conditional put whose answer was lost; the client repeats the others itself
 _REFUSED = re.compile(r"status code: 40[13]\b")  # of a listing, which has no error of its own for that
+_forked = False  # whether this process was forked from one that may have used obstore
 logger = logging.getLogger("prdit.bucket")
 
 
@@ -329,6 +332,8 @@ def _client(bucket: str) -> Any:
         raise ConfigError(
             f"s3://{bucket} needs packages that are not installed ({error.name}): pip install 'prdit[s3]'."
         ) from None
+    if _forked:
+        return ReadingClient(bucket)
     public = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
     try:
         session = boto3.Session()
@@ -354,6 +359,15 @@ def _client(bucket: str) -> Any:
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
         retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=2)},
     )
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = "obstore" in sys.modules
+    _client.cache_clear()
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 @cache

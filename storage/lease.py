@@ -59,7 +59,7 @@ def take(folder: Path) -> int:
             newest = _newest(folder)
             if newest:
                 _refuse_living(folder, leases, newest)
-            if _record(released=False).put(leases.path(newest + 1)):  # not, only where there are no locks
+            if own_lease(released=False).put(leases.path(newest + 1)):  # not, only where there are no locks
                 _note(folder, newest + 1)
                 _held.add(leases.path(newest + 1))
                 return newest + 1
@@ -77,7 +77,7 @@ def release(folder: Path, token: int) -> None:
     _held.discard(leases.path(token))
     with _locked(folder):
         if _newest(folder) == token:
-            _record(released=True).put(leases.path(token + 1))
+            own_lease(released=True).put(leases.path(token + 1))
             _note(folder, token + 1)
 
 
@@ -178,7 +178,8 @@ def _silent_s(folder: Path, record: Path, number: int) -> float:
     return max(0.0, now - max(heard, default=0.0))
 
 
-def _record(*, released: bool) -> Lease:
+def own_lease(*, released: bool) -> Lease:
+    """A record of this process, as it is now."""
     pid, started = this_process()
     return Lease(
         host=socket.gethostname(),

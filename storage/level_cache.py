@@ -5,6 +5,7 @@ holds. Several processes share one cache.
 """
 
 import fcntl
+import fnmatch
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from storage.errors import ConfigError
 from storage.files import is_abandoned, naming_path, remove_tree, rename_folder, temporary_path
+from storage.places import as_folder
 
 _GB = 10**9
 _DEFAULT_GB = 20.0
@@ -34,7 +36,7 @@ class LevelCache:
     def from_environment(cls) -> "LevelCache":
         """The cache of this user: `PRDIT_CACHE` names its folder, `PRDIT_CACHE_GB` its size.
 
-        Raises: ConfigError: the size is no number.
+        Raises: ConfigError: the size is no number, or the folder is in an object store.
         """
         default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prdit"
         text = os.environ.get("PRDIT_CACHE_GB") or str(_DEFAULT_GB)
@@ -44,7 +46,7 @@ class LevelCache:
             most = -1
         if not 0 <= most < float("inf"):
             raise ConfigError(f"PRDIT_CACHE_GB is {text!r}; expected how many GB copies may take, such as 20.")
-        return cls(Path(os.environ.get("PRDIT_CACHE") or default), int(most * _GB))
+        return cls(as_folder(os.environ.get("PRDIT_CACHE") or default, "PRDIT_CACHE"), int(most * _GB))
 
     @contextmanager
     def held(
@@ -75,6 +77,18 @@ class LevelCache:
             finally:
                 os.close(descriptor)
             _drop(folder, wait=True)
+
+    def forget(self, pattern: str) -> None:
+        """Remove the copies whose names match a pattern, as soon as no reader holds them, and what killed processes left of such.
+
+        Raises: UnwritableError: access is denied.
+        """
+        with naming_path(self.folder), suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                if fnmatch.fnmatchcase(path.name, pattern):
+                    _drop(path, wait=True)
+                elif fnmatch.fnmatchcase(path.name, f".{pattern}") and is_abandoned(path):
+                    remove_tree(path)
 
     def _fetch(self, folder: Path, size: int, fetch: Callable[[Path], None]) -> None:
         temporary = temporary_path(folder)

@@ -5,6 +5,7 @@ import hmac
 import secrets
 from pathlib import Path
 
+from storage.bucket_path import BucketPath
 from storage.documents.patient_key_id import PatientKeyId
 from storage.errors import SourceError, StoreFormatError
 from storage.files import put_if_absent
@@ -54,6 +55,20 @@ def check_patient_key(store_path: Path, key: bytes, key_file: Path) -> None:
             f"The store {store_path} was filled with patient key {recorded}, {key_file} holds {given}: patients would get "
             "new keys and change roles. Restore the original key file or give it by patient_key_file."
         )
+
+
+def check_key_there(store_path: Path, key_file: Path) -> None:
+    """Refuse to make a new secret for a store that was filled with another one.
+
+    Raises: StoreFormatError: the store has patient keys, and the file that they were made with is missing.
+    """
+    if key_file.exists() or not (store_path / PatientKeyId.NAME).is_file():
+        return
+    where = "from the folder that the first ingest ran in" if isinstance(store_path, BucketPath) else "from a back-up"
+    raise StoreFormatError(
+        f"The store {store_path} was filled with a patient key, and its file {key_file} is not there: with a new one patients "
+        f"would get new keys and change roles. Copy it to that place {where}, or give it by ingest.patient_key_file."
+    )
 
 
 def patient_key(key: bytes, patient_id: str, scan_id: str) -> tuple[str, bool]:

@@ -23,3 +23,17 @@ def as_place(text: str | Path) -> Path:
     if separator and scheme.isalnum():
         raise ConfigError(f"{words}: places are local folders or s3://BUCKET/PREFIX; {scheme}:// is not read.")
     return Path(text)
+
+
+def as_folder(text: str | Path, what: str) -> Path:
+    """The path of what must be on this machine; `Path` would make a folder called `s3:` of a URL.
+
+    Args:
+        text: as given.
+        what: names it in the message, such as the key of a setting.
+    Raises: ConfigError: it is in an object store, or another scheme.
+    """
+    found = as_place(text)
+    if isinstance(found, BucketPath):
+        raise ConfigError(f"{what} is {found}, in an object store: expected a folder of this machine.")
+    return found

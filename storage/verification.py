@@ -145,8 +145,8 @@ def unnamed_folders(store: VolumeStore) -> list[Path]:
             named.add(store.commit_record(volume_id).folder)
         except StorageError:
             return []  # its folder is not known
-    folders = (path for path in entries(store.path / "volumes", "*") if path.is_dir())
+    folders = (path for path in entries(store.path / "volumes", "*") if path.name not in named and path.is_dir())
     with suppress(StorageError):  # found by `check_lists`
         gone = forgotten(store.path).volumes
         folders = (path for path in folders if path.name[:-9] not in gone)
-    return sorted(path for path in folders if path.name not in named)
+    return sorted(folders)

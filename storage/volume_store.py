@@ -130,7 +130,9 @@ class VolumeStore:
         path = as_place(path)
         root = path / "zarr.json"
         if not root.is_file():
-            if (path / "commits").is_dir():
+            if any(
+                (path / name).is_dir() for name in ("commits", "snapshots", "history")
+            ):  # a copy may have some of them
                 raise MissingArtifactError(f"{root}, the root of a volume store, is missing. {StoreRoot.remedy(path)}")
             raise MissingArtifactError(
                 f"No volume store at {path}. Make one with `prdit ingest`, or give the run a source."
@@ -271,6 +273,8 @@ class VolumeStore:
         """
         record = self.record_path(volume_id)
         found = record.exists()
+        if self._cache is not None:
+            self._cache.forget(f"{self._cache_prefix}-{volume_id}-????????-*")
         with naming_path(record):
             record.unlink(missing_ok=True)
             self._make_durable(record.parent)
@@ -302,13 +306,15 @@ class VolumeStore:
             fsync_directory(folder)
 
     def clean(self) -> list[Path]:
-        """Remove what killed writers left in the store, and beside it."""
+        """Remove what killed writers left in the store, beside it, and of a store in a bucket in the folder for temporary files."""
         folders: list[Path] = [
             beside_store(self.path, "").parent,  # of the file with the patient keys' secret, say
             self.path,
             *(self.path / name for name in ("volumes", "commits", "snapshots", "history", "exclusions", "tombstones")),
             *entries(self.path / "roles", "*"),
         ]
+        if isinstance(self.path, BucketPath):
+            folders.append(Path(tempfile.gettempdir()))  # volumes on their way there
         removed = [path for folder in folders for path in remove_leftovers(folder)]
         for ending in BESIDE:
             removed += remove_leftovers(beside_store(self.path, ending), below=True)
@@ -403,6 +409,11 @@ class VolumeStore:
         with self._array(self.commit_record(volume_id), cut.level) as array:
             return cut.take(array.shape, lambda where: self._read(array, where, volume_id))
 
+    @property
+    def _cache_prefix(self) -> str:
+        """What the names of copies of this store's levels begin with."""
+        return sha256_json(str(self.path))[:16]
+
     @contextmanager
     def _level_folder(self, record: VolumeRecord, level: int, *, hashed: bool) -> Iterator[Path]:
         """A level's folder on this machine, its files there in their committed sizes, with their committed bytes if `hashed`."""
@@ -429,7 +440,7 @@ class VolumeStore:
                 return False
             return True
 
-        name = f"{sha256_json(str(self.path))[:16]}-{record.folder}-{level}"
+        name = f"{self._cache_prefix}-{record.folder}-{level}"
         with self._cache.held(name, sum(entry.size for entry in files.values()), fetch, whole) as folder:
             yield folder
 
@@ -514,11 +525,16 @@ class VolumeStore:
             MissingArtifactError: not committed, or a file is gone.
             DamagedArtifactError: record, metadata, a file or an array is not as it was committed.
         """
-        with tempfile.TemporaryDirectory(prefix="prdit-verify-") as folder:
-            fresh = type(self)(self.path, self.grid, self.synthetic)
-            if self._cache is not None:
-                fresh._cache = LevelCache(Path(folder), 0)  # what is in the bucket is meant, not copies of it
+        fresh = type(self)(self.path, self.grid, self.synthetic)
+        if self._cache is None:
             fresh._verify(volume_id)
+            return
+        folder = temporary_path(Path(tempfile.gettempdir()) / "prdit-verify")
+        fresh._cache = LevelCache(folder, 0)  # what is in the bucket is meant, not copies of it
+        try:
+            fresh._verify(volume_id)
+        finally:
+            remove_tree(folder)
 
     def _verify(self, volume_id: str) -> None:
         record = self.commit_record(volume_id)

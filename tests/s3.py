@@ -29,7 +29,7 @@ def s3_server() -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _answers(port), 60)
+        wait_for(lambda: _answers(port), 300)
         with pytest.MonkeyPatch.context() as patch:
             use(patch, address)
             boto3.client("s3").create_bucket(Bucket=BUCKET)

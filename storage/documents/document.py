@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from storage.bucket_path import SCHEME
 from storage.errors import DamagedArtifactError, MissingArtifactError, VersionError
 from storage.files import json_text, put_if_absent, reading, write_text_atomic
+from storage.places import as_place
 
 _PLACES_IN_A_STORE = ("zarr.json", "patient-key-id.json", "commits", "snapshots", "history", "roles", "tombstones")
 
@@ -89,7 +91,7 @@ class Document(Part):
     @classmethod
     def remedy(cls, where: Path | str) -> str:
         """`REMEDY` for a document at this path, or in the volume store at it."""
-        path = Path(where)
+        path = as_place(where) if str(where).startswith(SCHEME) else Path(where)
         inside = [place.parent for place in (path, *path.parents) if place.name in _PLACES_IN_A_STORE]
         return cls.REMEDY.replace("STORE", shlex.quote(str(inside[-1] if inside else path)))
 

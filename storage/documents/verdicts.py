@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field
 
 from storage.documents.document import Document, Part
+from storage.places import as_place
 from storage.privacy import opaque_id, shown, with_placeholder
 from storage.verdicts import REASONS
 
@@ -123,7 +124,7 @@ class IngestReport(Verdicts):
 
     def without_paths(self, key: bytes) -> Self:
         """As it may be stored and sent, see `Verdicts.without_paths`."""
-        return super().without_paths(key).model_copy(update={"store": opaque_place(Path(self.store), key)})
+        return super().without_paths(key).model_copy(update={"store": opaque_place(as_place(self.store), key)})
 
 
 class SourceVerdicts(Verdicts):

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from storage.documents.volume import Grid
+from storage.places import as_folder
 from storage.privacy import beside_store
 from storage.sources.npz import SPACING_MM
 from storage.sources.source import Limits
@@ -57,5 +58,5 @@ class IngestConfig(StageConfig):
         return Grid(spacing_mm=self.spacing_mm, num_levels=self.num_levels, interpolation=self.interpolation)
 
     def key_file(self, store: Path) -> Path:
-        """Where the secret of a store's patient keys is."""
-        return Path(self.patient_key_file or beside_store(store, ".patient-key"))
+        """Where the secret of a store's patient keys is. Raises: ConfigError: not on this machine."""
+        return as_folder(self.patient_key_file or beside_store(store, ".patient-key"), "ingest.patient_key_file")

@@ -9,7 +9,7 @@ from typing import Any
 
 from storage.documents.verdicts import LISTS, IngestReport, SourceVerdicts
 from storage.errors import DamagedArtifactError, MissingArtifactError, SourceError, StorageError, StoreFormatError
-from storage.patient_key import check_patient_key, load_patient_key
+from storage.patient_key import check_key_there, check_patient_key, load_patient_key
 from storage.places import as_place
 from storage.repair import ever_listed, restore_root, set_aside_damaged
 from storage.snapshots import history, listing, load_snapshot, newest, update
@@ -190,8 +190,13 @@ def last_report(source: Path, store_path: Path, config: IngestConfig, *, unchang
 
 
 def patient_key_of(store_path: Path, config: IngestConfig) -> bytes:
-    """The secret of a store's patient keys and opaque ids. Raises: SourceError, UnwritableError."""
-    return load_patient_key(config.key_file(as_place(store_path)))
+    """The secret of a store's patient keys and opaque ids, made for a new store.
+
+    Raises: SourceError, UnwritableError: see `load_patient_key`; StoreFormatError: that of the store is not here.
+    """
+    key_file = config.key_file(as_place(store_path))
+    check_key_there(as_place(store_path), key_file)
+    return load_patient_key(key_file)
 
 
 def _open(path: Path, config: IngestConfig, pool: Pool, *, repair: bool) -> StoreState:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from storage.bucket_path import BucketPath
 from storage.documents.upkeep import Damage, Place, Removal, Upkeep
 from storage.errors import StorageError
 from storage.files import remove_leftovers
 from storage.inbox_database import NAME as LEDGER
 from storage.inbox_ledger import Ledger
+from storage.level_cache import LevelCache
 from storage.privacy import BESIDE, beside_store
 from storage.registry import ModelVersion
 from tasks.inbox.batches import remove_finished
@@ -84,8 +86,6 @@ def verify(store: Path, notes: list[str], progress: Advance | None = None) -> Ve
         notes: what could not be checked is added.
         progress: called with (volumes checked, total).
     """
-    if not store.exists():
-        return Verified()
     counted = 0
 
     def count(done: int, total: int) -> None:
@@ -95,6 +95,8 @@ def verify(store: Path, notes: list[str], progress: Advance | None = None) -> Ve
             progress(done, total)
 
     try:
+        if not store.exists():
+            return Verified()
         found, harmless = verify_store(store, progress=count)
     except StorageError as error:
         return Verified(None, _now(), (Damage(kind="store", name=store.name, message=str(error)),))
@@ -155,10 +157,11 @@ def unfinished(workdir: Path) -> list[str]:
 
 
 def places(place: Installation) -> list[Place]:
-    """What the parts of an installation take on disk."""
+    """What the parts of an installation take on disk; of a store in a bucket, what lies beside it and copies of volumes."""
+    in_bucket = isinstance(place.store, BucketPath)
     parts = {
         "store": [
-            place.store,
+            LevelCache.from_environment().folder if in_bucket else place.store,
             *(beside_store(place.store, ending) for ending in BESIDE),
         ],
         "stages": [place.workdir],

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.errors import StorageError
+from storage.places import as_place
 from storage.tombstones import tombstones
 from storage.verdicts import counted
 from storage.verification import Finding, check_lists, check_volume, open_for_checking, unnamed_folders
@@ -27,7 +28,7 @@ def verify_store(
     Returns: what is wrong, and notes on what is harmless.
     Raises: StorageError: there is no store, or nothing of it can be read.
     """
-    store, found = open_for_checking(Path(path))
+    store, found = open_for_checking(as_place(path))
     ids = store.volume_ids()
     with Pool(Local(num_workers), memory_mb=_MEMORY_MB) as pool:
         for done, (volume_id, check) in enumerate(pool.map(partial(check_volume, store), ids), start=1):

@@ -6,10 +6,13 @@ done. Weights are not deleted, as a model cannot be made to forget: whatever lea
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.bucket_lock import locked_in_bucket
+from storage.bucket_path import BucketPath
 from storage.errors import LockedError
 from storage.locks import locked
 from storage.registry import CHAMPION, ModelVersion
@@ -172,7 +175,7 @@ def forget(found: Plan, places: Places) -> dict[str, Any]:
             "the patient again; nothing was changed."
         )
     store, patient = places.store, found.patient
-    with locked(store.path / FOLDER / _LOCK, timeout_s=_WAIT_S):
+    with _alone(store.path / FOLDER / _LOCK):
         grave = add_tombstone(
             store.path,
             patient.key,
@@ -203,6 +206,13 @@ def forget(found: Plan, places: Places) -> dict[str, Any]:
         if places.complete:
             finish_tombstone(store.path, patient.key)
     return done
+
+
+def _alone(lock: Path) -> AbstractContextManager[None]:
+    """One process at a time forgets somebody of a store."""
+    if isinstance(lock, BucketPath):
+        return locked_in_bucket(lock, timeout_s=_WAIT_S)
+    return locked(lock, timeout_s=_WAIT_S)
 
 
 def _mark(found: Plan, places: Places, sentence: str) -> int:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from prdit_models.diffusion.process import PROCESSES, Process
 from prdit_models.families.family import FAMILIES
+from storage.places import as_folder
 from tasks.model.compute import Attention, ComputeConfig
 from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.run.config import Seed
@@ -130,6 +131,13 @@ class TrainingConfig(ComputeConfig):
         ge=0,
         description="processes that prepare batches, per rank; default: on CUDA its share of the cores, 4 at most; on the CPU none",
     )
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _is_here(cls, value: str | None) -> str | None:
+        if value is not None:
+            as_folder(value, "cache_dir")
+        return value
 
     @property
     def changes_volumes(self) -> bool:
