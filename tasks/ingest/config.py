@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from storage.documents.volume import Grid
 from storage.places import as_folder
@@ -47,6 +47,13 @@ class IngestConfig(StageConfig):
     archives: bool = Field(True, description="zip and tar archives are read as if they were folders, one level deep")
     patient_key_file: str | None = Field(None, description="secret of the patient keys; default: <store>.patient-key")
 
+    @field_validator("patient_key_file")
+    @classmethod
+    def _is_here(cls, value: str | None) -> str | None:
+        if value is not None:
+            as_folder(value, "the key file")
+        return value
+
     @property
     def limits(self) -> Limits:
         """What counts as a volume, as a source format takes it."""
@@ -58,5 +65,5 @@ class IngestConfig(StageConfig):
         return Grid(spacing_mm=self.spacing_mm, num_levels=self.num_levels, interpolation=self.interpolation)
 
     def key_file(self, store: Path) -> Path:
-        """Where the secret of a store's patient keys is. Raises: ConfigError: not on this machine."""
-        return as_folder(self.patient_key_file or beside_store(store, ".patient-key"), "ingest.patient_key_file")
+        """Where the secret of a store's patient keys is."""
+        return Path(self.patient_key_file or beside_store(store, ".patient-key"))

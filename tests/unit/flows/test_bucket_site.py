@@ -196,7 +196,10 @@ def copied(target: str, parts: tuple[str, ...]) -> None:
             )
 
 
-def test_damaged_lists_are_set_aside_and_the_root_is_written_again() -> None:
+def test_damaged_lists_are_set_aside_and_the_root_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRDIT_CACHE", str(tmp_path))
     copy = as_place(f"s3://{BUCKET}/damaged")
     copied(str(copy), ("commits/", "history/", "snapshots/", "volumes/", "patient-key", "exclusions/"))
     key = Path(".prdit/s3/scans/site/store.patient-key").resolve()
