@@ -11,6 +11,7 @@ Kind = Literal[
     "snapshot",
     "split",
     "checkpoint",
+    "measurement",
     "samples",
     "report",
 ]
