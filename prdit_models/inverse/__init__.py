@@ -1,0 +1,1 @@
+"""Inverse problems: measurements of volumes, and sampling towards them."""
