@@ -35,14 +35,19 @@ def reconstruct(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="Checkpoint of a model of whole volumes: its directory, models:/prdit@champion or a reference.")
+        str,
+        typer.Option(
+            help="Checkpoint of a model of whole volumes: its directory, models:/prdit@champion or a reference."
+        ),
     ],
     operator: Annotated[
         Path, typer.Option(help="YAML file with name and settings of the operator (docs/guided.md).", parser=given_path)
     ],
     volume: Annotated[
         str | None,
-        typer.Option(help="Volume of the store that is measured by the operator itself; the result is then compared with it."),
+        typer.Option(
+            help="Volume of the store that is measured by the operator itself; the result is then compared with it."
+        ),
     ] = None,
     guide: Annotated[str | None, typer.Option(help="projection (default), pigdm, dps or tf.")] = None,
     strength: Annotated[float | None, typer.Option(min=0, help="Of the guide; 0: none. Default: the guide's.")] = None,
@@ -50,7 +55,8 @@ def reconstruct(
     steps: Annotated[int | None, typer.Option(min=1, help="Evaluations of the model per volume.")] = None,
     noise_seed: Annotated[int, typer.Option(min=0, help="Of the noise of a simulated measurement.")] = 0,
     trained_patients: Annotated[
-        bool, typer.Option("--trained-patients", help="Allow --volume of a patient the model was trained on; it is marked.")
+        bool,
+        typer.Option("--trained-patients", help="Allow --volume of a patient the model was trained on; it is marked."),
     ] = False,
     config: Config = "small",
     settings: Set = None,
@@ -60,8 +66,8 @@ def reconstruct(
     """Draw volumes that a trained model holds possible behind a measurement: finer voxels, missing parts, thin slices, few X-rays.
 
     Writes the volumes (store and NIfTI), their mean, standard deviation and interval, and `reconstruction.html`. Everything is
-    synthetic and marked so. How volumes are drawn is set as for `prdit sample` (`--set sample.…`); further settings of the guide by
-    `--set guide.…`. What was drawn when a run was stopped is kept: the same command goes on. docs/guided.md.
+    synthetic and marked so. How volumes are drawn is set as for `prdit sample` (`--set sample.…`); further settings of the guide
+    by `--set guide.…`. What was drawn when a run was stopped is kept: the same command goes on. docs/guided.md.
     """
     with clear_errors():
         own, others = _split(settings)

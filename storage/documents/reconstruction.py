@@ -14,7 +14,8 @@ class Accuracy(Part):
     Attributes:
         psnr_db: peak signal-to-noise ratio, the peak is the width of the Hounsfield window.
         ssim: structural similarity of the volumes in the window (one scale).
-        error_hu: mean absolute error by band of the truth's HU (air, lung, fat, soft, bone), and of `all`; None where there is none.
+        error_hu: mean absolute error by band of the truth's HU (air, lung, fat, soft, bone), and of `all`; None where it has
+            no such voxel.
         residual: root mean square of measurement minus A·volume, in the measurement's unit.
     """
 

@@ -42,7 +42,7 @@ class OneScan:
         first = next(volumes)
         if first.num_parts > 1:
             raise SourceError(
-                f"Scan {self.scan_id} has {first.num_parts} volumes, of which one can be meant. Give a folder with the files of one."
+                f"Scan {self.scan_id} has {first.num_parts} volumes, of which only one can be meant. Give the files of one."
             )
         return first
 
@@ -67,7 +67,9 @@ def find_scan(path: Path) -> OneScan:
         else:
             reasons[facts.reason] = reasons.get(facts.reason, 0) + 1
     if len(scans) != 1:
-        raise SourceError(f"{_found(path, scans, reasons)} Give one NIfTI file, or a folder with the files of one series.")
+        raise SourceError(
+            f"{_found(path, scans, reasons)} Give one NIfTI file, or a folder with the files of one series."
+        )
     ((format_name, scan_id), files) = next(iter(scans.items()))
     return OneScan(
         source,

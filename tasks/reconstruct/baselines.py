@@ -14,11 +14,12 @@ _INTERPOLATIONS = {"trilinear": "linear", "spline": "cubic"}
 Hu = NDArray[np.float32]
 
 
-def baselines(operator: MeasurementOperator, measurement: torch.Tensor, limits_hu: tuple[float, float]) -> dict[str, Hu]:
+def baselines(
+    operator: MeasurementOperator, measurement: torch.Tensor, limits_hu: tuple[float, float]
+) -> dict[str, Hu]:
     """Volumes by the plain methods that fit an operator, by name, within limits.
 
-    `nearest` for a mask; `trilinear` and `spline` (natural cubic) where a volume was measured, on its samples' places; `sirt` otherwise,
-    too.
+    `nearest` for a mask; for other operators `sirt`, and, where a volume was measured, `trilinear` and `spline` (natural cubic).
 
     Args:
         operator: of the measurement.

@@ -8,7 +8,7 @@ from tasks.sample.config import RedrawConfig, SampleConfig
 
 
 class ReconstructConfig(SampleConfig):
-    """How volumes are drawn towards a measurement, and what is said of them together. The sampler's settings are those of stage sample."""
+    """How volumes are drawn towards a measurement, and what is said of them; the sampler's settings are those of stage sample."""
 
     guide: str = Field("projection", description="how volumes are pulled towards the measurement (docs/guided.md)")
     strength: float | None = Field(
@@ -23,13 +23,17 @@ class ReconstructConfig(SampleConfig):
     )
     level: float = Field(0.9, gt=0, lt=1, description="nominal coverage of the interval of every voxel")
 
+    def __hash__(self) -> int:
+        """What a process finds about drawings is cached by their settings."""
+        return hash(self.model_dump_json())
+
     @field_validator("redraw")
     @classmethod
     def _every_volume_counts(cls, value: RedrawConfig) -> RedrawConfig:
         """A volume that is drawn again because of what it shows would bend the distribution that the samples stand for."""
         if value.most:
             raise ValueError(
-                f"redraw.most is {value.most}; samples of a measurement are not drawn again, or their mean and spread would be those "
-                "of a selection. Leave it out."
+                f"redraw.most is {value.most}; samples of a measurement are not drawn again: their mean and spread would be "
+                "those of a selection. Leave it out."
             )
         return value

@@ -99,13 +99,13 @@ class StoredVolume:
         if self.volume_id not in listed.volumes:
             known = sorted(listed.volumes)
             raise InputError(
-                f"{self.volume_id!r} is not a volume of {store.path}, which has {len(known)} (such as {known[0] if known else 'none'}). "
-                f"`prdit ls {store.path} --volumes` lists them."
+                f"{self.volume_id!r} is not a volume of {store.path}, which has {len(known)} (such as "
+                f"{known[0] if known else 'none'}). `prdit ls {store.path} --volumes` lists them."
             )
         if store.spacing_mm != setting.spacing_mm:
             raise InputError(
-                f"The store {store.path} has voxels of {store.spacing_mm:g} mm; the model was trained on {setting.spacing_mm:g} mm. "
-                f"Ingest the scans into a store of its grid (ingest.spacing_mm={setting.spacing_mm:g})."
+                f"The store {store.path} has voxels of {store.spacing_mm:g} mm; the model was trained on "
+                f"{setting.spacing_mm:g} mm. Ingest the scans into a store of its grid (ingest.spacing_mm={setting.spacing_mm:g})."
             )
         return store
 
@@ -150,21 +150,21 @@ class ArrayFile:
         """The values of the file."""
         if operator.unit != "mm":
             raise InputError(
-                f"{self.path} is an array without geometry; {operator.name!r} measures a volume in {operator.unit}. Give a NIfTI file or "
-                "a DICOM series, whose voxels have a place and a size."
+                f"{self.path} is an array without geometry; {operator.name!r} measures a volume in {operator.unit}. Give a NIfTI "
+                "file or a DICOM series, whose voxels have a place and a size."
             )
         values = self._values()
         shape = operator.measurement_shape()
         if values.shape != tuple(shape):
             raise InputError(
-                f"{self.path} has shape {values.shape}; the views of operator {operator.name!r} have {tuple(shape)}. Correct the number of "
-                "views or the detector in the operator's settings."
+                f"{self.path} has shape {values.shape}; the views of operator {operator.name!r} have {tuple(shape)}. Correct "
+                "the number of views or the detector in the operator's settings."
             )
         if not np.isfinite(values).all() or values.max() < _LEAST_WATER_MM:
             raise InputError(
-                f"{self.path} has values from {values.min():.4g} to {values.max():.4g}; expected mm of water along each ray, of which a "
-                "chest has 100 and more. Line integrals -log(I/I0) become mm of water when they are divided by the attenuation of water, "
-                "about 0.02 per mm."
+                f"{self.path} has values from {values.min():.4g} to {values.max():.4g}; expected mm of water along each ray, "
+                "of which a chest has 100 and more. Line integrals -log(I/I0) become mm of water when divided by the attenuation "
+                "of water, about 0.02 per mm."
             )
         grid = operator.grid
         x, y, z = (-(n - 1) / 2 * step for n, step in zip(reversed(grid.shape), grid.spacing_mm, strict=True))
@@ -181,9 +181,7 @@ class ArrayFile:
         return found.astype(np.float32)
 
 
-def measure_stage(
-    source: Source, operator: Mapping[str, Any], setting: Setting, context: RunContext
-) -> StageOutcome:
+def measure_stage(source: Source, operator: Mapping[str, Any], setting: Setting, context: RunContext) -> StageOutcome:
     """Make a measurement, or find it.
 
     Args:
@@ -251,5 +249,3 @@ def _origin(store: VolumeStore, volume_id: str, setting: Setting) -> Float3:
     first = [n * 2**cut.level + (step - 1) / 2 for n in cut.start]  # level-0 voxels (z, y, x)
     x, y, z = (o + n * s for o, n, s in zip(record.origin_mm, reversed(first), record.spacing_mm, strict=True))
     return x, y, z
-
-

@@ -62,8 +62,9 @@ def places_of(operator: MeasurementOperator) -> tuple[Places, Places, Places]:
     shape = operator.measurement_shape() if kept_of(operator) is None else grid.shape
     if operator.unit != "HU" or len(shape) != 3:
         raise InputError(
-            f"The operator {operator.name!r} measures {' × '.join(map(str, shape))} values in {operator.unit}; a CT scan has voxels in "
-            "HU. Give projections in mm of water as .npy, or an operator that measures a volume (downsampling, thick-slices, mask, blur)."
+            f"The operator {operator.name!r} measures {' × '.join(map(str, shape))} values in {operator.unit}; a CT scan has "
+            "voxels in HU. Give projections in mm of water as .npy, or an operator that measures a volume (downsampling, "
+            "thick-slices, mask, blur)."
         )
     found = []
     for axis, (n, voxels, spacing) in enumerate(zip(shape, grid.shape, reversed(grid.spacing_mm), strict=True)):
@@ -80,8 +81,8 @@ def places_of(operator: MeasurementOperator) -> tuple[Places, Places, Places]:
 def place(scan: SourceVolume, operator: MeasurementOperator) -> Placed:
     """Put the middle of a model's box into the middle of a scan, and take the scan's values where the operator measures.
 
-    Along an axis where both have the same distance the box is moved by less than a voxel, so that samples are taken as they are. Where
-    the scan is finer, a sample is the mean of the scan over its width.
+    Along an axis where both have the same distance the box is moved by less than a voxel, so that samples are taken as they are.
+    Where the scan is finer, a sample is the mean of the scan over its width.
 
     Raises: InputError: the scan is coarser than what the operator measures, oblique, or shows too little of what is measured.
     """
@@ -111,12 +112,16 @@ def _outside(operator: MeasurementOperator, covered: list[NDArray[np.float64]]) 
     if outside > _MOST_OUTSIDE:
         raise InputError(
             f"The scan covers {1 - outside:.0%} of what {operator.name!r} measures in the model's box of "
-            f"{' × '.join(f'{mm:g}' for mm in operator.grid.extent_mm)} mm (x, y, z); at least {1 - _MOST_OUTSIDE:.0%} are needed. Use a "
-            "model of a smaller view, or the operator mask for what the scan does not show."
+            f"{' × '.join(f'{mm:g}' for mm in operator.grid.extent_mm)} mm (x, y, z); at least {1 - _MOST_OUTSIDE:.0%} are "
+            "needed. Use a model of a smaller view, or the operator mask for what the scan does not show."
         )
     if outside <= 1e-6:
         return ()
-    remedy = "; to have them filled, use the operator mask" if kept is None else "; make the mask smaller to have them filled"
+    remedy = (
+        "; to have them filled, use the operator mask"
+        if kept is None
+        else "; make the mask smaller to have them filled"
+    )
     return (f"{outside:.1%} of what is measured lie outside of the scan and count as air, as in a store{remedy}",)
 
 
@@ -135,7 +140,8 @@ def _weights(
     same = abs(spacing - there.distance_mm) <= SAME * there.distance_mm
     if not same and (there.fixed or spacing > there.distance_mm):
         raise InputError(
-            f"The scan has a voxel every {spacing:.4g} mm along {name}; {operator.name!r} measures every {there.distance_mm:.4g} mm. "
+            f"The scan has a voxel every {spacing:.4g} mm along {name}; {operator.name!r} measures every "
+            f"{there.distance_mm:.4g} mm. "
             + (
                 f"Set thickness_mm (and distance_mm) to what the scan has: distance_mm: {spacing:.4g}."
                 if there.fixed
@@ -165,8 +171,8 @@ def _upright(scan: SourceVolume) -> tuple[NDArray[np.generic], list[float], list
     """
     if not is_aligned(scan.direction) or scan.slice_mm is not None:
         raise InputError(
-            "The scan is oblique, tilted, or its slices are unevenly spaced; what an operator measures lies along the patient's axes. "
-            "`prdit ingest` resamples such scans into a store: reconstruct from there (--volume)."
+            "The scan is oblique, tilted, or its slices are unevenly spaced; what an operator measures lies along the patient's "
+            "axes. `prdit ingest` resamples such scans into a store: reconstruct from there (--volume)."
         )
     signs = np.rint(scan.direction)
     axis_of = [int(np.abs(signs[world]).argmax()) for world in range(3)]  # which index axis runs along x, y, z

@@ -186,8 +186,8 @@ def _warnings(residuals: list[float], target: MeasuredTarget, truth: Truth | Non
         found.append("Whether the model was trained on volumes of this patient is not known.")
     if document.noise_std > 0 and float(np.mean(residuals)) > _FAR * document.noise_std:
         found.append(
-            f"The samples leave {np.mean(residuals):.4g} {document.unit} (root mean square) of the measurement unexplained, more than "
-            f"{_FAR:g} times its noise of {document.noise_std:g}: raise strength or num_steps, or take another guide."
+            f"The samples leave {np.mean(residuals):.4g} {document.unit} (root mean square) of the measurement unexplained, more "
+            f"than {_FAR:g} times its noise of {document.noise_std:g}: raise strength or num_steps, or take another guide."
         )
     if count < _FEW:
         found.append(f"Spread and interval of {count} sample(s) say little: draw {_FEW} or more (num_volumes).")

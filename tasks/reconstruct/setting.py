@@ -34,8 +34,8 @@ class Setting:
         """
         if info.window.follows_scan or info.axes != "zyx":
             raise InputError(
-                f"The model maps Hounsfield units as {info.window.mapping!r} on axes {info.axes}: its HU are nominal, so a measurement "
-                "cannot be compared with them. Use a model of a fixed window (intensity.mapping=window)."
+                f"The model maps Hounsfield units as {info.window.mapping!r} on axes {info.axes}: its HU are nominal, so a "
+                "measurement cannot be compared with them. Use a model of a fixed window (intensity.mapping=window)."
             )
         return cls(info.view, info.spacing_mm, info.window)
 

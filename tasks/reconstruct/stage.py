@@ -64,7 +64,9 @@ def reconstruct_stage(
     def body(run: StageRun) -> None:
         reconstruct(checkpoint, measurement, config, run.directory, progress, runner=runner)
 
-    owners = FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler) | GUIDES.owners(config.guide)
+    owners = (
+        FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler) | GUIDES.owners(config.guide)
+    )
     owners |= owners_of(load_measurement(measurement)[0].operator)
     return run_stage(
         RECONSTRUCT,

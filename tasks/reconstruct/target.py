@@ -31,8 +31,8 @@ class MeasuredTarget:
     """
 
     measurement: Ref
-    document: Measurement
-    settings: dict[str, Any] = field(default_factory=dict)
+    document: Measurement = field(hash=False)
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of(cls, measurement: Ref, config: ReconstructConfig) -> "MeasuredTarget":
@@ -83,8 +83,9 @@ class MeasuredTarget:
         shape, spacing = (info.view.size,) * 3, info.voxel_mm
         if grid.shape != shape or any(abs(each - spacing) > 1e-6 * spacing for each in grid.spacing_mm):
             raise InputError(
-                f"The measurement is of volumes of {' × '.join(map(str, grid.shape))} voxels of {grid.spacing_mm[0]:g} mm; the model "
-                f"makes {' × '.join(map(str, shape))} of {spacing:g} mm. Measure for this model (the same --model), or use the other one."
+                f"The measurement is of volumes of {' × '.join(map(str, grid.shape))} voxels of {grid.spacing_mm[0]:g} mm; the "
+                f"model makes {' × '.join(map(str, shape))} of {spacing:g} mm. Measure for this model (the same --model), or use "
+                "the other one."
             )
         _, values = load_measurement(self.measurement)
         with as_input_error():

@@ -31,7 +31,9 @@ def truth_of(measurement: Ref, simulated: Simulated, setting: Setting) -> Hu:
     Raises: StorageError: it is not there any more, or its patient was forgotten.
     """
     store, _ = open_snapshot(input_ref(measurement, "snapshot"))
-    return _seen(store.read_view(simulated.volume_id, setting.view.size, setting.view.edge, setting.view.centre), setting)
+    return _seen(
+        store.read_view(simulated.volume_id, setting.view.size, setting.view.edge, setting.view.centre), setting
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Seen:
             try:
                 roles = Split.load(split.path)
             except StorageError as error:
-                logger.warning("the split of the training cannot be read, so the role of the patient is not known: %s", error)
+                logger.warning(
+                    "the split of the training cannot be read, so the role of the patient is not known: %s", error
+                )
         return cls(inputs.get("snapshot"), roles)
 
     def role(self, snapshot: Ref, volume_id: str) -> Role:
@@ -88,8 +92,8 @@ class Seen:
         held_out = self.roles.role("val") if self.roles else []
         named = ", ".join(held_out[:_NAMED]) + (", …" if len(held_out) > _NAMED else "")
         raise InputError(
-            f"The model was trained on volumes of the patient of {volume_id}, so that its reconstruction would show memory, not skill. "
-            f"Take a held-out volume ({named or 'this split has none'}), or set trained_patients: the result then says so."
+            f"The model was trained on volumes of the patient of {volume_id}, so that its reconstruction would show memory, not "
+            f"skill. Take a held-out volume ({named or 'this split has none'}), or set trained_patients: the result then says so."
         )
 
     def likeness(self, samples: dict[str, Hu], truth: Hu, setting: Setting) -> Likeness | None:

@@ -41,8 +41,8 @@ def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -
     """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work.
 
     Raises:
-        InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation or
-            label do not fit its model.
+        InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation
+            or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":

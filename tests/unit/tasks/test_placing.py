@@ -49,7 +49,9 @@ def test_thick_slices_keep_their_places(tmp_path: Path) -> None:
     hu = scan(tmp_path, (7, 8, 8), (4.0, 4.0, 8.0))
     found = place(find_scan(tmp_path / "scan.nii.gz").read(), thick)
     first = 30 - 3 * 8.0  # z of the scan's first slice
-    index = round((found.origin_mm[2] + 2.0 - first) / 8.0)  # the operator's first centre is 2 mm above its first voxel's
+    index = round(
+        (found.origin_mm[2] + 2.0 - first) / 8.0
+    )  # the operator's first centre is 2 mm above its first voxel's
     np.testing.assert_array_equal(found.values, hu[index : index + 4])
     assert found.origin_mm[2] + 2.0 == pytest.approx(first + 8.0 * index)
     scan(tmp_path, (12, 8, 8), (4.0, 4.0, 5.0))
@@ -83,7 +85,7 @@ def test_projections_are_no_scan(tmp_path: Path) -> None:
 
 
 def test_one_scan_is_found_and_others_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no scan that can be read .it is empty"):
+    with pytest.raises(SourceError, match=r"no scan that can be read \(it is empty"):
         find_scan(tmp_path)
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(SourceError, match=r"no scan that can be read \(1 unknown_format\)"):

@@ -86,11 +86,13 @@ def test_a_simulated_measurement_is_the_operators_with_noise_of_its_seed(case: C
     assert record.config["operator"]["name"] == "downsampling"
 
 
-@pytest.mark.parametrize("guide", ["projection", "pigdm", "dps"])
+@pytest.mark.parametrize("guide", ["projection", "pigdm"])
 def test_guided_samples_are_nearer_to_truth_and_measurement(case: Case, tmp_path: Path, guide: str) -> None:
-    sample(case.checkpoint, SampleConfig.model_validate(_SHORT), tmp_path / "free", silent)
+    """The state, as the own image of a network without training has nothing to do with it."""
+    sample(case.checkpoint, SampleConfig.model_validate(_SHORT | {"output": "state"}), tmp_path / "free", silent)
     measurement = case.measured()
-    reconstruct(case.checkpoint, measurement, config(guide=guide, num_steps=30), tmp_path / guide, silent)
+    how = config(guide=guide, output="state", num_threads=2)
+    reconstruct(case.checkpoint, measurement, how, tmp_path / guide, silent)
     truth, free, guided = case.truth(), hu_of(tmp_path / "free"), hu_of(tmp_path / guide)
     mean = load_tensors(tmp_path / guide / Reconstruction.ESTIMATE)["mean"]
     np.testing.assert_allclose(mean, np.clip(guided, -1000, 1000).mean(axis=0), atol=1e-2)
@@ -100,7 +102,7 @@ def test_guided_samples_are_nearer_to_truth_and_measurement(case: Case, tmp_path
     def residual(hu: np.ndarray) -> float:
         return rms(measured - hu.reshape(4, 2, 4, 2, 4, 2).mean(axis=(1, 3, 5)))
 
-    assert residual(mean) < 0.5 * residual(free.mean(axis=0))
+    assert residual(mean) < 0.1 * residual(free.mean(axis=0))
     found = Reconstruction.load(tmp_path / guide)
     assert found.truth is not None
     assert found.residuals == pytest.approx([residual(np.clip(each, -1000, 1000)) for each in guided], rel=1e-4)
@@ -116,9 +118,7 @@ def test_strength_0_gives_the_bits_of_stage_sample(case: Case, tmp_path: Path) -
     assert np.abs(hu_of(tmp_path / "pulled") - hu_of(tmp_path / "free")).max() > 1
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measurement = case.measured()
     reconstruct(case.checkpoint, measurement, config(), tmp_path / "whole", silent)
     real_draw, calls = Denoiser.generate, []
@@ -159,9 +159,7 @@ def test_the_result_says_what_it_was_made_of_and_lies_where_the_scan_lies(case: 
     assert (found.truth.likeness.num_training, len(found.truth.likeness.to_training)) == (2, 3)
     estimate = load_tensors(directory / Reconstruction.ESTIMATE)
     image = nibabel.load(directory / "mean.nii.gz")
-    np.testing.assert_allclose(
-        np.asarray(image.dataobj).transpose(2, 1, 0), estimate["mean"], atol=0.5 + 1e-3
-    )
+    np.testing.assert_allclose(np.asarray(image.dataobj).transpose(2, 1, 0), estimate["mean"], atol=0.5 + 1e-3)
     np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], [-4.0, -4.0, 4.0, 1])  # LPS (4, 4, 4)
     assert bytes(image.header["descrip"].item()).startswith(b"synthetic: mean of volumes generated")
     page = (directory / "reconstruction.html").read_text()
