@@ -1,5 +1,6 @@
 """`prdit reconstruct`: volumes behind a measurement. Imports of heavy libraries wait until the command needs them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +15,16 @@ from flows.console import (
     found_artifact,
     given_path,
     load_settings,
+    overrides,
     run_context,
     show_result,
 )
 
 if TYPE_CHECKING:
-    from storage.documents.reconstruction import Reconstruction
-    from tasks.reconstruct.measure import Source
+    from tasks.run.progress import Advance
+    from tasks.run.stage import StageOutcome
 
-_ARRAY = ".npy"
+_OF_GUIDE = "guide."  # settings that are the guide's own
 
 
 def reconstruct(
@@ -70,101 +72,47 @@ def reconstruct(
     by `--set guide.…`. What was drawn when a run was stopped is kept: the same command goes on. docs/guided.md.
     """
     with clear_errors():
-        own, others = _split(settings)
-        loaded = load_settings(config, others, workdir=workdir)
+        settings = settings or []
+        own = [each.removeprefix(_OF_GUIDE) for each in settings if each.startswith(_OF_GUIDE)]
+        loaded = load_settings(config, [each for each in settings if not each.startswith(_OF_GUIDE)], workdir=workdir)
         from flows.config import pydantic_explained
-        from storage.documents.reconstruction import Reconstruction
-        from tasks.model.checkpoint import load_info
-        from tasks.reconstruct.config import ReconstructConfig
-        from tasks.reconstruct.measure import measure_stage
-        from tasks.reconstruct.setting import Setting
-        from tasks.reconstruct.stage import reconstruct_stage
+        from flows.reconstruct_run import Wanted, run, settings_of
+        from flows.settings_text import read_settings
         from tasks.run.progress import show_progress
 
-        checkpoint = found_artifact(model, loaded.workdir)
-        _check_checkpoint(checkpoint)
         given = {"guide": guide, "strength": strength, "num_volumes": samples, "num_steps": steps}
-        values = loaded.sample.model_dump() | {key: value for key, value in given.items() if value is not None}
-        values |= {"guide_settings": own, "trained_patients": trained_patients}
-        with pydantic_explained("prdit reconstruct"):
-            how = ReconstructConfig.model_validate(values)
-        source = _source(measurement, volume, noise_seed)
-        with run_context(loaded) as context:
-            setting = Setting.of(load_info(checkpoint))
-            measured = measure_stage(source, _operator(operator), setting, context)
-            with show_progress("reconstruct") as progress:
-                outcome = reconstruct_stage(checkpoint, measured.ref, how, context, progress, runner=loaded.runner)
-        found = Reconstruction.load(outcome.ref.path)
-        value = outcome.model_dump(mode="json") | {
-            "measurement": measured.ref.model_dump(mode="json"),
-            "reconstruction": found.to_json(),
-            "page": str(outcome.ref.path / _page_name()),
-        }
-        show_result(value, as_json, lambda: _text(found, value["page"], outcome))
-
-
-def _page_name() -> str:
-    from tasks.reconstruct.run import PAGE
-
-    return PAGE
-
-
-def _split(settings: list[str] | None) -> tuple[dict[str, Any], list[str]]:
-    """Settings of the guide, `--set guide.KEY=VALUE`, and those of the configuration."""
-    from flows.console import overrides
-
-    prefix = "guide."
-    own = [each.removeprefix(prefix) for each in settings or [] if each.startswith(prefix)]
-    return overrides(own), [each for each in settings or [] if not each.startswith(prefix)]
-
-
-def _check_checkpoint(ref: Any) -> None:
-    from storage.errors import InputError
-
-    if ref.kind != "checkpoint":
-        raise InputError(f"prdit reconstruct needs a checkpoint (--model), got a {ref.kind} at {ref.uri}.")
-
-
-def _operator(path: Path) -> dict[str, Any]:
-    """Name and settings of the operator."""
-    from flows.settings_text import read_settings
-
-    return read_settings(path, "the operator", "name: downsampling")
-
-
-def _source(measurement: Path, volume: str | None, noise_seed: int) -> "Source":
-    """Where the measurement comes from.
-
-    Raises: InputError, StorageError: nothing is there that could be one.
-    """
-    from storage.errors import InputError
-    from storage.snapshots import newest
-    from storage.sources.one_scan import find_scan
-    from storage.volume_store import VolumeStore
-    from tasks.reconstruct.measure import ArrayFile, ScanFiles, StoredVolume
-
-    if volume is not None:
-        return StoredVolume(newest(VolumeStore.open(measurement)), volume, noise_seed)
-    if (measurement / "zarr.json").is_file():
-        raise InputError(
-            f"{measurement} is a volume store. Name the volume of it that is to be measured: --volume ID (`prdit ls {measurement} "
-            "--volumes` lists them)."
+        given |= {"guide_settings": overrides(own), "trained_patients": trained_patients}
+        wanted = Wanted(
+            measurement,
+            found_artifact(model, loaded.workdir),
+            read_settings(operator, "the operator", "name: downsampling"),
+            settings_of(loaded, pydantic_explained, given),
+            volume or "",
+            noise_seed,
         )
-    if measurement.suffix == _ARRAY and measurement.is_file():
-        return ArrayFile(measurement)
-    return ScanFiles(find_scan(measurement))
+
+        def run_stage(name: str, work: "Callable[[Advance], StageOutcome]") -> "StageOutcome":
+            with show_progress(name) as progress:
+                return work(progress)
+
+        with run_context(loaded) as context:
+            value = run(loaded, wanted, context, run_stage)
+        show_result(value, as_json, lambda: _text(value))
 
 
-def _text(found: "Reconstruction", page: str, outcome: Any) -> str:
+def _text(value: dict[str, Any]) -> str:
     """What was reconstructed, for people."""
-    how = "cached" if outcome.cached else f"in {outcome.seconds:.0f} s"
-    lines = [f"{found.num_samples} volumes {how}: {outcome.ref.uri}"]
-    if found.truth is not None:
-        lines.append(f"{'':12} PSNR dB   SSIM  error HU  residual {found.unit}")
-        for name, each in found.truth.accuracy.items():
-            error = each.error_hu["all"]
-            lines.append(f"{name:12} {each.psnr_db:7.2f} {each.ssim:6.3f} {error or 0:9.1f} {each.residual:9.4g}")
-        inside = ", ".join(f"{share:.0%} in {float(level):.0%}" for level, share in found.truth.coverage.items())
+    found = value["reconstruction"]
+    how = "cached" if value["cached"] else f"in {value['seconds']:.0f} s"
+    lines = [f"{found['num_samples']} volumes {how}: {value['ref']['uri']}"]
+    if truth := found["truth"]:
+        lines.append(f"{'':12} PSNR dB   SSIM  error HU  residual {found['unit']}")
+        for name, each in truth["accuracy"].items():
+            figures = (
+                f"{each['psnr_db']:7.2f} {each['ssim']:6.3f} {each['error_hu']['all']:9.1f} {each['residual']:9.4g}"
+            )
+            lines.append(f"{name:12} {figures}")
+        inside = ", ".join(f"{share:.0%} in {float(level):.0%}" for level, share in truth["coverage"].items())
         lines += [f"voxels inside their intervals: {inside}"] if inside else []
-    lines += [f"note: {sentence}" for sentence in found.warnings]
-    return "\n".join([*lines, f"page: {page}"])
+    lines += [f"note: {sentence}" for sentence in found["warnings"]]
+    return "\n".join([*lines, f"page: {value['page']}"])

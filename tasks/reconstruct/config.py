@@ -1,6 +1,6 @@
 """Configuration of stage reconstruct."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -10,6 +10,11 @@ from tasks.sample.config import RedrawConfig, SampleConfig
 class ReconstructConfig(SampleConfig):
     """How volumes are drawn towards a measurement, and what is said of them; the sampler's settings are those of stage sample."""
 
+    output: Literal["image", "state"] = Field(
+        "state",
+        description="what becomes the volume: state, where the sampler ends, which has the measurement in it; image, the model's "
+        "own image estimate at the last evaluation, which is smoother and forgets a part of the measurement",
+    )
     guide: str = Field("projection", description="how volumes are pulled towards the measurement (docs/guided.md)")
     strength: float | None = Field(
         None,

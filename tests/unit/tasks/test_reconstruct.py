@@ -29,7 +29,7 @@ from tests.factories import make_data
 from tests.unit.tasks.checkpoints import commit_pair
 
 HALF = {"name": "downsampling", "factor": 2, "noise_std": 5.0}
-_SHORT = {"num_volumes": 3, "num_steps": 6, "num_threads": 1, "device": "cpu"}
+_SHORT = {"num_volumes": 3, "num_steps": 6, "num_threads": 1, "device": "cpu", "output": "state"}
 
 
 def config(**changes: object) -> ReconstructConfig:
@@ -88,10 +88,9 @@ def test_a_simulated_measurement_is_the_operators_with_noise_of_its_seed(case: C
 
 @pytest.mark.parametrize("guide", ["projection", "pigdm"])
 def test_guided_samples_are_nearer_to_truth_and_measurement(case: Case, tmp_path: Path, guide: str) -> None:
-    """The state, as the own image of a network without training has nothing to do with it."""
-    sample(case.checkpoint, SampleConfig.model_validate(_SHORT | {"output": "state"}), tmp_path / "free", silent)
+    sample(case.checkpoint, SampleConfig.model_validate(_SHORT), tmp_path / "free", silent)
     measurement = case.measured()
-    how = config(guide=guide, output="state", num_threads=2)
+    how = config(guide=guide, num_threads=2)
     reconstruct(case.checkpoint, measurement, how, tmp_path / guide, silent)
     truth, free, guided = case.truth(), hu_of(tmp_path / "free"), hu_of(tmp_path / guide)
     mean = load_tensors(tmp_path / guide / Reconstruction.ESTIMATE)["mean"]
@@ -102,7 +101,8 @@ def test_guided_samples_are_nearer_to_truth_and_measurement(case: Case, tmp_path
     def residual(hu: np.ndarray) -> float:
         return rms(measured - hu.reshape(4, 2, 4, 2, 4, 2).mean(axis=(1, 3, 5)))
 
-    assert residual(mean) < 0.1 * residual(free.mean(axis=0))
+    assert residual(guided.mean(axis=0)) < 4 * 5.0  # of its noise; without a guide:
+    assert residual(free.mean(axis=0)) > 500
     found = Reconstruction.load(tmp_path / guide)
     assert found.truth is not None
     assert found.residuals == pytest.approx([residual(np.clip(each, -1000, 1000)) for each in guided], rel=1e-4)
