@@ -1,6 +1,6 @@
 """Configuration of stage reconstruct."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -9,6 +9,8 @@ from tasks.sample.config import RedrawConfig, SampleConfig
 
 class ReconstructConfig(SampleConfig):
     """How volumes are drawn towards a measurement, and what is said of them; the sampler's settings are those of stage sample."""
+
+    RUNTIME: ClassVar[frozenset[str]] = SampleConfig.RUNTIME | {"trained_patients"}  # refuses, and changes nothing
 
     output: Literal["image", "state"] = Field(
         "state",

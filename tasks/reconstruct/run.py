@@ -48,8 +48,9 @@ def check(checkpoint: Ref, measurement: Ref, config: ReconstructConfig) -> Measu
         StorageError: one of them is missing or damaged.
     """
     target = MeasuredTarget.of(measurement, config)
-    check_sampling(checkpoint, config, target)
+    check_sampling(checkpoint, config)
     Setting.of(load_info(checkpoint))
+    check_sampling(checkpoint, config, target)
     if target.document.simulated is not None:
         snapshot = input_ref(measurement, "snapshot")
         volume_id = target.document.simulated.volume_id
@@ -104,7 +105,7 @@ def reconstruct(
             role=Seen.by(checkpoint).role(input_ref(measurement, "snapshot"), target.document.simulated.volume_id),
             accuracy={name: _accuracy(known, hu, operator, values, drawn.setting) for name, hu in volumes.items()},
             coverage=coverage(known, moments) if moments.count > 1 else {},
-            likeness=Seen.by(checkpoint).likeness(drawn.volumes(), known, drawn.setting),
+            likeness=Seen.by(checkpoint).likeness(drawn.ids, drawn.read, known, drawn.setting),
         )
     found = Reconstruction(
         measurement=measurement.digest,
@@ -147,10 +148,6 @@ class Drawn:
         """One volume, HU in the window, shape (S, S, S)."""
         hu = self._store.read_level(name).hu.astype(np.float32)
         return np.clip(hu, self.setting.window.lower_hu, self.setting.window.upper_hu)
-
-    def volumes(self) -> dict[str, Hu]:
-        """All of them."""
-        return {name: self.read(name) for name in self.ids}
 
 
 def _estimate(moments: VoxelMoments, level: float) -> dict[str, Hu]:

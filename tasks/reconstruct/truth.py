@@ -19,6 +19,8 @@ from tasks.reconstruct.setting import Setting
 
 Role = Literal["held_out", "trained", "unknown"]
 Hu = NDArray[np.float32]
+Read = Callable[[str], Hu]
+_TRUTH = ""  # its id among those of the samples
 _SHIFT_MM = 16.0  # boxes are compared at every shift up to this, as in an evaluation
 _CANDIDATES = 3
 _NAMED = 3  # held-out volumes that a message names
@@ -96,11 +98,11 @@ class Seen:
             f"skill. Take a held-out volume ({named or 'this split has none'}), or set trained_patients: the result then says so."
         )
 
-    def likeness(self, samples: dict[str, Hu], truth: Hu, setting: Setting) -> Likeness | None:
+    def likeness(self, ids: Sequence[str], read: Read, truth: Hu, setting: Setting) -> Likeness | None:
         """Distances of samples and truth to the training volumes nearest to them; None where these are not known.
 
         Args:
-            samples: by id, HU in the window.
+            ids, read: of the samples; one by its id, HU in the window.
             truth: the volume that was measured.
             setting: of the model.
         """
@@ -113,23 +115,20 @@ class Seen:
             return None
         view = setting.view
 
-        def read(name: str) -> Hu:
+        def training(name: str) -> Hu:
             return _seen(store.read_view(name, view.size, view.edge, view.centre), setting)
 
-        drawn = dict(samples) | {"": truth}
+        def drawn(name: str) -> Hu:
+            return truth if name == _TRUTH else read(name)
+
         max_shift = min(round(_SHIFT_MM / view.voxel_mm(setting.spacing_mm)), view.size - 1)
-        found = nearest(
-            _known(list(drawn), drawn.__getitem__),
-            _known(self.roles.role("train"), read),
-            max_shift,
-            _CANDIDATES,
-        )
-        *of_samples, of_truth = (each.distance_hu for each in found)
+        volumes, references = _known([*ids, _TRUTH], drawn), _known(self.roles.role("train"), training)
+        *of_samples, of_truth = (each.distance_hu for each in nearest(volumes, references, max_shift, _CANDIDATES))
         return Likeness(
             to_training=of_samples,
-            to_truth=[float(np.sqrt(np.square(each - truth).mean(dtype=np.float64))) for each in samples.values()],
+            to_truth=[float(np.sqrt(np.square(read(name) - truth).mean(dtype=np.float64))) for name in ids],
             truth_to_training=of_truth,
-            num_training=len(self.roles.role("train")),
+            num_training=len(references.ids),
         )
 
 
@@ -137,7 +136,7 @@ def _seen(hu: Hu, setting: Setting) -> Hu:
     return np.clip(hu, setting.window.lower_hu, setting.window.upper_hu)
 
 
-def _known(ids: Sequence[str], read: Callable[[str], Hu]) -> Known:
+def _known(ids: Sequence[str], read: Read) -> Known:
     """Volumes for the search of neighbours; features of no network, as the coarse grid is what tells anatomies apart."""
     coarse = np.stack([coarser(read(name)) for name in ids])
     return Known(tuple(ids), coarse.reshape(len(ids), -1), coarse, read)
