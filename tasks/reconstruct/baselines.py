@@ -42,11 +42,11 @@ def baselines(
 
 def _interpolated(operator: MeasurementOperator, values: Hu, interpolation: str) -> Hu:
     """A measured volume at the voxels' centres."""
-    grid = operator.grid
+    grid, found = operator.grid, values.astype(np.float64)
     for axis, (there, n, spacing) in enumerate(
         zip(places_of(operator), grid.shape, reversed(grid.spacing_mm), strict=True)
     ):
-        samples = there.first_mm + np.arange(there.count) * there.distance_mm
-        weights = axis_weights(samples, np.arange(n) * spacing, interpolation)
-        values = np.moveaxis(np.tensordot(weights, np.moveaxis(values, axis, 0), axes=1), 0, axis)
-    return values.astype(np.float32)
+        samples = there.first_mm + np.arange(there.count, dtype=np.float64) * there.distance_mm
+        weights = axis_weights(samples, np.arange(n, dtype=np.float64) * spacing, interpolation)
+        found = np.moveaxis(np.tensordot(weights, np.moveaxis(found, axis, 0), axes=1), 0, axis)
+    return found.astype(np.float32)

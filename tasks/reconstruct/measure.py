@@ -50,7 +50,7 @@ class Source(Protocol):
     """Where a measurement comes from."""
 
     @property
-    def inputs(self) -> dict[str, Ref]:
+    def inputs(self) -> Mapping[str, Ref]:
         """Artifacts that it is made from, by role."""
 
     def key_fields(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class StoredVolume:
     seed: int = 0
 
     @property
-    def inputs(self) -> dict[str, Ref]:
+    def inputs(self) -> Mapping[str, Ref]:
         """The snapshot."""
         return {"snapshot": self.snapshot}
 

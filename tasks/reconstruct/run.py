@@ -4,28 +4,25 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from prdit_models.inverse.accuracy import coverage, error_by_tissue, psnr_db, ssim
 from prdit_models.inverse.estimate import VoxelMoments
-from prdit_models.inverse.operator import MeasurementOperator
 from storage.artifacts import Ref, input_ref
 from storage.checkpoints import save_tensors
-from storage.documents.reconstruction import Accuracy, Reconstruction, Truth
+from storage.documents.measurement import Measurement
+from storage.documents.reconstruction import Reconstruction, Truth
 from storage.documents.samples import Samples
 from storage.files import write_text_atomic
 from storage.geometry import Volume, to_int16_hu
 from storage.nifti import write_nifti
-from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_info
-from tasks.reconstruct.baselines import baselines
+from tasks.reconstruct.comparison import Comparison, Drawn
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import load_measurement
 from tasks.reconstruct.page import render
 from tasks.reconstruct.setting import Setting
 from tasks.reconstruct.target import MeasuredTarget
-from tasks.reconstruct.truth import Seen, truth_of
+from tasks.reconstruct.truth import Seen
 from tasks.run.progress import Advance
 from tasks.run.runners import Runner
 from tasks.sample.run import check as check_sampling
@@ -84,70 +81,36 @@ def reconstruct(
     """
     target = check(checkpoint, measurement, config)
     sample(checkpoint, config, directory, progress, runner=runner, target=target)
-    drawn = Drawn(directory, Setting.of(load_info(checkpoint)))
-    _, values = load_measurement(measurement)
-    operator = target.operator
+    setting, (document, values) = Setting.of(load_info(checkpoint)), load_measurement(measurement)
+    drawn, comparison = Drawn(directory, setting), Comparison(target.operator, values, setting)
     residuals, moments = [], VoxelMoments()
     for name in drawn.ids:
         hu = drawn.read(name)
         moments.add(hu)
-        residuals.append(_residual(operator, values, hu))
+        residuals.append(comparison.residual(hu))
     estimate = _estimate(moments, config.level)
-    save_tensors(directory / Reconstruction.ESTIMATE, estimate)
-    volumes = {"mean": estimate["mean"]}
-    truth, known = None, None
-    if target.document.simulated is not None:
-        known = truth_of(measurement, target.document.simulated, drawn.setting)
-        limits = (drawn.setting.window.lower_hu, drawn.setting.window.upper_hu)
-        volumes |= {"sample": drawn.read(drawn.ids[0])} | baselines(operator, values, limits)
-        truth = Truth(
-            volume_id=target.document.simulated.volume_id,
-            role=Seen.by(checkpoint).role(input_ref(measurement, "snapshot"), target.document.simulated.volume_id),
-            accuracy={name: _accuracy(known, hu, operator, values, drawn.setting) for name, hu in volumes.items()},
-            coverage=coverage(known, moments) if moments.count > 1 else {},
-            likeness=Seen.by(checkpoint).likeness(drawn.ids, drawn.read, known, drawn.setting),
-        )
+    truth, volumes = None, {"mean": estimate["mean"]}
+    if document.simulated is not None:
+        truth, volumes = comparison.with_truth((checkpoint, measurement), document.simulated, drawn, moments)
     found = Reconstruction(
         measurement=measurement.digest,
         checkpoint=checkpoint.digest,
         num_samples=len(drawn.ids),
         level=config.level,
-        noise_std=target.document.noise_std,
-        unit=target.document.unit,
+        noise_std=document.noise_std,
+        unit=document.unit,
         residuals=residuals,
         truth=truth,
-        warnings=_warnings(residuals, target, truth, len(drawn.ids)),
+        warnings=_warnings(residuals, document, truth),
     )
     for sentence in found.warnings:
         logger.warning("reconstruct: %s", sentence)
+    save_tensors(directory / Reconstruction.ESTIMATE, estimate)
     if config.nifti:
-        _write_niftis(directory, estimate, target)
+        _write_niftis(directory, estimate, document)
     found.save(directory)
-    shown = volumes if known is None else {"truth": known} | volumes
-    page = render(found, target.document, Samples.load(directory), shown, estimate.get("std"))
+    page = render(found, document, Samples.load(directory), volumes, estimate.get("std"))
     write_text_atomic(directory / PAGE, page)
-
-
-class Drawn:
-    """The samples of an artifact, as the model can mean them.
-
-    Args:
-        directory: of the artifact.
-        setting: of the model; values beyond its window are what saturates, and count as its ends.
-
-    Attributes:
-        ids: of the volumes, in order.
-    """
-
-    def __init__(self, directory: Path, setting: Setting) -> None:
-        samples = Samples.load(directory)
-        self.setting, self.ids = setting, list(samples.volume_ids)
-        self._store = VolumeStore.open(directory / samples.store)
-
-    def read(self, name: str) -> Hu:
-        """One volume, HU in the window, shape (S, S, S)."""
-        hu = self._store.read_level(name).hu.astype(np.float32)
-        return np.clip(hu, self.setting.window.lower_hu, self.setting.window.upper_hu)
 
 
 def _estimate(moments: VoxelMoments, level: float) -> dict[str, Hu]:
@@ -159,24 +122,9 @@ def _estimate(moments: VoxelMoments, level: float) -> dict[str, Hu]:
     return {name: values.astype(np.float32) for name, values in found.items()}
 
 
-def _accuracy(truth: Hu, hu: Hu, operator: MeasurementOperator, values: torch.Tensor, setting: Setting) -> Accuracy:
-    return Accuracy(
-        psnr_db=psnr_db(truth, hu, setting.window),
-        ssim=ssim(truth, hu, setting.window),
-        error_hu=error_by_tissue(truth, hu),
-        residual=_residual(operator, values, hu),
-    )
-
-
-def _residual(operator: MeasurementOperator, values: torch.Tensor, hu: Hu) -> float:
-    """Root mean square of measurement minus A·volume, in the measurement's unit."""
-    found = operator.forward(torch.from_numpy(np.ascontiguousarray(hu))[None, None])
-    return float((values - found).double().square().mean().sqrt())
-
-
-def _warnings(residuals: list[float], target: MeasuredTarget, truth: Truth | None, count: int) -> list[str]:
+def _warnings(residuals: list[float], document: Measurement, truth: Truth | None) -> list[str]:
     """Sentences for whoever uses the volumes."""
-    document, found = target.document, []
+    found = []
     if truth is not None and truth.role == "trained":
         found.append("The model was trained on volumes of this patient: figures show memory, not skill.")
     if truth is not None and truth.role == "unknown":
@@ -186,16 +134,18 @@ def _warnings(residuals: list[float], target: MeasuredTarget, truth: Truth | Non
             f"The samples leave {np.mean(residuals):.4g} {document.unit} (root mean square) of the measurement unexplained, more "
             f"than {_FAR:g} times its noise of {document.noise_std:g}: raise strength or num_steps, or take another guide."
         )
-    if count < _FEW:
-        found.append(f"Spread and interval of {count} sample(s) say little: draw {_FEW} or more (num_volumes).")
+    if len(residuals) < _FEW:
+        found.append(
+            f"Spread and interval of {len(residuals)} sample(s) say little: draw {_FEW} or more (num_volumes)."
+        )
     if document.recorded is not None:
         found += [f"When the scan was read: {note}." for note in document.recorded.notes]
     return found
 
 
-def _write_niftis(directory: Path, estimate: dict[str, Hu], target: MeasuredTarget) -> None:
+def _write_niftis(directory: Path, estimate: dict[str, Hu], document: Measurement) -> None:
     """Mean, spread and interval as NIfTI, on the grid of the samples, whole HU."""
-    grid = target.document.grid
+    grid = document.grid
     for name, values in estimate.items():
         volume = Volume(to_int16_hu(values.astype(np.float64)), grid.spacing_mm, grid.origin_mm)
         write_nifti(directory / f"{name}.nii.gz", volume, _DESCRIPTION.format(name))
