@@ -80,7 +80,7 @@ def reconstruct(
         from flows.settings_text import read_settings
         from tasks.run.progress import show_progress
 
-        given = {"guide": guide, "strength": strength, "num_volumes": samples, "num_steps": steps}
+        given: dict[str, Any] = {"guide": guide, "strength": strength, "num_volumes": samples, "num_steps": steps}
         given |= {"guide_settings": overrides(own), "trained_patients": trained_patients}
         wanted = Wanted(
             measurement,
