@@ -1,11 +1,14 @@
 """What holds of every operator: exact adjoints, gradients, documents, noise; and what is refused."""
 
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from prdit_models import registry
@@ -93,6 +96,16 @@ def test_a_document_makes_the_same_operator_and_settings_are_checked_like_a_fami
     assert name == "name"
     kind: Any = OPERATORS[settings.pop("name")]
     assert settings_of(kind, {**settings, "grid": GRID}) == operator
+
+
+def test_the_documented_examples_are_operators(repository: Path) -> None:
+    section = (repository / "docs" / "guided.md").read_text(encoding="utf-8").partition("## Operators\n")[2]
+    examples = [
+        yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    ]
+    made = [operator_from_dict(example, Grid3((64, 64, 64), (4.0, 4.0, 4.0))) for example in examples]
+    assert [operator.name for operator in made] == ["thick-slices", "mask", "projection", "sparse-view"]
+    assert [operator.noise_std for operator in made] == [10, 0, 2, 0]
 
 
 def test_half_precision_of_the_network_does_not_reach_a_measurement() -> None:
