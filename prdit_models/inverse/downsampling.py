@@ -24,7 +24,7 @@ class Downsampling(SeparableOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        factors = (self.factor,) * 3 if isinstance(self.factor, int) else tuple(self.factor)
+        factors = tuple(self.factor) if isinstance(self.factor, tuple | list) else (self.factor,) * 3
         if len(factors) != 3 or any(type(f) is not int or f < 1 for f in factors):
             raise ValueError(f"factor is {self.factor!r}; expected a whole number of at least 1, or three (x, y, z).")
         object.__setattr__(self, "factor", self.factor if isinstance(self.factor, int) else factors)

@@ -118,7 +118,7 @@ class _ByAdjoint(torch.autograd.Function):
         ctx.maps = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         there, back = ctx.maps
         return _ByAdjoint.apply(gradient, back, there), None, None
 
