@@ -61,8 +61,8 @@ class Guide(Protocol):
         """The change at one evaluation, of volume i by itself; None: no change.
 
         Args:
-            image: an image estimate of the state, model range, (B, C, D, H, W); with `differentiates`, a function of the state whose
-                graph is kept.
+            image: an image estimate of the state, model range, (B, C, D, H, W); with `differentiates`, a function of the state
+                whose graph is kept.
             state: x_t, same shape.
             level: of the state.
         """

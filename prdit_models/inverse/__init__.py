@@ -1,1 +1,1 @@
-"""Inverse problems: measurements of volumes, and sampling towards them."""
+"""Inverse problems: what a measurement shows of a volume, as operators with exact adjoints."""
