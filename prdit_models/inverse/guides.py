@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.steering import Change, Level, rms
+from prdit_models.diffusion.steering import Change, Level, products, rms
 from prdit_models.inverse.conjugate_gradients import solve
 from prdit_models.inverse.model_range import InModelRange
 from prdit_models.registry import Registry
@@ -250,14 +250,9 @@ def _not_beyond(step: Tensor, residual: Tensor, measured: InModelRange) -> Tenso
     than that of white data, for which the guides weigh it.
     """
     moved = measured.linear(step)
-    along, length = _products(residual, moved), _products(moved, moved)
+    along, length = products(residual, moved), products(moved, moved)
     share = torch.where(length > 0, (along / length).clamp(0.0, 1.0), 1.0)
     return _per_volume(share, step) * step
-
-
-def _products(one: Tensor, other: Tensor) -> Tensor:
-    """Inner products of the rows of (B, …), shape (B,), of row i by itself."""
-    return torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other, strict=True)])
 
 
 def _per_volume(values: Tensor, volumes: Tensor) -> Tensor:

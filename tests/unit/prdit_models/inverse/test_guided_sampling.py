@@ -94,7 +94,9 @@ def test_strength_zero_changes_no_bit_and_any_other_does(process: str, name: str
         assert torch.equal(none.x, plain.x)
         assert torch.equal(none.x0, plain.x0)
         guided = _draw(made, sampler, GUIDES[guide](_measured(), strength=0.5), 1, 2)
-        if not GUIDES[guide].differentiates:  # the derivative of an untrained network may lead away from y: then nothing is done
+        if not GUIDES[
+            guide
+        ].differentiates:  # the derivative of an untrained network may lead away from y: then nothing is done
             assert float((guided.x - plain.x).abs().max()) > 1e-3, guide
         assert not guided.x.requires_grad
         assert not guided.x0.requires_grad
