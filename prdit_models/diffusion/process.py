@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.steering import Guide
 from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.steering import Guide
 from prdit_models.registry import Registry
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]

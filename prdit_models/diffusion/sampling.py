@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.steering import Guide
 from prdit_models.diffusion.process import Denoiser, Process, SampleResult
 from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.steering import Guide
 
 NoiseSource = Callable[[tuple[int, ...]], Tensor]
 Callback = Callable[[int, int, Tensor], None]

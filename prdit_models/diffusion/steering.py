@@ -61,8 +61,8 @@ class Guide(Protocol):
         """The change at one evaluation, of volume i by itself; None: no change.
 
         Args:
-            image: an image estimate of the state, model range, (B, C, D, H, W); with `differentiates`, a function of the state whose
-                graph is kept.
+            image: an image estimate of the state, model range, (B, C, D, H, W); with `differentiates`, a function of the state
+                whose graph is kept.
             state: x_t, same shape.
             level: of the state.
         """
@@ -153,9 +153,17 @@ class Steering:
         return f"Use a lower strength (it is {self.guide.strength:g}) or more steps."
 
 
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of the rows of (B, …), shape (B,); of row i by itself, so its bits do not depend on the batch.
+
+    A sum over one axis of all rows may be split between threads in another way for one row; BLAS sums by alignment.
+    """
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)])
+
+
 def rms(values: Tensor) -> Tensor:
-    """Root mean square of each row of (B, …), shape (B,); of row i by itself, so its bits do not depend on the batch."""
-    return torch.stack([torch.linalg.vector_norm(row) / math.sqrt(row.numel()) for row in values])
+    """Root mean square of each row of (B, …), shape (B,), as `products`."""
+    return (products(values, values) / values[0].numel()).sqrt()
 
 
 def share_of(signal: float, noise: float) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prdit_models.diffusion.steering import products
+
 
 def solve(apply: Callable[[Tensor], Tensor], right: Tensor, max_steps: int, tolerance: float) -> Tensor:
     """Solve M z = right for each row, M symmetric and positive semidefinite, from z = 0.
@@ -40,5 +42,4 @@ def solve(apply: Callable[[Tensor], Tensor], right: Tensor, max_steps: int, tole
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
     """Inner products of the rows of (B, …), shaped to multiply them."""
-    products = [torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other, strict=True)]
-    return torch.stack(products).view(-1, *[1] * (one.dim() - 1))
+    return products(one, other).view(-1, *[1] * (one.dim() - 1))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.steering import Change, Level, rms
+from prdit_models.diffusion.steering import Change, Level, products, rms
 from prdit_models.inverse.conjugate_gradients import solve
 from prdit_models.inverse.model_range import InModelRange
 from prdit_models.registry import Registry
@@ -87,20 +87,21 @@ class _Consistent(_Guide):
     r² = s²v/(a²v + s²) is what x_t leaves uncertain of a voxel of variance v.
 
     Attributes:
-        data_std: √v, standard deviation of volumes in model range (ΠGDM takes 1; chest CT in [-1, 1] has about 0.5).
+        data_std: √v in model range, 1 as in ΠGDM. That of white data would be its standard deviation (chest CT: about 0.5); where
+            voxels are correlated, what x_t leaves uncertain is mostly smooth, and a larger one is nearer to it.
         solver_steps: conjugate gradients at most, for each evaluation; operators whose AA^T is a multiple of the identity (mask,
             means of blocks) take one.
         solver_tolerance: at which they end, relative.
     """
 
-    data_std: float = 0.5
+    data_std: float = 1.0
     solver_steps: int = 20
     solver_tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (math.isfinite(self.data_std) and self.data_std > 0):
-            raise ValueError(f"data_std is {self.data_std}; expected above 0, such as 0.5 in a model range of [-1, 1].")
+            raise ValueError(f"data_std is {self.data_std}; expected above 0, such as 1 in a model range of [-1, 1].")
         if self.solver_steps < 1:
             raise ValueError(f"solver_steps is {self.solver_steps}; expected at least 1, such as 20.")
         if not 0 < self.solver_tolerance < 1:
@@ -172,8 +173,8 @@ class PiGDM(_Consistent):
 class TF(_Guide):
     """The published guide of TF-PRDiT: the state moves against the gradient of the residual's norm, none through the network.
 
-    After the predictor x - w·∇‖y - A x̂ - b‖ by the network's own image x̂, w = strength·(1 + cos((1 - t/T)·π))/2, off at the end. The
-    norm is that of each volume, in the unit of the model's range. Its gradient has the length of A^T's largest stretch at most,
+    After the predictor x - w·∇‖y - A x̂ - b‖ by the network's own image x̂, w = strength·(1 + cos((1 - t/T)·π))/2, off at the end.
+    The norm is that of each volume, in the unit of the model's range. Its gradient has the length of A^T's largest stretch at most,
     whatever the residual: the strength that fits depends on the number of steps, voxels and measurements. Published for X-rays of
     128³ with 250 steps of `predictor-corrector-tf`, on the schedule `published`.
 
@@ -249,14 +250,9 @@ def _not_beyond(step: Tensor, residual: Tensor, measured: InModelRange) -> Tenso
     than that of white data, for which the guides weigh it.
     """
     moved = measured.linear(step)
-    along, length = _products(residual, moved), _products(moved, moved)
+    along, length = products(residual, moved), products(moved, moved)
     share = torch.where(length > 0, (along / length).clamp(0.0, 1.0), 1.0)
     return _per_volume(share, step) * step
-
-
-def _products(one: Tensor, other: Tensor) -> Tensor:
-    """Inner products of the rows of (B, …), shape (B,), of row i by itself."""
-    return torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other, strict=True)])
 
 
 def _per_volume(values: Tensor, volumes: Tensor) -> Tensor:

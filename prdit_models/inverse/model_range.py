@@ -74,7 +74,8 @@ class InModelRange:
                 f"The measurement has shape {shape}; the operator makes {tuple(found.shape)} of volumes "
                 f"{tuple(image.shape)}. Measure with the operator's own grid, one measurement per volume or one for all."
             )
-        return self.measurement.to(found) - found
+        self.measurement = self.measurement.to(found)  # where it is compared from now on
+        return self.measurement - found
 
     def adjoint(self, residual: Tensor) -> Tensor:
         """Aᵀ of the linear part in model range, (B, …) to (B, 1, D, H, W), the scale included."""

@@ -1,9 +1,9 @@
 """Guided sampling on Gaussian data, where the posterior is known: volumes x0 ~ N(m, S) of 4³ correlated voxels, y = A x0 + noise.
 
 The denoiser is exact, E[x0 | x_t] = m + a·S·(a²S + s²)⁻¹·(x_t - a·m), so all that is off in the samples is the guide's and the
-sampler's. Samplers without noise of their own map the initial noise to volumes, so the draws of it are made to have exactly the mean
-0 and the covariance they should: the moments of a guide that is affine in the residual (`projection`, `pigdm`) are then exact as
-well, those of the others are Monte Carlo with less variance than chance gives.
+sampler's. Samplers without noise of their own map the initial noise to volumes, so the draws of it are made to have exactly the
+mean 0 and the covariance they should: the moments of a guide that is affine in the residual (`projection`) are then exact as well,
+those of the others are Monte Carlo with less variance than chance gives.
 """
 
 import functools
@@ -26,7 +26,7 @@ MEAN, STD = -0.4, 0.3
 CORRELATION_LENGTH = 1.5  # voxels
 WINDOW = HounsfieldWindow()
 NOISE_HU = 100.0
-DRAWS = 4 * VOXELS
+DRAWS = 3 * VOXELS
 
 
 @functools.cache
@@ -106,7 +106,7 @@ class Fit:
     """How far samples are from the posterior.
 
     Attributes:
-        mean_error: root mean square over voxels of the error of the mean, over the posterior's standard deviation (root mean square).
+        mean_error: error of the mean over the posterior's standard deviation, each as root mean square over voxels.
         std_error: standard deviation of the samples (root mean square over voxels) over that of the posterior, minus 1.
         covariance_error: Frobenius norm of the covariance's error, over that of the covariance.
     """
@@ -117,7 +117,7 @@ class Fit:
 
 
 def fit(problem: Problem, process: Process, sampler: Sampler, guide: Guide | None) -> Fit:
-    """What a sampler without noise of its own makes of a guide, for 256 draws of initial noise."""
+    """What a sampler without noise of its own makes of a guide, for 192 draws of initial noise."""
     noise = _balanced_noise() * process.noise_std
 
     def source(shape: tuple[int, ...]) -> Tensor:
@@ -145,7 +145,7 @@ def fit(problem: Problem, process: Process, sampler: Sampler, guide: Guide | Non
 
 @functools.cache
 def _balanced_noise() -> Tensor:
-    """Draws (256, 64) of N(0, 1) in pairs of both signs, whitened: mean 0 and covariance 1 exactly."""
+    """Draws (192, 64) of N(0, 1) in pairs of both signs, whitened: mean 0 and covariance 1 exactly."""
     half = torch.randn(DRAWS // 2, VOXELS, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     values = torch.cat([half, -half])
     root = torch.linalg.cholesky(values.T @ values / DRAWS)

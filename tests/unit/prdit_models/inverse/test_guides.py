@@ -44,7 +44,9 @@ def test_model_range_has_the_scale_in_both_directions(window: HounsfieldWindow) 
 def test_conjugate_gradients_against_a_dense_solution() -> None:
     root = _random(12, 7)
     matrix = root @ root.T  # rank 7
-    right = torch.cat([matrix @ _random(12, 1), torch.zeros(12, 1, dtype=torch.float64), matrix @ _random(12, 1, seed=1)], 1).T
+    right = torch.cat(
+        [matrix @ _random(12, 1), torch.zeros(12, 1, dtype=torch.float64), matrix @ _random(12, 1, seed=1)], 1
+    ).T
     calls = []
 
     def apply(rows: Tensor) -> Tensor:
@@ -65,8 +67,10 @@ def test_projection_is_the_best_linear_estimate(window: HounsfieldWindow, noise_
     """x̂ + r²A^T(r²AA^T + σ²)⁺(y - A x̂) by dense matrices, for two views, whose AA^T is no multiple of the identity."""
     operator = operators.ray_sums(noise_std)
     truth = _random(1, 1, 4, 4, 4)
-    measured = InModelRange(operator, window, operator.forward(window.to_hu(truth)) + noise_std * _random(1, 2, 1, 4, 4))
-    guide = Projection(measured, strength=0.7, solver_steps=60, solver_tolerance=1e-12)
+    measured = InModelRange(
+        operator, window, operator.forward(window.to_hu(truth)) + noise_std * _random(1, 2, 1, 4, 4)
+    )
+    guide = Projection(measured, strength=0.7, data_std=0.5, solver_steps=60, solver_tolerance=1e-12)
     image = _random(3, 1, 4, 4, 4, seed=4)
     matrix, variance = _matrix(measured, 4), 0.09 * 0.25 / (0.64 * 0.25 + 0.09)
     normal = variance * matrix @ matrix.T + noise_std**2 * torch.eye(len(matrix), dtype=torch.float64)
@@ -99,7 +103,7 @@ def test_pigdm_is_projection_where_the_network_is_that_of_white_data(operator: o
     measured = InModelRange(operator, WINDOW, operator.forward(WINDOW.to_hu(truth)))
     state = _random(2, 1, 4, 4, 4, seed=3).requires_grad_()
     image = _white(state)
-    settings = {"strength": 0.6, "solver_tolerance": 1e-12, "solver_steps": 60}
+    settings = {"strength": 0.6, "data_std": 0.5, "solver_tolerance": 1e-12, "solver_steps": 60}
     ours = PiGDM(measured, **settings).change(image, state, LEVEL)  # type: ignore[arg-type]
     plain = Projection(measured, **settings).change(image.detach(), state, LEVEL)  # type: ignore[arg-type]
     assert ours is not None
@@ -121,9 +125,9 @@ def test_dps_by_hand() -> None:
     assert change is not None
     assert float(change.step) == pytest.approx(step / 4)
     near = torch.full((1, 1, 1, 1, 1), 0.2499, dtype=torch.float64, requires_grad=True)  # residual 0.2 HU, σ is 20 HU
-    change = DPS(measured).change(2 * near, near, weak)
+    change = DPS(measured).change(2 * near, near, Level(0.8, 0.01, LEVEL.share))
     assert change is not None
-    assert float(change.step) == pytest.approx(0.15**2 / 0.8 * 2 * 0.0002 / 0.02**2, rel=1e-9)
+    assert float(change.step) == pytest.approx(0.01**2 / 0.8 * 2 * 0.0002 / 0.02**2, rel=1e-9)
     assert float(change.residual) == 20.0
 
 
@@ -167,7 +171,7 @@ def test_a_residual_that_grows_is_named() -> None:
         match=r"volume 1 of the batch .* from 2 .* to 20.1 at t/T = 0.410\. Use a lower strength \(it is 3.5\) or more steps",
     ):
         steering.corrected(image, image, LEVEL)
-    with pytest.raises(ValueError, match="volume 0 .* to nan"):
+    with pytest.raises(ValueError, match=r"volume 0 .* to nan"):
         steering.corrected(image, image, LEVEL)
 
 
@@ -202,7 +206,7 @@ def test_what_guides_refuse() -> None:
     measured = InModelRange(operators.identity(1.0), WINDOW, torch.zeros(2, 1, 2, 2, 2))
     for settings, message in (
         ({"strength": math.inf}, r"is inf; expected 0 \(none\) or more, 1 by default"),
-        ({"data_std": 0.0}, "data_std is 0.0; expected above 0, such as 0.5"),
+        ({"data_std": 0.0}, "data_std is 0.0; expected above 0, such as 1"),
         ({"solver_steps": 0}, "solver_steps is 0; expected at least 1"),
         ({"solver_tolerance": 1.0}, "solver_tolerance is 1.0; expected between 0 and 1"),
     ):
