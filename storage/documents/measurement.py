@@ -81,6 +81,10 @@ class Measurement(Document):
     simulated: Simulated | None = None
     recorded: Recorded | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file; it says of one place where the measurement comes from."""
+        return {key: value for key, value in super().to_json().items() if value is not None}
+
     @model_validator(mode="after")
     def _from_one_place(self) -> "Measurement":
         if (self.simulated is None) == (self.recorded is None):

@@ -43,7 +43,7 @@ def test_what_shows_a_patient_is_deleted_and_what_shows_others_stays(case: Case)
     found = {one.made.digest: one for one in affected_by(["v2"], made_in(work), case.snapshot.path)}
     assert {digest for digest, one in found.items() if one.how == SHOWS} == {of_patient.digest, made[0].digest}
     assert found[made[0].digest].learned
-    patient = Patient("p2", frozenset({"v2"}), frozenset({"v2"}))
+    patient = Patient("2" * 32, frozenset({"v2"}), frozenset({"v2"}))
     places = Places(VolumeStore.open(case.snapshot.path), (work,), (), work / "inbox", work / "arrivals")
     forget(plan(patient, places, None), places)
     for ref in (of_patient, made[0]):
@@ -64,7 +64,7 @@ def test_unfinished_measurements_are_cleared(case: Case, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         measure_stage(StoredVolume(case.snapshot, "v2"), HALF, case.setting, RunContext(workdir=case.context.workdir))
     (values,) = case.context.workdir.rglob(Measurement.VALUES)
-    patient = Patient("p2", frozenset({"v2"}), frozenset({"v2"}))
+    patient = Patient("2" * 32, frozenset({"v2"}), frozenset({"v2"}))
     work = case.context.workdir
     places = Places(VolumeStore.open(case.snapshot.path), (work,), (), work / "inbox", work / "arrivals")
     forget(plan(patient, places, None), places)

@@ -22,7 +22,9 @@ def operator(**values: object) -> MeasurementOperator:
 
 def scan(folder: Path, shape: tuple[int, int, int], spacing: tuple[float, float, float], seed: int = 0) -> np.ndarray:
     """Write a scan whose middle is at (10, 20, 30) mm; returns its HU."""
-    hu = np.random.default_rng(seed).integers(-900, 900, shape).astype(np.int16)
+    rng = np.random.default_rng(seed)
+    hu = rng.integers(-900, 900, shape).astype(np.int16)
+    hu[..., 0] = rng.integers(-900, -600, shape[:2])  # a slice without air is no slice of a CT
     origin = [c - (n - 1) / 2 * s for c, n, s in zip((10.0, 20.0, 30.0), reversed(shape), spacing, strict=True)]
     write_nifti(folder / "scan.nii.gz", Volume(hu, spacing, (origin[0], origin[1], origin[2])))
     return hu
