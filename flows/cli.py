@@ -43,6 +43,7 @@ from flows.named_files import SITE_FILE
 from flows.patient_commands import register as register_patient_commands
 from flows.plan_command import plan
 from flows.prune_command import prune
+from flows.reconstruct_command import reconstruct
 from flows.registry_commands import register as register_model_commands
 from flows.reproduce_command import EPILOG as REPRODUCE_EPILOG
 from flows.reproduce_command import reproduce
@@ -253,6 +254,9 @@ app.command(epilog=example("prdit compare latest 20261129T190214.123456Z"))(comp
 app.command(epilog=BENCHMARK_EPILOG)(benchmark)
 app.command(epilog=REPRODUCE_EPILOG)(reproduce)
 app.command(epilog=example("prdit retrain --dry-run"))(retrain)
+app.command(
+    epilog=example("prdit reconstruct .prdit/store --volume ID --model models:/prdit@champion --operator operator.yaml")
+)(reconstruct)
 app.command(epilog=example("prdit prune --keep-runs 5 --keep-days 30"))(prune)
 app.command(epilog=example("prdit site --write"))(site)
 app.command(epilog=example("prdit status --html"))(status)

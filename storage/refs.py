@@ -13,6 +13,7 @@ Kind = Literal[
     "snapshot",
     "split",
     "checkpoint",
+    "measurement",
     "samples",
     "report",
 ]

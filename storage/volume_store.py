@@ -584,8 +584,10 @@ def _root_text(grid: Grid, synthetic: Synthetic | None = None) -> str:
 def _contents(synthetic: Synthetic | None) -> str:
     if synthetic is None:
         return "scans"
-    sampler = synthetic.sampler
-    return f"volumes of checkpoint {synthetic.checkpoint[:19]} (seed {sampler.seed}, {sampler.num_steps} steps of {sampler.name})"
+    sampler, guided = synthetic.sampler, synthetic.guided
+    towards = f", towards measurement {guided.measurement[:19]} by {guided.guide} {guided.strength:g}" if guided else ""
+    how = f"seed {sampler.seed}, {sampler.num_steps} steps of {sampler.name}{towards}"
+    return f"volumes of checkpoint {synthetic.checkpoint[:19]} ({how})"
 
 
 def _check_free(path: Path) -> None:

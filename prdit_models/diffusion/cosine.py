@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, Heads
+from prdit_models.diffusion.parametrization import PARAMETRIZATION, Estimates, Heads, Parametrize, from_image
 from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, prepared
 from prdit_models.diffusion.sampler import Sampler, stepper_of
 from prdit_models.diffusion.schedule import Step, num_evaluations, plan
+from prdit_models.diffusion.steering import Guide, Level, Steering
 from prdit_models.diffusion.times import check_steps, draw_steps
 
 PREDICTIONS = {"noise_image": 2, "image": 1}  # output channels for each channel of the volume
@@ -167,7 +168,12 @@ class CosineProcess:
         return num_evaluations(sampler, self.num_steps)
 
     def integrate(
-        self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
+        self,
+        model: Denoiser,
+        sampler: Sampler,
+        fresh_noise: Callable[[], Tensor],
+        report: Report,
+        guide: Guide | None = None,
     ) -> SampleResult:
         """Integrate from noise to volumes along a schedule of angles (SPEC §3).
 
@@ -176,11 +182,12 @@ class CosineProcess:
             sampler: stepper, schedule, parametrisation and number of evaluations.
             fresh_noise: noise of the process's std, of the state's shape; first the initial state.
             report: called with (evaluations done, image estimate).
+            guide: corrects image estimates; the noise beside a corrected one is what it leaves in the state.
         """
         steps = plan(sampler, self.num_steps)
         times = torch.tensor(sorted({time for step in steps for time in _visited(step)}))
         with prepared(model, times):
-            return self._walk(model, sampler, steps, fresh_noise, report)
+            return self._walk(model, sampler, steps, fresh_noise, report, None if guide is None else Steering(guide))
 
     def _walk(
         self,
@@ -189,31 +196,69 @@ class CosineProcess:
         steps: list[Step],
         fresh_noise: Callable[[], Tensor],
         report: Report,
+        steering: Steering | None,
     ) -> SampleResult:
-        x, done = fresh_noise(), 0
+        x, done, total = fresh_noise(), 0, sum(step.evaluations for step in steps)
         previous: tuple[Step, Tensor] | None = None
-        heads = Heads(x, x)
+        image, corrects = x, any(step.corrects for step in steps)
         parametrize, stepper = PARAMETRIZATION[sampler.parametrization], stepper_of(sampler.name, self.name)
 
         def evaluate(state: Tensor, t: float, sin: float, cos: float) -> Heads:
-            nonlocal done, heads
+            nonlocal done
             output = model(state, torch.tensor(t, device=state.device)).to(state.dtype)
-            heads = Heads(*self.estimates(output, state, sin, cos))
             done += 1
-            report(done, heads.x0)
-            return heads
+            return Heads(*self.estimates(output, state, sin, cos))
+
+        def finish(own: Tensor) -> None:
+            nonlocal image
+            image = own
+            report(done, own)
 
         def estimate(state: Tensor, t: float, sin: float, cos: float) -> Estimates:
-            return parametrize(state, evaluate(state, t, sin, cos), sin, cos)
+            if steering is None:
+                heads = evaluate(state, t, sin, cos)
+                finish(heads.x0)
+                return parametrize(state, heads, sin, cos)
+            found, own = self._guided(steering, evaluate, parametrize, (state, t, sin, cos), done + 1 == total)
+            finish(own)
+            return found
 
         for step in steps:
             if step.t == 0.0:  # the published schedule ends with an evaluation at t = 0, without a step
-                evaluate(x, step.t, step.sin, step.cos)
+                finish(evaluate(x, step.t, step.sin, step.cos).x0)
                 break
             found = estimate(x, step.t, step.sin, step.cos)
             x = stepper(x, found, step, previous, estimate, fresh_noise)
+            if steering is not None:  # published: together with the corrector, where there is one
+                x = steering.moved(x, step.alpha if step.corrects or not corrects else 0.0)
             previous = (step, found.x0)
-        return SampleResult(x=x, x0=heads.x0.clone())
+        return SampleResult(x=x, x0=image.clone())
+
+    def _guided(
+        self,
+        steering: Steering,
+        evaluate: Callable[[Tensor, float, float, float], Heads],
+        parametrize: Parametrize,
+        at: tuple[Tensor, float, float, float],
+        last: bool,
+    ) -> tuple[Estimates, Tensor]:
+        """Estimates with the measurement in them, and the image to be reported.
+
+        Steps follow the image of the parametrisation, corrected. The last evaluation's own image is corrected too, since it is what
+        may be returned.
+        """
+        state, t, sin, cos = at
+        level = Level(cos, sin * self.noise_std, t / self.num_steps)
+        with steering.differentiating():
+            seen = steering.seen(state)
+            heads = evaluate(seen, t, sin, cos)
+            found = parametrize(seen, heads, sin, cos)
+            if steering.guide.moves_state:
+                steering.move(heads.x0, seen, level)
+                return Estimates(*(part.detach() for part in found)), heads.x0.detach()
+            image = steering.corrected(found.x0, seen, level)
+            own = steering.corrected(heads.x0, seen, level) if last else image
+        return from_image(state, heads._replace(x0=image), sin, cos), own
 
     def to_dict(self) -> dict[str, Any]:
         """The process as a checkpoint stores it."""

@@ -23,6 +23,7 @@ from prdit_models.diffusion.process import (
 )
 from prdit_models.diffusion.sampler import Sampler, stepper_of
 from prdit_models.diffusion.schedule import Transition, respaced_times
+from prdit_models.diffusion.steering import Guide, Level, Steering, share_of
 from prdit_models.diffusion.times import check_steps, draw_steps
 
 SCHEDULES = ("linear", "scaled-linear")
@@ -190,7 +191,12 @@ class DDPMProcess:
         return len(self.visited(sampler))
 
     def integrate(
-        self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
+        self,
+        model: Denoiser,
+        sampler: Sampler,
+        fresh_noise: Callable[[], Tensor],
+        report: Report,
+        guide: Guide | None = None,
     ) -> SampleResult:
         """Integrate from noise to volumes. The state that it ends in is the image estimate of the last evaluation.
 
@@ -200,16 +206,29 @@ class DDPMProcess:
             sampler: stepper, schedule and number of evaluations.
             fresh_noise: unit noise of the state's shape; first the initial state.
             report: called with (evaluations done, image estimate).
+            guide: corrects image estimates, after they are clamped.
         """
         stepper, times = stepper_of(sampler.name, self.name), self.visited(sampler)
         x = fresh_noise()
-        image = x
+        image, steering = x, None if guide is None else Steering(guide)
+
+        def network(state: Tensor, t: int, step: Transition) -> Tensor:
+            output = model(state, torch.tensor(t, device=state.device)).to(state.dtype)
+            return constrained(model, self.image_of(output, state, step))
+
         with prepared(model, torch.tensor(times)):
             for done, (t, step) in enumerate(zip(times, self.transitions(times), strict=True), start=1):
-                output = model(x, torch.tensor(t, device=x.device)).to(x.dtype)
-                image = constrained(model, self.image_of(output, x, step))
+                if steering is None:
+                    image = network(x, t, step)
+                else:
+                    with steering.differentiating():
+                        seen = steering.seen(x)
+                        level = Level(step.signal, step.noise, share_of(step.signal, step.noise))
+                        image = steering.steered(network(seen, t, step), seen, level)
                 report(done, image)
                 x = stepper(x, image, step, fresh_noise)
+                if steering is not None:
+                    x = steering.moved(x)
         return SampleResult(x=x, x0=image.clone())
 
     def image_of(self, model_output: Tensor, x: Tensor, step: Transition) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prdit_models.diffusion.process import VALIDATION_SHARES, Denoiser, Report, SampleResult, prepared
 from prdit_models.diffusion.sampler import SAMPLERS, Sampler, stepper_of
+from prdit_models.diffusion.steering import Guide, Level, Steering, share_of
 from prdit_models.diffusion.times import logit_normal
 
 
@@ -130,7 +131,12 @@ class FlowProcess:
         return sampler.num_steps
 
     def integrate(
-        self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
+        self,
+        model: Denoiser,
+        sampler: Sampler,
+        fresh_noise: Callable[[], Tensor],
+        report: Report,
+        guide: Guide | None = None,
     ) -> SampleResult:
         """Integrate from noise (t = 0) to the volume (t = 1) in equal steps of time (SPEC §3.1).
 
@@ -139,26 +145,40 @@ class FlowProcess:
             sampler: stepper and number of evaluations; flow matching has one schedule.
             fresh_noise: the initial state.
             report: called with (evaluations done, image estimate).
+            guide: corrects the image a velocity points to, and with it the velocity.
         """
         solver, done = SAMPLERS[sampler.name], 0
         num_intervals = self.evaluations(sampler) // (2 if solver.both_ends else 1)
         stepper = stepper_of(sampler.name, self.name)
         grid = [step / num_intervals for step in range(num_intervals + 1)]
         x = fresh_noise()
-        x0 = x
+        x0, steering = x, None if guide is None else Steering(guide)
 
-        def velocity(state: Tensor, t: float) -> Tensor:
-            nonlocal done, x0
+        def network(state: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            nonlocal done
             found = model(state, self.model_time(torch.tensor(t, device=state.device))).to(state.dtype)
             self._check_output(found, state)
             done += 1
-            x0 = self.reconstruct(state, found, torch.tensor(t, device=state.device))
+            return found, self.reconstruct(state, found, torch.tensor(t, device=state.device))
+
+        def velocity(state: Tensor, t: float) -> Tensor:
+            nonlocal x0
+            if steering is None:
+                found, x0 = network(state, t)
+            else:
+                with steering.differentiating():
+                    seen = steering.seen(state)
+                    found, own = network(seen, t)
+                    x0 = steering.steered(own, seen, Level(t, (1.0 - t) * self.noise_std, share_of(t, 1.0 - t)))
+                found = found.detach() if t == 1.0 else (x0 - state) / (1.0 - t)
             report(done, x0)
             return found
 
         with prepared(model, self.model_time(torch.tensor(grid))):
             for t, target in itertools.pairwise(grid):
                 x = stepper(x, velocity, t, target - t)
+                if steering is not None:
+                    x = steering.moved(x)
         return SampleResult(x=x, x0=x0.clone())
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.steering import Guide
 from prdit_models.registry import Registry
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +25,8 @@ class SampleResult:
 
     Attributes:
         x: final state, shape (B, C, S, S, S), model range, not clipped.
-        x0: the network's own image estimate at the last evaluation, whatever the parametrisation; same shape.
+        x0: the network's own image estimate at the last evaluation, whatever the parametrisation, as its guide corrects it; same
+            shape.
     """
 
     x: Tensor
@@ -79,9 +81,17 @@ class Process(Protocol):
         """Evaluations of the network a sampler makes. Raises: ValueError: the process has no such sampler."""
 
     def integrate(
-        self, model: Denoiser, sampler: Sampler, fresh_noise: Callable[[], Tensor], report: Report
+        self,
+        model: Denoiser,
+        sampler: Sampler,
+        fresh_noise: Callable[[], Tensor],
+        report: Report,
+        guide: Guide | None = None,
     ) -> SampleResult:
-        """Integrate from noise to volumes; `report(evaluations done, image estimate)` after every evaluation."""
+        """Integrate from noise to volumes; `report(evaluations done, image estimate)` after every evaluation.
+
+        `guide` is passed only where there is one: a process without guided sampling needs no such parameter.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """The process as a checkpoint stores it."""

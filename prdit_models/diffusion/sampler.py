@@ -13,6 +13,7 @@ SAMPLERS: Registry[Any] = Registry(
     {
         "euler": f"{_STEPPERS}:EULER",
         "predictor-corrector": f"{_STEPPERS}:PREDICTOR_CORRECTOR",
+        "predictor-corrector-tf": f"{_STEPPERS}:PREDICTOR_CORRECTOR_TF",
         "rotation": f"{_STEPPERS}:ROTATION",
         "heun": f"{_STEPPERS}:HEUN",
         "dpmpp-2m": f"{_STEPPERS}:DPMPP_2M",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prdit_models.diffusion.process import Denoiser, Process, SampleResult
 from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.steering import Guide
 
 NoiseSource = Callable[[tuple[int, ...]], Tensor]
 Callback = Callable[[int, int, Tensor], None]
@@ -35,6 +36,7 @@ def sample(
     device: torch.device | str = "cpu",
     callback: Callback | None = None,
     noise_source: NoiseSource | None = None,
+    guide: Guide | None = None,
 ) -> SampleResult:
     """Draw one volume per generator.
 
@@ -53,7 +55,10 @@ def sample(
         callback: called as (done, total, x0_hat) after every evaluation, x0_hat the network's image estimate.
         noise_source: replaces the generators' noise: called with the full shape, first for the initial state, then whenever a
             step draws fresh noise, in order, and returns noise of the process's std.
+        guide: pulls the volumes towards a measurement (`prdit_models.inverse.guides`). One of strength 0 changes no bit, and
+            costs nothing.
     Raises: ValueError: if the process has no such sampler, there are no generators, or the model's output does not fit.
+        DivergedError: the guide is too strong.
     Source: SPEC §3; steppers name their own.
     """
     total = process.evaluations(sampler)
@@ -69,4 +74,6 @@ def sample(
         if callback is not None:
             callback(done, total, image)
 
-    return process.integrate(model, sampler, fresh_noise, report)
+    if guide is None or guide.strength == 0.0:
+        return process.integrate(model, sampler, fresh_noise, report)
+    return process.integrate(model, sampler, fresh_noise, report, guide)

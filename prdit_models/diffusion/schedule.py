@@ -7,6 +7,9 @@ import torch
 
 from prdit_models.diffusion.sampler import SAMPLERS, Sampler
 
+TF_PREDICTOR_STEP = 4
+TF_NOISE = 0.95  # factor on the noise of its corrector
+
 
 @dataclass(frozen=True)
 class Step:
@@ -86,11 +89,14 @@ def plan(sampler: Sampler, num_train_steps: int = 1000) -> list[Step]:
     Published coefficients are formed in float32 in the published order of operations: near t = 0, `1 - a·a` cancels and
     float32 differs from exact arithmetic by 2.4e-3.
 
+    `predictor-corrector-tf` jumps 4 steps, adds noise of 0.95 times the process's std, and has a corrector also where the jump
+    ends at t = 0.
+
     Raises: ValueError: if the published schedule has no such number of steps.
-    Source: SPEC §3, §9.
+    Source: SPEC §3, §9; §3.2 (e).
     """
-    is_published = sampler.schedule == "published"
-    k = sampler.predictor_step if sampler.name == "predictor-corrector" else 1
+    is_published, is_tf = sampler.schedule == "published", sampler.name == "predictor-corrector-tf"
+    k = sampler.predictor_step if sampler.name == "predictor-corrector" else TF_PREDICTOR_STEP if is_tf else 1
     if is_published:
         visited: list[float] = [float(t) for t in respaced_times(sampler.num_steps, num_train_steps)]
     else:
@@ -98,13 +104,13 @@ def plan(sampler: Sampler, num_train_steps: int = 1000) -> list[Step]:
     dtype = torch.float32 if is_published else torch.float64
     times, targets = torch.tensor(visited, dtype=dtype), torch.tensor([*visited[1:], 0.0], dtype=dtype)
     landing = times - k * (times - targets)
-    corrects = (landing > 0) & (k > 1)
+    corrects = ((landing >= 0) & (times > 0) if is_tf else landing > 0) & (k > 1)
     angle, target_angle, landing_angle = (
         part / num_train_steps * (math.pi / 2) for part in (times, targets, landing.clamp(min=0))
     )
     ratio = torch.cos(target_angle) / torch.cos(landing_angle)
     alpha = torch.where(corrects, ratio, torch.ones_like(ratio))
-    noise = torch.sqrt(torch.clamp(1.0 - alpha * alpha, min=0.0))
+    noise = torch.sqrt(torch.clamp(1.0 - alpha * alpha, min=0.0)) * (TF_NOISE if is_tf else 1.0)
     advance = torch.where(corrects, float(k), 1.0) * (angle - target_angle)
     numbers = (angle, target_angle, torch.sin(angle), torch.cos(angle), advance, alpha, noise)
     columns = (

@@ -127,6 +127,7 @@ class Solver:
 
 EULER = Solver({"cosine": predictor_corrector, "flow": euler_in_time})
 PREDICTOR_CORRECTOR = Solver({"cosine": predictor_corrector})
+PREDICTOR_CORRECTOR_TF = Solver({"cosine": predictor_corrector})  # with coefficients of its own, see `schedule.plan`
 ROTATION = Solver({"cosine": rotation})
 HEUN = Solver({"cosine": heun, "flow": heun_in_time}, both_ends=True)
 DPMPP_2M = Solver({"cosine": dpmpp_2m})

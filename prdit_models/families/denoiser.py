@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from prdit_models.diffusion.guidance import Guided
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
-from prdit_models.families.family import VALIDATION_SEED, Batch, Callback, HeldOut, Losses, Request, Training
+from prdit_models.families.family import (
+    VALIDATION_SEED,
+    Batch,
+    Callback,
+    HeldOut,
+    Losses,
+    Request,
+    Training,
+    refuse_guide,
+)
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import trainable_parameters
@@ -43,12 +52,16 @@ class Denoiser:
 
     The module is called as `module(x, t)` or, with classes, `module(x, t, labels)`, and has `config` with `volume_size`,
     `in_channels` and `num_classes`.
+
+    Attributes:
+        guided: whether its network estimates volumes, and `generate` passes the request's guide on: only then is one accepted.
     """
 
     title = "denoiser"
     processes: tuple[str, ...] = ("cosine", "flow")
     scale = 1
     turns: tuple[str, ...] = ("main",)
+    guided = False  # a subclass may have a `generate` that knows no guide
 
     def build(
         self, description: Mapping[str, Any], *, attention: str = "auto", checkpointing: bool = False
@@ -128,8 +141,10 @@ class Denoiser:
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
         """Refuse requests that cannot be drawn.
 
-        Raises: ValueError: the process has no such sampler, or a label was asked for of a model without labels.
+        Raises: ValueError: the process has no such sampler, a label was asked for of a model without labels, or a guide of a
+            network that estimates no volumes.
         """
+        refuse_guide(self, request)
         self.evaluations(process, request)
         if request.label is not None and not description.get("num_classes", 0):
             raise ValueError(
@@ -161,6 +176,7 @@ class Denoiser:
             in_channels=config.in_channels,
             device=device,
             callback=callback,
+            guide=request.guide,
         )
         return result.x0 if request.output == "image" else result.x
 

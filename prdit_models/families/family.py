@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampler import Sampler
+from prdit_models.diffusion.steering import Guide
 from prdit_models.registry import Registry
 
 VALIDATION_SEED = 20_260  # fixed, so that losses of different runs, trainings and seeds can be compared
@@ -95,12 +96,14 @@ class Request:
         output: `image`: the model's own image estimate at the last evaluation; `state`: where the sampler ends.
         label: integer label; None: without.
         guidance_scale: classifier-free guidance towards the label; 1: none.
+        guide: towards a measurement, for families with `guided = True`; None: without.
     """
 
     sampler: Sampler
     output: str = "image"
     label: int | None = None
     guidance_scale: float = 1.0
+    guide: Guide | None = None
 
 
 class Family(Protocol):
@@ -276,6 +279,18 @@ FAMILIES: Registry[Family] = Registry(
         ),
     ),
 )
+
+
+def refuse_guide(family: Any, request: Request) -> None:
+    """Refuse guided sampling of a family that does not say `guided = True`: that its `generate` knows guides.
+
+    Raises: ValueError: a guide was asked for.
+    """
+    if request.guide is not None and not getattr(family, "guided", False):
+        raise ValueError(
+            f"Samples cannot be guided towards a measurement by a checkpoint of family {family.title!r}, whose network does not "
+            "estimate volumes while it samples; use that of a global transformer or a refiner."
+        )
 
 
 def first_drawing(

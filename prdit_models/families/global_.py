@@ -39,6 +39,7 @@ class Global(Denoiser):
     settings = GlobalSettings
     offers = "denoiser"
     needs = "local denoiser"
+    guided = True
 
     def describe(self, settings: GlobalSettings, given: Given) -> Description:
         """Norms and channels are the local denoiser's, the rest its own."""

@@ -25,6 +25,7 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
+    refuse_guide,
 )
 from prdit_models.networks.hagan import HAGAN, REDUCTION, SLABS, Shape, decimated, slices
 
@@ -207,7 +208,8 @@ class HAGANFamily:
         return 1
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
-        """Refuse a label. Raises: ValueError."""
+        """Refuse a label or a guide. Raises: ValueError."""
+        refuse_guide(self, request)
         if request.label is not None:
             raise ValueError(
                 "A label was asked for (sample.label) of HA-GAN, which takes no labels here. Leave it out."
@@ -222,6 +224,7 @@ class HAGANFamily:
         callback: Callback | None = None,
     ) -> Tensor:
         """Whole volumes in one evaluation, without truncation of codes; see `Family.generate`."""
+        refuse_guide(self, request)
         volumes = self._drawn(module, generators, len(generators))
         if callback is not None:
             callback(1, 1, volumes)

@@ -17,7 +17,17 @@ from prdit_models.diffusion.sampling import sample
 from prdit_models.families.autoencoder import FAMILY as AUTOENCODER
 from prdit_models.families.autoencoder import adam, other_shape
 from prdit_models.families.denoiser import Denoiser, known_process
-from prdit_models.families.family import Batch, Callback, Description, Given, HeldOut, Losses, Request, Training
+from prdit_models.families.family import (
+    Batch,
+    Callback,
+    Description,
+    Given,
+    HeldOut,
+    Losses,
+    Request,
+    Training,
+    refuse_guide,
+)
 from prdit_models.networks.autoencoder import CodecConfig, check_installed, latents_of
 from prdit_models.networks.latent import DenoiserConfig, LatentDiffusion
 from prdit_models.networks.weights import load_weights
@@ -203,6 +213,7 @@ class Latent(Denoiser):
         callback: Callback | None = None,
     ) -> Tensor:
         """Latents by the process's sampler, decoded; see `Family.generate`. The callback is given latents."""
+        refuse_guide(self, request)
         codec = module.codec.config
         result = sample(
             module,

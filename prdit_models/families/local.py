@@ -75,6 +75,7 @@ class LocalAlone(Local):
 
     title = "local denoiser by itself"
     offers = ""
+    guided = True
     deviations = ("No transformer: patches are denoised on their own (the paper's ablation without the global DiT).",)
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:

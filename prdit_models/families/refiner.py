@@ -49,6 +49,7 @@ class Refiner(Denoiser):
     processes = ("cosine",)  # its low-frequency term compares images, which a velocity is not
     offers = "denoiser"
     needs = "denoiser"
+    guided = True
     scale = 2
 
     def describe(self, settings: RefinerSettings, given: Given) -> Description:

@@ -11,7 +11,17 @@ from prdit_models.diffusion.ddpm import DDPMProcess, deviations_of
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
 from prdit_models.families.denoiser import Denoiser, known_process
-from prdit_models.families.family import Batch, Callback, Description, Given, HeldOut, Losses, Request, Training
+from prdit_models.families.family import (
+    Batch,
+    Callback,
+    Description,
+    Given,
+    HeldOut,
+    Losses,
+    Request,
+    Training,
+    refuse_guide,
+)
 from prdit_models.networks.wavelet import (
     SUBBANDS,
     WaveletConfig,
@@ -134,6 +144,7 @@ class Wavelet(Denoiser):
         callback: Callback | None = None,
     ) -> Tensor:
         """Volumes of subbands drawn by the process's sampler, whose estimates are clamped as volumes; see `Family.generate`."""
+        refuse_guide(self, request)
         config: Any = module.config
 
         def report(done: int, total: int, subbands: Tensor) -> None:

@@ -99,15 +99,15 @@ class RefinedPRDiT(nn.Module):
         return found if parts else found.upsampled + found.head
 
     def forward_parts(self, x: Tensor, t: Time) -> CascadeParts:
-        """The parts whose sum `forward` returns; the base's without gradient unless it is trained too."""
+        """The parts whose sum `forward` returns; the base's without gradient unless it, or the volume, is differentiated."""
         head = self.config.head
         expected = (head.in_channels, *(head.volume_size,) * 3)
         if x.dim() != 5 or tuple(x.shape[1:]) != expected:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; this cascade refines to (B, {', '.join(map(str, expected))})."
             )
-        trains_base = next(self.base.parameters()).requires_grad
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains_base):
+        follows = x.requires_grad or next(self.base.parameters()).requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and follows):
             base = self.base(x[..., ::2, ::2, ::2].contiguous(), t)
             upsampled = self._upsample(base)
         tokens = extract_patches(x, head.patch_size, head.stride, head.padding)

@@ -69,8 +69,9 @@ class PRDiT(nn.Module):
         Raises: ValueError: if a shape does not fit the configuration.
         """
         tokens, modulations = self.tokens(x), self.modulations(t, x, labels)
-        # frozen in stage 2: no graph, no activations kept
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.fine is None or self._trains_local())):
+        # frozen in stage 2: no graph, no activations kept, unless the volume itself is differentiated (guided sampling)
+        follows = self.fine is None or x.requires_grad or self._trains_local()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and follows):
             out = self.coarse(tokens, modulations.local)
         if self.fine is not None:
             out = out + self.fine(tokens, modulations.refiner)

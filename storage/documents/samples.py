@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.document import Document, Part
+from storage.documents.snapshot import Digest
 
 
 class SamplerSettings(Part):
@@ -32,6 +33,22 @@ class SamplerSettings(Part):
     seed: int
     weights: Literal["ema", "raw"]
     precision: str
+
+
+class Guided(Part):
+    """What volumes were drawn towards: a measurement, by a guide.
+
+    Attributes:
+        measurement: its digest.
+        guide: name of the guide.
+        strength: of it; 0: the volumes are those that would be drawn without one.
+        settings: further ones of the guide.
+    """
+
+    measurement: Digest
+    guide: str
+    strength: float
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 class Verdict(Part):
@@ -97,6 +114,7 @@ class Samples(Document):
         excluded: what is missing, with reasons.
         view, intensity: of the checkpoint.
         spacing_mm: voxel distance of the samples.
+        guided: what they were drawn towards; None: nothing.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -117,6 +135,11 @@ class Samples(Document):
     view: View
     intensity: Intensity
     spacing_mm: float
+    guided: Guided | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file; samples that were drawn freely do not say so."""
+        return {key: value for key, value in super().to_json().items() if key != "guided" or value}
 
     @classmethod
     def upgraded(cls, values: dict[str, Any], version: int, where: str) -> dict[str, Any]:

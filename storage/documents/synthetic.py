@@ -1,9 +1,9 @@
 """The mark of a store whose volumes a model has generated."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from storage.documents.document import Document
-from storage.documents.samples import SamplerSettings
+from storage.documents.samples import Guided, SamplerSettings
 
 
 class Synthetic(Document):
@@ -15,6 +15,7 @@ class Synthetic(Document):
         family: of its model.
         step: optimiser steps of its weights.
         sampler: how they were drawn, the seed among it.
+        guided: the measurement that they were drawn towards; None: none.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -26,3 +27,8 @@ class Synthetic(Document):
     family: str
     step: int
     sampler: SamplerSettings
+    guided: Guided | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the attribute; of volumes that were drawn freely it does not say so."""
+        return {key: value for key, value in super().to_json().items() if key != "guided" or value}

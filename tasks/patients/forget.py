@@ -37,7 +37,7 @@ from tasks.prune.plan import is_busy
 
 _LOCK = "forget.lock"
 _WAIT_S = 5.0  # for another process that forgets
-_STAGE = "evaluate"
+_STAGES = ("evaluate", "measure", "reconstruct")  # whose unfinished work may show the patient
 logger = logging.getLogger("prdit.patients")
 
 
@@ -226,14 +226,16 @@ def _mark(found: Plan, places: Places, sentence: str) -> int:
 def _redact_work(found: Plan, places: Places, sentence: str) -> int:
     """Redact every artifact of the working folders, and mark those that learned from the patient; how many files are redacted."""
     marked = {one.made.digest for one in found.learned}
+    shown = {one.made.digest for one in found.affected if one.shows}
     count = 0
     for workdir in places.workdirs:
         for one in (each for each in made_in(workdir) if each.uri):
-            names = redact_directory(Path(one.uri), found.patient, forgotten=sentence if one.digest in marked else "")
+            of_it = sentence if one.digest in marked else ""
+            names = redact_directory(Path(one.uri), found.patient, forgotten=of_it, shows=one.digest in shown)
             count += len(names)
         for directory, _ in unfinished_in(workdir):
             forget_scratch(directory, found.patient)
-            if directory in found.unfinished and directory.parent.name == _STAGE:
+            if directory in found.unfinished and directory.parent.name in _STAGES:
                 clear_unfinished(directory)
         redact_rest(workdir, found.patient)
     return count

@@ -238,7 +238,7 @@ def _back(refs: Sequence[Ref], made: Mapping[str, Made]) -> list[Made]:
 
 
 def _late(ref: Ref) -> int:
-    order = ("report", "samples", "checkpoint", "split", "verdicts", "snapshot", "source")
+    order = ("report", "samples", "measurement", "checkpoint", "split", "verdicts", "snapshot", "source")
     return order.index(ref.kind)
 
 

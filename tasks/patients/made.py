@@ -16,6 +16,7 @@ from tasks.prune.remove import LINEAGE
 
 TRAINED, FROM_TRAINED = "trained on it", "made from a model that was"
 HELD_OUT, MEASURED = "held out from it", "measured on it"
+SHOWS = "shows it"  # a measurement of one of the volumes, and what was reconstructed from that
 _LEARNED = (TRAINED, FROM_TRAINED)
 logger = logging.getLogger("prdit.patients")
 
@@ -31,6 +32,7 @@ class Made:
         created: UTC time.
         forgotten: sentence of its record, where a patient was forgotten whose volumes it was made from.
         mlflow_run_id: of the run that made it.
+        volume_id: of a simulated measurement, the volume that was measured; else empty.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Made:
     created: str = ""
     forgotten: str = ""
     mlflow_run_id: str = ""
+    volume_id: str = ""
 
     @property
     def ref(self) -> Ref:
@@ -57,8 +60,13 @@ class Affected:
 
     @property
     def learned(self) -> bool:
-        """Whether it is a model that was trained on the volumes, or was drawn from one."""
-        return self.how in _LEARNED and self.made.kind in ("checkpoint", "samples")
+        """Whether it is a model that was trained on the volumes, or was drawn from one, or shows what they show."""
+        return self.shows or (self.how in _LEARNED and self.made.kind in ("checkpoint", "samples"))
+
+    @property
+    def shows(self) -> bool:
+        """Whether it shows one of the volumes, so that it has to be deleted: a measurement of it, or a reconstruction."""
+        return self.how == SHOWS
 
 
 def made_in(workdir: Path) -> list[Made]:
@@ -81,6 +89,7 @@ def made_in(workdir: Path) -> list[Made]:
                 record.created,
                 record.forgotten,
                 record.mlflow_run_id or "",
+                str(record.config.get("volume_id", "")) if record.kind == "measurement" else "",
             )
         )
     return found
@@ -142,6 +151,8 @@ def affected_by(volume_ids: Collection[str], records: Iterable[Made], store: Pat
     wanted, how = set(volume_ids), dict[str, str]()
 
     def direct(one: Made) -> str:
+        if one.kind == "measurement":  # of one volume, whatever else its snapshot lists
+            return SHOWS if one.volume_id in wanted else ""
         if one.kind == "split":
             roles = roles_of({"split": one.ref}, made) if one.uri else None
         else:
@@ -163,10 +174,13 @@ def affected_by(volume_ids: Collection[str], records: Iterable[Made], store: Pat
     while changed:
         changed = False
         for one in made.values():
+            before = how.get(one.digest)
             learned = any(
                 how.get(ref.digest) in _LEARNED and ref.kind in ("checkpoint", "samples") for ref in one.inputs.values()
             )
-            if learned and how.get(one.digest) not in _LEARNED:
+            if any(how.get(ref.digest) == SHOWS for ref in one.inputs.values()) and before != SHOWS:
+                how[one.digest], changed = SHOWS, True
+            elif learned and before not in (*_LEARNED, SHOWS):
                 how[one.digest], changed = FROM_TRAINED, True
     order = sorted(how, key=lambda digest: (made[digest].created, digest))
     return [Affected(made[digest], how[digest]) for digest in order]

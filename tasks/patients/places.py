@@ -119,13 +119,14 @@ def forget_roles(store: VolumeStore, patient: Patient) -> None:
 # ---- working folders ------------------------------------------------------------------------------------------------------
 
 
-def redact_directory(directory: Path, patient: Patient, *, forgotten: str = "") -> list[str]:
+def redact_directory(directory: Path, patient: Patient, *, forgotten: str = "", shows: bool = False) -> list[str]:
     """Take what says or shows something of a patient out of an artifact, and out of its scratch folder.
 
     Args:
         directory: of a stage, with a record.
         patient: who is forgotten.
         forgotten: sentence for the record of a model or samples that learned from the patient; else empty.
+        shows: whether all of it shows the patient: nothing but its record is left.
     Returns: files that are redacted now, earlier ones among them.
     """
     record = Provenance.load(directory)
@@ -135,6 +136,8 @@ def redact_directory(directory: Path, patient: Patient, *, forgotten: str = "") 
         path = directory / name
         if path.suffix in TEXTS and (left := _left(path, words, patient.text)) is not None:
             changes[name] = left
+    if shows:
+        changes = dict.fromkeys(record.files)
     if record.kind == "report" and any(name.endswith(".html") for name in changes):
         changes |= {name: None for name in record.files if Path(name).name.startswith(_PICTURES)}
     undone = {name: None for name, left in record.redacted.items() if not left and (directory / name).exists()}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tasks.run.stage import RunContext, Stage
 
 logger = logging.getLogger("prdit.tracking")
+# what stages read a snapshot for; the others train
+_PURPOSES = {"ingest": "ingest", "split": "split", "evaluate": "evaluation", "measure": "evaluation"}
 
 
 class StageRecording:
@@ -107,8 +109,7 @@ class StageRecording:
     def _log_data(self, tracker: Tracker, made: Callable[[Path], Ref | None] | None) -> None:
         snapshot = made(self._directory) if made else self._inputs.get("snapshot")
         if snapshot:
-            purpose = {"ingest": "ingest", "split": "split", "evaluate": "evaluation"}.get(self._stage.name, "training")
-            log_snapshot(tracker, self._run_id, snapshot, purpose)
+            log_snapshot(tracker, self._run_id, snapshot, _PURPOSES.get(self._stage.name, "training"))
 
     def _used_model(self, tracker: Tracker) -> str | None:
         """The digest of the checkpoint that the stage read, or that its samples were drawn from, named as input of the run."""

@@ -5,26 +5,44 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prdit_models.diffusion.steering import DivergedError
 from prdit_models.families.family import Callback, Request
 from prdit_models.plan import Work
 from storage.artifacts import Ref
+from storage.documents.samples import Guided
 from storage.errors import ComputationError, OutOfMemoryError
+from storage.geometry import Float3
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast
 from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
 from tasks.sample.config import SampleConfig
 
 logger = logging.getLogger("prdit.sample")
+
+
+class Target(Protocol):
+    """A measurement that volumes are drawn towards, as it is sent to workers (`tasks.reconstruct.target`)."""
+
+    @property
+    def guided(self) -> Guided:
+        """What is recorded of it."""
+
+    @property
+    def origin_mm(self) -> Float3:
+        """LPS position (x, y, z) of the centre of a volume's first voxel."""
+
+    def guide(self, info: CheckpointInfo, device: torch.device) -> Any:
+        """A `prdit_models.diffusion.steering.Guide` for one process. Raises: InputError, StorageError."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +53,13 @@ class Drawing:
         checkpoint: verified by the stage; its path is absolute.
         config: how to draw.
         store: path of the sample store, absolute.
+        target: what they are drawn towards; None: nothing.
     """
 
     checkpoint: Ref
     config: SampleConfig
     store: Path
+    target: Target | None = None
 
     def seed(self, index: int, tried: int = 0) -> int:
         """Seed of a volume."""
@@ -93,6 +113,8 @@ class Painter:
         with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1)):
             self.model, self.info = model_of(drawing.checkpoint, config.weights, device, config.attention)
         self.request = request(self.info, config)
+        if drawing.target is not None:
+            self.request = replace(self.request, guide=drawing.target.guide(self.info, device))
         self._most: int | None = None  # volumes together, once more did not fit
 
     def another(self) -> "Painter":
@@ -112,7 +134,7 @@ class Painter:
             seeds: one for each volume.
             callback: called after each evaluation of the model.
         Raises:
-            ComputationError: the family's code is wrong.
+            ComputationError: the family's code is wrong, or a guide is too strong.
             OutOfMemoryError: not even one volume fits.
         """
         parts, rest = [], list(seeds)
@@ -140,7 +162,10 @@ class Painter:
             autocast(self.device, config.precision),
         ):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            drawn = info.of_family.generate(self.model, info.process, self.request, generators, callback=callback)
+            try:
+                drawn = info.of_family.generate(self.model, info.process, self.request, generators, callback=callback)
+            except DivergedError as error:
+                raise ComputationError(str(error)) from error
             size = info.view.size
             if drawn.dim() != 5 or (len(drawn), *drawn.shape[2:]) != (len(seeds), size, size, size):
                 raise ComputationError(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from tasks.run.runners import Local, Runner
 from tasks.sample.batch import AtOnce, at_once, threads_that_fit
 from tasks.sample.chunk import Batch, Drawn, draw_chunk
 from tasks.sample.config import SampleConfig
-from tasks.sample.draw import Drawing, model_of, request, volume_id
+from tasks.sample.draw import Drawing, Target, model_of, request, volume_id
 from tasks.sample.settle import judged
 from tasks.sample.watch import Show, Watch
 
@@ -37,17 +37,20 @@ _CHUNKS = 4  # per worker at least, so that all end at about the same time
 logger = logging.getLogger("prdit.sample")
 
 
-def check(checkpoint: Ref, config: SampleConfig) -> None:
+def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -> None:
     """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work.
 
     Raises:
-        InputError: it is not a checkpoint, its family cannot be sampled, or sampler, parametrisation or label do not fit its model.
+        InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation
+            or label do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":
         raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     info = load_info(checkpoint)
     wanted = request(info, config)
+    if target is not None:
+        wanted = replace(wanted, guide=target.guide(info, torch.device("cpu")))
     with as_input_error():
         info.of_family.check(info.model, info.process, wanted)
 
@@ -60,6 +63,7 @@ def sample(
     *,
     runner: Runner | None = None,
     show: Show | None = None,
+    target: Target | None = None,
 ) -> None:
     """Draw volumes into `samples.zarr`, `nifti/` and the list of samples; volumes a killed run has committed are kept.
 
@@ -75,25 +79,32 @@ def sample(
         progress: called with (model evaluations done, total).
         runner: where batches are drawn; default: in this process.
         show: given pictures of the newest volumes while it runs.
+        target: a measurement that the volumes are drawn towards.
     Raises:
         InputError: the checkpoint cannot be sampled from.
-        ComputationError: no volume is finite.
+        ComputationError: no volume is finite, or the guide towards the target is too strong.
         OutOfMemoryError: not even one volume fits.
         RunnerError: a worker is missing, or was lost.
     """
-    check(checkpoint, config)
+    check(checkpoint, config, target)
     info = load_info(checkpoint)
-    mark = Synthetic(checkpoint=checkpoint.digest, family=info.family, step=info.step, sampler=_sampler(info, config))
+    mark = Synthetic(
+        checkpoint=checkpoint.digest,
+        family=info.family,
+        step=info.step,
+        sampler=_sampler(info, config),
+        guided=None if target is None else target.guided,
+    )
     store = VolumeStore.create(
         directory / STORE_NAME, spacing_mm=info.voxel_mm, num_levels=1, interpolation="none", synthetic=mark
     )
     each = mark.sampler.evaluations
     watch = Watch(store, directory, (config.num_volumes, each), config.preview_every, progress, show)
     absolute = checkpoint.model_copy(update={"uri": str(checkpoint.path.resolve())})
-    drawing = Drawing(absolute, config, store.path.resolve())
+    drawing = Drawing(absolute, config, store.path.resolve(), target)
     with Pool(_where(runner, config), one_thread=False) as pool:
         drawn = _draw(pool, drawing, store, directory / SCRATCH, watch)
-    _samples(store, info, config, mark.sampler, drawn.excluded).save(directory)
+    _samples(store, info, config, mark, drawn.excluded).save(directory)
     watch.finish()
     if drawn.volumes:  # scratch, not artifact: equal runs must give equal bytes
         timing = {"seconds_per_step": drawn.seconds / (drawn.volumes * each), "num_volumes": drawn.volumes}
@@ -185,7 +196,7 @@ def _samples(
     store: VolumeStore,
     info: CheckpointInfo,
     config: SampleConfig,
-    sampler: SamplerSettings,
+    mark: Synthetic,
     excluded: Sequence[Excluded],
 ) -> Samples:
     """The list of samples, from what is committed. Raises: ComputationError: nothing is."""
@@ -212,7 +223,7 @@ def _samples(
         num_asked=config.num_volumes,
         volume_ids=ids,
         seeds=[fact["seed"] for fact in facts],
-        sampler=sampler,
+        sampler=mark.sampler,
         clipped_fraction=[fact["clipped_fraction"] for fact in facts],
         outside_window_fraction=[fact["outside_window_fraction"] for fact in facts],
         verdicts=[Verdict(**fact["verdict"]) for fact in facts],
@@ -221,4 +232,5 @@ def _samples(
         view=View(**info.view.model_dump()),
         intensity=Intensity(**asdict(info.window)),
         spacing_mm=info.voxel_mm,
+        guided=mark.guided,
     )

@@ -71,6 +71,14 @@ def _step(name: str, t: float, target: float, before: float | None) -> tuple[np.
             noise = math.sqrt(max(1 - keep**2, 0.0)) * NOISE_STD
         else:
             on_x, constant = 1 + h * f, h * g
+    elif name == "predictor-corrector-tf":
+        landing = t - 4 * (t - target)
+        if landing >= 0:
+            keep = math.cos(end) / math.cos(_beta(landing))
+            on_x, constant = keep * (1 + 4 * h * f), keep * 4 * h * g
+            noise = 0.95 * math.sqrt(max(1 - keep**2, 0.0)) * NOISE_STD
+        else:
+            on_x, constant = 1 + h * f, h * g
     elif name == "rotation":
         on_x, constant = math.cos(end) * a + math.sin(end) * c, math.cos(end) * b + math.sin(end) * d
     elif name == "heun":

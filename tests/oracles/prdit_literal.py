@@ -262,6 +262,43 @@ def published_sampler(
     return x, image
 
 
+def tf_guided_sampler(
+    model: Callable[[Tensor, int], Tensor],
+    z: Tensor,
+    n: int,
+    noise: list[Tensor],
+    measure: Callable[[Tensor], Tensor],
+    y: Tensor,
+    strength: float = 0.7,
+) -> tuple[Tensor, Tensor]:
+    """§3.2 (e), of one volume: (last state, image estimate of the last evaluation); `noise` has std 1.
+
+    The gradient of the residual's norm with respect to the image estimate is taken from the state that the predictor arrives at.
+    """
+    skip = 1000 // n
+    times = list(range(0, 1000, skip))[::-1]
+    draws = iter(noise)
+    x, image = z, z
+    for i, j in zip(times, [*times[1:], 0], strict=True):
+        eps_hat, image = model(x, i).chunk(2, dim=1)
+        beta_i, beta_j, beta_p = (
+            torch.tensor(v, dtype=torch.float32) / 1000 * (math.pi / 2) for v in (i, j, max(i - 4 * (i - j), 0))
+        )
+        f = torch.sin(beta_i) * image - torch.cos(beta_i) * eps_hat
+        h = beta_j - beta_i
+        if i - 4 * (i - j) >= 0 and i != 0:
+            x = x - 4 * h * f
+            if i > 20:
+                estimate = image.detach().clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(torch.linalg.norm((y - measure(estimate)).flatten()), estimate)
+                x = x - strength * 0.5 * (1 + math.cos((1 - i / 1000) * math.pi)) * gradient
+            a = torch.cos(beta_j) / torch.cos(beta_p)
+            x = a * x + torch.sqrt(torch.clamp(1 - a * a, min=0)) * 0.95 * next(draws)
+        else:
+            x = x - h * f
+    return x, image
+
+
 def flow_sampler(model: Callable[[Tensor, Tensor], Tensor], z: Tensor, n: int, heun: bool) -> Tensor:
     """§3.1: the state after n steps from t = 0 (noise) to t = 1; the model is given 1000 t."""
     x = z

@@ -116,6 +116,7 @@ def test_stages_are_the_pipeline_with_another_end() -> None:
             "flows.retrain.retrain",
             "flows.maintenance.maintenance",
             "flows.benchmark.benchmark",
+            "flows.reconstruct.reconstruct",
         )
     assert content["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PRDIT_HOME }}"}}]
 

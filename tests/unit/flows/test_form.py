@@ -54,7 +54,13 @@ def test_every_deployment_is_there_once() -> None:
     assert tuple(stages) == stage_names()
     assert sorted(map(full_name, deployments())) == sorted(
         [f"prdit/{name}" for name in ("full-pipeline", "lidc-128", "radchest-128", "lidc-256", *stages)]
-        + ["retrain/on-new-scans", "retrain/nightly", "maintenance/verify", "benchmark/compare"]
+        + [
+            "retrain/on-new-scans",
+            "retrain/nightly",
+            "maintenance/verify",
+            "benchmark/compare",
+            "reconstruct/from-measurement",
+        ]
     )
 
 
@@ -80,6 +86,11 @@ def test_the_form_of_every_deployment(deployment: dict[str, Any]) -> None:
         assert page_submits(schema) == {name: RECORDED[name] for name in ("source", "store", "overrides")} | {
             "configuration": "benchmark/tiny",
             "only": "",
+        }
+    elif flow.name == "reconstruct":
+        mappings = dict.fromkeys(("operator", "settings", "overrides"), RECORDED["overrides"])
+        assert page_submits(schema) == {"measurement": "", "volume": "", "configuration": "small"} | mappings | {
+            "model": "models:/prdit@champion"
         }
     else:  # untouched, the site's settings
         assert {"", *config_names()} == {*fields["configuration"]["enum"]}

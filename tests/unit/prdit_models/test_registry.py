@@ -9,6 +9,7 @@ from prdit_models import registry
 from prdit_models.diffusion.process import PROCESSES
 from prdit_models.diffusion.sampler import SAMPLERS
 from prdit_models.families.family import FAMILIES
+from prdit_models.inverse.guides import GUIDES
 from prdit_models.metrics.metric import METRICS
 from prdit_models.registry import Registry
 
@@ -82,7 +83,7 @@ def test_a_thing_that_lacks_something_says_what(monkeypatch: pytest.MonkeyPatch)
         things["alpha"]
 
 
-@pytest.mark.parametrize("ours", [FAMILIES, PROCESSES, SAMPLERS, METRICS])
+@pytest.mark.parametrize("ours", [FAMILIES, PROCESSES, SAMPLERS, GUIDES, METRICS])
 def test_every_row_of_ours_is_there(ours: Registry[object]) -> None:
     for name in ours.names():
         assert ours[name] is ours[name]

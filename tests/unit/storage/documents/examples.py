@@ -15,15 +15,17 @@ from storage.documents.export import Export, ExportedVolume
 from storage.documents.fetch_plan import FetchPlan, PlannedSeries, Selection
 from storage.documents.held_out import HeldOutLosses
 from storage.documents.lease import Lease
+from storage.documents.measurement import MeasuredGrid, Measurement, Simulated
 from storage.documents.patient_key_id import PatientKeyId
 from storage.documents.pending import Pending
 from storage.documents.promotion import Decision
 from storage.documents.provenance import Provenance
+from storage.documents.reconstruction import Accuracy, Likeness, Reconstruction, Truth
 from storage.documents.reference import Reference
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.retraining import Retraining
 from storage.documents.run_record import RunDocument, StageRecord
-from storage.documents.samples import Excluded, Redraw, SamplerSettings, Samples, Verdict
+from storage.documents.samples import Excluded, Guided, Redraw, SamplerSettings, Samples, Verdict
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.documents.split import Split
 from storage.documents.synthetic import Synthetic
@@ -263,7 +265,42 @@ EXAMPLES: dict[str, Document] = {
             ),
         ),
     ),
-    "synthetic": Synthetic(checkpoint="sha256:8", family="global", step=100, sampler=_SAMPLER),
+    "synthetic": Synthetic(
+        checkpoint="sha256:8",
+        family="global",
+        step=100,
+        sampler=_SAMPLER,
+        guided=Guided(measurement=_DIGEST, guide="projection", strength=1.0, settings={"data_std": 0.5}),
+    ),
+    "measurement": Measurement(
+        operator={"name": "downsampling", "factor": 2, "noise_std": 5.0},
+        unit="HU",
+        shape=(4, 4, 4),
+        sha256="6" * 64,
+        noise_std=5.0,
+        saturated_fraction=0.01,
+        grid=MeasuredGrid(shape=(8, 8, 8), spacing_mm=(4.0, 4.0, 4.0), origin_mm=(-14.0, -14.0, 0.0)),
+        simulated=Simulated(snapshot=_DIGEST, volume_id="v1", seed=0),
+    ),
+    "reconstruction": Reconstruction(
+        measurement=_DIGEST,
+        checkpoint="sha256:8",
+        num_samples=2,
+        level=0.9,
+        noise_std=5.0,
+        unit="HU",
+        residuals=[5.1, 4.9],
+        truth=Truth(
+            volume_id="v1",
+            role="held_out",
+            accuracy={"mean": Accuracy(psnr_db=30.0, ssim=0.9, error_hu={"all": 40.0, "bone": None}, residual=4.0)},
+            coverage={"0.9": 0.85},
+            likeness=Likeness(
+                to_training=[200.0, 210.0], to_truth=[60.0, 61.0], truth_to_training=190.0, num_training=6
+            ),
+        ),
+        warnings=["few samples"],
+    ),
     "report": Report(
         figures={
             "fid": FigureRecord(

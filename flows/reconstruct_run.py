@@ -1,0 +1,113 @@
+"""Measure, then reconstruct: what the command and the flow share."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.documents.reconstruction import Reconstruction
+from storage.errors import InputError
+from storage.snapshots import newest
+from storage.sources.one_scan import find_scan
+from storage.volume_store import VolumeStore
+from tasks.model.checkpoint import load_info
+from tasks.reconstruct.config import ReconstructConfig
+from tasks.reconstruct.measure import ArrayFile, ScanFiles, Source, StoredVolume, measure_stage
+from tasks.reconstruct.run import PAGE
+from tasks.reconstruct.setting import Setting
+from tasks.reconstruct.stage import reconstruct_stage
+from tasks.run.progress import Advance
+from tasks.run.stage import RunContext, StageOutcome
+
+if TYPE_CHECKING:
+    from flows.config import PipelineConfig
+    from storage.artifacts import Ref
+
+_ARRAY = ".npy"
+RunStage = Callable[[str, Callable[[Advance], StageOutcome]], StageOutcome]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be reconstructed.
+
+    Attributes:
+        measurement: file, folder, or with `volume` a volume store.
+        checkpoint: of the model, verified.
+        operator: name and settings.
+        how: volumes are drawn.
+        volume: id of the volume that is measured by the operator itself; empty: none.
+        noise_seed: of the noise of a simulated measurement.
+    """
+
+    measurement: Path
+    checkpoint: "Ref"
+    operator: Mapping[str, Any]
+    how: ReconstructConfig
+    volume: str = ""
+    noise_seed: int = 0
+
+    def source(self) -> Source:
+        """Where the measurement comes from.
+
+        Raises: InputError, StorageError: nothing is there that could be one.
+        """
+        place = self.measurement
+        if self.volume:
+            return StoredVolume(newest(VolumeStore.open(place)), self.volume, self.noise_seed)
+        if (place / "zarr.json").is_file():
+            raise InputError(
+                f"{place} is a volume store. Name the volume of it that is to be measured: --volume ID (`prdit ls {place} "
+                "--volumes` lists them)."
+            )
+        if place.suffix == _ARRAY and place.is_file():
+            return ArrayFile(place)
+        return ScanFiles(find_scan(place))
+
+
+def settings_of(
+    config: "PipelineConfig",
+    explained: Callable[[str], AbstractContextManager[None]],
+    given: Mapping[str, Any],
+) -> ReconstructConfig:
+    """How volumes are drawn: as the configuration's stage sample says, but for what is given; defaults are the reconstruction's.
+
+    Args:
+        config: of the run.
+        explained: turns pydantic's account of wrong settings into ours.
+        given: by the names of `ReconstructConfig`; None: not given.
+    Raises: ConfigError: settings are wrong.
+    """
+    values = config.sample.model_dump(exclude_unset=True) | {key: one for key, one in given.items() if one is not None}
+    with explained("reconstruct"):
+        return ReconstructConfig.model_validate(values)
+
+
+def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage: RunStage) -> dict[str, Any]:
+    """Both stages; returns what there is to say as JSON values.
+
+    Args:
+        config: says which runner.
+        wanted: what.
+        context: where they work and report.
+        run_stage: runs a stage by its name.
+    Raises: InputError, StorageError, RunnerError, ComputationError: see the stages.
+    """
+    if wanted.checkpoint.kind != "checkpoint":
+        raise InputError(
+            f"A reconstruction needs a checkpoint (--model), got a {wanted.checkpoint.kind} at {wanted.checkpoint.uri}."
+        )
+    setting, source = Setting.of(load_info(wanted.checkpoint)), wanted.source()
+    measured = run_stage("measure", lambda progress: measure_stage(source, wanted.operator, setting, context))
+    outcome = run_stage(
+        "reconstruct",
+        lambda progress: reconstruct_stage(
+            wanted.checkpoint, measured.ref, wanted.how, context, progress, runner=config.runner
+        ),
+    )
+    return outcome.model_dump(mode="json") | {
+        "measurement": measured.ref.model_dump(mode="json"),
+        "reconstruction": Reconstruction.load(outcome.ref.path).to_json(),
+        "page": str(outcome.ref.path / PAGE),
+    }

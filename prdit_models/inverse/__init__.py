@@ -1,0 +1,1 @@
+"""Inverse problems: what a measurement shows of a volume, as operators with exact adjoints."""

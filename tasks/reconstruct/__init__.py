@@ -1,0 +1,1 @@
+"""Stages measure and reconstruct: a measurement of a volume -> volumes that a model holds possible behind it."""

@@ -1,0 +1,101 @@
+"""`prdit reconstruct` from the command line to the page, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from flows.cli import app
+from storage.documents.measurement import Measurement
+from storage.documents.samples import Samples
+from tests.unit.tasks.test_reconstruct import Case
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("case"))
+
+
+class Called:
+    """The command with what every call of it needs."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        self.case, self.folder = case, folder
+        self.operator = folder / "operator.yaml"
+        self.operator.write_text("name: downsampling\nfactor: 2\nnoise_std: 5\n")
+
+    def __call__(self, measurement: Path, *arguments: str) -> Result:
+        common = ["--model", self.case.checkpoint.uri, "--operator", str(self.operator)]
+        common += [
+            "--workdir",
+            str(self.folder / "work"),
+            "--set",
+            "sample.num_threads=1",
+            "--set",
+            "sample.device=cpu",
+        ]
+        return CliRunner().invoke(app, ["reconstruct", str(measurement), *common, *arguments])
+
+
+@pytest.fixture
+def call(case: Case, tmp_path: Path) -> Called:
+    return Called(case, tmp_path)
+
+
+def words(text: str) -> str:
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+def test_a_stored_volume_is_measured_reconstructed_and_compared(call: Called, case: Case) -> None:
+    arguments = ("--volume", "v2", "--samples", "2", "--steps", "4", "--set", "guide.data_std=0.4", "--json")
+    shown = call(case.snapshot.path, *arguments)
+    assert shown.exit_code == 0, shown.output
+    value = json.loads(shown.stdout.splitlines()[-1])
+    found = value["reconstruction"]
+    assert (found["num_samples"], found["truth"]["role"]) == (2, "held_out")
+    samples = Samples.load(Path(value["ref"]["uri"]))
+    assert samples.guided is not None
+    assert (samples.guided.guide, samples.guided.settings) == ("projection", {"data_std": 0.4})
+    assert (samples.sampler.output, samples.sampler.num_steps) == ("state", 4)
+    assert Path(value["page"]).is_file()
+    assert Measurement.load(Path(value["measurement"]["uri"])).noise_std == 5.0
+    again = call(case.snapshot.path, *arguments[:-1])
+    assert again.exit_code == 0, again.output
+    assert "2 volumes cached" in again.stdout
+    assert re.search(r"trilinear +\d", again.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 1, "is a volume store. Name the volume of it that is to be measured: --volume ID"),
+        (("--volume", "v0"), 1, "The model was trained on volumes of the patient of v0"),
+        (("--volume", "v2", "--guide", "best"), 1, "'best' is none; there are projection"),
+        (("--volume", "v2", "--strength", "-1"), 2, "Invalid value for '--strength'"),
+        (("--volume", "v2", "--set", "sample.redraw.most=2"), 2, "samples of a measurement are not drawn again"),
+    ],
+)
+def test_refusals(call: Called, case: Case, arguments: tuple[str, ...], code: int, message: str) -> None:
+    found = call(case.snapshot.path, *arguments)
+    assert found.exit_code == code, found.output
+    assert message in words(found.stderr)
+
+
+def test_an_operator_that_cannot_be_read_and_a_missing_measurement_are_named(
+    call: Called, case: Case, tmp_path: Path
+) -> None:
+    call.operator.write_text("- downsampling\n")
+    found = call(case.snapshot.path, "--volume", "v2")
+    assert found.exit_code == 2
+    assert "the operator" in words(found.stderr)
+    call.operator.write_text("name: downsampling\nfactor: 2\n")
+    found = call(tmp_path / "nothing")
+    assert found.exit_code == 1
+    assert "does not exist" in words(found.stderr)
+    np.save(tmp_path / "views.npy", np.zeros((1, 8, 8)))
+    found = call(tmp_path / "views.npy")
+    assert found.exit_code == 1
+    assert "an array without geometry" in words(found.stderr)
