@@ -16,6 +16,7 @@ from flows.reconstruct_run import Wanted, run, settings_of
 from flows.record import tracking_uri
 from flows.room import make_room
 from storage.errors import ConfigError
+from storage.places import as_place
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, StageOutcome, code_version
 from tasks.run.task import run_as_task
@@ -65,7 +66,7 @@ def reconstruct(
             return run_as_task(name, work, source=None if volume else measurement)
 
         how = settings_of(config, pydantic_explained, settings)
-        wanted = Wanted(Path(measurement.strip()), found_artifact(model, workdir), operator, how, volume.strip())
+        wanted = Wanted(as_place(measurement.strip()), found_artifact(model, workdir), operator, how, volume.strip())
         try:
             return run(config, wanted, context, run_stage)
         finally:
