@@ -202,7 +202,9 @@ def test_the_cache_stays_within_its_size_and_spares_requests(
     np.testing.assert_array_equal(store.read_level("a").hu, smooth(1).hu)
 
 
-def test_other_things_in_the_folder_of_the_cache_stay(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_things_in_the_folder_of_the_cache_stay(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = tmp_path / "home" / "results" / "thesis.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("not a copy")
@@ -241,10 +243,30 @@ def test_damage_on_the_way_is_not_cached(path: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "levels").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/x", "https://bucket/x", "s3://"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gs://bucket/x",
+        "https://bucket/x",
+        "s3://",
+        "s3:///prefix",
+        "s3:bucket/x",
+        " s3://bucket/x",
+        "S3://bucket/x",
+        "s3://bucket /x",
+        "s3://bucket:9000/x",
+        "s3://bucket/a/../b",
+    ],
+)
 def test_other_places_are_named(text: str) -> None:
     with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX"):
         as_place(text)
+
+
+def test_a_secret_in_a_url_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL_S3") as refused:
+        as_place("s3://key:hunter2@bucket/x")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_what_needs_a_folder_is_refused(path: Path) -> None:
