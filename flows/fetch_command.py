@@ -43,7 +43,9 @@ def idc(
     min_slices: Annotated[int, typer.Option(min=1, help="Least number of DICOM images of a series.")] = 1,
     max_gb: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Whole patients, from the first on, as long as they are no larger together."),
+        typer.Option(
+            min=0.001, max=1e9, help="Whole patients, from the first on, as long as they are no larger together."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be downloaded; nothing is.")] = False,
     index: Annotated[
