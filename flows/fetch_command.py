@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.console import Json, clear_errors, example, given_path, show_result, stop_as_ctrl_c
+from storage.places import as_folder
 
 if TYPE_CHECKING:
     from storage.documents.fetch_plan import FetchPlan
@@ -78,7 +79,7 @@ def idc(
             patients=patients,
             max_gb=max_gb,
         )
-        folder = to or Path(".prdit/idc") / Path(collection).name
+        folder = as_folder(to, "--to") if to else Path(".prdit/idc") / Path(collection).name
         plan = plan_for(folder, make_plan(IdcIndex(index), selection))
         value = _value(plan, folder)
         if dry_run:

@@ -353,9 +353,12 @@ def _client(bucket: str) -> Any:
     try:
         session = boto3.Session()
         known = session.client("s3").meta
+    except (BotoCoreError, ValueError) as error:  # such as an endpoint that is no URL
+        raise ConfigError(f"s3://{bucket}: the settings for S3 cannot be used: {error}") from None
+    try:
         provider = None if public else Boto3CredentialProvider(session)
     except BotoCoreError as error:
-        raise ConfigError(f"s3://{bucket}: the settings for S3 cannot be used: {error}") from None
+        raise ConfigError(f"s3://{bucket}: the credentials for S3 cannot be used: {error}") from None
     except ValueError:
         raise ConfigError(
             f"No credentials for s3://{bucket}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public "

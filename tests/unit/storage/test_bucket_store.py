@@ -176,6 +176,10 @@ def test_no_bucket_and_no_credentials(path: Path, monkeypatch: pytest.MonkeyPatc
     forget_clients()
     with pytest.raises(ConfigError, match=r"No credentials for s3://scans. Set AWS_PROFILE"):
         VolumeStore.create(path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio.example:9000")
+    forget_clients()
+    with pytest.raises(ConfigError, match=r"settings for S3 cannot be used: .*minio.example:9000"):
+        VolumeStore.create(path)
 
 
 def test_the_cache_stays_within_its_size_and_spares_requests(
