@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.console import Json, Workdir, clear_errors, example, find_ref, given_path, show_result, stop_as_ctrl_c
-from storage.places import as_place
+from storage.places import as_folder, as_place
 
 _Store = Annotated[
     str, typer.Argument(help="Volume store; or samples: their directory, their store, or a reference as JSON.")
@@ -140,7 +140,7 @@ def _sendables(
         raise InputError(
             f"{source} is an exported folder: --patient, --snapshot and --level were chosen when it was made."
         )
-    return of_folder(Path(source), volumes or ())
+    return of_folder(as_folder(source, "The exported folder"), volumes or ())
 
 
 def _selected(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.console import Json, clear_errors, example, given_path, show_result, stop_as_ctrl_c
+from storage.places import as_folder
 
 if TYPE_CHECKING:
     from storage.documents.fetch_plan import FetchPlan
@@ -43,7 +44,9 @@ def idc(
     min_slices: Annotated[int, typer.Option(min=1, help="Least number of DICOM images of a series.")] = 1,
     max_gb: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Whole patients, from the first on, as long as they are no larger together."),
+        typer.Option(
+            min=0.001, max=1e9, help="Whole patients, from the first on, as long as they are no larger together."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be downloaded; nothing is.")] = False,
     index: Annotated[
@@ -76,7 +79,7 @@ def idc(
             patients=patients,
             max_gb=max_gb,
         )
-        folder = to or Path(".prdit/idc") / Path(collection).name
+        folder = as_folder(to, "--to") if to else Path(".prdit/idc") / Path(collection).name
         plan = plan_for(folder, make_plan(IdcIndex(index), selection))
         value = _value(plan, folder)
         if dry_run:

@@ -90,7 +90,7 @@ class BucketPath(PosixPath):
 
     def is_dir(self) -> bool:
         """Whether there are objects below. Raises: UnreadableError."""
-        return any(True for _ in self._listed(limit=1))
+        return any(True for _ in self._listed(2))
 
     def exists(self) -> bool:
         """Whether there is an object of this name, or some below. Raises: UnreadableError."""
@@ -110,7 +110,7 @@ class BucketPath(PosixPath):
         with self._asking():
             found = _client(self.bucket).list_with_delimiter(self.key or None)
         names = [each["path"] for each in found["objects"]] + list(found["common_prefixes"])
-        yield from (self / name.rpartition("/")[2] for name in names)
+        yield from (self / name.rpartition("/")[2] for name in dict.fromkeys(names) if name != self.key)
 
     def walk_objects(self) -> Iterator[tuple[str, int, datetime]]:
         """Every object below: name relative to this path, bytes, last change. Raises: UnreadableError."""
@@ -211,20 +211,21 @@ class BucketPath(PosixPath):
         with self._asking():
             return _client(self.bucket).head(self.key)
 
-    def _listed(self, *, limit: int | None = None) -> Iterator[tuple[str, int, datetime]]:
-        """(name relative to this path, bytes, last change) of every object below."""
+    def _listed(self, at_once: int = 1000) -> Iterator[tuple[str, int, datetime]]:
+        """(name relative to this path, bytes, last change) of every object below, given out `at_once` together.
+
+        An object `prefix/`, which consoles and file browsers make as a folder, is not below it: the client calls it `prefix`.
+        """
         prefix = f"{self.key}/" if self.key else ""
-        pages = iter(_client(self.bucket).list(prefix or None, chunk_size=limit or 1000))
+        pages = iter(_client(self.bucket).list(prefix or None, chunk_size=at_once))
         while True:
             with self._asking():
                 page: Any = next(pages, [])
             if not page:
                 return
-            for each in page[:limit]:
-                if name := each["path"].removeprefix(prefix):
-                    yield name, each["size"], each["last_modified"]
-            if limit is not None:
-                return
+            for each in page:
+                if each["path"].startswith(prefix):
+                    yield each["path"].removeprefix(prefix), each["size"], each["last_modified"]
 
     def _written_by(self, token: str) -> bool:
         """Whether the object is the one that this call of `put_if_absent` sent."""
@@ -237,7 +238,13 @@ class BucketPath(PosixPath):
         self, *, write: bool = False, missing_ok: bool = False, passing: tuple[type[Exception], ...] = ()
     ) -> Iterator[None]:
         """Turn refusals of a request into our errors; `passing` are raised as they are."""
-        from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+        from obstore.exceptions import (
+            BaseError,
+            InvalidPathError,
+            NotFoundError,
+            PermissionDeniedError,
+            UnauthenticatedError,
+        )
 
         kind = UnwritableError if write else UnreadableError
         verb = "written" if write else "read"
@@ -250,18 +257,26 @@ class BucketPath(PosixPath):
                 raise kind(f"{self}: there is no bucket {self.bucket}. Check its name, or make it.") from None
             if not missing_ok:
                 raise FileNotFoundError(f"{self} does not exist") from None
+        except InvalidPathError:
+            raise kind(
+                f"{self}: an object there, or this name, has a part that is empty ('//'), '.' or '..', or a control character, "
+                "which cannot be asked for. Rename that object, or give a prefix without it."
+            ) from None
         except BaseError as error:
             if "NoSuchBucket" in str(error):
                 raise kind(f"{self}: there is no bucket {self.bucket}. Check its name, or make it.") from None
             if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(str(error)):
-                raise kind(
+                said = kind(
                     f"{self} cannot be {verb}: the object store refuses these credentials ({_code(error)}). Check AWS_PROFILE or "
                     "the AWS_* variables, and what the bucket's policy allows."
-                ) from None
-            raise kind(
-                f"{self} cannot be {verb}: {_code(error)}, after several tries. Check the network and the object store "
-                "(AWS_ENDPOINT_URL, AWS_REGION), then run again: finished work is kept."
-            ) from None
+                )
+            else:
+                said = kind(
+                    f"{self} cannot be {verb}: {_code(error)}, after several tries. Check the network and the object store "
+                    "(AWS_ENDPOINT_URL, AWS_REGION), then run again: finished work is kept."
+                )
+            said.strerror = _code(error)  # for the verdict of a single file
+            raise said from None
 
 
 class _Object(io.RawIOBase):
@@ -338,9 +353,12 @@ def _client(bucket: str) -> Any:
     try:
         session = boto3.Session()
         known = session.client("s3").meta
+    except (BotoCoreError, ValueError) as error:  # such as an endpoint that is no URL
+        raise ConfigError(f"s3://{bucket}: the settings for S3 cannot be used: {error}") from None
+    try:
         provider = None if public else Boto3CredentialProvider(session)
     except BotoCoreError as error:
-        raise ConfigError(f"s3://{bucket}: the settings for S3 cannot be used: {error}") from None
+        raise ConfigError(f"s3://{bucket}: the credentials for S3 cannot be used: {error}") from None
     except ValueError:
         raise ConfigError(
             f"No credentials for s3://{bucket}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public "

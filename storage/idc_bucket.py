@@ -59,7 +59,7 @@ class PublicBucket:
         name: of the bucket.
         endpoint: address of the server; what the environment says of S3 (AWS_…) is not used, it is about buckets of one's own.
 
-    Raises: InputError: obstore is not installed.
+    Raises: InputError: obstore is not installed, or the address is none.
     """
 
     def __init__(self, name: str, endpoint: str = AMAZON) -> None:
@@ -71,6 +71,10 @@ class PublicBucket:
             raise InputError(
                 f"Reading a bucket needs the package obstore, which cannot be imported ({error}): pip install 'prdit[idc]'."
             ) from error
+        if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+/?", endpoint):  # the client ends with a panic of Rust
+            raise InputError(
+                f"{endpoint!r} is no address of an S3 server; expected one such as http://127.0.0.1:9000 (--endpoint)."
+            )
         self.name, self.endpoint = name, endpoint
         self._store: Any = make(
             name,

@@ -34,7 +34,9 @@ class LevelCache:
 
     @classmethod
     def from_environment(cls) -> "LevelCache":
-        """The cache of this user: `PRDIT_CACHE` names its folder, `PRDIT_CACHE_GB` its size.
+        """The cache of this user: in `levels` of the folder that `PRDIT_CACHE` names; `PRDIT_CACHE_GB` is its size.
+
+        A folder that has something else, too, keeps that: only copies are removed to make room.
 
         Raises: ConfigError: the size is no number, or the folder is in an object store.
         """
@@ -46,7 +48,8 @@ class LevelCache:
             most = -1
         if not 0 <= most < float("inf"):
             raise ConfigError(f"PRDIT_CACHE_GB is {text!r}; expected how many GB copies may take, such as 20.")
-        return cls(as_folder(os.environ.get("PRDIT_CACHE") or default, "PRDIT_CACHE"), int(most * _GB))
+        place = as_folder(os.environ.get("PRDIT_CACHE") or default, "PRDIT_CACHE").expanduser()
+        return cls(place / "levels", int(most * _GB))
 
     @contextmanager
     def held(

@@ -95,6 +95,8 @@ def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:
     """
     if isinstance(source, BucketPath):
         for name, size, changed in source.walk_objects():
+            if not size and not (source / name).is_file():  # the mark of a folder, an object `name/`
+                continue
             yield FoundFile(name, size, int(changed.timestamp() * 1e9))
         return
     root = os.path.realpath(source)

@@ -18,6 +18,7 @@ from storage.files import (
     sha256_json,
     temporary_path,
 )
+from storage.places import as_folder
 from tasks.export.selection import Selection
 from tasks.run.progress import Advance
 
@@ -32,13 +33,13 @@ def export(selection: Selection, format: str, folder: Path, progress: Advance) -
         progress: called with (slices written, of all volumes).
     Returns: what `export.json` says.
     Raises:
-        InputError: no such format, or the folder lies in the store.
+        InputError: no such format, or the folder lies in the store or in a bucket.
         AlreadyExistsError: something is at `folder`.
         StorageError: a volume cannot be read, or the folder not written.
     """
     if format not in EXPORTS:
         raise InputError(f"--format {format!r} is not known; expected one of {', '.join(EXPORTS)}.")
-    _check_free(folder, selection.store.path)
+    _check_free(as_folder(folder, "The folder of an export"), selection.store.path)
     staging = temporary_path(folder)
     done, total = 0, selection.num_planes
 

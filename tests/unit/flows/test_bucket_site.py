@@ -261,14 +261,14 @@ def test_zz_a_patient_is_forgotten_everywhere(home: Path) -> None:
     store = VolumeStore.open(as_place(STORE))
     (volume,) = [name for name in store.volume_ids() if store.commit_record(name).scan.scan == "1.2.3.1"]  # type: ignore[union-attr]
     store.read_level(volume)
-    assert [path for path in (home / "cache").iterdir() if volume in path.name]
+    assert [path for path in (home / "cache" / "levels").iterdir() if volume in path.name]
     code, shown, output = called("forget", "--volume", volume)
     assert (code, shown["done"]) == (0, None)
     code, done, more = called("forget", "--volume", volume, "--yes")
     assert (code, done["done"]["deleted_volumes"]) == (0, 1)
     assert NAME not in output + more
     assert volume not in VolumeStore.open(as_place(STORE)).volume_ids()
-    assert [path for path in (home / "cache").iterdir() if volume in path.name] == []
+    assert [path for path in (home / "cache" / "levels").iterdir() if volume in path.name] == []
     below = [name for name, _, _ in as_place(STORE).walk_objects()]  # type: ignore[attr-defined]
     assert [name for name in below if volume in name] == []
     assert len([name for name in below if "forget.lock" in name]) == 1

@@ -41,6 +41,19 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*.dcm")}
 
 
+def test_a_limit_without_limit_is_a_wrong_option(archive: FakeIdc) -> None:
+    refused = call(*arguments(archive, "--max-gb", "inf", "--dry-run"))
+    assert refused.exit_code == 2
+    assert "--max-gb" in refused.output
+
+
+def test_an_endpoint_that_is_no_address_writes_nothing(archive: FakeIdc, tmp_path: Path) -> None:
+    refused = call(*arguments(archive), "--endpoint", "minio.example", "--to", "there")
+    assert refused.exit_code == 1
+    assert "'minio.example' is no address of an S3 server" in refused.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dry_run_shows_the_plan_and_writes_nothing(archive: FakeIdc, tmp_path: Path) -> None:
     archive.asked.clear()
     shown = call(*arguments(archive, "--patients", "1", "--dry-run", "--json"))

@@ -176,6 +176,10 @@ def test_no_bucket_and_no_credentials(path: Path, monkeypatch: pytest.MonkeyPatc
     forget_clients()
     with pytest.raises(ConfigError, match=r"No credentials for s3://scans. Set AWS_PROFILE"):
         VolumeStore.create(path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio.example:9000")
+    forget_clients()
+    with pytest.raises(ConfigError, match=r"settings for S3 cannot be used: .*minio.example:9000"):
+        VolumeStore.create(path)
 
 
 def test_the_cache_stays_within_its_size_and_spares_requests(
@@ -195,11 +199,30 @@ def test_the_cache_stays_within_its_size_and_spares_requests(
     assert faults.seen == []
     store.read_level("a")
     store.read_level("c")
-    kept = {entry.name.split("-")[1] for entry in (tmp_path / "cache").iterdir()}
+    kept = {entry.name.split("-")[1] for entry in (tmp_path / "cache" / "levels").iterdir()}
     assert kept == {"a", "c"}
-    [entry] = [entry for entry in (tmp_path / "cache").iterdir() if "-a-" in entry.name]
+    [entry] = [entry for entry in (tmp_path / "cache" / "levels").iterdir() if "-a-" in entry.name]
     (entry / "c/0/0/0").write_bytes(b"")
     np.testing.assert_array_equal(store.read_level("a").hu, smooth(1).hu)
+
+
+def test_other_things_in_the_folder_of_the_cache_stay(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "home" / "results" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("not a copy")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PRDIT_CACHE", "~")
+    monkeypatch.setenv("PRDIT_CACHE_GB", "0")
+    store = VolumeStore.create(path)
+    store.write(smooth(), volume_id="a", attributes={})
+    for level in (1, 2):
+        store.read_level("a", level)
+    assert mine.read_text() == "not a copy"
+    assert [entry.name[-4:] for entry in (tmp_path / "home" / "levels").iterdir()] == [
+        f"{store.commit_record('a').folder}-2"[-4:]
+    ]
 
 
 def test_a_copy_that_is_read_is_not_removed(tmp_path: Path) -> None:
@@ -221,13 +244,33 @@ def test_damage_on_the_way_is_not_cached(path: Path, tmp_path: Path) -> None:
     boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"other bytes")
     with pytest.raises(DamagedArtifactError, match="SHA-256"):
         store.read_level("a")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache" / "levels").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/x", "https://bucket/x", "s3://"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gs://bucket/x",
+        "https://bucket/x",
+        "s3://",
+        "s3:///prefix",
+        "s3:bucket/x",
+        " s3://bucket/x",
+        "S3://bucket/x",
+        "s3://bucket /x",
+        "s3://bucket:9000/x",
+        "s3://bucket/a/../b",
+    ],
+)
 def test_other_places_are_named(text: str) -> None:
     with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX"):
         as_place(text)
+
+
+def test_a_secret_in_a_url_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL_S3") as refused:
+        as_place("s3://key:hunter2@bucket/x")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_what_needs_a_folder_is_refused(path: Path) -> None:

@@ -8,6 +8,7 @@ from storage.documents.export import Export
 from storage.errors import AlreadyExistsError, InputError, UnreadableError, UnwritableError
 from storage.files import sha256_file
 from storage.geometry import Volume
+from storage.places import as_place
 from storage.snapshots import newest, withdraw
 from storage.volume_store import VolumeStore
 from tasks.export.folder import export, path_digest
@@ -45,6 +46,12 @@ def test_volumes_are_chosen_by_id_by_patient_or_all(tmp_path: Path) -> None:
     assert set(select(store, everything=True).volumes) == {SCAN, "third"}
     assert set(select(store, everything=True, snapshot="2").volumes) == {SCAN, "second", "third"}
     assert list(select(sample_store(tmp_path / "samples.zarr"), everything=True).volumes) == [GENERATED]
+
+
+def test_a_folder_in_a_bucket_is_refused_at_once(tmp_path: Path) -> None:
+    chosen = select(scan_store(tmp_path / "store"), everything=True)
+    with pytest.raises(InputError, match=r"The folder of an export is s3://scans/out, in an object store"):
+        export(chosen, "nifti", as_place("s3://scans/out"), silent)
 
 
 def test_a_choice_of_nothing_or_of_what_is_not_there_is_refused(tmp_path: Path) -> None:

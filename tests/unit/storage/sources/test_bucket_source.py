@@ -14,6 +14,7 @@ from storage.phantom.series import write_demo_data
 from storage.places import as_place
 from storage.snapshots import load_snapshot, newest
 from storage.sources.files import open_file, walk_source
+from storage.sources.formats import read_source_file
 from storage.volume_store import VolumeStore
 from tasks.ingest.config import IngestConfig
 from tasks.ingest.run import ingest
@@ -82,6 +83,42 @@ def test_objects_are_read_in_parts_and_archives_where_they_lie(here: Path) -> No
         assert stream.read() == packed.getvalue()[-10:]
     with pytest.raises(FileNotFoundError):
         open_file(source, "absent.dcm").__enter__()
+
+
+def test_marks_of_folders_are_no_files(here: Path) -> None:
+    """Consoles and file browsers make an empty object `folder/`."""
+    for name in ("marks/", "marks/sub/", "marks/empty/", "marks-none/"):
+        put(name, b"")
+    put("marks/sub/a.dcm", b"a")
+    put("marks/sub", b"an object beside a folder of its name")
+    put("marks/none.dcm", b"")
+    source = as_place(f"s3://{BUCKET}/marks")
+    assert sorted(each.path for each in walk_source(source)) == ["none.dcm", "sub", "sub/a.dcm"]
+    assert {str(path) for path in source.iterdir()} == {f"{source}/{name}" for name in ("sub", "empty", "none.dcm")}
+    only_mark = as_place(f"s3://{BUCKET}/marks-none")
+    assert source.is_dir()
+    assert not only_mark.exists()
+    with pytest.raises(SourceError, match="has no objects"):
+        ingest(only_mark, here / "local", IngestConfig(patient_key_file=str(here / "key")), runner=Local(1))
+    assert VolumeStore.create(only_mark).volume_ids() == []
+
+
+def test_a_name_that_cannot_be_asked_for_is_said(here: Path) -> None:
+    put("twice//a.dcm", b"a")
+    with pytest.raises(UnreadableError, match=r"s3://scans/twice: an object there.*'//'.*Rename"):
+        list(walk_source(as_place(f"s3://{BUCKET}/twice")))
+
+
+def test_an_object_that_is_refused_says_why(here: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    put("denied/a.dcm", b"anything")
+    faults = Faults(server)
+    faults.rule = lambda method, path, number: "403" if path.endswith("a.dcm") else ""
+    use(monkeypatch, faults.address)
+    try:
+        digest, facts = read_source_file(as_place(f"s3://{BUCKET}/denied"), "a.dcm")
+    finally:
+        faults.stop()
+    assert (digest, facts.reason, facts.detail) == ("", "unreadable_file", "AccessDenied")
 
 
 def test_an_empty_prefix_and_a_refusal_are_one_sentence(
