@@ -243,7 +243,7 @@ def test_coefficients_of_any_predictor_step(k: int, schedule: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "plms"}, r"'plms'.*'euler', 'predictor-corrector', 'rotation'"),
+        ({"name": "plms"}, r"'plms'.*'euler', 'predictor-corrector', 'predictor-corrector-tf', 'rotation'"),
         ({"schedule": "uniform"}, r"'uniform'.*'even', 'published'"),
         ({"parametrization": "v"}, r"'v'.*'velocity', 'image'"),
         ({"num_steps": 0}, "num_steps is 0; expected at least 1"),
