@@ -14,8 +14,8 @@ class Synthetic(Document):
         checkpoint: digest of the checkpoint that the volumes were drawn from.
         family: of its model.
         step: optimiser steps of its weights.
-        sampler: how they were drawn, the seed among it.
         guided: the measurement that they were drawn towards; None: none.
+        sampler: how they were drawn, the seed among it.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -26,8 +26,8 @@ class Synthetic(Document):
     checkpoint: str
     family: str
     step: int
-    sampler: SamplerSettings
     guided: Guided | None = None
+    sampler: SamplerSettings
 
     def to_json(self) -> dict[str, Any]:
         """The content of the attribute; of volumes that were drawn freely it does not say so."""

@@ -467,6 +467,7 @@ def _without_a_required_key(content: dict[str, Any]) -> dict[str, Any]:
 
 
 REQUIRED = {
+    "operator",
     "checkpoint",
     "free_bytes",
     "prdit",
