@@ -25,7 +25,7 @@ def samples_of(work: Path, name: str, checkpoint: Ref, measurement: Ref) -> Ref:
     folder = work / "reconstruct" / name
     (folder / "samples.zarr").mkdir(parents=True)
     for path in ("mean.nii.gz", "samples.zarr/chunk", "reconstruction.html"):
-        (folder / path).write_text("voxels")
+        (folder / path).write_text(f"voxels of {name}")  # equal files would be one artifact
     return commit_artifact(
         folder,
         "samples",
