@@ -33,7 +33,9 @@ def run() -> dict[str, Any]:
         guides |= {f"{name}, {operator_name}": GUIDES[name](measured) for name in GUIDES.names()}
 
     def seconds(guide: Any) -> float:
-        began = time.process_time()  # of one thread; unlike the clock's, it does not count what others compute meanwhile
+        began = (
+            time.process_time()
+        )  # of one thread; unlike the clock's, it does not count what others compute meanwhile
         generators = [torch.Generator().manual_seed(0)]
         sample(model, process, Sampler("euler", STEPS), volume_size=SIZE, generators=generators, guide=guide)
         return (time.process_time() - began) / STEPS
