@@ -128,7 +128,7 @@ def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:
 
 
 def _marks_folder(path: BucketPath) -> bool:
-    """Whether what is listed as an empty object is `path/`, as consoles mark a folder: there is none, or another, of the name itself."""
+    """Whether what is listed as an empty object is `path/`, as consoles mark a folder; `path` is another, or none."""
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:
