@@ -95,7 +95,7 @@ def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:
     """
     if isinstance(source, BucketPath):
         for name, size, changed in source.walk_objects():
-            if not size and not (source / name).is_file():  # the mark of a folder, an object `name/`
+            if not size and _marks_folder(source / name):
                 continue
             yield FoundFile(name, size, int(changed.timestamp() * 1e9))
         return
@@ -125,6 +125,14 @@ def walk_source(source: Path) -> Iterator[FoundFile | FoundOther]:
         except OSError as error:
             yield FoundOther(folder or ".", "unreadable_file", error.strerror or "no access")
         pending += sorted(folders, reverse=True)
+
+
+def _marks_folder(path: BucketPath) -> bool:
+    """Whether what is listed as an empty object is `path/`, as consoles mark a folder; `path` is another, or none."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return True
 
 
 def _found(entry: os.DirEntry[str], path: str, root: str) -> FoundFile | FoundOther | None:
