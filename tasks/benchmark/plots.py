@@ -50,7 +50,7 @@ def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
             off = (
                 None
                 if fid.low is None or fid.high is None
-                else [[fid.value - max(fid.low, 1e-12)], [fid.high - fid.value]]
+                else [[fid.value - max(fid.low, 1e-12)], [fid.high - fid.value]]  # a logarithm has no zero
             )
             label = f"{line.title} ({line.sampler})"
             handles[label] = panel.errorbar(
@@ -70,6 +70,10 @@ def draw(lines: Sequence[Line], floor: float | None) -> bytes | None:
         else:
             _few_ticks(panel.xaxis)
         panel.set_yscale("log")
+        values = [value for _, mean in shown for value in (mean["fid"].value, mean["fid"].low) if value is not None]
+        panel.set_ylim(
+            bottom=0.5 * min(value for value in (*values, floor or 0.0) if value > 0)
+        )  # bars may leave it there
         _few_ticks(panel.yaxis)
         style_axes(panel)
         panel.set_xlabel(words, fontsize=9)
