@@ -7,6 +7,7 @@ Credentials, region and endpoint come from the usual chain of AWS tools (environ
 stands in a message.
 """
 
+import errno
 import io
 import logging
 import os
@@ -22,15 +23,17 @@ from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
 from storage.bucket_after_fork import ReadingClient
-from storage.errors import ConfigError, UnreadableError, UnwritableError
+from storage.errors import ConfigError, UnreachableError, UnreadableError, UnwritableError
 
 SCHEME = "s3:"
 _TOKEN = "prdit-writer"  # metadata of an object: which call of `put_if_absent` made it
 AT_ONCE = 16  # requests of one process for small objects: each waits for its answer
 _PIECE = 1 << 20  # bytes of one request of a file that is read in parts
+_RETRIES = 8  # of a request, with growing pauses, for at most two minutes
 _TRIES = 4  # of a conditional put whose answer was lost; the client repeats the others itself
 _REFUSED = re.compile(r"status code: 40[13]\b")  # of a listing, which has no error of its own for that
 _forked = False  # whether this process was forked from one that may have used obstore
+_AWAY = re.compile(r"error sending request|timed out|error decoding response|status code: 5\d\d\b")
 logger = logging.getLogger("prdit.bucket")
 
 
@@ -271,7 +274,8 @@ class BucketPath(PosixPath):
                     "the AWS_* variables, and what the bucket's policy allows."
                 )
             else:
-                said = kind(
+                away = not write and _AWAY.search(str(error))
+                said = (UnreachableError if away else kind)(
                     f"{self} cannot be {verb}: {_code(error)}, after several tries. Check the network and the object store "
                     "(AWS_ENDPOINT_URL, AWS_REGION), then run again: finished work is kept."
                 )
@@ -297,7 +301,7 @@ class _Object(io.RawIOBase):
                 if "416 Range Not Satisfiable" not in str(error):  # said of an empty object
                     raise
                 meta = _client(path.bucket).head(path.key)
-        self._size = int(meta["size"])
+        self._size, self._version = int(meta["size"]), meta["e_tag"]
 
     def readable(self) -> bool:
         return True
@@ -322,11 +326,21 @@ class _Object(io.RawIOBase):
         if self._at < len(self._start):
             piece: Any = self._start[self._at : self._at + length]
         else:
-            with self.path._asking():
-                piece = _client(self.path.bucket).get_range(self.path.key, start=self._at, length=length)
+            piece = self._later_piece(length)
         buffer[: len(piece)] = memoryview(piece)
         self._at += len(piece)
         return len(piece)
+
+    def _later_piece(self, length: int) -> Any:
+        """A part that was not asked for at once. Raises: OSError: the object is another one now."""
+        from obstore.exceptions import PreconditionError
+
+        wanted = {"range": (self._at, self._at + length), "if_match": self._version}
+        try:
+            with self.path._asking(passing=(PreconditionError,)):
+                return _client(self.path.bucket).get(self.path.key, options=wanted).bytes()
+        except PreconditionError:
+            raise OSError(errno.ESTALE, "it was replaced while it was read") from None
 
 
 def remote_of(stream: Any) -> BucketPath | None:
@@ -375,7 +389,7 @@ def _client(bucket: str) -> Any:
         config=settings,
         credential_provider=provider,
         client_options={"allow_http": endpoint.startswith("http://"), "timeout": timedelta(minutes=2)},
-        retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=2)},
+        retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(minutes=2)},
     )
 
 

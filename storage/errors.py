@@ -132,5 +132,9 @@ class UnreadableError(StorageError, OSError):
     """A file cannot be read now (access denied, disk error); it is not known to be damaged."""
 
 
+class UnreachableError(UnreadableError):
+    """An object store gave no answer, or only errors of its own, for as long as it was asked."""
+
+
 class UnwritableError(StorageError, OSError):
     """A file cannot be written: the disk is full, the file system read-only, or access denied."""

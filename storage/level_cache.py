@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StorageError, UnreadableError, UnwritableError
 from storage.files import is_abandoned, naming_path, remove_tree, rename_folder, temporary_path
 from storage.places import as_folder
 
 _GB = 10**9
 _DEFAULT_GB = 20.0
+_TRIES = 5  # to make a copy whose folder somebody removes
 
 
 class LevelCache:
@@ -62,20 +63,28 @@ class LevelCache:
             size: bytes it will take.
             fetch: fills an empty folder; what it raises is raised, and no copy remains.
             whole: whether a copy is what was fetched; else it is fetched again.
-        Raises: UnwritableError: the disk is full, or access is denied.
+        Raises:
+            UnwritableError: the disk is full, access is denied, or the folder is removed again and again.
+            UnreadableError: the copy was removed while the block read it, so that what was read may be wrong.
         """
-        folder = self.folder / name
+        folder, left = self.folder / name, _TRIES
         while True:
             with naming_path(self.folder):
                 descriptor = _shared(folder)
             if descriptor is None:
-                self._fetch(folder, size, fetch)
+                left -= self._fetched(folder, size, fetch)
+                if left < 0:
+                    raise UnwritableError(
+                        f"Copies in {self.folder} cannot be made, or are removed at once: choose another folder (PRDIT_CACHE)."
+                    )
                 continue
             try:
                 if whole(folder):
                     with suppress(OSError):
                         os.utime(folder)
                     yield folder
+                    if not whole(folder):
+                        raise UnreadableError(f"{folder} was removed while it was read: run again.")
                     return
             finally:
                 os.close(descriptor)
@@ -92,6 +101,16 @@ class LevelCache:
                     _drop(path, wait=True)
                 elif fnmatch.fnmatchcase(path.name, f".{pattern}") and is_abandoned(path):
                     remove_tree(path)
+
+    def _fetched(self, folder: Path, size: int, fetch: Callable[[Path], None]) -> bool:
+        """Make a copy; whether that was in vain, because the folder of all copies cannot be made or was removed meanwhile."""
+        try:
+            self._fetch(folder, size, fetch)
+        except StorageError:
+            raise
+        except FileNotFoundError:
+            return True
+        return False
 
     def _fetch(self, folder: Path, size: int, fetch: Callable[[Path], None]) -> None:
         temporary = temporary_path(folder)

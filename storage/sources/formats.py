@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from storage.errors import UnreachableError
 from storage.sources.archives import READ_KINDS, archive_kind
 from storage.sources.dicom import DICOM
 from storage.sources.files import open_file
@@ -34,10 +35,15 @@ _CHUNK = 1 << 20
 
 
 def read_source_file(source: Path, name: str) -> tuple[str, FileFacts]:
-    """SHA-256 of a source's file in hex, "" where it cannot be read, and what its header says; one open, only read."""
+    """SHA-256 of a source's file in hex, "" where it cannot be read, and what its header says; one open, only read.
+
+    Raises: UnreachableError: its object store is away, which says nothing of the file.
+    """
     try:
         with open_file(source, name) as stream:
             return read_stream(stream, source / name)
+    except UnreachableError:
+        raise
     except OSError as error:
         return "", FileFacts(reason="unreadable_file", detail=error.strerror or type(error).__name__)
 

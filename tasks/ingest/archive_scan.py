@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from storage.errors import UnreachableError
 from storage.files import write_bytes_atomic
 from storage.places import as_place
 from storage.sources.archive_streams import TooCostlyError
@@ -60,6 +61,8 @@ def read_archive(job: ArchiveJob) -> Iterator[Found]:
             yield FoundFile(path, member.size, job.archive.mtime_ns), ReadFile.of(sha256_, facts, job.key)
         if number == 0:
             yield FoundOther(name, "unreadable_file", f"a {job.kind} without files"), None
+    except UnreachableError:
+        raise
     except OSError as error:
         reason = "too_costly" if isinstance(error, TooCostlyError) else "unreadable_file"
         yield FoundOther(name, reason, f"{error.strerror or type(error).__name__}{_behind(number)}"), None

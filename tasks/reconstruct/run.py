@@ -12,9 +12,9 @@ from storage.checkpoints import save_tensors
 from storage.documents.measurement import Measurement
 from storage.documents.reconstruction import Reconstruction, Truth
 from storage.documents.samples import Samples
+from storage.exports.nifti import write_nifti
 from storage.files import write_text_atomic
 from storage.geometry import Volume, to_int16_hu
-from storage.nifti import write_nifti
 from tasks.model.checkpoint import load_info
 from tasks.reconstruct.comparison import Comparison, Drawn
 from tasks.reconstruct.config import ReconstructConfig

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -278,3 +279,28 @@ def test_what_needs_a_folder_is_refused(path: Path) -> None:
         os.stat(path)  # noqa: PTH116 - what must not find something local
     with pytest.raises(UnwritableError, match="needs a folder of this machine"):
         path.touch()
+
+
+def test_a_cache_that_is_removed_all_the_time_is_said(tmp_path: Path) -> None:
+    def fetch(folder: Path) -> None:
+        (folder / "x").write_bytes(b"1")
+        shutil.rmtree(tmp_path / "cache")
+
+    cache = LevelCache(tmp_path / "cache", 8)
+    with pytest.raises(UnwritableError, match="PRDIT_CACHE"), cache.held("one", 1, fetch, lambda folder: True):
+        pass
+
+
+def test_a_copy_that_is_removed_while_it_is_read_counts_as_unread(tmp_path: Path) -> None:
+    def fetch(folder: Path) -> None:
+        (folder / "x").write_bytes(b"1")
+
+    def whole(folder: Path) -> bool:
+        return (folder / "x").is_file()
+
+    cache = LevelCache(tmp_path, 8)
+    with (
+        pytest.raises(UnreadableError, match="removed while it was read"),
+        cache.held("one", 1, fetch, whole) as folder,
+    ):
+        (folder / "x").unlink()

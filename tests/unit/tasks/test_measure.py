@@ -12,8 +12,8 @@ from prdit_models.inverse.grid import Grid3
 from prdit_models.inverse.operator import operator_from_dict
 from storage.documents.measurement import Measurement
 from storage.errors import DamagedArtifactError, InputError
+from storage.exports.nifti import write_nifti
 from storage.geometry import Volume
-from storage.nifti import write_nifti
 from storage.sources.one_scan import find_scan
 from tasks.model.view import ViewConfig
 from tasks.reconstruct.baselines import baselines

@@ -8,8 +8,8 @@ import pytest
 from prdit_models.inverse.grid import Grid3
 from prdit_models.inverse.operator import MeasurementOperator, operator_from_dict
 from storage.errors import InputError, SourceError
+from storage.exports.nifti import write_nifti
 from storage.geometry import Volume
-from storage.nifti import write_nifti
 from storage.sources.one_scan import find_scan
 from tasks.reconstruct.placing import place
 

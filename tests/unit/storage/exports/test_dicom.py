@@ -9,6 +9,7 @@ import pydicom
 import pytest
 import SimpleITK
 
+from storage.documents.samples import Guided
 from storage.exports.dicom import export_dicom
 from storage.exports.origin import origin_of
 from storage.snapshots import load_snapshot, newest
@@ -165,3 +166,13 @@ def test_dciodvfy_finds_no_error_in_a_generated_volume_but_a_tag_newer_than_itse
     del first.SyntheticData
     first.save_as(tmp_path / "without.dcm")
     assert dciodvfy(tmp_path / "without.dcm") == []
+
+
+def test_a_reconstruction_names_its_measurement(tmp_path: Path) -> None:
+    origin = origin_of(sample_store(tmp_path), GENERATED, 0, None)
+    assert origin.generated is not None
+    guided = Guided(measurement="sha256:" + "4" * 64, guide="pigdm", strength=1.0, settings={})
+    drawn = replace(origin, generated=origin.generated.model_copy(update={"guided": guided}))
+    assert "towards" not in origin.description
+    assert drawn.description.endswith(f"Drawn towards measurement {guided.measurement} by guide pigdm.")
+    assert drawn.identity != origin.identity

@@ -9,7 +9,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from storage.errors import SourceError, UnreadableError
+from storage import bucket_path
+from storage.errors import SourceError, UnreachableError, UnreadableError
 from storage.phantom.series import write_demo_data
 from storage.places import as_place
 from storage.snapshots import load_snapshot, newest
@@ -135,3 +136,28 @@ def test_an_empty_prefix_and_a_refusal_are_one_sentence(
             ingest(as_place(f"s3://{BUCKET}/same"), here / "local", settings, runner=Local(1))
     finally:
         faults.stop()
+
+
+def test_an_object_store_that_goes_away_is_no_fault_of_a_file(
+    here: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_demo_data(here / "demo", num_patients=1, small=True)
+    upload(here / "demo", "away")
+    faults = Faults(server)
+    use(monkeypatch, faults.address)
+    monkeypatch.setattr(bucket_path, "_RETRIES", 1)
+    faults.rule = lambda method, path, number: "503" if path.endswith("IM0003.dcm") else ""
+    try:
+        with pytest.raises(UnreachableError, match=r"cannot be read: SlowDown, after several tries"):
+            read_source_file(as_place(f"s3://{BUCKET}/away"), "patient-0001/chest/IM0003.dcm")
+    finally:
+        faults.stop()
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(here: Path) -> None:
+    put("replaced", b"a" * 3_000_000)
+    with as_place(f"s3://{BUCKET}/replaced").open("rb") as stream:
+        assert stream.read(10) == b"a" * 10
+        put("replaced", b"b" * 3_000_000)
+        with pytest.raises(OSError, match="replaced while it was read"):
+            stream.read()
