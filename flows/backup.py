@@ -39,7 +39,7 @@ from storage.files import (
     temporary_path,
 )
 from storage.inbox_database import NAME as LEDGER
-from storage.places import as_place
+from storage.places import as_folder, as_place
 from storage.tombstones import FOLDER as TOMBSTONES
 
 BACKUPS = Path(".prdit") / "backups"
@@ -65,6 +65,7 @@ def backup(folder: Path, state_dir: Path) -> BackupDocument:
         DatabaseError: a database cannot be copied.
         UnwritableError: no space, say.
     """
+    folder = as_folder(folder, "the back-up")
     if folder.is_symlink() or folder.exists():
         raise ConfigError(f"{folder} is there already. Name a new folder: a back-up is never written over another one.")
     _check_outside(folder)

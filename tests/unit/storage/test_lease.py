@@ -314,7 +314,7 @@ def test_a_process_that_waited_while_it_was_replaced_is_refused(tmp_path: Path) 
             orphan = stack.enter_context(process(WAITING, tmp_path))
             time.sleep(0.3)  # it has looked, found itself the newest, and waits for the lock
             assert orphan.poll() is None
-            assert lease._record(released=False).put(tmp_path / "lease" / "00000002.json")
+            assert lease.own_lease(released=False).put(tmp_path / "lease" / "00000002.json")
         out, _ = orphan.communicate(timeout=PATIENCE_S)
         assert out.startswith("This process belongs to launch 1 ")
     assert not (tmp_path / "written").exists()
