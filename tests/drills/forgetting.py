@@ -175,7 +175,7 @@ def _found(root: Path, words: list[bytes], rows: list[bytes], pictures: set[byte
         if (group.parent / "0" / "zarr.json").is_file():
             level = 0
             while (group.parent / str(level) / "zarr.json").is_file():
-                values = np.asarray(open_level(group.parent, level)[...]).tobytes()
+                values = np.asarray(open_level(group.parent / str(level))[...]).tobytes()
                 if any(row in values for row in rows):
                     found["rows"].append(group.parent.relative_to(root).as_posix())
                 level += 1

@@ -14,7 +14,7 @@ import pytest
 
 from storage.errors import UnwritableError
 from storage.sources.archive_streams import Budget, TooCostlyError
-from storage.sources.archives import READ_KINDS, archive_kind, read_members, unpacked
+from storage.sources.archives import READ_KINDS, archive_kind, copied, read_members
 from storage.sources.files import open_file
 from tests.unit.disks import small_disk
 from tests.unit.storage.sources.archive_files import change_bytes, overlapping_zip, write_archive
@@ -78,7 +78,7 @@ def test_compressed_tars_are_unpacked_once_and_removed(
         return real(*arguments)
 
     monkeypatch.setattr("storage.sources.archives.read_members", counted)
-    with unpacked(tmp_path, ["plain", f"x.{ending}/b", f"x.{ending}/a/one"]):
+    with copied(tmp_path, ["plain", f"x.{ending}/b", f"x.{ending}/a/one"]):
         for _ in range(3):
             for member in ("b", "a/one"):
                 with open_file(tmp_path, f"x.{ending}/{member}") as stream:
@@ -307,7 +307,7 @@ def test_a_full_folder_for_temporary_files_is_named(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(tempfile, "tempdir", str(disk))
         with (
             pytest.raises(UnwritableError, match=rf"^{disk}/.* cannot be written: no space is left"),
-            unpacked(tmp_path, ["x.tgz/a"]),
+            copied(tmp_path, ["x.tgz/a"]),
         ):
             pass
         assert not list(disk.iterdir())
