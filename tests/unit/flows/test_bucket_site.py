@@ -243,14 +243,14 @@ def test_two_ingests_at_once_from_two_folders(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_must_be_here_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the inbox is s3://b/x, in an object store"):
-        as_folder("s3://b/x", "the inbox")
-    with pytest.raises(ConfigError, match="the inbox is s3://b/x"):
-        Setup.of(inbox="s3://b/x")
+    with pytest.raises(ConfigError, match="the inbox is s3://bucket/x, in an object store"):
+        as_folder("s3://bucket/x", "the inbox")
+    with pytest.raises(ConfigError, match="the inbox is s3://bucket/x"):
+        Setup.of(inbox="s3://bucket/x")
     for arguments in (
-        ["prune", "--workdir", "s3://b/work"],
-        ["ingest", "scans", "--store", STORE, "--set", "ingest.patient_key_file=s3://b/key"],
-        ["backup", "s3://b/back-up"],
+        ["prune", "--workdir", "s3://bucket/work"],
+        ["ingest", "scans", "--store", STORE, "--set", "ingest.patient_key_file=s3://bucket/key"],
+        ["backup", "s3://bucket/back-up"],
     ):
         code, found, output = called(*arguments)
         assert code in (1, 2), output
