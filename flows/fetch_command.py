@@ -97,7 +97,8 @@ def idc(
 def _value(plan: "FetchPlan", folder: Path) -> dict[str, Any]:
     """What the command says of a plan, without PatientIDs."""
     from tasks.fetch.attribution import NAME
-    from tasks.fetch.plan import DATA, bytes_there, free_bytes, licences
+    from tasks.fetch.plan import DATA, bytes_there, licences
+    from tasks.maintain.disk import free_bytes
 
     shares = licences(plan.series)
     return {

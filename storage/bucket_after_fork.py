@@ -11,6 +11,11 @@ _TRIES = 8
 _TIMEOUT_S = 120
 
 
+def unsigned() -> bool:
+    """Whether requests are not signed, as for a public bucket."""
+    return os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+
+
 class Meta(TypedDict):
     """What is known of an object."""
 
@@ -41,12 +46,11 @@ class ReadingClient:
         from botocore import UNSIGNED
         from botocore.config import Config
 
-        public = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
         config = Config(
             connect_timeout=_TIMEOUT_S,
             read_timeout=_TIMEOUT_S,
             retries={"max_attempts": _TRIES, "mode": "standard"},
-            signature_version=UNSIGNED if public else None,
+            signature_version=UNSIGNED if unsigned() else None,
         )
         self._bucket = bucket
         self._client: Any = boto3.Session().client("s3", config=config)

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any, BinaryIO, Self, cast
 
-from storage.bucket_after_fork import ReadingClient
+from storage.bucket_after_fork import ReadingClient, unsigned
 from storage.errors import ConfigError, UnreachableError, UnreadableError, UnwritableError
 
 SCHEME = "s3:"
@@ -363,7 +363,7 @@ def _client(bucket: str) -> Any:
         ) from None
     if _forked:
         return ReadingClient(bucket)
-    public = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+    public = unsigned()
     try:
         session = boto3.Session()
         known = session.client("s3").meta

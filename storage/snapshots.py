@@ -89,14 +89,19 @@ def update(store: VolumeStore, change: Callable[[Listing], Listing], why: str) -
 
 def _described(why: str, old: Listing, new: Listing) -> str:
     """What changed, counted."""
-    both = new.volumes.keys() & old.volumes.keys()
-    counts = {
-        "new": len(new.volumes.keys() - both),
-        "left out": len(old.volumes.keys() - both),
-        "with another patient": sum(new.volumes[v].patient_key != old.volumes[v].patient_key for v in both),
-        "with other labels": sum(new.volumes[v].labels != old.volumes[v].labels for v in both),
+    changed = changes(old.volumes, new.volumes)
+    return f"{why}: " + (", ".join(f"{len(ids)} {what}" for what, ids in changed.items() if ids) or "no other volumes")
+
+
+def changes(old: Mapping[str, SnapshotVolume], new: Mapping[str, SnapshotVolume]) -> dict[str, list[str]]:
+    """How two lists of volumes differ, in words: ids of the volumes, sorted."""
+    both = new.keys() & old.keys()
+    return {
+        "new": sorted(new.keys() - both),
+        "left out": sorted(old.keys() - both),
+        "with another patient": sorted(v for v in both if new[v].patient_key != old[v].patient_key),
+        "with other labels": sorted(v for v in both if new[v].labels != old[v].labels),
     }
-    return f"{why}: " + (", ".join(f"{count} {what}" for what, count in counts.items() if count) or "no other volumes")
 
 
 def listing(store: VolumeStore) -> Listing:

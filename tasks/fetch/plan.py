@@ -1,7 +1,6 @@
 """What a fetch will bring: the plan of a folder, its sizes and licences, and whether it fits on the disk."""
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from storage.documents.fetch_plan import FetchPlan, PlannedSeries, Selection
 from storage.errors import AlreadyExistsError, InputError
 from storage.files import entries, is_abandoned, naming_path
 from storage.idc_index import IdcIndex
+from tasks.maintain.disk import free_bytes
 
 DATA = "dicom"  # the folder with the images: what an ingest reads
 _SPARE = 50_000_000  # bytes that are left free
@@ -71,12 +71,6 @@ def bytes_there(folder: Path, plan: FetchPlan) -> int:
         sizes = [file.stat().st_size for file in entries(series_folder(folder, each), "*.dcm")]
         total += min(sum(sizes), each.num_bytes)
     return total
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where a folder is or will be."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
-    return shutil.disk_usage(there).free
 
 
 def check_space(folder: Path, plan: FetchPlan) -> None:

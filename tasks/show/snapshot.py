@@ -7,7 +7,7 @@ from typing import Any
 
 from storage.documents.snapshot import HistoryEntry, Snapshot
 from storage.refs import Ref
-from storage.snapshots import find, history, load_snapshot, newest, snapshot_ref
+from storage.snapshots import changes, find, history, load_snapshot, newest, snapshot_ref
 from storage.volume_store import VolumeStore
 
 _OF_ONE_SCAN = {
@@ -68,17 +68,8 @@ def _before(store: VolumeStore, number: int | None, snapshot: Snapshot) -> dict[
     if not earlier:
         return None
     old = load_snapshot(snapshot_ref(store.path, steps.read(earlier[-1]).snapshot))
-    both = snapshot.volumes.keys() & old.volumes.keys()
-    return {
-        "number": earlier[-1],
-        "snapshot": old.digest,
-        "new": sorted(snapshot.volumes.keys() - both),
-        "left_out": sorted(old.volumes.keys() - both),
-        "with_another_patient": sorted(
-            v for v in both if snapshot.volumes[v].patient_key != old.volumes[v].patient_key
-        ),
-        "with_other_labels": sorted(v for v in both if snapshot.volumes[v].labels != old.volumes[v].labels),
-    }
+    changed = {what.replace(" ", "_"): ids for what, ids in changes(old.volumes, snapshot.volumes).items()}
+    return {"number": earlier[-1], "snapshot": old.digest, **changed}
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -75,7 +75,7 @@ def test_a_patient_id_leads_nowhere_else(tmp_path: Path, patient: str, folder: s
 def test_space_is_checked_for_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = plan(series(num_images=2, num_bytes=3_000_000_000))
     usage = namedtuple("usage", "total used free")  # as shutil's
-    monkeypatch.setattr("tasks.fetch.plan.shutil.disk_usage", lambda _: usage(0, 0, 2_900_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 2_900_000_000))
     with pytest.raises(InputError, match=r"3.00 GB are still to be fetched, and 2.90 GB are free"):
         check_space(tmp_path / "below" / "there", wanted)
     place = series_folder(tmp_path, wanted.series[0])
