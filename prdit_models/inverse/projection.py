@@ -87,12 +87,21 @@ class Projection(LinearOperator):
     def _kept(self) -> dict[tuple[int, torch.dtype, torch.device], list[Bundle]]:
         return {}
 
+    @property
+    def detector(self) -> Detector:
+        """Shape and pitch, of every view."""
+        pitch: Any = self.detector_pitch_mm
+        return Detector(self.detector_shape, pitch)
+
+    def placed_views(self) -> list[View]:
+        """The views with their distances."""
+        return [self._placed(number)[0] for number in range(len(self.views))]
+
     def _placed(self, number: int) -> tuple[View, str, Detector, Grid3, Float3]:
         """A view with its distances, and what else its rays depend on."""
         view = self.views[number]
         own = {name: getattr(view, name) or getattr(self, name) for name in _DISTANCES}
-        pitch: Any = self.detector_pitch_mm
-        return replace(view, **own), self.beam, Detector(self.detector_shape, pitch), self.grid, self.isocentre_mm
+        return replace(view, **own), self.beam, self.detector, self.grid, self.isocentre_mm
 
     def _bundles(self, view: int, like: Tensor) -> list[Bundle]:
         """Rays of a view, kept between calls while there are not too many."""
