@@ -46,15 +46,19 @@ class CircularArc:
 def circular_arc(operator: MeasurementOperator) -> CircularArc | None:
     """The arc of an operator's views.
 
-    Returns: None where it does not measure projections, or its views are fewer than three, tilted, of different distances, or not
-        evenly on one arc.
+    Returns: None where it does not measure projections, or its views are fewer than three, tilted, of different distances,
+        not evenly on one arc, or not measured in every pixel.
     """
     projection = operator.projection if isinstance(operator, SparseView) else operator
     if not isinstance(projection, Projection) or len(projection.views) < _LEAST_VIEWS:
         return None
     placed = projection.placed_views()
     distances = {(view.source_to_isocentre_mm, view.source_to_detector_mm) for view in placed}
-    if len(distances) > 1 or any(view.tilt_deg for view in placed):
+    if (
+        len(distances) > 1
+        or any(view.tilt_deg or view.isocentre_mm for view in placed)
+        or projection.measured is not None
+    ):
         return None
     angles = sorted(view.angle_deg % 360 for view in placed)
     gaps = [after - angle for angle, after in zip(angles, [*angles[1:], angles[0] + 360], strict=True)]
