@@ -98,7 +98,8 @@ def test_the_exposed_field_is_within_all_edges() -> None:
 
 def test_pixels_pass_their_modality_lut_and_overlays_are_cut(tmp_path: Path) -> None:
     stored = np.arange(12).reshape(3, 4)
-    lut = item(LUTDescriptor=[12, 0, 16], LUTData=[100 * n for n in range(12)], ModalityLUTType="US")
+    lut = item(LUTDescriptor=[12, 0, 16], ModalityLUTType="US")
+    lut.add_new("LUTData", "US", [100 * n for n in range(12)])
     write_radiograph(tmp_path / "1.dcm", stored, sop_class=XA, ModalityLUTSequence=[lut])
     ((values, valid),) = find_radiographs(tmp_path / "1.dcm").read()
     np.testing.assert_array_equal(values, 100 * stored)
