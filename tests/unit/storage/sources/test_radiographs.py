@@ -1,5 +1,7 @@
 """What headers of radiographs say, by the words of the standard."""
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,18 @@ def test_pixels_that_are_missing_are_named(tmp_path: Path) -> None:
     data.save_as(tmp_path / "1.dcm", enforce_file_format=True)
     with pytest.raises(SourceError, match=r"1\.dcm cannot be used: no pixel data\. Leave it out"):
         list(find_radiographs(tmp_path).read())
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
+@pytest.mark.parametrize("sop_class", [CR, DX, DX_PRESENTATION, XA])
+def test_the_files_of_these_tests_are_what_the_standard_says(tmp_path: Path, sop_class: str) -> None:
+    frames: dict[str, Any] = {}
+    if sop_class == XA:
+        frames = {"PositionerMotion": "DYNAMIC", "PositionerPrimaryAngleIncrement": [0, 45, 90]}
+        frames |= {"PositionerSecondaryAngleIncrement": [0, 0, 0], "PatientOrientation": ["L", "F"]}
+    pixels = np.arange(12).reshape(3, 4)
+    write_radiograph(
+        tmp_path / "1.dcm", np.stack([pixels] * 3) if frames else pixels, sop_class=sop_class, without=(), **frames
+    )
+    found = subprocess.run(["dciodvfy", tmp_path / "1.dcm"], capture_output=True, text=True, check=False).stderr
+    assert [line for line in found.splitlines() if line.startswith("Error")] == []
