@@ -92,9 +92,9 @@ class Projection(LinearOperator):
         return (len(self.views), *self.detector_shape)
 
     @cached_property
-    def _measured(self) -> Tensor | None:
-        """Which pixels have a value, (views, pixels); None: all."""
-        return None if self.measured is None else booleans_of(self.measured, self._shape(), "measured").flatten(1)
+    def measured_pixels(self) -> Tensor | None:
+        """Which pixels have a value, booleans (views, rows, columns) on the CPU; None: all."""
+        return None if self.measured is None else booleans_of(self.measured, self._shape(), "measured")
 
     @cached_property
     def _kept(self) -> dict[tuple[int, torch.dtype, torch.device], list[Bundle]]:
@@ -127,7 +127,7 @@ class Projection(LinearOperator):
         key = (view, like.dtype, like.device)
         if key in self._kept:
             return self._kept[key]
-        wanted = None if self._measured is None else self._measured[view]
+        wanted = None if self.measured_pixels is None else self.measured_pixels[view].flatten()
         made = [bundle.to(like) for bundle in bundles(*self._placed(view), wanted)]
         rows, columns = self.detector_shape
         if len(self.views) * rows * columns <= _MAX_KEPT_RAYS:

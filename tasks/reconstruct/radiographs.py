@@ -161,7 +161,7 @@ class _Detector:
         box = " × ".join(f"{mm:g}" for mm in setting.grid.extent_mm)
         return [
             f"blocks of {rows:.3g} × {columns:.3g} pixels became their mean, whose noise is that of noise_std",
-            f"{share:.0%} of the detector see the model's box and were exposed; the rest is not used",
+            f"{share:.0%} of the detector was exposed and sees the model's box; the rest is not used",
             f"what lies outside of the model's box of {box} mm counts as air, though it has a shadow too",
         ]
 

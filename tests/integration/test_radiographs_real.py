@@ -38,7 +38,7 @@ def test_two_films_of_a_real_scan(real_ct: Path, tmp_path: Path) -> None:
     found = RadiographFiles.of(tmp_path, film | own, setting)
     operator = operator_from_dict(found.operator, setting.grid)
     assert operator.measurement_shape() == (2, 35, 35)  # blocks of 9 pixels: 8 mm · 1800 / 1600
-    there = operator._measured.numpy().reshape(2, 35, 35)  # type: ignore[attr-defined]
+    there = operator.measured_pixels.numpy()  # type: ignore[attr-defined]
     blocks = water[:, :315, :315].reshape(2, 35, 9, 35, 9).mean(axis=(2, 4))
     # half a count of n is 0.5 / n / 0.02 mm, and 81 pixels are averaged
     step = 0.5 / (4000 * np.exp(-0.02 * blocks)) / 0.02

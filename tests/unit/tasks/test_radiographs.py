@@ -17,6 +17,7 @@ from prdit_models.inverse.sirt import sirt
 from storage.documents.measurement import Measurement
 from storage.errors import InputError, SourceError
 from tasks.model.view import ViewConfig
+from tasks.reconstruct.comparison import Comparison
 from tasks.reconstruct.measure import load_measurement, measure_stage
 from tasks.reconstruct.radiographs import RadiographFiles
 from tasks.reconstruct.setting import Setting
@@ -58,7 +59,7 @@ def measured(path: Path, operator: dict[str, Any]) -> tuple[Measurement, NDArray
 
 
 def mask(operator: Any) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = operator._measured.numpy().reshape(operator.measurement_shape())
+    found: NDArray[np.bool_] = operator.measured_pixels.numpy()
     return found
 
 
@@ -207,6 +208,10 @@ def test_what_collimator_shutter_and_padding_hide_pulls_nowhere(tmp_path: Path) 
     np.testing.assert_allclose(values[there], shown[None][there], atol=0.02)
     row, column = np.nonzero(there[0])
     assert ((3 * row + 10 - 35) ** 2 + (3 * column + 13 - 41) ** 2 < 30**2).all()  # blocks within the circle
+    # of the residual they are no part, though nothing is left in them
+    left = operator.forward(phantom())[0].numpy()[there] - values[there]
+    comparison = Comparison(operator, torch.from_numpy(values)[None], SETTING)
+    assert comparison.residual(phantom()[0, 0].numpy()) == pytest.approx(np.sqrt(np.mean(left**2)), rel=1e-4)
     # pixels without a value pull nowhere
     other = values.copy()
     other[~there] = 400.0
