@@ -37,7 +37,7 @@ def reconstruct(
     """Draw volumes towards a measurement: mean, standard deviation and interval, and with `volume` a comparison with the truth.
 
     Args:
-        measurement: NIfTI file, folder with one DICOM series, or projections as .npy, as the worker sees it; or a volume store.
+        measurement: NIfTI file, folder with a DICOM series or radiographs, .npy of projections (as the worker sees it); or a store.
         model: Checkpoint of a model of whole volumes: its directory, models:/prdit@champion, or a reference as JSON.
         operator: Name and settings of the operator (docs/guided.md), for example {"name": "thick-slices", "thickness_mm": 5}.
         volume: Id of a volume of the store that is measured by the operator itself. Empty: the measurement is read from files.

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from storage.documents.measurement import Measurement
 from storage.documents.samples import Samples
+from tests.unit.storage.radiograph_files import write_radiograph
 from tests.unit.tasks.test_reconstruct import Case
 
 
@@ -99,3 +100,30 @@ def test_an_operator_that_cannot_be_read_and_a_missing_measurement_are_named(
     found = call(tmp_path / "views.npy")
     assert found.exit_code == 1
     assert "an array without geometry" in words(found.stderr)
+
+
+def test_radiographs_are_measured_by_their_own_geometry(call: Called, tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    pixels = np.full((100, 100), 60000.0)
+    pixels[30:70, 30:70] = 60000 * np.exp(-0.02 * 100)  # 100 mm of water
+    write_radiograph(films / "1.dcm", pixels)
+    write_radiograph(films / "2.dcm", pixels, ViewPosition="LL", PatientOrientation=["P", "F"])
+    call.operator.write_text(
+        "name: projection\nsource_to_isocentre_mm: 1600\nsource_to_detector_mm: 1800\nnoise_std: 5\n"
+        "radiograph: {air_value: 60000, water_per_mm: 0.02}\n"
+    )
+    shown = call(films, "--samples", "1", "--steps", "2", "--json")
+    assert shown.exit_code == 0, shown.output
+    value = json.loads(shown.stdout.splitlines()[-1])
+    measurement = Measurement.load(Path(value["measurement"]["uri"]))
+    assert [view["angle_deg"] for view in measurement.operator["views"]] == [0.0, 90.0]
+    assert measurement.operator["detector_pitch_mm"] == [18.0, 18.0]  # a voxel of 16 mm, 1.125 times as large
+    assert any("counts as air, though it has a shadow" in note for note in value["reconstruction"]["warnings"])
+    again = call(films, "--samples", "1", "--steps", "2")
+    assert "1 volumes cached" in again.stdout
+    call.operator.write_text("name: projection\nradiograph: {air_value: 60000, water_per_mm: 0.02}\n")
+    refused = call(films)
+    assert refused.exit_code == 1
+    assert "no DistanceSourceToDetector: set source_to_detector_mm in the operator" in words(refused.stderr)
+    call.operator.write_text("name: downsampling\nfactor: 2\n")
+    assert "Radiographs are measured by the operator projection" in words(call(films).stderr)
