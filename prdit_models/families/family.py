@@ -29,6 +29,7 @@ class Given:
         process: the process it is trained with; None for a family without one.
         num_classes: integer labels of the training volumes; 0: none.
         num_values: encoded numbers and categories of the training volumes; 0: none.
+        several_grids: whether volumes of other voxel distances are shown, too.
         start: description of the model it starts from; None for a family that is trained from scratch.
     """
 
@@ -37,6 +38,7 @@ class Given:
     process: Process | None
     num_classes: int = 0
     num_values: int = 0
+    several_grids: bool = False
     start: Mapping[str, Any] | None = None
 
 

@@ -20,10 +20,10 @@ from tasks.model.compute import pick_device
 from tasks.model.memory import Room, Tried, planned_of, room_of, training_advice
 from tasks.train.augmentation import Augmentation
 from tasks.train.check import Beginning, check_batch, check_training
+from tasks.train.conditions import conditions_of
 from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
 from tasks.train.encoded import EncodedDataset, Encoder, origin_of
-from tasks.train.labels import labels_of
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
 from tasks.train.warm_start import continue_from
@@ -41,7 +41,7 @@ class Assembly:
         data: training volumes, or what the family's encoder makes of them.
         held_out: this rank's share of the validation volumes, of the same kind.
         device: where it runs.
-        conditions: of the training volumes, a row for each; None where the model takes no conditions.
+        conditions: of the training volumes at each edge of the view, see `conditions_of`; None where the model takes none.
     """
 
     family: Family
@@ -126,12 +126,8 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         )
     stored = encoder is not None and not config.changes_volumes  # then volumes are read once, and need no cache
     volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
-    conditions = {}
-    if info.label_column:
-        conditions = {
-            role: Conditions(torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])))
-            for role in ids
-        }
+    conditions = {role: conditions_of(info, snapshot, ids[role]) for role in ids}
+    known = conditions["val"]
     data: ViewDataset | EncodedDataset = volumes
     seen: ViewDataset | EncodedDataset
     seen = shown = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
@@ -148,10 +144,10 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         held_out=HeldOut(
             seen.batch(range(len(seen))) if ids["val"] else torch.empty(0),
             mine(len(held_out), ranks),
-            conditions.get("val"),
+            None if known is None else known.rows(slice(len(ids["val"]))),  # at the first edge
         ),
         device=device,
-        conditions=conditions.get("train"),
+        conditions=conditions["train"],
     )
 
 
@@ -172,7 +168,7 @@ def _training_data(
         info.window,
         cache_mb,
         info.axes,
-        augmentation=Augmentation(config.augmentation, config.max_shift),
+        augmentation=Augmentation(config.augmentation, config.max_shift, len(info.view.edges)),
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
     )
     own = make() if ranks.local_rank == 0 else None

@@ -112,11 +112,11 @@ class Stepper:
         assembly, config = self.assembly, self.config
         place = list(self.optimizers).index(turn)
         device = assembly.device
-        conditions = assembly.conditions
+        conditions, rows = assembly.conditions, loaded.edges * len(assembly.data) + torch.tensor(loaded.indices)
         batch = Batch(
             loaded.volumes.to(device, non_blocking=True),
             {name: value.to(device, non_blocking=True) for name, value in loaded.draws[place].items()},
-            None if conditions is None else conditions.rows(loaded.indices).to(device),
+            None if conditions is None else conditions.rows(rows).to(device),
             no_label=len(assembly.info.label_values),
             condition_dropout=config.label_dropout,
         )
