@@ -115,7 +115,8 @@ def test_properties_of_the_scan_and_of_the_view_are_in_mm() -> None:
         (("KVP",), r"KVP, which is 120 for all training volumes"),
         (("voxel_mm",), r"voxel_mm, which is 2 for all training volumes.*view\.more_edges"),
         (("PatientSex",), r"PatientSex, which has 1 distinct values in the training volumes \(F\)"),
-        (("SeriesInstanceUID",), r"SeriesInstanceUID, which has 101 distinct values"),
+        (("ManufacturerModelName",), r"ManufacturerModelName, which has 101 distinct values"),
+        (("SeriesInstanceUID",), r"SeriesInstanceUID, which identifies a scan"),
         (("age", "KVP"), r"names age, which is no column of the snapshot; it has KVP, .*every volume has voxel_mm"),
         (("kernel",), r"kernel, which has 0 distinct values in the training volumes \(none\)"),
     ],
@@ -124,7 +125,8 @@ def test_what_teaches_nothing_or_is_not_there_is_refused(names: tuple[str, ...],
     snapshot = listed(
         KVP=[120.0] * 102,
         PatientSex=["F"] * 101 + ["M"],
-        SeriesInstanceUID=[f"1.2.x{n}" for n in range(102)],
+        ManufacturerModelName=[f"M {n}" for n in range(102)],
+        SeriesInstanceUID=["1.2.3", "1.2.4"] * 51,
         kernel=[None] * 101 + ["B"],
     )
     with pytest.raises(InputError, match=said):
