@@ -12,7 +12,6 @@ from storage.errors import InputError
 from storage.snapshots import newest
 from storage.sources.one_scan import find_scan
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import ArrayFile, ScanFiles, Source, StoredVolume, measure_stage
 from tasks.reconstruct.radiographs import RadiographFiles
@@ -108,7 +107,7 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
         raise InputError(
             f"A reconstruction needs a checkpoint (--model), got a {wanted.checkpoint.kind} at {wanted.checkpoint.uri}."
         )
-    setting = Setting.of(load_info(wanted.checkpoint))
+    setting = Setting.of(wanted.checkpoint, wanted.how)
     measured = run_stage("measure", lambda progress: measure_stage(*wanted.measured(setting), setting, context))
     outcome = run_stage(
         "reconstruct",

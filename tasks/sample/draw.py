@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from prdit_models.diffusion.steering import DivergedError
-from prdit_models.families.family import Callback, Request
+from prdit_models.families.family import Callback
 from prdit_models.plan import Work
 from storage.artifacts import Ref
 from storage.documents.samples import Guided
@@ -25,6 +25,7 @@ from storage.geometry import Float3
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast
 from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
+from tasks.sample.conditions import asked_grid, request
 from tasks.sample.config import SampleConfig
 
 logger = logging.getLogger("prdit.sample")
@@ -83,19 +84,6 @@ def volume_id(index: int) -> str:
     return f"generated-{index:05d}"
 
 
-def request(info: CheckpointInfo, config: SampleConfig) -> Request:
-    """What a configuration asks of a checkpoint's model.
-
-    Raises: InputError: the model does not know the label.
-    """
-    label = None
-    if config.label is not None:
-        label = (
-            info.label_index(config.label) if info.label_values else 0
-        )  # of a model without labels, its family says why not
-    return Request(config.as_sampler(), config.output, label, config.guidance_scale)
-
-
 class Painter:
     """A model of a process, and how it is asked for volumes.
 
@@ -111,7 +99,8 @@ class Painter:
         config = drawing.config
         self.drawing, self.device = drawing, device
         with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1)):
-            self.model, self.info = model_of(drawing.checkpoint, config.weights, device, config.attention)
+            self.model, info = model_of(drawing.checkpoint, config.weights, device, config.attention)
+        self.info = asked_grid(info, config)
         self.request = request(self.info, config)
         if drawing.target is not None:
             self.request = replace(self.request, guide=drawing.target.guide(self.info, device))

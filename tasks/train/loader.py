@@ -25,7 +25,7 @@ from tasks.train.slots import Slots
 Draws = dict[str, Tensor]
 _AHEAD = 2  # batches that each worker prepares ahead
 _MOST_WORKERS = 4
-_VOLUMES = "volumes"
+_VOLUMES, _EDGES = "volumes", "edges"
 _rings: WeakValueDictionary[int, Slots] = WeakValueDictionary()  # by id
 _running: WeakSet[Generator[Any, None, None]] = WeakSet()
 
@@ -100,11 +100,13 @@ class Loaded:
         volumes: model range, float32, shape (b, 1, D, H, W); or encoded ones, see `tasks.train.encoded`.
         indices: which volumes of the data set.
         draws: of each turn, by name, stacked over volumes.
+        edges: which of the view's edges each has (`Change.edge`), shape (b,).
     """
 
     volumes: Tensor
     indices: list[int]
     draws: tuple[Draws, ...]
+    edges: Tensor
 
     def pin_memory(self) -> "Loaded":
         """A copy in page-locked memory, from which a GPU copies by itself (called by torch's DataLoader)."""
@@ -260,7 +262,8 @@ class _Batches(Dataset[Any]):
         self._draw = draw
         share = len(order.numbers(0))
         self._layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            _VOLUMES: ((share, *dataset.shape), torch.float32)
+            _VOLUMES: ((share, *dataset.shape), torch.float32),
+            _EDGES: ((share,), torch.int64),
         }
         self._turns = turns
         for turn in range(turns):
@@ -291,6 +294,7 @@ class _Batches(Dataset[Any]):
         seed = self._order.seed
         change = self._dataset.augmentation.draw(volume_seed(seed, number, 0))
         tensors[_VOLUMES][row] = self._dataset.get(index, change)
+        tensors[_EDGES][row] = change.edge
         for turn in range(self._turns):
             generator = torch.Generator().manual_seed(volume_seed(seed, number, 1 + turn))
             for name, value in self._draw(turn, generator).items():
@@ -305,10 +309,10 @@ def _loaded(tensors: Draws, indices: list[int], turns: int) -> Loaded:
     """A batch of its tensors by the names that `_Batches` gives them."""
     draws: tuple[Draws, ...] = tuple({} for _ in range(turns))
     for name, value in tensors.items():
-        if name != _VOLUMES:
+        if name not in (_VOLUMES, _EDGES):
             turn, _, plain = name.partition(":")
             draws[int(turn)][plain] = value
-    return Loaded(tensors[_VOLUMES], indices, draws)
+    return Loaded(tensors[_VOLUMES], indices, draws, tensors[_EDGES])
 
 
 class _From:
