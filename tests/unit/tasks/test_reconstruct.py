@@ -181,6 +181,13 @@ def test_what_is_drawn_lies_in_the_window_with_the_measurement_the_sampler_reach
     assert np.mean(found[0]) < 0.9 * np.mean(found[1])
 
 
+def test_tf_says_what_it_wants(case: Case, tmp_path: Path) -> None:
+    reconstruct(case.checkpoint, case.measured(), config(guide="tf", strength=1e-3), tmp_path, silent)
+    said = " ".join(Reconstruction.load(tmp_path).warnings)
+    assert "Raise strength (10 to 50 times for volumes in HU), or measure X-rays" in said
+    assert "schedule=published, num_steps=250" in said
+
+
 def test_of_a_mask_the_voxels_that_were_not_measured_are_covered(case: Case, tmp_path: Path) -> None:
     measurement = case.measured({"name": "mask", "region": "half", "side": "left", "noise_std": 5.0})
     reconstruct(case.checkpoint, measurement, config(level=0.8), tmp_path, silent)
