@@ -196,7 +196,7 @@ class TF(_Guide):
 
     Attributes:
         cutoff: share of the schedule from which on it is off (published: t ≤ 20 of 1000).
-        within_window: as for the others; not published.
+        within_window: as for the others; published: false.
     Source: TF-PRDiT; SPEC §3.2 (e).
     """
 
@@ -204,7 +204,6 @@ class TF(_Guide):
     moves_state: ClassVar[bool] = True
 
     strength: float = 0.7
-    within_window: bool = False
     cutoff: float = 0.02
 
     def __post_init__(self) -> None:

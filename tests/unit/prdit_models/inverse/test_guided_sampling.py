@@ -222,7 +222,7 @@ def test_tf_against_the_literal_oracle(num_steps: int) -> None:
         volume_size=SIZE,
         generators=_generators(0),
         noise_source=lambda _: next(left),
-        guide=TF(InModelRange(operator, WINDOW, y)),
+        guide=TF(InModelRange(operator, WINDOW, y), within_window=False),
     )
     assert len(list(left)) == 3  # no corrector at t of 3, 2 and 1 steps, and at 0; one draw is the initial state
     scale = float(expected.abs().max())
