@@ -198,7 +198,7 @@ def test_a_guide_survives_a_document(name: str) -> None:
     assert guide_from_dict(guide.to_dict(), measured) == guide
     with pytest.raises(ValueError, match=f"strength of guide '{name}' is -1"):
         GUIDES[name](measured, strength=-1.0)
-    with pytest.raises(ValueError, match=f"guide '{name}' cannot be made of .*'sharpness'"):
+    with pytest.raises(ValueError, match=f"guide '{name}' has no setting 'sharpness'; it has .*strength"):
         guide_from_dict({"name": name, "sharpness": 1}, measured)
 
 
