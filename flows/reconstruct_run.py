@@ -10,6 +10,7 @@ from storage.documents.reconstruction import Reconstruction
 from storage.errors import InputError
 from storage.snapshots import newest
 from storage.sources.one_scan import find_scan
+from storage.sources.source import Limits
 from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_info
 from tasks.reconstruct.config import ReconstructConfig
@@ -48,22 +49,31 @@ class Wanted:
     volume: str = ""
     noise_seed: int = 0
 
-    def source(self) -> Source:
+    def source(self, limits: Limits) -> Source:
         """Where the measurement comes from.
+
+        Args:
+            limits: for the values of a scan.
 
         Raises: InputError, StorageError: nothing is there that could be one.
         """
         place = self.measurement
+        is_store = (place / "zarr.json").is_file()
         if self.volume:
+            if not is_store:
+                raise InputError(
+                    f"volume {self.volume!r} is one of a store, and {place} is none. Give the volume store, or leave the volume out "
+                    "for a measurement from files."
+                )
             return StoredVolume(newest(VolumeStore.open(place)), self.volume, self.noise_seed)
-        if (place / "zarr.json").is_file():
+        if is_store:
             raise InputError(
                 f"{place} is a volume store. Name the volume of it that is to be measured: --volume ID (`prdit ls {place} "
                 "--volumes` lists them)."
             )
         if place.suffix == _ARRAY and place.is_file():
             return ArrayFile(place)
-        return ScanFiles(find_scan(place))
+        return ScanFiles(find_scan(place), limits)
 
 
 def settings_of(
@@ -98,7 +108,7 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
         raise InputError(
             f"A reconstruction needs a checkpoint (--model), got a {wanted.checkpoint.kind} at {wanted.checkpoint.uri}."
         )
-    setting, source = Setting.of(load_info(wanted.checkpoint)), wanted.source()
+    setting, source = Setting.of(load_info(wanted.checkpoint)), wanted.source(config.ingest.limits)
     measured = run_stage("measure", lambda progress: measure_stage(source, wanted.operator, setting, context))
     outcome = run_stage(
         "reconstruct",

@@ -96,6 +96,9 @@ def test_an_operator_that_cannot_be_read_and_a_missing_measurement_are_named(
     assert found.exit_code == 1
     assert "does not exist" in words(found.stderr)
     np.save(tmp_path / "views.npy", np.zeros((1, 8, 8)))
+    found = call(tmp_path / "views.npy", "--volume", "v2")
+    assert found.exit_code == 1
+    assert "volume 'v2' is one of a store, and" in words(found.stderr)
     found = call(tmp_path / "views.npy")
     assert found.exit_code == 1
     assert "an array without geometry" in words(found.stderr)
