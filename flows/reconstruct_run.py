@@ -62,8 +62,8 @@ class Wanted:
         if self.volume:
             if not is_store:
                 raise InputError(
-                    f"volume {self.volume!r} is one of a store, and {place} is none. Give the volume store, or leave the volume out "
-                    "for a measurement from files."
+                    f"volume {self.volume!r} is one of a store, and {place} is none. Give the volume store, or leave the volume "
+                    "out for a measurement from files."
                 )
             return StoredVolume(newest(VolumeStore.open(place)), self.volume, self.noise_seed)
         if is_store:

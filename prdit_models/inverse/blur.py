@@ -39,7 +39,7 @@ class Blur(SeparableOperator):
         if any(width > _WIDEST * length for width, length in zip(widths, self.grid.extent_mm, strict=True)):
             raise ValueError(
                 f"fwhm_mm is {self.fwhm_mm!r}, more than {_WIDEST} times the volume of "
-                f"{' × '.join(f'{mm:g}' for mm in self.grid.extent_mm)} mm (x, y, z): it would leave nothing to see. Use a narrower one."
+                f"{' × '.join(f'{mm:g}' for mm in self.grid.extent_mm)} mm (x, y, z): nothing is left to see. Use a narrower one."
             )
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")

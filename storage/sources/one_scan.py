@@ -12,6 +12,7 @@ from storage.sources.plausible import check_plausible
 from storage.sources.source import Limits, ScanRequest, SourceVolume
 
 _SHOWN = 3  # scans that a message names
+_ANY = Limits()
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class OneScan:
     scan_id: str
     digest: str
 
-    def read(self, limits: Limits = Limits()) -> SourceVolume:
+    def read(self, limits: Limits = _ANY) -> SourceVolume:
         """The scan as acquired; small ones and thick slices, too.
 
         Args:

@@ -122,7 +122,7 @@ class ScanFiles:
     """
 
     scan: OneScan
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     inputs: Mapping[str, Ref] = field(default_factory=dict)
 
     def key_fields(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def check_possible(values: NDArray[np.float32], operator: MeasurementOperator) -
     if _LOWEST_MM - noise <= low and high <= _HIGHEST_MM + noise:
         return
     raise InputError(
-        f"The measurement has values from {low:.4g} to {high:.4g}; expected mm of water along each ray, 0 beside a body and at most "
-        f"{_HIGHEST_MM:g} in it. Intensities I become line integrals by -log(I/I0), and these mm of water when divided by the "
+        f"The measurement has values from {low:.4g} to {high:.4g}; expected mm of water along each ray, 0 beside a body and at "
+        f"most {_HIGHEST_MM:g} in it. Intensities I become line integrals by -log(I/I0), and these mm of water when divided by the "
         "attenuation of water, about 0.02 per mm."
     )
