@@ -230,7 +230,7 @@ def guide_from_dict(values: Mapping[str, Any], measured: InModelRange) -> Any:
     """
     settings = dict(values)
     kind = GUIDES[settings.pop("name", "projection")]
-    return made_of(f"The guide {kind.name!r}", kind, settings, measured)
+    return made_of(f"the guide {kind.name!r}", kind, settings, measured)
 
 
 def _through_network(image: Tensor, state: Tensor, pull: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def operator_from_dict(values: Mapping[str, Any], grid: Grid3) -> MeasurementOpe
     if not isinstance(name, str):
         raise ValueError(f"The operator has the name {name!r}; expected name: one of {', '.join(OPERATORS.names())}.")
     kind: Any = OPERATORS[name]
-    operator: MeasurementOperator = made_of(f"The operator {name!r}", kind, settings, grid=grid)
+    operator: MeasurementOperator = made_of(f"the operator {name!r}", kind, settings, grid=grid)
     if OPERATORS.owners(name):
         check_adjoint(operator)
     return operator
