@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from storage.artifacts import Ref
 
 _ARRAY = ".npy"
+_COMPARED = ("guide", "strength", "num_volumes", "sampler", "num_steps", "output", "seed", "level")
+_LONGEST = 250  # characters of a value: the pixels of a mask are no setting to compare by
 RunStage = Callable[[str, Callable[[Advance], StageOutcome]], StageOutcome]
 
 
@@ -53,7 +55,7 @@ class Wanted:
         """Where the measurement comes from.
 
         Args:
-            limits: for the values of a scan.
+            limits: of ingest; those for a scan's values count here.
 
         Raises: InputError, StorageError: nothing is there that could be one.
         """
@@ -73,7 +75,8 @@ class Wanted:
             )
         if place.suffix == _ARRAY and place.is_file():
             return ArrayFile(place)
-        return ScanFiles(find_scan(place), limits)
+        own = Limits(max_jitter=limits.max_jitter, max_hu=limits.max_hu, nan=limits.nan, synthetic=limits.synthetic)
+        return ScanFiles(find_scan(place), own)  # parts of a chest are measured, too
 
 
 def settings_of(
@@ -94,6 +97,15 @@ def settings_of(
         return ReconstructConfig.model_validate(values)
 
 
+def parameters(wanted: Wanted) -> dict[str, Any]:
+    """What MLflow shows of the settings, by which runs are compared: operator, guide and sampler; no paths, no long lists."""
+    values = {f"measure.operator.{key}": value for key, value in wanted.operator.items()}
+    how = wanted.how.model_dump(mode="json")
+    values |= {f"reconstruct.{key}": how[key] for key in _COMPARED}
+    values |= {f"reconstruct.guide_settings.{key}": value for key, value in how["guide_settings"].items()}
+    return {key: value for key, value in values.items() if value is not None and len(str(value)) <= _LONGEST}
+
+
 def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage: RunStage) -> dict[str, Any]:
     """Both stages; returns what there is to say as JSON values.
 
@@ -109,6 +121,7 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
             f"A reconstruction needs a checkpoint (--model), got a {wanted.checkpoint.kind} at {wanted.checkpoint.uri}."
         )
     setting, source = Setting.of(load_info(wanted.checkpoint)), wanted.source(config.ingest.limits)
+    context = context.model_copy(update={"parameters": parameters(wanted)})
     measured = run_stage("measure", lambda progress: measure_stage(source, wanted.operator, setting, context))
     outcome = run_stage(
         "reconstruct",

@@ -37,12 +37,12 @@ class OneScan:
         """The scan as acquired; small ones and thick slices, too.
 
         Args:
-            limits: for its values; those of its extent are not used.
+            limits: what counts as a scan; slices may be as thick as they are.
         Raises:
             UnusableSeriesError: it is no volume, or not in HU; the message says why.
             SourceError: it has several volumes.
         """
-        limits = replace(limits, min_length_mm=0.0, min_width_mm=0.0, max_slice_mm=math.inf, excluded_body_parts=())
+        limits = replace(limits, max_slice_mm=math.inf)
         request = ScanRequest(self.source, self.files, self.scan_id, limits)
         volumes = FORMATS[self.format].load(request)
         first = next(volumes)

@@ -118,7 +118,7 @@ class ScanFiles:
 
     Attributes:
         scan: that was found.
-        limits: for what of its values is taken as fill, or refused.
+        limits: what counts as a scan.
     """
 
     scan: OneScan
