@@ -15,6 +15,7 @@ from prdit_models.inverse.linear import AIR_HU, LinearOperator
 from prdit_models.inverse.rays import BEAMS, Bundle, Detector, View, backproject, bundles, check_view, project
 
 _MAX_KEPT_RAYS = 2**22  # whose sampling tables are kept between calls: 120 MB in float32
+_MAX_VALUES = 2**30  # of a measurement: 4 GB in float32
 _DISTANCES = ("source_to_isocentre_mm", "source_to_detector_mm")
 
 
@@ -71,6 +72,7 @@ class Projection(LinearOperator):
             text = text_of(self.measured, self._shape(), "measured", "one for every pixel (views, rows, columns).")
             object.__setattr__(self, "measured", text)
         self._check_distances()
+        check_size(len(self.views), self.detector_shape)
         for view in range(len(self.views)):
             check_view(*self._placed(view))
 
@@ -158,6 +160,16 @@ class Projection(LinearOperator):
         for axis, part in planes.items():
             volume += part.movedim(0, axis + 1)
         return volume[:, None]
+
+
+def check_size(num_views: int, detector_shape: tuple[int, int]) -> None:
+    """Refuse more values than a measurement can have in memory. Raises: ValueError."""
+    rows, columns = detector_shape
+    if num_views * rows * columns > _MAX_VALUES:
+        raise ValueError(
+            f"{num_views} views of {rows} × {columns} pixels are {num_views * rows * columns:.3g} values, more than "
+            f"{_MAX_VALUES:.3g}; take fewer views or a coarser detector."
+        )
 
 
 def _views(views: Any) -> tuple[View, ...]:

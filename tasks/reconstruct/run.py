@@ -142,10 +142,10 @@ def _warnings(
             f"The samples leave {np.mean(residuals):.4g} {document.unit} (root mean square) of the measurement unexplained, more "
             f"than {_FAR:g} times its noise of {document.noise_std:g}: {_REMEDIES.get(config.guide, _REMEDY)}."
         )
-    if len(residuals) < _FEW:
-        found.append(
-            f"Spread and interval of {len(residuals)} sample(s) say little: draw {_FEW} or more (num_volumes)."
-        )
+    if len(residuals) == 1:
+        found.append(f"One sample has no spread and no interval: draw {_FEW} or more (num_volumes).")
+    elif len(residuals) < _FEW:
+        found.append(f"Spread and interval of {len(residuals)} samples say little: draw {_FEW} or more (num_volumes).")
     if document.recorded is not None:
         found += [f"When the scan was read: {note}." for note in document.recorded.notes]
     return found

@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.reconstruct_run import Wanted, parameters
 from storage.documents.measurement import Measurement
 from storage.documents.samples import Samples
+from tasks.reconstruct.config import ReconstructConfig
 from tests.unit.storage.radiograph_files import write_radiograph
 from tests.unit.tasks.test_reconstruct import Case
 
@@ -97,6 +99,9 @@ def test_an_operator_that_cannot_be_read_and_a_missing_measurement_are_named(
     assert found.exit_code == 1
     assert "does not exist" in words(found.stderr)
     np.save(tmp_path / "views.npy", np.zeros((1, 8, 8)))
+    found = call(tmp_path / "views.npy", "--volume", "v2")
+    assert found.exit_code == 1
+    assert "volume 'v2' is one of a store, and" in words(found.stderr)
     found = call(tmp_path / "views.npy")
     assert found.exit_code == 1
     assert "an array without geometry" in words(found.stderr)
@@ -127,3 +132,14 @@ def test_radiographs_are_measured_by_their_own_geometry(call: Called, tmp_path: 
     assert "no DistanceSourceToDetector: set source_to_detector_mm in the operator" in words(refused.stderr)
     call.operator.write_text("name: downsampling\nfactor: 2\n")
     assert "Radiographs are measured by the operator projection" in words(call(films).stderr)
+
+
+def test_runs_are_compared_by_operator_and_guide_without_paths_or_masks(case: Case, tmp_path: Path) -> None:
+    operator = {"name": "mask", "region": "array", "kept": "A" * 300}
+    how = ReconstructConfig.model_validate({"guide": "pigdm", "guide_settings": {"data_std": 0.5}})
+    found = parameters(Wanted(tmp_path / "scan.nii.gz", case.checkpoint, operator, how))
+    assert found["measure.operator.name"] == "mask"
+    assert (found["reconstruct.guide"], found["reconstruct.guide_settings.data_std"]) == ("pigdm", 0.5)
+    assert "measure.operator.kept" not in found
+    assert "reconstruct.strength" not in found  # the guide's own
+    assert not any(str(tmp_path) in str(value) for value in found.values())

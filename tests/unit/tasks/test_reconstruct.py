@@ -214,7 +214,7 @@ def test_a_training_patient_is_refused_unless_it_is_asked_for(case: Case, tmp_pa
 def test_what_does_not_fit_is_named_before_any_work(case: Case, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"guide: 'best' is none; there are projection"):
         reconstruct(case.checkpoint, case.measured(), config(guide="best"), tmp_path, silent)
-    with pytest.raises(InputError, match="'projection' cannot be made of"):
+    with pytest.raises(InputError, match="'projection' has no setting 'speed'"):
         reconstruct(case.checkpoint, case.measured(), config(guide_settings={"speed": 1}), tmp_path, silent)
     with pytest.raises(InputError, match=r"Unknown operator 'zoom'"):
         case.measured({"name": "zoom"})

@@ -331,6 +331,10 @@ def test_views_without_a_usable_geometry_are_refused(change: dict[str, Any], mes
     ("change", "message"),
     [
         ({"num_views": 0}, "num_views is 0; expected a whole number of at least 1"),
+        ({"num_views": 10**12}, r"1000000000000 views of .* are .* values, more than 1.07e\+09; take fewer views"),
+        ({"source_to_isocentre_mm": "595"}, "source_to_isocentre_mm is '595'; expected a positive number of mm"),
+        ({"source_to_isocentre_mm": -595.0}, "source_to_isocentre_mm is -595.0; expected a positive number of mm"),
+        ({"source_to_detector_mm": float("inf")}, "source_to_detector_mm is inf; expected a positive number of mm"),
         ({"arc_deg": 0}, "arc_deg is 0; expected a positive number of degrees"),
         ({"arc_deg": 400.0}, "arc_deg is 400.0; expected at most 360"),
         ({"start_deg": float("nan")}, "start_deg is nan"),
