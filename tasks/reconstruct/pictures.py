@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from prdit_models.inverse.operator import MeasurementOperator
 from prdit_models.metrics.histogram import BANDS
@@ -13,8 +14,10 @@ from storage.geometry import AIR_HU, Volume, to_int16_hu
 from tasks.model.slices import GAP, MARK_SIZE, TILE, DisplayWindow, Plane, enlarged, marked, orthogonal_planes
 from tasks.reconstruct.placing import kept_of, places_of
 
+BODY = DisplayWindow("body", 1400, -300)  # lungs and soft tissue in one picture
 NOT_MEASURED = (31, 92, 99)  # colour of voxels without a value
 _MOST_VIEWS = 4  # that are shown one by one; more are a sinogram
+_FINER = 8  # pixels per voxel before a picture has its size: voxels of equal width, whatever that is
 _BRIGHTEST = 99.5  # percentile of the path lengths that is white
 Hu = NDArray[np.float32]
 Index = tuple[int, int, int]
@@ -45,18 +48,20 @@ def measured_volume(operator: MeasurementOperator, values: torch.Tensor) -> Hu |
     return np.ascontiguousarray(found)
 
 
-def through_lungs(hu: Hu, wanted: NDArray[np.bool_] | None = None) -> Index:
-    """The (z, y, x) slices with most lung.
+def through_lungs(hu: Hu, operator: MeasurementOperator) -> Index:
+    """The (z, y, x) slices with most lung; behind a mask, with most of the lung that was not measured.
 
     Args:
         hu: shape (z, y, x).
-        wanted: only lung in these voxels counts; where there is none, all does.
+        operator: of the measurement.
     Returns: the middle, of a volume without lung.
     """
-    band = BANDS["lung"]
-    lung = (hu >= band.low_hu) & (hu < band.high_hu)
-    if wanted is not None and (lung & wanted).any():
-        lung &= wanted
+    band, kept = BANDS["lung"], kept_of(operator)
+    lung = ndimage.binary_erosion(
+        (hu >= band.low_hu) & (hu < band.high_hu)
+    )  # not the skin, half of it air in coarse voxels
+    if kept is not None and (lung & ~kept).any():
+        lung &= ~kept
     if not lung.any():
         z, y, x = (n // 2 for n in hu.shape)
     else:
@@ -95,13 +100,14 @@ def voxels(
         pixels[hole.hu > 0] = NOT_MEASURED
         scale = tile / max(plane.size_mm)
         size = (round(plane.size_mm[1] * scale), round(plane.size_mm[0] * scale))
-        picture = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+        finer = Image.fromarray(pixels).resize([n * _FINER for n in plane.hu.T.shape], Image.Resampling.NEAREST)
+        picture = finer.resize(size, Image.Resampling.BOX)
         found.append(marked(picture, plane, marks) if marks else picture)
     return found
 
 
 def views(values: torch.Tensor, tile: int = TILE) -> list[Image.Image]:
-    """Path lengths as radiographs, one picture per view, long paths bright; of many views one sinogram: views × columns, middle row.
+    """Path lengths as radiographs, a picture per view, long paths bright; of many views the middle row: views × columns.
 
     Args:
         values: mm of water, shape (1, views, rows, columns).
@@ -119,10 +125,23 @@ def views(values: torch.Tensor, tile: int = TILE) -> list[Image.Image]:
     return found
 
 
+def shown_measurement(operator: MeasurementOperator, values: torch.Tensor, at: Index) -> list[Image.Image]:
+    """A measurement as pictures: slices of a volume, or radiographs; none of what is neither.
+
+    Args:
+        operator, values: of it; values of shape (1, …).
+        at: (z, y, x), which slices.
+    """
+    volume = measured_volume(operator, values)
+    if volume is not None:
+        return voxels(volume, operator.grid.spacing_mm[0], BODY, at)
+    return views(values) if values.dim() == 4 else []
+
+
 def in_a_row(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures beside each other, white between them."""
-    strip = Image.new("RGB", (sum(each.width + GAP for each in pictures) - GAP, max(each.height for each in pictures)), "white")
-    left = 0
+    size = sum(each.width + GAP for each in pictures) - GAP, max(each.height for each in pictures)
+    strip, left = Image.new("RGB", size, "white"), 0
     for each in pictures:
         strip.paste(each, (left, 0))
         left += each.width + GAP

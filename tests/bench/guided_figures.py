@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,12 +13,18 @@ from PIL import Image, ImageDraw, ImageFont
 from prdit_models.inverse.operator import MeasurementOperator
 from tasks.evaluate.curves import ACCENT, INK, PALE, SECOND, new_figure, png, style_axes
 from tasks.model.slices import DisplayWindow
-from tasks.reconstruct.page import TITLES
-from tasks.reconstruct.pictures import Index, measured_volume, slices, through_lungs, views, voxels
+from tasks.reconstruct.pictures import BODY, measured_volume, slices, through_lungs, views, voxels
 
 CELL, LEFT, HEAD, GAP, COLUMNS = 116, 14, 16, 3, 4  # pixels; a sheet is at most 512 wide and high
-BODY = DisplayWindow("body", 1400, -300)  # -1000 to 400 HU: lungs and soft tissue in one picture
+BASELINES = {
+    "nearest": "no model: nearest",
+    "trilinear": "no model: trilinear",
+    "spline": "no model: spline",
+    "sirt": "no model: SIRT",
+    "fdk": "no model: FDK",
+}
 SPREAD = DisplayWindow("spread", 300, 150)
+FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # has ³ and −, unlike Pillow's own
 Hu = NDArray[np.float32]
 
 
@@ -46,9 +54,9 @@ class Case:
 
 
 def sheet(case: Case) -> Image.Image:
-    """Truth, measurement, best baseline, mean; below two samples, their spread, and the error of the mean: axial and coronal slices."""
+    """Truth, measurement, best baseline and mean; two samples, spread and error of the mean: axial and coronal slices."""
     coarse = measured_volume(case.operator, case.values)
-    at = through_lungs(case.truth, None if coarse is None else np.isnan(coarse))
+    at = through_lungs(case.truth, case.operator)
     mm = case.operator.grid.spacing_mm[0]
 
     def smooth(hu: Hu, window: DisplayWindow = BODY) -> list[Image.Image]:
@@ -57,14 +65,14 @@ def sheet(case: Case) -> Image.Image:
     name, baseline = case.baseline
     measured = views(case.values, CELL) if coarse is None else voxels(coarse, mm, BODY, at, tile=CELL, marks=0)
     panels = {
-        "truth (held-out patient)": smooth(case.truth),
+        "truth (held out)": smooth(case.truth),
         case.measured: measured[:2],
-        f"without model: {TITLES[name]}": smooth(baseline),
+        BASELINES[name]: smooth(baseline),
         f"mean of {case.num_samples} samples": smooth(case.mean),
         "sample 1": smooth(case.samples[0]),
         "sample 2": smooth(case.samples[1]),
-        "std of samples, 0–300 HU": smooth(case.std, SPREAD),
-        "|mean − truth|, 0–300 HU": smooth(np.abs(case.mean - case.truth), SPREAD),
+        "std, 0–300 HU": smooth(case.std, SPREAD),
+        "|mean − truth|": smooth(np.abs(case.mean - case.truth), SPREAD),
     }
     return _assembled(panels)
 
@@ -74,7 +82,7 @@ def _assembled(panels: Mapping[str, list[Image.Image]]) -> Image.Image:
     blocks = -(-len(panels) // COLUMNS)
     height = HEAD + 2 * (CELL + GAP)
     picture = Image.new("RGB", (LEFT + COLUMNS * (CELL + GAP), blocks * height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=10)
+    draw, font = ImageDraw.Draw(picture), ImageFont.truetype(FONT, 10)
     for number, (title, pair) in enumerate(panels.items()):
         block, column = divmod(number, COLUMNS)
         left, top = LEFT + column * (CELL + GAP), block * height
@@ -86,7 +94,7 @@ def _assembled(panels: Mapping[str, list[Image.Image]]) -> Image.Image:
     return picture
 
 
-def _upright(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+def _upright(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """A word that runs upwards beside a panel."""
     label = Image.new("RGB", (CELL, LEFT), "white")
     ImageDraw.Draw(label).text((CELL / 2, LEFT / 2), text, fill=INK, font=font, anchor="mm")
@@ -104,10 +112,12 @@ def calibration(coverage: Mapping[str, Mapping[str, float]]) -> bytes:
     style_axes(panel)
     panel.plot([0, 1], [0, 1], color=PALE, linewidth=1, label="calibrated")
     for (name, shares), color in zip(coverage.items(), (ACCENT, SECOND, INK, "#8a5fa8"), strict=False):
-        panel.plot([float(level) for level in shares], list(shares.values()), "o-", color=color, markersize=3, label=name)
+        panel.plot(
+            [float(level) for level in shares], list(shares.values()), "o-", color=color, markersize=3, label=name
+        )
     panel.set_xlabel("nominal coverage of the interval", fontsize=8)
     panel.set_ylabel("voxels whose interval holds the truth", fontsize=8)
     panel.set_xlim(0.4, 1)
-    panel.set_ylim(0, 1)
+    panel.set_ylim(0.4, 1)
     panel.legend(frameon=False, fontsize=7, loc="lower right")
     return png(figure)

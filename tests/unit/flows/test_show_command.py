@@ -151,6 +151,13 @@ def test_a_volume_without_a_snapshot(tmp_path: Path) -> None:
     assert "no snapshot" in call(made).stderr
 
 
+def test_samples_are_shown_by_their_folder(tmp_path: Path) -> None:
+    directory = sampled(tmp_path)
+    shown = value(directory, "generated-00001")
+    assert (shown["shape"], shown["attributes"]["index"]) == ([8, 8, 8], 1)
+    assert "3 generated volumes and no snapshots: give the id of one of them, such as generated-00000." in call(directory).stderr
+
+
 def test_a_snapshot_and_how_it_changed(store: VolumeStore) -> None:
     shown = value(store, "--snapshot", "2")
     assert (shown["number"], shown["num_volumes"], shown["num_patients"], shown["num_unknown_patients"]) == (2, 3, 2, 1)
