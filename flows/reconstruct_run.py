@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prdit_models.inverse.projection import Projection
 from storage.documents.reconstruction import Reconstruction
 from storage.errors import InputError
 from storage.snapshots import newest
@@ -14,6 +15,7 @@ from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_info
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import ArrayFile, ScanFiles, Source, StoredVolume, measure_stage
+from tasks.reconstruct.radiographs import RadiographFiles
 from tasks.reconstruct.run import PAGE
 from tasks.reconstruct.setting import Setting
 from tasks.reconstruct.stage import reconstruct_stage
@@ -48,11 +50,19 @@ class Wanted:
     volume: str = ""
     noise_seed: int = 0
 
-    def source(self) -> Source:
-        """Where the measurement comes from.
+    def measured(self, setting: Setting) -> tuple[Source, Mapping[str, Any]]:
+        """Where the measurement comes from, and by which operator; radiographs say themselves where detectors stood.
 
         Raises: InputError, StorageError: nothing is there that could be one.
         """
+        place = self.measurement
+        elsewhere = self.volume or place.suffix == _ARRAY or (place / "zarr.json").is_file()
+        if self.operator.get("name") == Projection.name and not elsewhere:
+            films = RadiographFiles.of(place, self.operator, setting)
+            return films, films.operator
+        return self._source(), self.operator
+
+    def _source(self) -> Source:
         place = self.measurement
         if self.volume:
             return StoredVolume(newest(VolumeStore.open(place)), self.volume, self.noise_seed)
@@ -98,8 +108,8 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
         raise InputError(
             f"A reconstruction needs a checkpoint (--model), got a {wanted.checkpoint.kind} at {wanted.checkpoint.uri}."
         )
-    setting, source = Setting.of(load_info(wanted.checkpoint)), wanted.source()
-    measured = run_stage("measure", lambda progress: measure_stage(source, wanted.operator, setting, context))
+    setting = Setting.of(load_info(wanted.checkpoint))
+    measured = run_stage("measure", lambda progress: measure_stage(*wanted.measured(setting), setting, context))
     outcome = run_stage(
         "reconstruct",
         lambda progress: reconstruct_stage(

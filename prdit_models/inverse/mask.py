@@ -1,17 +1,14 @@
 """Masks: volumes of which a part was not measured, to be filled in."""
 
-import base64
-import binascii
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from prdit_models.inverse.grid import Float3, Grid3, per_axis, position
+from prdit_models.inverse.booleans import booleans_of, text_of
+from prdit_models.inverse.grid import Float3, per_axis, position
 from prdit_models.inverse.linear import LinearOperator
 
 # which settings a region has, and needs
@@ -23,6 +20,7 @@ REGIONS: dict[str, tuple[str, ...]] = {
     "array": ("kept",),
 }
 _OPTIONAL = ("centre_mm",)
+_RESAMPLE = "resample the mask to the volume's grid (nearest neighbour)."
 # (axis of (x, y, z), whether the side lies towards its end)
 SIDES = {
     "left": (0, True),
@@ -77,7 +75,7 @@ class Mask(LinearOperator):
         if self.side is not None and self.side not in SIDES:
             raise ValueError(f"side is {self.side!r}; expected one of {', '.join(SIDES)}.")
         if self.kept is not None:
-            object.__setattr__(self, "kept", _text(self.kept, self.grid))
+            object.__setattr__(self, "kept", text_of(self.kept, self.grid.shape, "kept", _RESAMPLE))
         if not self.mask.any():
             raise ValueError(
                 f"The mask keeps none of the {self.grid.shape} voxels; make the missing region smaller, or sample without operator."
@@ -87,7 +85,7 @@ class Mask(LinearOperator):
     def mask(self) -> Tensor:
         """Which voxels are measured: booleans (D, H, W)."""
         if self.region == "array":
-            return _booleans(self.kept, self.grid)
+            return booleans_of(self.kept, self.grid.shape, "kept")
         centre = self.centre_mm or (0.0, 0.0, 0.0)
         x, y, z = (
             (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * s - c
@@ -126,36 +124,3 @@ class Mask(LinearOperator):
         volume = measurement.new_zeros(len(measurement), self.mask.numel())
         volume[:, self._places(measurement.device)] = measurement
         return volume.unflatten(1, (1, *self.grid.shape))
-
-
-def _text(kept: Any, grid: Grid3) -> str:
-    """Booleans as text that JSON can hold: bits, compressed."""
-    if isinstance(kept, str):
-        _booleans(kept, grid)  # refused at once, not at the first use
-        return kept
-    array = np.asarray(kept)
-    if array.dtype != np.bool_ or array.shape != grid.shape:
-        raise ValueError(
-            f"kept has shape {array.shape} and type {array.dtype}; expected booleans of the grid's shape {grid.shape}: "
-            "resample the mask to the volume's grid (nearest neighbour)."
-        )
-    return base64.b64encode(zlib.compress(np.packbits(array).tobytes(), 9)).decode()
-
-
-def _booleans(text: str, grid: Grid3) -> Tensor:
-    count = int(np.prod(grid.shape))
-    reader = zlib.decompressobj()
-    try:
-        packed = reader.decompress(
-            base64.b64decode(text, validate=True), count // 8 + 2
-        )  # a mask, whatever the text says
-    except (binascii.Error, zlib.error, ValueError) as error:
-        raise ValueError(
-            f"kept is text that is no mask ({error}); expected what to_dict() of a mask writes."
-        ) from error
-    if len(packed) != (count + 7) // 8:
-        raise ValueError(
-            f"kept is a mask of another shape than the grid's {grid.shape}; make the operator for the grid it was written for."
-        )
-    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count)
-    return torch.from_numpy(bits.astype(np.bool_)).reshape(grid.shape)

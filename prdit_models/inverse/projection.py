@@ -5,9 +5,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from prdit_models.inverse.booleans import booleans_of, text_of
 from prdit_models.inverse.grid import Float3, Grid3, is_number, position, positive
 from prdit_models.inverse.linear import AIR_HU, LinearOperator
 from prdit_models.inverse.rays import BEAMS, Bundle, Detector, View, backproject, bundles, check_view, project
@@ -29,7 +31,9 @@ class Projection(LinearOperator):
             coarser than the voxels' shadows.
         beam: `cone`: one source per view; `fan`: one flat fan per detector row (an ideal CT slice by slice); `parallel`.
         source_to_isocentre_mm, source_to_detector_mm: of fan and cone beams, for views that do not have their own.
-        isocentre_mm: what the views turn about, from the volume's centre (x, y, z).
+        isocentre_mm: what the views turn about, from the volume's centre (x, y, z), for views that do not have their own.
+        measured: which pixels have a value, booleans (views, rows, columns), or their text as `to_dict` writes it; None: all.
+            The others are 0 whatever the volume is, and must be 0 in a measurement: they change nothing.
 
     Raises: ValueError: at construction, for views without geometry, or a volume that is not between source and detector.
     """
@@ -41,6 +45,7 @@ class Projection(LinearOperator):
     source_to_isocentre_mm: float | None = None
     source_to_detector_mm: float | None = None
     isocentre_mm: Float3 = (0.0, 0.0, 0.0)
+    measured: Any = None
     name: ClassVar[str] = "projection"
     unit: ClassVar[str] = "mm"
 
@@ -62,6 +67,9 @@ class Projection(LinearOperator):
             if getattr(self, distance) is not None:
                 positive(getattr(self, distance), distance, "mm")
         object.__setattr__(self, "views", _views(self.views))
+        if self.measured is not None:
+            text = text_of(self.measured, self._shape(), "measured", "one for every pixel (views, rows, columns).")
+            object.__setattr__(self, "measured", text)
         self._check_distances()
         for view in range(len(self.views)):
             check_view(*self._placed(view))
@@ -84,22 +92,43 @@ class Projection(LinearOperator):
         return (len(self.views), *self.detector_shape)
 
     @cached_property
+    def _measured(self) -> Tensor | None:
+        """Which pixels have a value, (views, pixels); None: all."""
+        return None if self.measured is None else booleans_of(self.measured, self._shape(), "measured").flatten(1)
+
+    @cached_property
     def _kept(self) -> dict[tuple[int, torch.dtype, torch.device], list[Bundle]]:
         return {}
+
+    @staticmethod
+    def measured_text(measured: Any) -> str:
+        """The text of `measured`, as `to_dict` writes it, of booleans (views, rows, columns)."""
+        return text_of(measured, np.shape(measured), "measured", "")
+
+    @property
+    def detector(self) -> Detector:
+        """Shape and pitch, of every view."""
+        pitch: Any = self.detector_pitch_mm
+        return Detector(self.detector_shape, pitch)
+
+    def placed_views(self) -> list[View]:
+        """The views with their distances."""
+        return [self._placed(number)[0] for number in range(len(self.views))]
 
     def _placed(self, number: int) -> tuple[View, str, Detector, Grid3, Float3]:
         """A view with its distances, and what else its rays depend on."""
         view = self.views[number]
         own = {name: getattr(view, name) or getattr(self, name) for name in _DISTANCES}
-        pitch: Any = self.detector_pitch_mm
-        return replace(view, **own), self.beam, Detector(self.detector_shape, pitch), self.grid, self.isocentre_mm
+        isocentre = view.isocentre_mm or self.isocentre_mm
+        return replace(view, **own), self.beam, self.detector, self.grid, isocentre
 
     def _bundles(self, view: int, like: Tensor) -> list[Bundle]:
         """Rays of a view, kept between calls while there are not too many."""
         key = (view, like.dtype, like.device)
         if key in self._kept:
             return self._kept[key]
-        made = [bundle.to(like) for bundle in bundles(*self._placed(view))]
+        wanted = None if self._measured is None else self._measured[view]
+        made = [bundle.to(like) for bundle in bundles(*self._placed(view), wanted)]
         rows, columns = self.detector_shape
         if len(self.views) * rows * columns <= _MAX_KEPT_RAYS:
             self._kept[key] = made

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prdit_models.inverse.grid import Float3, Grid3, is_number, positive
+from prdit_models.inverse.grid import Float3, Grid3, is_number, position, positive
 
 BEAMS = ("parallel", "fan", "cone")
 _MAX_SAMPLES = 2**21  # per chunk of rays: bounds the memory of a projection to about 50 MB, and more of a batch
@@ -28,6 +28,7 @@ class View:
         tilt_deg: of the detector towards cranial (positive) or caudal; DICOM's Positioner Secondary Angle.
         detector_offset_mm: of the detector's centre from the central ray, along rows' and columns' indices (down, right).
         source_to_isocentre_mm, source_to_detector_mm: of fan and cone beams, where they differ from those of the other views.
+        isocentre_mm: what the view turns about, where it differs from that of the other views.
 
     Raises: ValueError: at construction, for a value that is not finite, or a distance that is not positive.
     """
@@ -37,6 +38,7 @@ class View:
     detector_offset_mm: tuple[float, float] = (0.0, 0.0)
     source_to_isocentre_mm: float | None = None
     source_to_detector_mm: float | None = None
+    isocentre_mm: Float3 | None = None
 
     def __post_init__(self) -> None:
         for field in ("angle_deg", "tilt_deg"):
@@ -49,6 +51,8 @@ class View:
         for field in ("source_to_isocentre_mm", "source_to_detector_mm"):
             if getattr(self, field) is not None:
                 positive(getattr(self, field), f"{field} of a view", "mm")
+        if self.isocentre_mm is not None:
+            object.__setattr__(self, "isocentre_mm", position(self.isocentre_mm, "isocentre_mm of a view"))
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ class Bundle:
         )
 
 
-def bundles(view: View, beam: str, detector: Detector, grid: Grid3, isocentre_mm: Float3) -> list[Bundle]:
+def bundles(
+    view: View, beam: str, detector: Detector, grid: Grid3, isocentre_mm: Float3, wanted: Tensor | None = None
+) -> list[Bundle]:
     """The rays of a view that meet the volume, by the axis they advance along; rays go to the centres of pixels.
 
     Args:
@@ -98,6 +104,7 @@ def bundles(view: View, beam: str, detector: Detector, grid: Grid3, isocentre_mm
         detector: flat, across the central ray; columns grow to the right as seen from the detector, rows downwards.
         grid: of the volume.
         isocentre_mm: what the detector turns about, from the volume's centre.
+        wanted: of which pixels, booleans (pixels,); None: all.
     Returns: at most three, float64 on the CPU.
     """
     origin, direction = _rays(view, beam, detector, isocentre_mm)
@@ -107,6 +114,8 @@ def bundles(view: View, beam: str, detector: Detector, grid: Grid3, isocentre_mm
     move = (direction / spacing).flip(-1)
     length = direction.norm(dim=-1)
     fastest = move.abs().argmax(dim=-1)
+    if wanted is not None:
+        fastest = torch.where(wanted, fastest, -1)
     found = []
     for axis in range(3):
         rays = (fastest == axis).nonzero()[:, 0]
@@ -135,7 +144,7 @@ def check_view(view: View, beam: str, detector: Detector, grid: Grid3, isocentre
 
     Raises: ValueError: a source without distances, a volume that is not between source and detector, or beside the detector.
     """
-    towards, down, right = _frame(view)
+    towards, down, right = detector_axes(view)
     corners = torch.tensor(list(product((-0.5, 0.5), repeat=3)), dtype=torch.float64) * torch.tensor(grid.extent_mm)
     corners = corners - torch.tensor(isocentre_mm)
     shadow = torch.stack([corners @ down, corners @ right])
@@ -209,7 +218,7 @@ def _chunks(bundle: Bundle, num_planes: int) -> Any:
         yield slice(begin, end), places.view(num_planes, 1, end - begin, 2)
 
 
-def _frame(view: View) -> tuple[Tensor, Tensor, Tensor]:
+def detector_axes(view: View) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors (x, y, z) towards the detector, and along its rows' and columns' indices: down and right."""
     angle, tilt = math.radians(view.angle_deg), math.radians(view.tilt_deg)
     level = torch.tensor([math.sin(angle), -math.cos(angle), 0.0], dtype=torch.float64)
@@ -220,7 +229,7 @@ def _frame(view: View) -> tuple[Tensor, Tensor, Tensor]:
 
 def _rays(view: View, beam: str, detector: Detector, isocentre_mm: Float3) -> tuple[Tensor, Tensor]:
     """A point and the direction (any length) of every pixel's ray, both (pixels, 3), x, y, z."""
-    towards, down, right = _frame(view)
+    towards, down, right = detector_axes(view)
     rows, columns = (
         (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * pitch + offset
         for n, pitch, offset in zip(detector.shape, detector.pitch_mm, view.detector_offset_mm, strict=True)

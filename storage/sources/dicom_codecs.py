@@ -97,10 +97,13 @@ class Codestream:
     syntax: str
 
 
-def pixel_format(data: Dataset) -> PixelFormat:
+def pixel_format(data: Dataset, max_edge: int = MAX_EDGE) -> PixelFormat:
     """What the header says of its pixels.
 
-    Raises: DicomFault: bad_number, unsupported_pixels, or too_costly where an image is larger than MAX_EDGE.
+    Args:
+        data: the header.
+        max_edge: most rows or columns; default: those of CT.
+    Raises: DicomFault: bad_number, unsupported_pixels, or too_costly where an image is larger.
     """
     rows, columns = need_count(data, "Rows"), need_count(data, "Columns")
     samples = tag_integer(data, "SamplesPerPixel")
@@ -118,8 +121,9 @@ def pixel_format(data: Dataset) -> PixelFormat:
     signed = need_integer(data, "PixelRepresentation")
     if signed not in (0, 1):
         raise DicomFault("bad_number", f"PixelRepresentation of {signed} instead of 0 or 1")
-    if max(rows, columns) > MAX_EDGE:
-        raise DicomFault("too_costly", f"{rows} × {columns} pixels, a CT image has at most {MAX_EDGE} × {MAX_EDGE}")
+    if max(rows, columns) > max_edge:
+        kind = "a CT image" if max_edge == MAX_EDGE else "an image"
+        raise DicomFault("too_costly", f"{rows} × {columns} pixels, {kind} has at most {max_edge} × {max_edge}")
     # Where it is impossible, values begin at the lowest bit.
     high_bit = max(stored - 1, min(tag_integer(data, "HighBit") or 0, allocated - 1))
     return PixelFormat(num_frames(data), rows, columns, allocated, stored, bool(signed), high_bit)
@@ -149,14 +153,15 @@ def check_claim(decoded_bytes: int, encoded_bytes: int) -> None:
 class FrameReader:
     """The pixels of a data set as stored, before any rescaling, one frame decoded at a time."""
 
-    def __init__(self, data: Dataset) -> None:
+    def __init__(self, data: Dataset, max_edge: int = MAX_EDGE) -> None:
         """Check what the header and the compressed images claim; nothing is decoded yet.
 
         Args:
             data: from `storage.sources.dicom_file.read_data_set`; its pixels are kept, the rest is not.
+            max_edge: as of `pixel_format`.
         Raises: DicomFault: unreadable_pixels, unsupported_pixels, bad_number or too_costly.
         """
-        self.form = pixel_format(data)
+        self.form = pixel_format(data, max_edge)
         element = data.get_item("PixelData") if "PixelData" in data else None
         if element is None or not element.value:
             if tag_present(data, "FloatPixelData") or tag_present(data, "DoubleFloatPixelData"):

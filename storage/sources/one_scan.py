@@ -86,7 +86,5 @@ def _found(path: Path, scans: dict[tuple[str, str], list[tuple[str, str]]], reas
         more = ", …" if len(ids) > _SHOWN else ""
         return f"{path} has {len(ids)} scans ({', '.join(ids[:_SHOWN])}{more}), of which one can be meant."
     counted = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "it is empty"
-    others = (
-        " Radiographs are not read as DICOM: give projections in mm of water as .npy." if "not_ct" in reasons else ""
-    )
+    others = " Radiographs are measured by the operator projection." if "not_ct" in reasons else ""
     return f"{path} has no scan that can be read ({counted}).{others}"

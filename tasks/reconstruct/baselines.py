@@ -1,10 +1,11 @@
-"""What is done without a model: interpolation, SIRT, and the nearest value that was measured."""
+"""What is done without a model: interpolation, filtered backprojection, SIRT, and the nearest value that was measured."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from prdit_models.inverse.fdk import circular_arc, fdk
 from prdit_models.inverse.operator import MeasurementOperator
 from prdit_models.inverse.sirt import sirt
 from storage.spline import axis_weights
@@ -19,7 +20,8 @@ def baselines(
 ) -> dict[str, Hu]:
     """Volumes by the plain methods that fit an operator, by name, within limits.
 
-    `nearest` for a mask; for other operators `sirt`, and, where a volume was measured, `trilinear` and `spline` (natural cubic).
+    `nearest` for a mask; for other operators `sirt`, where a volume was measured `trilinear` and `spline` (natural cubic), and
+    `fdk` where the views are evenly on an arc.
 
     Args:
         operator: of the measurement.
@@ -35,6 +37,8 @@ def baselines(
     if operator.unit == "HU" and measurement.dim() == 4:
         for name, interpolation in _INTERPOLATIONS.items():
             found[name] = np.clip(_interpolated(operator, measurement[0].numpy(), interpolation), *limits_hu)
+    if (arc := circular_arc(operator)) is not None:
+        found["fdk"] = fdk(arc, measurement, limits_hu)[0, 0].numpy()
     start = float(measurement.mean()) if operator.unit == "HU" else limits_hu[0]
     found["sirt"] = sirt(operator, measurement, start_hu=start, limits_hu=limits_hu)[0, 0].numpy()
     return found

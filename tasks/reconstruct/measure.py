@@ -21,29 +21,12 @@ from storage.sources.one_scan import OneScan
 from storage.volume_store import VolumeStore
 from tasks.reconstruct.placing import kept_of, place
 from tasks.reconstruct.setting import Setting, operator_on, owners_of
+from tasks.reconstruct.taken import Taken, centred_origin, check_water
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
 
 RECIPE = 1
 MEASURE = Stage("measure", "measurement", RECIPE, files=(Measurement.NAME,))
 _VALUES = "values"
-_LEAST_WATER_MM = 20.0  # a body's largest path; below it the values are in another unit
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a source gives.
-
-    Attributes:
-        values: in the operator's unit and shape.
-        origin_mm: LPS position of the first voxel of the volume that was measured.
-        saturated_fraction: share of values in HU that lay outside of the model's window.
-        origin: document of where it comes from.
-    """
-
-    values: NDArray[np.float32]
-    origin_mm: Float3
-    saturated_fraction: float
-    origin: Simulated | Recorded
 
 
 class Source(Protocol):
@@ -160,15 +143,8 @@ class ArrayFile:
                 f"{self.path} has shape {values.shape}; the views of operator {operator.name!r} have {tuple(shape)}. Correct "
                 "the number of views or the detector in the operator's settings."
             )
-        if not np.isfinite(values).all() or values.max() < _LEAST_WATER_MM:
-            raise InputError(
-                f"{self.path} has values from {values.min():.4g} to {values.max():.4g}; expected mm of water along each ray, "
-                "of which a chest has 100 and more. Line integrals -log(I/I0) become mm of water when divided by the attenuation "
-                "of water, about 0.02 per mm."
-            )
-        grid = operator.grid
-        x, y, z = (-(n - 1) / 2 * step for n, step in zip(reversed(grid.shape), grid.spacing_mm, strict=True))
-        return Taken(values, (x, y, z), 0.0, Recorded(format="npy", files_digest=self._digest))
+        check_water(values, str(self.path))
+        return Taken(values, centred_origin(operator.grid), 0.0, Recorded(format="npy", files_digest=self._digest))
 
     def _values(self) -> NDArray[np.float32]:
         try:

@@ -28,6 +28,7 @@ TITLES = {
     "nearest": "nearest measured value",
     "trilinear": "trilinear interpolation",
     "spline": "cubic spline",
+    "fdk": "filtered backprojection (FDK)",
     "sirt": "SIRT",
 }
 

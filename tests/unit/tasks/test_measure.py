@@ -114,3 +114,12 @@ def test_what_a_mask_hides_is_filled_from_beside_it() -> None:
 def test_projections_have_no_interpolation() -> None:
     operator = operator_from_dict(VIEWS, GRID)
     assert set(baselines(operator, operator.forward(torch.zeros(1, 1, 8, 8, 8)), LIMITS)) == {"sirt"}
+
+
+def test_views_on_an_arc_are_backprojected_too() -> None:
+    operator = operator_from_dict({"name": "sparse-view", "num_views": 90, "arc_deg": 180, "beam": "parallel"}, GRID)
+    volume = torch.full((1, 1, 8, 8, 8), -1000.0)
+    volume[..., 1:7, 1:7] = 100.0
+    found = baselines(operator, operator.forward(volume), LIMITS)
+    assert set(found) == {"fdk", "sirt"}
+    assert found["fdk"][4, 3:5, 3:5].mean() == pytest.approx(100, abs=50)  # of 1100
