@@ -59,13 +59,11 @@ def show(
         from storage.errors import InputError
         from storage.volume_store import VolumeStore
 
-        opened = VolumeStore.open(
-            store / Samples.load(store).store if (store / Samples.NAME).is_file() else store
-        )
+        opened = VolumeStore.open(store / Samples.load(store).store if (store / Samples.NAME).is_file() else store)
         if volume is None and opened.synthetic is not None:
             ids = opened.volume_ids()
             raise InputError(
-                f"{store} holds {len(ids)} generated volumes and no snapshots: give the id of one of them"
+                f"{store} holds {len(ids)} generated volume(s) and no snapshots: give the id of one of them"
                 + (f", such as {ids[0]}." if ids else ".")
             )
         if volume is None:
