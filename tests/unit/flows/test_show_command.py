@@ -166,7 +166,8 @@ def test_samples_are_shown_by_their_folder(tmp_path: Path) -> None:
         without = CliRunner().invoke(app, ["show", str(place)])
         assert without.exit_code == 1
         assert (
-            f"1 generated volume(s) and no snapshots: give the id of one of them, such as {GENERATED}." in without.stderr
+            f"1 generated volume(s) and no snapshots: give the id of one of them, such as {GENERATED}."
+            in without.stderr
         )
 
 
