@@ -36,6 +36,7 @@ GPU_CONTEXT_BYTES = 600 * 2**20  # CUDA context, kernels and cuBLAS workspaces
 ALLOCATOR_SHARES = {"cpu": (0.2, 0.6), "cuda": (0.1, 0.1)}
 _TRACED_BATCHES = (2, 3)  # a batch of 1 may be a view where others are copies
 _SAMPLER_VOLUMES = 6  # states, estimates, noise
+_GUIDE_VOLUMES = 2  # residual or its adjoint, and the step
 _LARGEST_BATCH = 2**20
 
 
@@ -161,7 +162,8 @@ class Work:
 
     Attributes:
         name: of the training.
-        what: `train`, or `sample` for drawing volumes.
+        what: `train`, `sample` for drawing volumes, or `reconstruct` for drawing them by a guide that differentiates the network
+            (one that does not takes what `sample` takes).
         precision: `fp32`, or `bf16` for autocast.
         checkpointing: see `Family.build`.
     Raises: ValueError: at construction, for an unknown precision.
@@ -248,7 +250,7 @@ def _traced(planned: Planned, work: Work, *, float32_norms: bool) -> tuple[NDArr
             trace = MemoryTrace()
             trace.hold([*module.parameters(), *module.buffers()])
             with trace:
-                (_train if work.what == "train" else _evaluate)(planned, module, batch, work.precision == "bf16")
+                _WORKS[work.what](planned, module, batch, work.precision == "bf16")
         lives.append(np.array(trace.timeline))
     if len(lives[0]) != len(lives[1]):
         lives = [live.max(keepdims=True) for live in lives]
@@ -296,6 +298,21 @@ def _evaluate(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> No
     del states, prepared
 
 
+def _differentiate(planned: Planned, module: nn.Module, batch: int, bf16: bool) -> None:
+    """One evaluation of a guided sampler, and the vector-Jacobian product of its image (`prdit_models.inverse.guides`)."""
+    module.eval().requires_grad_(False)
+    states = [planned.volumes(batch) for _ in range(_SAMPLER_VOLUMES + _GUIDE_VOLUMES)]
+    prepared = torch.empty(Sampler().num_steps, getattr(module, "prepared_width", None) or 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.enable_grad():
+        seen = states[0].requires_grad_()
+        image = module(seen, torch.tensor(0.0)).to(seen.dtype).chunk(2, dim=1)[-1]
+        torch.autograd.grad(image, seen, states[1].expand_as(image))
+    del states, prepared
+
+
+_WORKS = {"train": _train, "sample": _evaluate, "reconstruct": _differentiate}
+
+
 def largest_batch(work: Work, planned: Planned, limit_bytes: int, device: str) -> int:
     """The largest batch of some work that stays within a limit; 0 if none does."""
     return bisect.bisect_right(
@@ -338,7 +355,8 @@ def _works(name: str, planned: Planned) -> list[Work]:
     trainings = [Work(name, "train", precision, again) for precision in PRECISIONS for again in (False, True)]
     if not _drawing(planned):
         return trainings
-    return trainings + [Work(name, "sample", precision) for precision in PRECISIONS]
+    guided = ["reconstruct"] if getattr(planned.family, "guided", False) else []
+    return trainings + [Work(name, what, precision) for what in ("sample", *guided) for precision in PRECISIONS]
 
 
 def _drawing(planned: Planned) -> Request | None:

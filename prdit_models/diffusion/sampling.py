@@ -76,4 +76,5 @@ def sample(
 
     if guide is None or guide.strength == 0.0:
         return process.integrate(model, sampler, fresh_noise, report)
-    return process.integrate(model, sampler, fresh_noise, report, guide)
+    found = process.integrate(model, sampler, fresh_noise, report, guide)
+    return SampleResult(*guide.ended(found.x, found.x0))

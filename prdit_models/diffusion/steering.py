@@ -67,6 +67,9 @@ class Guide(Protocol):
             level: of the state.
         """
 
+    def ended(self, state: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the sampler ended, as it is returned: final state and the network's last image, each (B, C, D, H, W)."""
+
 
 class Steering:
     """One guided run of a sampler: applies a guide and watches that it does not diverge.

@@ -47,16 +47,23 @@ def error_by_tissue(truth: Hu, volume: Hu) -> dict[str, float | None]:
     return found
 
 
-def coverage(truth: Hu, samples: VoxelMoments, levels: Sequence[float] = LEVELS) -> dict[str, float]:
+def coverage(
+    truth: Hu,
+    samples: VoxelMoments,
+    levels: Sequence[float] = LEVELS,
+    among: NDArray[np.bool_] | None = None,
+) -> dict[str, float]:
     """Share of voxels whose interval holds the truth, by nominal coverage as text; a calibrated model has equal numbers.
 
     Args:
         truth: HU.
         samples: moments of two samples or more.
         levels: nominal coverages.
+        among: voxels that count, at least one; None: all.
     """
     found = {}
     for level in levels:
         low, high = samples.interval(level)
-        found[f"{level:g}"] = float(((truth >= low) & (truth <= high)).mean())
+        held = (truth >= low) & (truth <= high)
+        found[f"{level:g}"] = float((held if among is None else held[among]).mean())
     return found

@@ -16,6 +16,7 @@ from torch import Tensor
 from prdit_models.diffusion.steering import Change, Level, products, rms
 from prdit_models.inverse.conjugate_gradients import solve
 from prdit_models.inverse.model_range import InModelRange
+from prdit_models.inverse.window import within_window
 from prdit_models.registry import Registry
 
 # Below this signal 1/a would amplify errors of the network's derivative: E[x0 | x_t] hardly depends on x_t there.
@@ -29,6 +30,8 @@ class _Guide:
     Attributes:
         measured: operator and measurement, in model range.
         strength: factor on the change of the image; 0 is none.
+        within_window: whether what is drawn is brought into the model's window at the end, with its measurement
+            (`prdit_models.inverse.window`).
     """
 
     name: ClassVar[str]
@@ -37,6 +40,7 @@ class _Guide:
 
     measured: InModelRange
     strength: float = 1.0
+    within_window: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and self.strength >= 0):
@@ -44,6 +48,18 @@ class _Guide:
                 f"strength of guide {self.name!r} is {self.strength}; expected 0 (none) or more, {type(self).strength:g} by "
                 "default."
             )
+
+    def ended(self, state: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Guide`: both within the window with the measurement of the state, which the network's image keeps only in part.
+
+        Of a measurement without noise, with that.
+        """
+        if not self.within_window:
+            return state, image
+        measured, wanted = self.measured, self.measured.forward(state)
+        if measured.noise_std == 0.0:
+            wanted = wanted + measured.residual(state)
+        return within_window(measured, state, wanted), within_window(measured, image, wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings, as a document keeps them; `guide_from_dict` makes the guide again."""
@@ -180,6 +196,7 @@ class TF(_Guide):
 
     Attributes:
         cutoff: share of the schedule from which on it is off (published: t ≤ 20 of 1000).
+        within_window: as for the others; not published.
     Source: TF-PRDiT; SPEC §3.2 (e).
     """
 
@@ -187,6 +204,7 @@ class TF(_Guide):
     moves_state: ClassVar[bool] = True
 
     strength: float = 0.7
+    within_window: bool = False
     cutoff: float = 0.02
 
     def __post_init__(self) -> None:
@@ -216,7 +234,7 @@ GUIDES: Registry[Any] = Registry(
         "dps": f"{__name__}:DPS",
         "tf": f"{__name__}:TF",
     },
-    needs=("name", "strength", "differentiates", "moves_state", "change", "to_dict"),
+    needs=("name", "strength", "differentiates", "moves_state", "change", "ended", "to_dict"),
 )
 
 

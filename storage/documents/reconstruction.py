@@ -48,7 +48,8 @@ class Truth(Part):
         volume_id: of the volume.
         role: of its patient in the model's training: `held_out`, `trained` (the model has seen the patient), or `unknown`.
         accuracy: by what is compared: `mean` of the samples, `sample` (the first), and the baselines.
-        coverage: share of voxels whose interval holds the truth, by nominal coverage as text.
+        coverage: share of voxels whose interval holds the truth, by nominal coverage as text; of a mask, of those that were not
+            measured.
         likeness: None where no training volumes are known.
     """
 

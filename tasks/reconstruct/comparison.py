@@ -16,6 +16,7 @@ from storage.documents.reconstruction import Accuracy, Truth
 from storage.documents.samples import Samples
 from storage.volume_store import VolumeStore
 from tasks.reconstruct.baselines import baselines
+from tasks.reconstruct.placing import kept_of
 from tasks.reconstruct.setting import Setting
 from tasks.reconstruct.truth import Seen, truth_of
 
@@ -79,12 +80,14 @@ class Comparison:
         window, seen = self.setting.window, Seen.by(checkpoint)
         truth = truth_of(measurement, simulated, self.setting)
         volumes = {"mean": moments.mean.astype(np.float32), "sample": drawn.read(drawn.ids[0])}
+        kept = kept_of(self.operator)
+        missing = None if kept is None or kept.all() else ~kept
         volumes |= baselines(self.operator, self.values, (window.lower_hu, window.upper_hu))
         found = Truth(
             volume_id=simulated.volume_id,
             role=seen.role(input_ref(measurement, "snapshot"), simulated.volume_id),
             accuracy={name: self._accuracy(truth, hu) for name, hu in volumes.items()},
-            coverage=coverage(truth, moments) if moments.count > 1 else {},
+            coverage=coverage(truth, moments, among=missing) if moments.count > 1 else {},
             likeness=seen.likeness(drawn.ids, drawn.read, truth, self.setting),
         )
         return found, {"truth": truth} | volumes

@@ -110,12 +110,18 @@ class Painter:
     def __init__(self, drawing: Drawing, device: torch.device) -> None:
         config = drawing.config
         self.drawing, self.device = drawing, device
-        with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1)):
+        with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1, False)):
             self.model, self.info = model_of(drawing.checkpoint, config.weights, device, config.attention)
         self.request = request(self.info, config)
         if drawing.target is not None:
             self.request = replace(self.request, guide=drawing.target.guide(self.info, device))
         self._most: int | None = None  # volumes together, once more did not fit
+
+    @property
+    def _differentiates(self) -> bool:
+        """Whether evaluations keep what derivatives need."""
+        guide = self.request.guide
+        return guide is not None and guide.strength != 0 and guide.differentiates
 
     def another(self) -> "Painter":
         """One that can be used at the same time by another thread: modules have state of their own, weights are shared."""
@@ -158,7 +164,7 @@ class Painter:
         """`draw` in one batch, whether it fits or not."""
         info, config = self.info, self.drawing.config
         with (
-            out_of_memory_explained(self.device, partial(_advice, info, config, len(seeds))),
+            out_of_memory_explained(self.device, partial(_advice, info, config, len(seeds), self._differentiates)),
             autocast(self.device, config.precision),
         ):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -203,7 +209,7 @@ def one_thread_each(device: torch.device) -> Iterator[Callable[[], None]]:
         torch.set_num_threads(before)
 
 
-def _advice(info: CheckpointInfo, config: SampleConfig, batch_size: int, room: Room) -> str:
+def _advice(info: CheckpointInfo, config: SampleConfig, batch_size: int, differentiates: bool, room: Room) -> str:
     """What would fit where a batch did not."""
-    work = Work(info.family, "sample", config.precision)
+    work = Work(info.family, "reconstruct" if differentiates else "sample", config.precision)
     return sampling_advice(planned_of(info), work, room, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""Another package adds two families, a sampler, a metric, a feature extractor and a configuration; no line of prdit names them."""
+"""Another package adds families, a sampler, a metric, an extractor, an operator, a guide, a configuration; prdit names none of them."""
 
 import json
 import os
@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage.documents.measurement import Measurement
+from storage.documents.reconstruction import Reconstruction
 from storage.files import read_json
 from storage.phantom.series import write_demo_data
 from storage.volume_store import VolumeStore
+from tests.factories import make_data
+from tests.unit.tasks.checkpoints import commit_pair
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -150,6 +154,34 @@ def test_commands_know_its_trainings(installed: Installed, record: dict[str, Any
     )
     assert wrong.returncode == 2
     assert "recipe.latent.settings.critic: unknown key. Known here: critic_every, critic_lr" in wrong.stderr
+
+
+def test_its_operator_and_its_guide_reconstruct(installed: Installed) -> None:
+    """A profile of a held-out volume, by a model of ours of 8³ voxels: what is drawn has it, what is drawn without guide has not."""
+    root = installed.root / "measured"
+    root.mkdir()
+    snapshot, split = make_data(root)
+    _, checkpoint = commit_pair(root, snapshot, split)
+    (root / "profile.yaml").write_text("{name: toy-profile, thickness: 2, noise_std: 5}")
+    model = ("--model", str(checkpoint.path), "--operator", str(root / "profile.yaml"))
+    how = ("--guide", "toy-descent", "--samples", "2", "--steps", "5", "--workdir", str(root / "work"), "--json")
+    command = ("reconstruct", str(snapshot.path), "--volume", "v2", *model, *how)
+    pulled, free = (
+        Reconstruction.load(Path(json.loads(done.stdout.splitlines()[-1])["ref"]["uri"]))
+        for done in (installed.prdit(*command), installed.prdit(*command, "--strength", "0"))
+    )
+    assert max(pulled.residuals) < 4 * 5
+    assert min(free.residuals) > 100
+    assert pulled.truth is not None
+    assert pulled.truth.accuracy.keys() == {"mean", "sample", "sirt"}
+    measured = Measurement.load(
+        Path(json.loads(installed.prdit(*command).stdout.splitlines()[-1])["measurement"]["uri"])
+    )
+    assert (measured.operator["thickness"], measured.shape) == (2, (4,))
+    (root / "profile.yaml").write_text("{name: toy-profile, thickness: 3}")
+    refused = installed.prdit(*command, check=False)
+    assert refused.returncode != 0
+    assert "thickness is 3; expected a divisor of the 8 slices" in refused.stderr
 
 
 def test_another_version_of_its_metric_is_measured_again(installed: Installed, record: dict[str, Any]) -> None:

@@ -14,6 +14,9 @@ from prdit_models.diffusion.flow import FlowProcess
 from prdit_models.diffusion.sampling import Sampler, sample
 from prdit_models.families.family import Training
 from prdit_models.families.local import LocalSettings
+from prdit_models.intensity import HounsfieldWindow
+from prdit_models.inverse.guides import GUIDES
+from prdit_models.inverse.model_range import InModelRange
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import CascadeConfig, ModelConfig, NetworkConfig, model_config
 from prdit_models.networks.prdit import PRDiT, trainable_parameters
@@ -28,6 +31,7 @@ from prdit_models.plan import (
     plan,
 )
 from prdit_models.tracing import MemoryTrace
+from tests.oracles import operators
 
 TINY = ModelConfig(32, 8, 8, 0, 96, 4, 2)
 TINY_LOCAL = ModelConfig(32, 8, 8, 0, 96, 4, 0)
@@ -177,6 +181,34 @@ def test_sampling_memory_is_that_of_real_tensors(config: NetworkConfig, precisio
     )  # no graph, no moments
     measured = memory.peak_bytes - planned.weights
     assert planned.activations == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["pigdm", "dps"])
+def test_memory_of_guides_that_differentiate_is_that_of_real_tensors(name: str, precision: str) -> None:
+    """What an evaluation keeps for its derivative: several times what sampling takes."""
+    network = build_network(TINY, attention="sdpa").eval().requires_grad_(False)
+    operator = operators.block_means(20.0)
+    truth = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(9)).clamp(-1, 1)
+    window = HounsfieldWindow()
+    guide = GUIDES[name](InModelRange(operator, window, operator.forward(window.to_hu(truth))), strength=0.1)
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out: Tensor = network(x, t)
+        return out
+
+    memory = MemoryTrace()
+    memory.hold([*network.parameters(), *network.buffers()])
+    with memory:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(BATCH)]
+        sample(denoiser, CosineProcess(), Sampler("euler", 3), volume_size=32, generators=generators, guide=guide)
+    work = Work("global", "reconstruct", precision)
+    planned = memory_of(work, of_network(TINY), BATCH)
+    assert planned.activations == pytest.approx(memory.peak_bytes - planned.weights, rel=0.05)
+    assert (
+        planned.activations > 1.5 * memory_of(replace(SAMPLE, precision=precision), of_network(TINY), BATCH).activations
+    )
 
 
 def _transient(memory: Memory) -> dict[str, int]:

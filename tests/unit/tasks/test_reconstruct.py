@@ -171,6 +171,30 @@ def test_the_result_says_what_it_was_made_of_and_lies_where_the_scan_lies(case: 
     assert outcome.figures["reconstruct/psnr_db"] == pytest.approx(found.truth.accuracy["mean"].psnr_db)
 
 
+def test_what_is_drawn_lies_in_the_window_with_the_measurement_the_sampler_reached(case: Case, tmp_path: Path) -> None:
+    """Clamped volumes have another one: the residual of what the sampler leaves grows, that of what ends in the window does not."""
+    measurement = case.measured()
+    reconstruct(case.checkpoint, measurement, config(), tmp_path / "ended", silent)
+    loose = config(guide_settings={"within_window": False})
+    reconstruct(case.checkpoint, measurement, loose, tmp_path / "loose", silent)
+    ended, loose_hu = hu_of(tmp_path / "ended"), hu_of(tmp_path / "loose")
+    assert ended.min() >= -1000
+    assert loose_hu.min() < -1010
+    found = [Reconstruction.load(tmp_path / name).residuals for name in ("ended", "loose")]
+    assert np.mean(found[0]) < 0.9 * np.mean(found[1])
+
+
+def test_of_a_mask_the_voxels_that_were_not_measured_are_covered(case: Case, tmp_path: Path) -> None:
+    measurement = case.measured({"name": "mask", "region": "half", "side": "left", "noise_std": 5.0})
+    reconstruct(case.checkpoint, measurement, config(level=0.8), tmp_path, silent)
+    found, estimate = Reconstruction.load(tmp_path), load_tensors(tmp_path / Reconstruction.ESTIMATE)
+    held = (estimate["low"] <= case.truth()) & (case.truth() <= estimate["high"])
+    assert found.truth is not None
+    assert found.truth.coverage["0.8"] == pytest.approx(held[:, :, 4:].mean(), abs=1e-3)
+    assert held[:, :, 4:].mean() != pytest.approx(held.mean(), abs=0.01)
+    assert "of the voxels that were not measured lie" in (tmp_path / "reconstruction.html").read_text()
+
+
 def test_a_training_patient_is_refused_unless_it_is_asked_for(case: Case, tmp_path: Path) -> None:
     measurement = case.measured(volume_id="v0")
     with pytest.raises(InputError, match=r"trained on volumes of the patient of v0.*held-out volume \(v2\)"):

@@ -48,3 +48,8 @@ def test_intervals_of_a_calibrated_model_hold_what_they_promise() -> None:
         assert share == pytest.approx(float(level), abs=0.01)  # 64,000 voxels: standard error 0.002
     narrow = coverage((middle + 3 * rng.normal(size=middle.shape)).astype(np.float32), moments)
     assert narrow["0.9"] < 0.7
+    far = np.zeros(middle.shape, dtype=np.bool_)
+    far[:5] = True
+    wrong = np.where(far, truth + 1000, truth).astype(np.float32)
+    assert coverage(wrong, moments, among=far) == {f"{level:g}": 0.0 for level in (0.5, 0.8, 0.9, 0.95)}
+    assert coverage(wrong, moments, among=~far)["0.9"] == pytest.approx(0.9, abs=0.01)
