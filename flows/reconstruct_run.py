@@ -131,9 +131,7 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
         )
     setting, limits = Setting.of(wanted.checkpoint, wanted.how), config.ingest.limits
     context = context.model_copy(update={"parameters": parameters(wanted)})
-    measured = run_stage(
-        "measure", lambda progress: measure_stage(*wanted.measured(setting, limits), setting, context)
-    )
+    measured = run_stage("measure", lambda progress: measure_stage(*wanted.measured(setting, limits), setting, context))
     outcome = run_stage(
         "reconstruct",
         lambda progress: reconstruct_stage(

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    store: Annotated[Path, typer.Argument(help="Folder of the volume store.", parser=given_path)],
+    store: Annotated[Path, typer.Argument(help="Folder of the volume store, or of samples.", parser=given_path)],
     volume: Annotated[
         str | None, typer.Argument(help="Id of a volume, or its beginning (`prdit ls STORE --volumes`).")
     ] = None,
@@ -55,10 +55,17 @@ def show(
     Only the store is read: it has no names of patients or files. The picture is one of a patient.
     """
     with clear_errors():
+        from storage.documents.samples import Samples
         from storage.errors import InputError
         from storage.volume_store import VolumeStore
 
-        opened = VolumeStore.open(store)
+        opened = VolumeStore.open(store / Samples.load(store).store if (store / Samples.NAME).is_file() else store)
+        if volume is None and opened.synthetic is not None:
+            ids = opened.volume_ids()
+            raise InputError(
+                f"{store} holds {len(ids)} generated volume(s) and no snapshots: give the id of one of them"
+                + (f", such as {ids[0]}." if ids else ".")
+            )
         if volume is None:
             if png is not None or thumbnail:
                 raise InputError("--png and --thumbnail draw one volume: give its id (`prdit ls STORE --volumes`).")

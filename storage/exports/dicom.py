@@ -28,6 +28,7 @@ _MAKER = "prdit"
 _WINDOWS = (("SOFT TISSUE", 40, 400), ("LUNG", -600, 1500))
 _MAX_SHORT = 16  # characters of value representation SH; the store has kernels of up to 64
 _SYNTHETIC_COMMENT = "Synthetic data: not a scan of a person. Research use only."
+_GUIDED_COMMENT = "Synthetic data, drawn towards a measurement: shows the person who was measured. Research use only."
 
 
 def export_dicom(path: Path, store: VolumeStore, origin: Origin, plane_done: Callable[[], None]) -> None:
@@ -88,7 +89,8 @@ def _series_header(volume: Volume, origin: Origin, identity: str) -> Dataset:
     data.ContributingEquipmentSequence = [_equipment(origin)]
     if origin.synthetic:
         data.SyntheticData = "YES"
-        data.ImageComments = _SYNTHETIC_COMMENT
+        guided = origin.generated is not None and origin.generated.guided is not None
+        data.ImageComments = _GUIDED_COMMENT if guided else _SYNTHETIC_COMMENT
     if "BodyPartExamined" not in data:
         data.Laterality = ""  # asked for where the body part may be one of a pair
     _place_pixels(data, volume)

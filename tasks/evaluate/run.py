@@ -40,13 +40,20 @@ def check(samples: Ref, snapshot: Ref, split: Ref) -> None:
     """Refuse what cannot be compared, before any work.
 
     Raises:
-        InputError: fewer than two volumes on a side, a split of volumes that the store does not have, or another kind of artifact.
+        InputError: fewer than two volumes on a side, samples of one measurement, a split of volumes that the store does not have,
+            or another kind of artifact.
         StorageError: an artifact is missing.
     """
     for ref, kind in ((samples, "samples"), (snapshot, "snapshot"), (split, "split")):
         if ref.kind != kind:
             raise InputError(f"evaluate expected a reference of kind {kind!r}, got {ref.kind!r} at {ref.uri}.")
-    num_generated = len(Samples.load(samples.path).volume_ids)
+    drawn = Samples.load(samples.path)
+    if drawn.guided is not None:
+        raise InputError(
+            f"The samples at {samples.uri} were drawn towards one measurement: they show one patient, and a distance to a set of "
+            "patients says nothing of them. reconstruction.json beside them has their figures; evaluate samples of stage sample."
+        )
+    num_generated = len(drawn.volume_ids)
     if num_generated < MIN_VOLUMES:
         raise InputError(
             f"The samples at {samples.uri} hold {num_generated} volume; a distance between sets needs at least "

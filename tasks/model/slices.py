@@ -98,9 +98,13 @@ def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE, marks: int
         tile: pixels of the picture's longer side.
         marks: size of the letters, pixels.
     """
-    picture = Image.fromarray(window.to_gray(enlarged(plane, tile)))
+    return marked(Image.fromarray(window.to_gray(enlarged(plane, tile))), plane, marks)
+
+
+def marked(picture: Image.Image, plane: Plane, size: int = MARK_SIZE) -> Image.Image:
+    """A picture of a plane with its directions written on the four sides, in letters of `size` pixels."""
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=marks)
+    font = ImageFont.load_default(size=size)
     left, right, top, bottom = plane.marks
     width, height = picture.size
     places = {
@@ -109,8 +113,9 @@ def draw_plane(plane: Plane, window: DisplayWindow, tile: int = TILE, marks: int
         (width / 2, 3): (top, "mt"),
         (width / 2, height - 3): (bottom, "mb"),
     }
+    ink, shade = ((each,) * len(picture.getbands()) for each in (255, 0))
     for place, (mark, anchor) in places.items():
-        draw.text(place, mark, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+        draw.text(place, mark, fill=ink, font=font, anchor=anchor, stroke_width=2, stroke_fill=shade)
     return picture
 
 

@@ -115,7 +115,7 @@ def reconstruct(
     if config.nifti:
         _write_niftis(directory, estimate, document)
     found.save(directory)
-    page = render(found, document, Samples.load(directory), volumes, estimate.get("std"))
+    page = render(found, document, Samples.load(directory), volumes, estimate.get("std"), comparison)
     write_text_atomic(directory / PAGE, page)
 
 

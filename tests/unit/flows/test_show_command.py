@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from flows.cli import app
+from storage.documents.samples import Samples
 from storage.documents.snapshot import Roles, SnapshotVolume
 from storage.documents.volume import ScanFacts
 from storage.geometry import Volume
@@ -20,6 +21,8 @@ from storage.snapshots import Listing, list_all, role_ledger, update, withdraw
 from storage.volume_store import VolumeStore
 from tasks.show.picture import half_blocks
 from tasks.show.snapshot import summary
+from tests.exported import GENERATED, SEED, sample_store
+from tests.unit.storage.documents.examples import EXAMPLES
 
 ATTRIBUTES = {"Manufacturer": "SIEMENS", "KVP": 120.0, "contrast": True, "patient_key": "p1"}
 SCAN = ScanFacts(
@@ -149,6 +152,23 @@ def test_a_volume_without_a_snapshot(tmp_path: Path) -> None:
     assert (shown["snapshots"], shown["listed"], shown["patient_key"], shown["scan"]) == ([], False, None, None)
     assert "none (not listed now)" in call(made, "0000").stdout
     assert "no snapshot" in call(made).stderr
+
+
+def test_samples_are_shown_by_their_folder(tmp_path: Path) -> None:
+    made = sample_store(tmp_path / "samples.zarr")
+    samples = EXAMPLES["samples"]
+    assert isinstance(samples, Samples)
+    samples.save(tmp_path)
+    for place in (tmp_path, made.path):
+        shown = CliRunner().invoke(app, ["show", str(place), GENERATED, "--json"])
+        found = json.loads(shown.stdout.splitlines()[-1])
+        assert (found["volume_id"], found["attributes"]["seed"]) == (GENERATED, SEED)
+        without = CliRunner().invoke(app, ["show", str(place)])
+        assert without.exit_code == 1
+        assert (
+            f"1 generated volume(s) and no snapshots: give the id of one of them, such as {GENERATED}."
+            in without.stderr
+        )
 
 
 def test_a_snapshot_and_how_it_changed(store: VolumeStore) -> None:

@@ -27,6 +27,8 @@ from prdit_models.metrics.histogram import (
 )
 from prdit_models.metrics.metric import METRICS
 from storage.artifacts import Ref, commit_artifact
+from storage.documents.samples import Guided, Samples
+from storage.errors import InputError
 from storage.files import read_json
 from storage.volume_store import VolumeStore
 from tasks.evaluate.config import EvaluateConfig
@@ -92,6 +94,14 @@ def test_fewer_than_two_volumes_on_either_side_are_refused(data: dict[str, Ref],
     with pytest.raises(ValueError, match="expected a reference of kind 'samples', got 'split'"):
         check(data["split"], data["snapshot"], data["split"])
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_one_measurement_are_refused(data: dict[str, Ref], tmp_path: Path) -> None:
+    guided = Guided(measurement="sha256:" + "4" * 64, guide="projection", strength=1.0, settings={})
+    Samples.load(data["samples"].path).model_copy(update={"guided": guided}).save(tmp_path)
+    of_one_patient = data["samples"].model_copy(update={"uri": str(tmp_path)})
+    with pytest.raises(InputError, match=r"drawn towards one measurement.*reconstruction\.json"):
+        check(of_one_patient, data["snapshot"], data["split"])
 
 
 def test_metrics_equal_the_plain_way_to_compute_them(data: dict[str, Ref], tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ def test_the_result_says_what_it_was_made_of_and_lies_where_the_scan_lies(case: 
     page = (directory / "reconstruction.html").read_text()
     assert "held out of the training" in page
     assert "trilinear interpolation" in page
+    assert "<figcaption>what was measured</figcaption>" in page
+    assert page.count("its error, −200 to 200 HU</figcaption>") == 5  # mean, sample, three baselines
+    assert page.index("|mean − truth|, 0 to 300 HU</figcaption>") < page.index("one sample</figcaption>")
     assert outcome.figures["reconstruct/psnr_db"] == pytest.approx(found.truth.accuracy["mean"].psnr_db)
 
 

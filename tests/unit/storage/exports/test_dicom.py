@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 
 from storage.documents.samples import Guided
-from storage.exports.dicom import export_dicom
+from storage.exports.dicom import export_dicom, series
 from storage.exports.origin import origin_of
 from storage.snapshots import load_snapshot, newest
 from storage.sources.dicom_series import load_series
@@ -176,3 +176,8 @@ def test_a_reconstruction_names_its_measurement(tmp_path: Path) -> None:
     assert "towards" not in origin.description
     assert drawn.description.endswith(f"Drawn towards measurement {guided.measurement} by guide pigdm.")
     assert drawn.identity != origin.identity
+    assert "not a scan of a person" in origin.description
+    assert "not a scan: family" in drawn.description  # a person was measured, and can be recognised
+    image = next(series(VolumeStore.open(tmp_path).read_level(GENERATED), drawn))
+    assert "shows the person who was measured" in image.ImageComments
+    assert image.SyntheticData == "YES"
