@@ -48,7 +48,7 @@ class Global(Denoiser):
         if not settings.preset.partition("-")[0].endswith(
             "/0"
         ):  # at depth 0 the message below is clearer than that of these options
-            options |= {"qk_norm": settings.qk_norm, "num_classes": given.num_classes}
+            options |= {"qk_norm": settings.qk_norm, "num_classes": given.num_classes, "num_values": given.num_values}
         if settings.position == "rotary":
             options |= {"position": "rotary", "voxel_mm": given.voxel_mm}
         shape = model_config(settings.preset, below.volume_size, **options)

@@ -39,6 +39,7 @@ class ModelConfig:
         voxel_mm: voxel distance of the model's volume, for `rotary`.
         qk_norm: RMS norm with learned scale on queries and keys of every head (ViT-22B, Dehghani et al. 2023).
         num_classes: integer labels the refiner is conditioned on; 0 is none. Index num_classes means "no label".
+        num_values: encoded numbers and categories the refiner is conditioned on; 0 is none. Zeros mean "nothing known".
 
     Raises: ValueError: at construction, for any combination the network cannot be built from.
     Source: SPEC §1.
@@ -61,6 +62,7 @@ class ModelConfig:
     voxel_mm: float | None = None
     qk_norm: bool = False
     num_classes: int = 0
+    num_values: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,7 +70,7 @@ class ModelConfig:
                 value = getattr(self, field.name)
                 if isinstance(value, bool) or not isinstance(value, int):
                     raise ValueError(f"{field.name} is {value!r}; expected an integer.")
-                lowest = 0 if field.name in ("padding", "depth", "num_classes") else 1
+                lowest = 0 if field.name in ("padding", "depth", "num_classes", "num_values") else 1
                 if value < lowest:
                     raise ValueError(f"{field.name} is {value}; expected at least {lowest}.")
         for name, allowed in CHOICES.items():
@@ -134,9 +136,10 @@ class ModelConfig:
             raise ValueError(
                 f"voxel_mm is {self.voxel_mm} with position 'table', which does not read it; leave it out."
             )
-        if self.depth == 0 and (self.num_classes or self.qk_norm):
+        if self.depth == 0 and (self.num_classes or self.num_values or self.qk_norm):
             raise ValueError(
-                f"num_classes {self.num_classes}, qk_norm {self.qk_norm} with depth 0: both belong to the refiner. Use depth > 0."
+                f"num_classes {self.num_classes}, num_values {self.num_values}, qk_norm {self.qk_norm} with depth 0: they belong "
+                "to the refiner. Use depth > 0."
             )
 
     @property
@@ -165,8 +168,9 @@ class ModelConfig:
         return self.out_channels * self.stride**3
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-ready dictionary."""
-        return asdict(self)
+        """The fields as a JSON-ready dictionary; without `num_values` where there are none, as before there were any."""
+        found = asdict(self)
+        return found if self.num_values else {name: found[name] for name in found if name != "num_values"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

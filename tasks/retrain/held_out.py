@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from prdit_models.conditions import Conditions
 from prdit_models.families.family import HeldOut, Training
 from storage.artifacts import Ref
 from storage.documents.held_out import HeldOutLosses
@@ -89,11 +90,11 @@ def _measured(
         labels = labels_of(listed, info.label_column, info.label_values, names)
     found = {}
     for index, name in enumerate(names):
-        label = None if labels is None else torch.tensor([labels[index]])
+        conditions = None if labels is None else Conditions(labels=torch.tensor([labels[index]]))
         volume = data.get(index).unsqueeze(0)
         total = 0.0
         for place in noise_places(name, reference):
-            total += family.validate(module, HeldOut(volume, (place,), label), training, 1)["loss"]
+            total += family.validate(module, HeldOut(volume, (place,), conditions), training, 1)["loss"]
         found[name] = total / reference.num_noises
     if bad := sorted(name for name, loss in found.items() if not torch.isfinite(torch.tensor(loss))):
         raise ComputationError(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.steering import DivergedError
 from prdit_models.families.family import Callback, Request
 from prdit_models.plan import Work
@@ -88,12 +89,17 @@ def request(info: CheckpointInfo, config: SampleConfig) -> Request:
 
     Raises: InputError: the model does not know the label.
     """
-    label = None
+    conditions = None
     if config.label is not None:
-        label = (
-            info.label_index(config.label) if info.label_values else 0
-        )  # of a model without labels, its family says why not
-    return Request(config.as_sampler(), config.output, label, config.guidance_scale)
+        label = info.label_index(config.label) if info.label_values else 0  # without labels, its family says why not
+        conditions = Conditions(labels=torch.tensor([label]))
+    return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
+
+
+def expected_request(config: SampleConfig) -> Request:
+    """What a configuration will ask of a model that is not trained yet: which conditions, not which values of them."""
+    conditions = None if config.label is None else Conditions(labels=torch.zeros(1, dtype=torch.long))
+    return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
 
 
 class Painter:

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from prdit_models.conditions import Conditions
 from prdit_models.families.family import EncodingFamily, Family, HeldOut, Training
 from prdit_models.plan import Work, memory_of
 from storage.encoded import EncodedVolumes, encoded_folder
@@ -40,7 +41,7 @@ class Assembly:
         data: training volumes, or what the family's encoder makes of them.
         held_out: this rank's share of the validation volumes, of the same kind.
         device: where it runs.
-        labels: of the training volumes, by index; None without labels.
+        conditions: of the training volumes, a row for each; None where the model takes no conditions.
     """
 
     family: Family
@@ -50,7 +51,7 @@ class Assembly:
     data: ViewDataset | EncodedDataset
     held_out: HeldOut
     device: torch.device
-    labels: Tensor | None = None
+    conditions: Conditions | None = None
 
     def draw(self, turn: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The random numbers of one volume for the optimiser of this number, see `Family.draw`."""
@@ -125,10 +126,11 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         )
     stored = encoder is not None and not config.changes_volumes  # then volumes are read once, and need no cache
     volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
-    labels = {}
+    conditions = {}
     if info.label_column:
-        labels = {
-            role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids
+        conditions = {
+            role: Conditions(torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])))
+            for role in ids
         }
     data: ViewDataset | EncodedDataset = volumes
     seen: ViewDataset | EncodedDataset
@@ -146,10 +148,10 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         held_out=HeldOut(
             seen.batch(range(len(seen))) if ids["val"] else torch.empty(0),
             mine(len(held_out), ranks),
-            labels.get("val"),
+            conditions.get("val"),
         ),
         device=device,
-        labels=labels.get("train"),
+        conditions=conditions.get("train"),
     )
 
 

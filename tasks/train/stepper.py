@@ -112,13 +112,13 @@ class Stepper:
         assembly, config = self.assembly, self.config
         place = list(self.optimizers).index(turn)
         device = assembly.device
-        labels = assembly.labels
+        conditions = assembly.conditions
         batch = Batch(
             loaded.volumes.to(device, non_blocking=True),
             {name: value.to(device, non_blocking=True) for name, value in loaded.draws[place].items()},
-            None if labels is None else labels[loaded.indices].to(device),
+            None if conditions is None else conditions.rows(loaded.indices).to(device),
             no_label=len(assembly.info.label_values),
-            label_dropout=config.label_dropout,
+            condition_dropout=config.label_dropout,
         )
         # for a family with dropout
         torch.manual_seed(hash((config.seed, number, part, place, self.ranks.rank)) % 2**63)
