@@ -30,6 +30,13 @@ class Labels(Part):
     values: tuple[str, ...]
 
 
+class CoarseMask(Part):
+    """The coarse mask that the model was shown beside its volumes: names of its channels, and the edge of its cells in voxels."""
+
+    channels: tuple[str, ...]
+    cell: int
+
+
 class Gates(Part):
     """Losses of a training that gates compare; None where there is none or it is not finite.
 
@@ -89,7 +96,8 @@ class Checkpoint(Document):
         step: optimiser steps of the weights.
         seed: of the training.
         gates: losses; None where the weights were not measured (imported, averaged).
-        labels, average, imported: only of a model with labels, of an average, of an import; left out of the file otherwise.
+        labels, mask, average, imported: only of a model with labels or with a mask, of an average, of an import; left out of the
+            file otherwise.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -108,6 +116,7 @@ class Checkpoint(Document):
     seed: int
     gates: Gates | None
     labels: Labels | None = None
+    mask: CoarseMask | None = None
     average: Average | None = None
     imported: Imported | None = None
 
@@ -117,4 +126,4 @@ class Checkpoint(Document):
         return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
 
-_OPTIONAL = ("labels", "average", "imported")
+_OPTIONAL = ("labels", "mask", "average", "imported")

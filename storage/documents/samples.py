@@ -2,11 +2,25 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.document import Document, Part
 from storage.documents.snapshot import Digest
+
+
+class GivenMask(Part):
+    """Where the coarse mask came from that volumes were drawn for: a file, or a volume of the training's snapshot.
+
+    Attributes:
+        format: `labels`, or that of a scan; empty for a volume.
+        files_digest: of the file or files; None for a volume.
+        volume_id: of the volume; empty for a file.
+    """
+
+    format: str = ""
+    files_digest: Digest | None = None
+    volume_id: str = ""
 
 
 class SamplerSettings(Part):
@@ -18,6 +32,7 @@ class SamplerSettings(Part):
         predictor_step: only of the predictor-corrector.
         process: name and settings; None for a family without one.
         label: value of the label column, or None.
+        mask: the coarse mask they were drawn for; left out of the file where there was none.
     """
 
     name: str
@@ -33,6 +48,12 @@ class SamplerSettings(Part):
     seed: int
     weights: Literal["ema", "raw"]
     precision: str
+    mask: GivenMask | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "mask" or value}
 
 
 class Guided(Part):

@@ -46,6 +46,8 @@ def model_card(subject: Subject, metrics: Report) -> str:
     }
     if info.label_column:
         facts["Labels"] = f"{info.label_column}: {', '.join(info.label_values)}"
+    if info.mask:
+        facts["Mask"] = f"{' and '.join(info.mask.channels)}, cells of {info.mask.cell * info.voxel_mm:g} mm"
     facts |= _origin(checkpoints)
     sampler = (
         f"{metrics.sampler.name}, {metrics.sampler.evaluations} evaluations of the network, seed {metrics.sampler.seed}"

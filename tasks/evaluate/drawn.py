@@ -77,6 +77,9 @@ def sampler_table(samples: Samples) -> list[tuple[str, str]]:
     ]
     if sampler.label is not None:
         rows.append(("Label", f"{sampler.label}, guidance {sampler.guidance_scale:g}"))
+    if sampler.mask is not None:
+        source = f"volume {sampler.mask.volume_id}" if sampler.mask.volume_id else f"file ({sampler.mask.format})"
+        rows.append(("Mask", f"of a {source}, guidance {sampler.guidance_scale:g}"))
     return rows
 
 

@@ -12,7 +12,7 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
-from storage.documents.checkpoint import Checkpoint, Gates, Intensity, Labels, View
+from storage.documents.checkpoint import Checkpoint, CoarseMask, Gates, Intensity, Labels, View
 from storage.errors import InputError, as_input_error
 from tasks.model.view import ViewConfig
 
@@ -31,6 +31,7 @@ class CheckpointInfo:
         step: optimiser steps.
         axes: order of the model's axes: `zyx` as in the store, `xyz` for published LIDC models.
         label_column, label_values: what the model's integer labels mean; empty without labels.
+        mask: the coarse mask that the model was shown; None: none.
     """
 
     family: str
@@ -43,6 +44,7 @@ class CheckpointInfo:
     axes: str = "zyx"
     label_column: str = ""
     label_values: tuple[str, ...] = ()
+    mask: CoarseMask | None = None
 
     @classmethod
     def from_document(cls, document: Checkpoint) -> Self:
@@ -62,6 +64,7 @@ class CheckpointInfo:
             axes=document.axes,
             label_column=labels.column if labels else "",
             label_values=labels.values if labels else (),
+            mask=document.mask,
         )
 
     def to_document(self, *, step: int, seed: int, gates: Gates | None) -> Checkpoint:
@@ -84,6 +87,7 @@ class CheckpointInfo:
             seed=seed,
             gates=gates,
             labels=Labels(column=self.label_column, values=self.label_values) if self.label_column else None,
+            mask=self.mask,
         )
 
     def label_index(self, value: str) -> int:
@@ -119,7 +123,7 @@ def _described(info: CheckpointInfo) -> dict[str, Any]:
     process = None if info.process is None else info.process.to_dict()
     nested = {"model": info.model, "process": process, "window": asdict(info.window), "view": info.view.model_dump()}
     parts = {f"{name}.{key}": value for name, values in nested.items() for key, value in (values or {}).items()}
-    labels = {"label_column": info.label_column, "label_values": info.label_values}
+    labels = {"label_column": info.label_column, "label_values": info.label_values, "mask": info.mask}
     return {"family": info.family, "spacing_mm": info.spacing_mm, "axes": info.axes} | labels | parts
 
 

@@ -52,7 +52,7 @@ def upright(
 
 
 def filled_shares(
-    low_mm: NDArray[np.float64], width_mm: float, first_mm: float, spacing_mm: float, count: int
+    low_mm: NDArray[np.floating], width_mm: float, first_mm: float, spacing_mm: float, count: int
 ) -> NDArray[np.float64]:
     """Share of each cell along one axis that each plane of an array fills, shape (cells, planes).
 

@@ -18,6 +18,7 @@ from tasks.reconstruct.setting import owners_of
 from tasks.run.progress import Advance
 from tasks.run.runners import Runner
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
+from tasks.sample.mask import mask_key, sample_mask
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
@@ -71,7 +72,7 @@ def reconstruct_stage(
     return run_stage(
         RECONSTRUCT,
         inputs={"checkpoint": checkpoint, "measurement": measurement},
-        config=with_owners(config.key_fields(), owners),
+        config=with_owners(mask_key(config, sample_mask(checkpoint, load_info(checkpoint), config)), owners),
         context=context,
         body=body,
     )

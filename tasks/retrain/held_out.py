@@ -23,6 +23,7 @@ from tasks.model.compute import ComputeConfig, pick_device
 from tasks.retrain.reference import reference_snapshot
 from tasks.train.data import ViewDataset
 from tasks.train.labels import labels_of
+from tasks.train.mask import Masker
 
 FOLDER = "held-out"
 Weights = Literal["ema", "raw"]
@@ -88,10 +89,12 @@ def _measured(
     if info.label_column:
         listed = load_snapshot(reference_snapshot(store, reference))
         labels = labels_of(listed, info.label_column, info.label_values, names)
-    found = {}
+    found, masker = {}, Masker.by(info)
     for index, name in enumerate(names):
-        conditions = None if labels is None else Conditions(labels=torch.tensor([labels[index]]))
         volume = data.get(index).unsqueeze(0)
+        conditions = None if labels is None else Conditions(labels=torch.tensor([labels[index]]))
+        if masker is not None:
+            conditions = (conditions or Conditions())._replace(mask=masker.batch(volume))
         total = 0.0
         for place in noise_places(name, reference):
             total += family.validate(module, HeldOut(volume, (place,), conditions), training, 1)["loss"]

@@ -1,6 +1,6 @@
 """Configuration of stage sample."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,7 +56,17 @@ class SampleConfig(ComputeConfig):
     label: str | None = Field(
         None, description="value of the label column the model was trained with; default: no label"
     )
-    guidance_scale: float = Field(1.0, gt=0, description="classifier-free guidance towards the label; 1: none")
+    mask: str | None = Field(
+        None,
+        description="coarse mask that the volumes follow, for a model trained with one: NIfTI file of labels (0 outside, 1 body, 2 "
+        "lungs), or a CT scan (file or folder of a series) whose body and lungs are taken; default: none",
+    )
+    mask_volume: str | None = Field(
+        None, description="volume that the model's training listed, whose own mask is taken; instead of mask"
+    )
+    guidance_scale: float = Field(
+        1.0, gt=0, description="classifier-free guidance towards label and mask together; 1: none"
+    )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
     )
@@ -92,11 +102,25 @@ class SampleConfig(ComputeConfig):
     @model_validator(mode="after")
     def _possible(self) -> "SampleConfig":
         self.as_sampler()
-        if self.guidance_scale != 1.0 and self.label is None:
+        if self.mask is not None and self.mask_volume is not None:
+            raise ValueError("sample.mask and sample.mask_volume are both set; volumes are drawn for one mask.")
+        if self.guidance_scale != 1.0 and self.label is None and not self.masked:
             raise ValueError(
-                f"sample.guidance_scale {self.guidance_scale} without sample.label: guidance needs a label."
+                f"sample.guidance_scale {self.guidance_scale} without sample.label and sample.mask: guidance needs one of them."
             )
         return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether volumes are drawn for a mask."""
+        return self.mask is not None or self.mask_volume is not None
+
+    def key_fields(self) -> dict[str, Any]:
+        """As every stage's; without a mask where there is none, so that keys are those of samples before there were any."""
+        found = super().key_fields()
+        return {
+            name: value for name, value in found.items() if value is not None or name not in ("mask", "mask_volume")
+        }
 
     def as_sampler(self) -> Sampler:
         """The sampler these settings name.

@@ -27,6 +27,7 @@ from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast
 from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
 from tasks.sample.config import SampleConfig
+from tasks.sample.mask import SampleMask
 
 logger = logging.getLogger("prdit.sample")
 
@@ -55,16 +56,25 @@ class Drawing:
         config: how to draw.
         store: path of the sample store, absolute.
         target: what they are drawn towards; None: nothing.
+        mask: what they are drawn for; None: nothing.
     """
 
     checkpoint: Ref
     config: SampleConfig
     store: Path
     target: Target | None = None
+    mask: SampleMask | None = None
 
     def seed(self, index: int, tried: int = 0) -> int:
         """Seed of a volume."""
         return volume_seed(self.config.seed, index, tried)
+
+    def origin_mm(self, info: CheckpointInfo) -> Float3:
+        """LPS position (x, y, z) of the centre of a volume's first voxel: the target's, else the box's middle is the origin."""
+        if self.target is not None:
+            return self.target.origin_mm
+        half = info.voxel_mm * (info.view.size - 1) / 2
+        return (-half, -half, -half)
 
 
 def volume_seed(seed: int, index: int, tried: int = 0) -> int:
@@ -84,8 +94,13 @@ def volume_id(index: int) -> str:
     return f"generated-{index:05d}"
 
 
-def request(info: CheckpointInfo, config: SampleConfig) -> Request:
+def request(info: CheckpointInfo, config: SampleConfig, mask: SampleMask | None = None) -> Request:
     """What a configuration asks of a checkpoint's model.
+
+    Args:
+        info: of the checkpoint.
+        config: how to draw.
+        mask: that the configuration asks for, see `sample_mask`.
 
     Raises: InputError: the model does not know the label.
     """
@@ -93,12 +108,16 @@ def request(info: CheckpointInfo, config: SampleConfig) -> Request:
     if config.label is not None:
         label = info.label_index(config.label) if info.label_values else 0  # without labels, its family says why not
         conditions = Conditions(labels=torch.tensor([label]))
+    if mask is not None:
+        conditions = (conditions or Conditions())._replace(mask=mask.tensor)
     return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
 
 
 def expected_request(config: SampleConfig) -> Request:
     """What a configuration will ask of a model that is not trained yet: which conditions, not which values of them."""
     conditions = None if config.label is None else Conditions(labels=torch.zeros(1, dtype=torch.long))
+    if config.masked:
+        conditions = (conditions or Conditions())._replace(mask=torch.zeros(1))
     return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
 
 
@@ -118,7 +137,7 @@ class Painter:
         self.drawing, self.device = drawing, device
         with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1)):
             self.model, self.info = model_of(drawing.checkpoint, config.weights, device, config.attention)
-        self.request = request(self.info, config)
+        self.request = request(self.info, config, drawing.mask)
         if drawing.target is not None:
             self.request = replace(self.request, guide=drawing.target.guide(self.info, device))
         self._most: int | None = None  # volumes together, once more did not fit

@@ -13,6 +13,7 @@ from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.run.config import Seed
 from tasks.run.settings import settings_of
 from tasks.train.augmentation import AugmentationConfig
+from tasks.train.mask import MaskConfig
 
 
 class TrainingConfig(ComputeConfig):
@@ -53,6 +54,10 @@ class TrainingConfig(ComputeConfig):
         ge=0,
         lt=1,
         description="share of training volumes shown without their label, for guidance (Ho & Salimans 2022)",
+    )
+    mask: MaskConfig | None = Field(
+        None,
+        description="coarse mask that conditions the model, body-and-lungs (sample.mask); dropped with the label; default: none",
     )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
@@ -139,6 +144,11 @@ class TrainingConfig(ComputeConfig):
             as_folder(value, "cache_dir")
         return value
 
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"of": value} if isinstance(value, str) else value
+
     @property
     def changes_volumes(self) -> bool:
         """Whether training volumes are changed, each time anew, when they are shown."""
@@ -165,9 +175,9 @@ class TrainingConfig(ComputeConfig):
         return typed
 
     def key_fields(self) -> dict[str, Any]:
-        """As every stage's; without `seconds` where there are none, so that keys are those of trainings before there was that."""
+        """As every stage's; without later settings that are not set, so that keys are those of trainings before there were any."""
         found = super().key_fields()
-        return found if self.seconds is not None else {name: found[name] for name in found if name != "seconds"}
+        return {name: value for name, value in found.items() if value is not None or name not in ("seconds", "mask")}
 
     @model_validator(mode="after")
     def _known_length(self) -> "TrainingConfig":

@@ -11,6 +11,7 @@ from tasks.model.checkpoint import CheckpointInfo
 from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.run.settings import settings_of
 from tasks.train.config import TrainingConfig
+from tasks.train.mask import coarse_mask
 
 
 def describe(
@@ -36,11 +37,14 @@ def describe(
         _check_offer(config, start)
         view, window, axes = _view_above(start.view, family.scale), start.window, start.axes
     process = _process(config, start)
+    mask = coarse_mask(config.mask, window, axes, view.voxel_mm(spacing_mm)) if config.mask else None
     given = Given(
         size=view.size,
         voxel_mm=view.voxel_mm(spacing_mm),
         process=process,
         num_classes=len(label_values),
+        mask_channels=len(mask.channels) if mask else 0,
+        mask_cell=mask.cell if mask else 0,
         start=None if start is None else start.model,
     )
     with as_input_error():
@@ -55,6 +59,7 @@ def describe(
         axes=axes,
         label_column=config.label_column or "",
         label_values=label_values,
+        mask=mask,
     )
 
 

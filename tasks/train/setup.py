@@ -24,6 +24,7 @@ from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
 from tasks.train.encoded import EncodedDataset, Encoder, origin_of
 from tasks.train.labels import labels_of
+from tasks.train.mask import Masker
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
 from tasks.train.warm_start import continue_from
@@ -139,6 +140,10 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         encoded, seen = encoder.of(volumes, ids["train"], ranks), encoder.of(shown, ids["val"], Ranks())
         encoder.prepare(config.settings, encoded)
         data = encoded if stored else volumes
+    held = seen.batch(range(len(seen))) if ids["val"] else torch.empty(0)
+    of_held = conditions.get("val")
+    if masker := Masker.by(info):
+        of_held = (of_held or Conditions())._replace(mask=masker.batch(held))
     return Assembly(
         family=family,
         module=module,
@@ -146,9 +151,9 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         info=info,
         data=data,
         held_out=HeldOut(
-            seen.batch(range(len(seen))) if ids["val"] else torch.empty(0),
+            held,
             mine(len(held_out), ranks),
-            conditions.get("val"),
+            of_held,
         ),
         device=device,
         conditions=conditions.get("train"),
@@ -174,6 +179,7 @@ def _training_data(
         info.axes,
         augmentation=Augmentation(config.augmentation, config.max_shift),
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        masker=Masker.by(info),
     )
     own = make() if ranks.local_rank == 0 else None
     addresses = ranks.texts(own.cache_address if own else "")
