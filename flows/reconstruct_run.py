@@ -11,7 +11,6 @@ from storage.errors import InputError
 from storage.snapshots import newest
 from storage.sources.one_scan import find_scan
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import ArrayFile, ScanFiles, Source, StoredVolume, measure_stage
 from tasks.reconstruct.run import PAGE
@@ -98,7 +97,7 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
         raise InputError(
             f"A reconstruction needs a checkpoint (--model), got a {wanted.checkpoint.kind} at {wanted.checkpoint.uri}."
         )
-    setting, source = Setting.of(load_info(wanted.checkpoint)), wanted.source()
+    setting, source = Setting.of(wanted.checkpoint, wanted.how), wanted.source()
     measured = run_stage("measure", lambda progress: measure_stage(source, wanted.operator, setting, context))
     outcome = run_stage(
         "reconstruct",

@@ -1,6 +1,6 @@
 """What a network is given beside the volume and the time: what is known of the volume that it should estimate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -27,7 +27,7 @@ class Conditions(NamedTuple):
     values: Tensor | None = None
     mask: Tensor | None = None
 
-    def rows(self, which: slice | Sequence[int] | Tensor) -> Self:
+    def rows(self, which: slice | list[int] | Tensor) -> Self:
         """Those of some volumes."""
         return self._of_each(lambda part: part[which])
 

@@ -30,6 +30,7 @@ class Given:
         num_classes: integer labels of the training volumes; 0: none.
         num_values: encoded numbers and categories of the training volumes; 0: none.
         mask_channels, mask_cell: channels of the coarse mask of volumes, and the edge of its cells in voxels; 0: none.
+        several_grids: whether volumes of other voxel distances are shown, too.
         start: description of the model it starts from; None for a family that is trained from scratch.
     """
 
@@ -40,6 +41,7 @@ class Given:
     num_values: int = 0
     mask_channels: int = 0
     mask_cell: int = 0
+    several_grids: bool = False
     start: Mapping[str, Any] | None = None
 
 

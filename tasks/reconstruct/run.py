@@ -15,7 +15,6 @@ from storage.documents.samples import Samples
 from storage.exports.nifti import write_nifti
 from storage.files import write_text_atomic
 from storage.geometry import Volume, to_int16_hu
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.comparison import Comparison, Drawn
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import load_measurement
@@ -46,7 +45,7 @@ def check(checkpoint: Ref, measurement: Ref, config: ReconstructConfig) -> Measu
     """
     target = MeasuredTarget.of(measurement, config)
     check_sampling(checkpoint, config)
-    Setting.of(load_info(checkpoint))
+    Setting.of(checkpoint, config)
     check_sampling(checkpoint, config, target)
     if target.document.simulated is not None:
         snapshot = input_ref(measurement, "snapshot")
@@ -81,7 +80,7 @@ def reconstruct(
     """
     target = check(checkpoint, measurement, config)
     sample(checkpoint, config, directory, progress, runner=runner, target=target)
-    setting, (document, values) = Setting.of(load_info(checkpoint)), load_measurement(measurement)
+    setting, (document, values) = Setting.of(checkpoint, config), load_measurement(measurement)
     drawn, comparison = Drawn(directory, setting), Comparison(target.operator, values, setting)
     residuals, moments = [], VoxelMoments()
     for name in drawn.ids:

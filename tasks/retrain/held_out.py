@@ -21,8 +21,8 @@ from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_model
 from tasks.model.compute import ComputeConfig, pick_device
 from tasks.retrain.reference import reference_snapshot
+from tasks.train.conditions import conditions_of
 from tasks.train.data import ViewDataset
-from tasks.train.labels import labels_of
 from tasks.train.mask import Masker
 
 FOLDER = "held-out"
@@ -85,14 +85,13 @@ def _measured(
     family = info.of_family
     training, names = Training(family.settings(), info.process), sorted(reference.volumes)
     data = ViewDataset(VolumeStore.open(store), names, info.view, info.window, 0, info.axes)
-    labels: list[int] | None = None
-    if info.label_column:
-        listed = load_snapshot(reference_snapshot(store, reference))
-        labels = labels_of(listed, info.label_column, info.label_values, names)
+    known: Conditions | None = None
+    if info.label_column or info.conditions:
+        known = conditions_of(info, load_snapshot(reference_snapshot(store, reference)), names)
     found, masker = {}, Masker.by(info)
     for index, name in enumerate(names):
+        conditions = None if known is None else known.rows([index])
         volume = data.get(index).unsqueeze(0)
-        conditions = None if labels is None else Conditions(labels=torch.tensor([labels[index]]))
         if masker is not None:
             conditions = (conditions or Conditions())._replace(mask=masker.batch(volume))
         total = 0.0

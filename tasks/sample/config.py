@@ -56,6 +56,17 @@ class SampleConfig(ComputeConfig):
     label: str | None = Field(
         None, description="value of the label column the model was trained with; default: no label"
     )
+    conditions: dict[str, int | float | str] = Field(
+        default_factory=dict,
+        description="what the volumes should be like, by the names of the training's conditions, such as age_years: 60, "
+        "PatientSex: F; what is left out is not known to the model",
+    )
+    edge: int | None = Field(
+        None,
+        ge=1,
+        description="edge of the volumes in level-0 voxels of the training's store, one of those it saw (view.edge, "
+        "view.more_edges); default: view.edge",
+    )
     mask: str | None = Field(
         None,
         description="coarse mask that the volumes follow, for a model trained with one: NIfTI file of labels (0 outside, 1 body, 2 "
@@ -65,7 +76,7 @@ class SampleConfig(ComputeConfig):
         None, description="volume that the model's training listed, whose own mask is taken; instead of mask"
     )
     guidance_scale: float = Field(
-        1.0, gt=0, description="classifier-free guidance towards label and mask together; 1: none"
+        1.0, gt=0, description="classifier-free guidance towards label, conditions and mask together; 1: none"
     )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
@@ -89,6 +100,25 @@ class SampleConfig(ComputeConfig):
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")
 
+    def __hash__(self) -> int:
+        """What a process finds about drawings is cached by their settings."""
+        return hash(self.model_dump_json())
+
+    def key_fields(self) -> dict[str, Any]:
+        """As every stage's; without later settings where there are none: keys are those of before there was that."""
+        without = {name for name in ("conditions", "edge", "mask", "mask_volume") if not getattr(self, name)}
+        return {name: value for name, value in super().key_fields().items() if name not in without}
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _truth_as_text(cls, value: object) -> object:
+        """YAML reads some categories as True; a value that is not given is an error."""
+        if not isinstance(value, dict):
+            return value
+        if empty := [name for name, one in value.items() if one is None or (isinstance(one, str) and not one.strip())]:
+            raise ValueError(f"sample.conditions.{empty[0]} is empty; leave out what is not known.")
+        return {name: str(one) if isinstance(one, bool) else one for name, one in value.items()}
+
     @field_validator("label", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
@@ -104,9 +134,10 @@ class SampleConfig(ComputeConfig):
         self.as_sampler()
         if self.mask is not None and self.mask_volume is not None:
             raise ValueError("sample.mask and sample.mask_volume are both set; volumes are drawn for one mask.")
-        if self.guidance_scale != 1.0 and self.label is None and not self.masked:
+        if self.guidance_scale != 1.0 and self.label is None and not self.conditions and not self.masked:
             raise ValueError(
-                f"sample.guidance_scale {self.guidance_scale} without sample.label and sample.mask: guidance needs one of them."
+                f"sample.guidance_scale {self.guidance_scale} without sample.label, sample.conditions or sample.mask: guidance "
+                "needs one of them."
             )
         return self
 
@@ -114,13 +145,6 @@ class SampleConfig(ComputeConfig):
     def masked(self) -> bool:
         """Whether volumes are drawn for a mask."""
         return self.mask is not None or self.mask_volume is not None
-
-    def key_fields(self) -> dict[str, Any]:
-        """As every stage's; without a mask where there is none, so that keys are those of samples before there were any."""
-        found = super().key_fields()
-        return {
-            name: value for name, value in found.items() if value is not None or name not in ("mask", "mask_volume")
-        }
 
     def as_sampler(self) -> Sampler:
         """The sampler these settings name.

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prdit_models.conditions import Conditions
 from prdit_models.diffusion.steering import DivergedError
-from prdit_models.families.family import Callback, Request
+from prdit_models.families.family import Callback
 from prdit_models.plan import Work
 from storage.artifacts import Ref
 from storage.documents.samples import Guided
@@ -26,6 +25,7 @@ from storage.geometry import Float3
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast
 from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
+from tasks.sample.conditions import asked_grid, request
 from tasks.sample.config import SampleConfig
 from tasks.sample.mask import SampleMask
 
@@ -94,33 +94,6 @@ def volume_id(index: int) -> str:
     return f"generated-{index:05d}"
 
 
-def request(info: CheckpointInfo, config: SampleConfig, mask: SampleMask | None = None) -> Request:
-    """What a configuration asks of a checkpoint's model.
-
-    Args:
-        info: of the checkpoint.
-        config: how to draw.
-        mask: that the configuration asks for, see `sample_mask`.
-
-    Raises: InputError: the model does not know the label.
-    """
-    conditions = None
-    if config.label is not None:
-        label = info.label_index(config.label) if info.label_values else 0  # without labels, its family says why not
-        conditions = Conditions(labels=torch.tensor([label]))
-    if mask is not None:
-        conditions = (conditions or Conditions())._replace(mask=mask.tensor)
-    return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
-
-
-def expected_request(config: SampleConfig) -> Request:
-    """What a configuration will ask of a model that is not trained yet: which conditions, not which values of them."""
-    conditions = None if config.label is None else Conditions(labels=torch.zeros(1, dtype=torch.long))
-    if config.masked:
-        conditions = (conditions or Conditions())._replace(mask=torch.zeros(1))
-    return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
-
-
 class Painter:
     """A model of a process, and how it is asked for volumes.
 
@@ -136,7 +109,8 @@ class Painter:
         config = drawing.config
         self.drawing, self.device = drawing, device
         with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1)):
-            self.model, self.info = model_of(drawing.checkpoint, config.weights, device, config.attention)
+            self.model, info = model_of(drawing.checkpoint, config.weights, device, config.attention)
+        self.info = asked_grid(info, config)
         self.request = request(self.info, config, drawing.mask)
         if drawing.target is not None:
             self.request = replace(self.request, guide=drawing.target.guide(self.info, device))

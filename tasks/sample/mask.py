@@ -65,7 +65,7 @@ def sample_mask(checkpoint: Ref, info: CheckpointInfo, config: SampleConfig) -> 
 
     Args:
         checkpoint: of the model; its record names the volumes of its training.
-        info: of the checkpoint.
+        info: of the checkpoint, as `asked_grid` gave it.
         config: how to draw.
     Raises:
         InputError: the model was trained without a mask, there is no such file or volume, it has no place or unknown labels, or

@@ -22,8 +22,9 @@ from tasks.run.progress import Advance
 from tasks.run.runners import Local, Runner
 from tasks.sample.batch import AtOnce, at_once, threads_that_fit
 from tasks.sample.chunk import Batch, Drawn, draw_chunk
+from tasks.sample.conditions import asked_grid, asked_values, request, warnings_on
 from tasks.sample.config import SampleConfig
-from tasks.sample.draw import Drawing, Target, model_of, request, volume_id
+from tasks.sample.draw import Drawing, Target, model_of, volume_id
 from tasks.sample.mask import SampleMask, sample_mask
 from tasks.sample.settle import judged
 from tasks.sample.watch import Show, Watch
@@ -43,12 +44,12 @@ def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -
 
     Raises:
         InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation,
-            label or mask do not fit its model.
+            label, conditions or mask do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":
         raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
-    info = load_info(checkpoint)
+    info = asked_grid(load_info(checkpoint), config)
     mask = sample_mask(checkpoint, info, config)
     wanted = request(info, config, mask)
     if target is not None:
@@ -90,7 +91,7 @@ def sample(
         RunnerError: a worker is missing, or was lost.
     """
     mask = check(checkpoint, config, target)
-    info = load_info(checkpoint)
+    info = asked_grid(load_info(checkpoint), config)
     mark = Synthetic(
         checkpoint=checkpoint.digest,
         family=info.family,
@@ -194,6 +195,7 @@ def _sampler(info: CheckpointInfo, config: SampleConfig, mask: SampleMask | None
         seed=config.seed,
         weights=config.weights,
         precision=config.precision,
+        conditions=asked_values(info, config),
         mask=None if mask is None else mask.given,
     )
 
@@ -214,6 +216,9 @@ def _samples(
         )
     for one in excluded:
         logger.warning("sample: volume %d (seed %d) is left out: %s", one.index, one.seed, one.sentence)
+    warnings = warnings_on(info, config)
+    for sentence in warnings:
+        logger.warning("sample: %s", sentence)
     missing = {one.index for one in excluded}
     ids = [volume_id(index) for index in range(config.num_volumes) if index not in missing]
     facts = [store.commit_record(name).attributes for name in ids]
@@ -239,4 +244,5 @@ def _samples(
         intensity=Intensity(**asdict(info.window)),
         spacing_mm=info.voxel_mm,
         guided=mark.guided,
+        warnings=warnings,
     )

@@ -25,7 +25,7 @@ from tasks.train.slots import Slots
 Draws = dict[str, Tensor]
 _AHEAD = 2  # batches that each worker prepares ahead
 _MOST_WORKERS = 4
-_VOLUMES, _MASKS = "volumes", "masks"
+_VOLUMES, _EDGES, _MASKS = "volumes", "edges", "masks"
 _rings: WeakValueDictionary[int, Slots] = WeakValueDictionary()  # by id
 _running: WeakSet[Generator[Any, None, None]] = WeakSet()
 
@@ -100,12 +100,14 @@ class Loaded:
         volumes: model range, float32, shape (b, 1, D, H, W); or encoded ones, see `tasks.train.encoded`.
         indices: which volumes of the data set.
         draws: of each turn, by name, stacked over volumes.
+        edges: which of the view's edges each has (`Change.edge`), shape (b,).
         masks: coarse masks of the volumes, shape (b, M, s, s, s); None where the training shows none.
     """
 
     volumes: Tensor
     indices: list[int]
     draws: tuple[Draws, ...]
+    edges: Tensor
     masks: Tensor | None = None
 
     def pin_memory(self) -> "Loaded":
@@ -263,7 +265,8 @@ class _Batches(Dataset[Any]):
         self._draw = draw
         share = len(order.numbers(0))
         self._layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            _VOLUMES: ((share, *dataset.shape), torch.float32)
+            _VOLUMES: ((share, *dataset.shape), torch.float32),
+            _EDGES: ((share,), torch.int64),
         }
         if dataset.masker is not None:
             self._layout[_MASKS] = ((share, *dataset.masker.shape), torch.float32)
@@ -296,9 +299,9 @@ class _Batches(Dataset[Any]):
         seed = self._order.seed
         change = self._dataset.augmentation.draw(volume_seed(seed, number, 0))
         volume = self._dataset.get(index, change)
-        tensors[_VOLUMES][row] = volume
+        tensors[_VOLUMES][row], tensors[_EDGES][row] = volume, change.edge
         if self._dataset.masker is not None:
-            tensors[_MASKS][row] = self._dataset.masker.of(volume)
+            tensors[_MASKS][row] = self._dataset.masker.of(volume, change.edge)
         for turn in range(self._turns):
             generator = torch.Generator().manual_seed(volume_seed(seed, number, 1 + turn))
             for name, value in self._draw(turn, generator).items():
@@ -313,10 +316,10 @@ def _loaded(tensors: Draws, indices: list[int], turns: int) -> Loaded:
     """A batch of its tensors by the names that `_Batches` gives them."""
     draws: tuple[Draws, ...] = tuple({} for _ in range(turns))
     for name, value in tensors.items():
-        if name not in (_VOLUMES, _MASKS):
+        if name not in (_VOLUMES, _EDGES, _MASKS):
             turn, _, plain = name.partition(":")
             draws[int(turn)][plain] = value
-    return Loaded(tensors[_VOLUMES], indices, draws, tensors.get(_MASKS))
+    return Loaded(tensors[_VOLUMES], indices, draws, tensors[_EDGES], tensors.get(_MASKS))
 
 
 class _From:

@@ -78,13 +78,19 @@ class Masker:
         """That of a training that makes such a checkpoint; None where it shows no mask."""
         return None if info.mask is None else cls(info.mask, info.window, info.view, info.spacing_mm)
 
-    def of(self, volume: Tensor) -> Tensor:
-        """Shares of cells, shape (M, S/cell, S/cell, S/cell), of a volume in model range, shape (1, S, S, S)."""
+    def of(self, volume: Tensor, edge: int = 0) -> Tensor:
+        """Shares of cells, shape (M, S/cell, S/cell, S/cell), of a volume in model range.
+
+        Args:
+            volume: as the model is shown it, shape (1, S, S, S).
+            edge: which of the view's edges it has.
+        """
+        voxel_mm = self.view.at(self.view.edges[edge]).voxel_mm(self.spacing_mm)
         hu = self.window.to_hu(volume[0].numpy())
-        return mask_of_volume(np.ascontiguousarray(hu), self.view.voxel_mm(self.spacing_mm), self.mask.cell)
+        return mask_of_volume(np.ascontiguousarray(hu), voxel_mm, self.mask.cell)
 
     def batch(self, volumes: Tensor) -> Tensor:
-        """Of several volumes, shape (B, M, …); of none, one without rows."""
+        """Of several volumes at the first edge, shape (B, M, …); of none, one without rows."""
         return torch.stack([self.of(volume) for volume in volumes]) if len(volumes) else torch.empty(0, *self.shape)
 
     @property

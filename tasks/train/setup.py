@@ -20,10 +20,10 @@ from tasks.model.compute import pick_device
 from tasks.model.memory import Room, Tried, planned_of, room_of, training_advice
 from tasks.train.augmentation import Augmentation
 from tasks.train.check import Beginning, check_batch, check_training
+from tasks.train.conditions import conditions_of
 from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
 from tasks.train.encoded import EncodedDataset, Encoder, origin_of
-from tasks.train.labels import labels_of
 from tasks.train.mask import Masker
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
@@ -42,7 +42,7 @@ class Assembly:
         data: training volumes, or what the family's encoder makes of them.
         held_out: this rank's share of the validation volumes, of the same kind.
         device: where it runs.
-        conditions: of the training volumes, a row for each; None where the model takes no conditions.
+        conditions: of the training volumes at each edge of the view, see `conditions_of`; None where the model takes none.
     """
 
     family: Family
@@ -127,12 +127,10 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         )
     stored = encoder is not None and not config.changes_volumes  # then volumes are read once, and need no cache
     volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
-    conditions = {}
-    if info.label_column:
-        conditions = {
-            role: Conditions(torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])))
-            for role in ids
-        }
+    conditions = {role: conditions_of(info, snapshot, ids[role]) for role in ids}
+    known = conditions["val"]
+    if known is not None:
+        known = known.rows(slice(len(ids["val"])))  # at the first edge
     data: ViewDataset | EncodedDataset = volumes
     seen: ViewDataset | EncodedDataset
     seen = shown = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
@@ -141,22 +139,17 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         encoder.prepare(config.settings, encoded)
         data = encoded if stored else volumes
     held = seen.batch(range(len(seen))) if ids["val"] else torch.empty(0)
-    of_held = conditions.get("val")
-    if masker := Masker.by(info):
-        of_held = (of_held or Conditions())._replace(mask=masker.batch(held))
+    if (masker := Masker.by(info)) is not None:
+        known = (known or Conditions())._replace(mask=masker.batch(held))
     return Assembly(
         family=family,
         module=module,
         training=given(config, info),
         info=info,
         data=data,
-        held_out=HeldOut(
-            held,
-            mine(len(held_out), ranks),
-            of_held,
-        ),
+        held_out=HeldOut(held, mine(len(held_out), ranks), known),
         device=device,
-        conditions=conditions.get("train"),
+        conditions=conditions["train"],
     )
 
 
@@ -177,7 +170,7 @@ def _training_data(
         info.window,
         cache_mb,
         info.axes,
-        augmentation=Augmentation(config.augmentation, config.max_shift),
+        augmentation=Augmentation(config.augmentation, config.max_shift, len(info.view.edges)),
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
         masker=Masker.by(info),
     )

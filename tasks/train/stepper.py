@@ -113,8 +113,9 @@ class Stepper:
         assembly, config = self.assembly, self.config
         place = list(self.optimizers).index(turn)
         device = assembly.device
-        conditions = assembly.conditions
-        known = None if conditions is None else conditions.rows(loaded.indices)
+        known = assembly.conditions
+        if known is not None:
+            known = known.rows(loaded.edges * len(assembly.data) + torch.tensor(loaded.indices))
         if loaded.masks is not None:
             known = (known or Conditions())._replace(mask=loaded.masks)
         batch = Batch(

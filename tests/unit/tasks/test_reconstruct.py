@@ -16,7 +16,6 @@ from storage.documents.reconstruction import Reconstruction
 from storage.documents.samples import Samples
 from storage.errors import ComputationError, InputError
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import StoredVolume, load_measurement, measure_stage
 from tasks.reconstruct.run import reconstruct
@@ -46,7 +45,7 @@ class Case:
     def __init__(self, root: Path) -> None:
         self.snapshot, split = make_data(root)
         _, self.checkpoint = commit_pair(root, self.snapshot, split)
-        self.setting = Setting.of(load_info(self.checkpoint))
+        self.setting = Setting.of(self.checkpoint, SampleConfig())
         self.context = RunContext(workdir=root / "work")
 
     def measured(self, operator: dict[str, Any] = HALF, volume_id: str = "v2", seed: int = 0) -> Ref:

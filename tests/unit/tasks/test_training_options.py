@@ -313,7 +313,7 @@ def test_the_refining_head_takes_the_norms_of_the_model_below(refined: Ref) -> N
 
 
 def test_a_label_for_a_refined_model_is_refused(refined: Ref, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"of a refined model.*condition the model below"):
+    with pytest.raises(ValueError, match=r"of a refined model.*belong to the model below"):
         sample(refined, SampleConfig(label="B", num_steps=2), tmp_path / "out", lambda done, total: None)
 
 
