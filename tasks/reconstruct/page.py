@@ -13,6 +13,7 @@ from storage.documents.reconstruction import Reconstruction
 from storage.documents.samples import Samples
 from storage.geometry import Volume, to_int16_hu
 from tasks.evaluate.curves import ACCENT, DPI, INK, PALE
+from tasks.evaluate.drawn import named
 from tasks.evaluate.formats import number, percent, picture, plain
 from tasks.model.slices import GAP, LUNG, TILE, DisplayWindow, draw_plane, orthogonal_planes, png_bytes
 
@@ -46,7 +47,9 @@ def render(
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update({"number": number, "percent": percent, "picture": picture, "plain": plain})
+    environment.filters.update(
+        {"number": number, "percent": percent, "picture": picture, "plain": plain, "named": named}
+    )
     spacing = samples.spacing_mm
     rows = [(TITLES.get(name, name), _strip(hu, spacing, LUNG), "") for name, hu in volumes.items()]
     if (truth := volumes.get("truth")) is not None:
