@@ -45,7 +45,7 @@ class CoarseMask(Part):
     """The coarse mask that the model was shown beside its volumes: names of its channels, and the edge of its cells in voxels."""
 
     channels: tuple[str, ...]
-    cell: int
+    cell: int = Field(ge=1)
 
 
 class Number(Part):

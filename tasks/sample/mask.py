@@ -135,10 +135,11 @@ def _of_file(path: Path, info: CheckpointInfo) -> tuple[NDArray[np.float32], Giv
             f"{path} (sample.mask) cannot be used: {error} Give a NIfTI file of the labels {OUTSIDE} (outside), {BODY} (body) and "
             f"{LUNGS} (lungs), or a CT scan."
         ) from error
-    seen = upright(scan.hu, scan.spacing_mm, scan.origin_mm, scan.direction)
+    air = np.maximum(scan.hu, AIR_HU)  # what was not measured is lower, and would weigh in means
+    seen = upright(air, scan.spacing_mm, scan.origin_mm, scan.direction)
     if seen is None or scan.slice_mm is not None:
         raise InputError(f"The scan at {path} (sample.mask) {_OBLIQUE}")
-    hu = np.maximum(in_the_middle(seen, info.view.size, info.voxel_mm, outside=AIR_HU), AIR_HU)
+    hu = in_the_middle(seen, info.view.size, info.voxel_mm, outside=AIR_HU)
     saturated = info.window.to_hu(info.window.to_model(torch.from_numpy(hu)).numpy())  # as the training saw its volumes
     return _of_hu(saturated, info), GivenMask(format=found.format, files_digest=found.digest)
 
