@@ -130,7 +130,9 @@ def _of_file(path: Path, info: CheckpointInfo) -> tuple[NDArray[np.float32], Giv
             return _of_labels(path, seen, info), GivenMask(format="labels", files_digest=f"sha256:{sha256_file(path)}")
         found = find_scan(path)
         scan = found.read()
-    except (UnusableSeriesError, SourceError) as error:
+    except SourceError as error:  # says what to give
+        raise InputError(f"sample.mask cannot be used: {error}") from error
+    except UnusableSeriesError as error:
         raise InputError(
             f"{path} (sample.mask) cannot be used: {error} Give a NIfTI file of the labels {OUTSIDE} (outside), {BODY} (body) and "
             f"{LUNGS} (lungs), or a CT scan."
