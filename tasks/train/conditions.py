@@ -24,6 +24,7 @@ from tasks.model.conditions import (
 from tasks.model.view import ViewConfig
 from tasks.train.labels import labels_of
 
+_IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID")
 _MOST = 100  # values of a category; a column with more is no category
 
 
@@ -39,7 +40,8 @@ def measured(
         names: columns of it, or properties of its scans, in the order of the inputs.
         volume_ids: the training volumes.
         view: what is seen of them.
-    Raises: InputError: no such column, a number that does not vary, or a category of one value or of more than a hundred.
+    Raises: InputError: no such column, one of identifiers, a number that does not vary, or a category of one value or of more than
+        a hundred.
     """
     columns = sorted({name for volume in snapshot.volumes.values() for name in volume.columns})
     if unknown := [name for name in names if name not in (*columns, *PROPERTIES)]:
@@ -47,6 +49,11 @@ def measured(
             f"conditions names {', '.join(unknown)}, which is no column of the snapshot; it has "
             f"{', '.join(columns) or 'none'}, and every volume has {', '.join(PROPERTIES)}. Columns come from the scans and from "
             "labels.csv in the source (docs/data-model.md)."
+        )
+    if named := [name for name in names if name in _IDENTIFIERS]:
+        raise InputError(
+            f"conditions names {', '.join(named)}, which identifies a scan and would be written into the checkpoint. Choose "
+            "columns that say what a scan is like."
         )
     rows = list(_rows(snapshot, volume_ids, view))
     return tuple(_measured(name, [row.get(name) for row in rows]) for name in names)

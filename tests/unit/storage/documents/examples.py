@@ -7,7 +7,18 @@ from typing import Any
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.benchmark import BenchmarkDocument, Line, PlannedTraining, SeedResult
-from storage.documents.checkpoint import Average, Checkpoint, CoarseMask, Gates, Imported, Intensity, Labels, View
+from storage.documents.checkpoint import (
+    Average,
+    Category,
+    Checkpoint,
+    CoarseMask,
+    Gates,
+    Imported,
+    Intensity,
+    Labels,
+    Number,
+    View,
+)
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
 from storage.documents.encoded import EncodedOrigin
@@ -210,13 +221,17 @@ EXAMPLES: dict[str, Document] = {
         model={"volume_size": 64},
         process={"name": "cosine", "noise_std": 0.5, "num_steps": 1000},
         intensity=_INTENSITY,
-        view=_VIEW,
+        view=View(size=64, edge=256, centre=None, more_edges=(320, 384)),
         axes="zyx",
         spacing_mm=1.0,
         step=100,
         seed=42,
         gates=Gates(first_loss=1.0, last_loss=0.1, val_loss=0.2, val_loss_ema=None, val_loss_ema_parts={"t050": 0.1}),
         labels=Labels(column="sex", values=("F", "M")),
+        conditions=(
+            Number(name="age_years", mean=61.5, std=9.25),
+            Category(name="ConvolutionKernel", values=("B", "L")),
+        ),
         mask=CoarseMask(channels=("body", "lungs"), cell=2),
         average=Average(sigma_rel=0.1, updates=None, shares={"a.safetensors": 1.0}),
         imported=Imported(
@@ -240,7 +255,7 @@ EXAMPLES: dict[str, Document] = {
         num_asked=2,
         volume_ids=["generated-00000"],
         seeds=[7],
-        sampler=_SAMPLER,
+        sampler=_SAMPLER.model_copy(update={"conditions": {"age_years": 90.0, "ConvolutionKernel": "B"}}),
         clipped_fraction=[0.0],
         outside_window_fraction=[0.01],
         verdicts=[Verdict(plausible=False, failed=["lung_hu"], figures={"lung_hu": -700.0, "outside_hu": None})],
@@ -249,6 +264,7 @@ EXAMPLES: dict[str, Document] = {
         view=_VIEW,
         intensity=_INTENSITY,
         spacing_mm=4.0,
+        warnings=["sample.conditions.age_years is 90; the training's values lie in about 33 to 89"],
     ),
     "export": Export(
         format="dicom",
