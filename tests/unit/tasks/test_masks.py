@@ -21,6 +21,7 @@ from storage.exports.nifti import write_nifti
 from storage.files import sha256_file
 from storage.geometry import Volume
 from storage.volume_store import VolumeStore
+from tasks.evaluate.drawn import sampler_table
 from tasks.model.checkpoint import load_info
 from tasks.model.view import ViewConfig
 from tasks.patients.made import SHOWS, affected_by, made_in
@@ -292,6 +293,7 @@ def test_samples_follow_record_and_show_their_mask(world: World, tmp_path: Path)
     samples = Samples.load(tmp_path / "file")
     assert samples.sampler.mask == GivenMask(format="labels", files_digest=f"sha256:{sha256_file(path)}")
     assert "mask" not in json.loads((tmp_path / "none" / "samples.json").read_text())["sampler"]
+    assert ("Mask", "of a file (labels), guidance 1") in sampler_table(samples)  # of the report
     assert Samples.load(tmp_path / "volume").sampler.mask == GivenMask(volume_id="v0")
     assert str(path) not in (tmp_path / "file" / "samples.json").read_text()  # a name may say who it is
     written, drawn = (nibabel.load(tmp_path / "file" / name) for name in ("mask.nii.gz", "nifti/0.nii.gz"))
