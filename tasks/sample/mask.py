@@ -78,7 +78,7 @@ def sample_mask(checkpoint: Ref, info: CheckpointInfo, config: SampleConfig) -> 
         asked = "sample.mask" if config.mask is not None else "sample.mask_volume"
         raise InputError(
             f"A mask was asked for ({asked}) of a model that was trained without one. Leave it out, or train a global transformer "
-            "with mask: body-and-lungs (docs/training.md)."
+            "with mask: body-and-lungs (docs/options.md)."
         )
     if config.mask_volume is not None:
         found, given = _of_volume(checkpoint, info, config.mask_volume), GivenMask(volume_id=config.mask_volume)
