@@ -116,7 +116,8 @@ class PipelineRun:
             if row.shows:
                 publish = publish_table if row.shows == "table" else publish_picture
                 work = partial(work, publish=partial(publish, row.name))
-            return run_as_task(row.name, work, source=self.config.source)
+            hidden = self.config.sample.mask if row.name == "sample" else self.config.source
+            return run_as_task(row.name, work, source=hidden)
 
         for name, outcome in walk(rows(self.config, self._initial), last, given, run):
             self.outcomes[name] = outcome
@@ -152,6 +153,8 @@ def check_sampling(config: PipelineConfig, *, evaluated: bool = True) -> None:
             f"sample.guidance_scale is {sample.guidance_scale} and recipe.{name}.label_dropout 0: the model would never see a "
             "volume without label and conditions, which guidance compares with. Use a label_dropout such as 0.1."
         )
+    if sample.mask is not None and not Path(sample.mask).exists():
+        raise InputError("There is nothing at the path of sample.mask. Correct it before anything is trained.")
 
 
 def run_through(config: PipelineConfig, last: str, purpose: Purpose | None = None) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def reconstruct(
         )
 
         def run_stage(name: str, work: Callable[[Advance], StageOutcome]) -> StageOutcome:
-            return run_as_task(name, work, source=None if volume else measurement)
+            hidden = how.mask if name == "reconstruct" else None if volume else measurement
+            return run_as_task(name, work, source=hidden)
 
         how = settings_of(config, pydantic_explained, settings)
         wanted = Wanted(as_place(measurement.strip()), found_artifact(model, workdir), operator, how, volume.strip())

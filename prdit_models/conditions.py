@@ -6,7 +6,11 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-_SIZES = ("num_classes", "num_values")  # entries of a model's description, above 0 where it takes such conditions
+_SIZES = (
+    "num_classes",
+    "num_values",
+    "mask_channels",
+)  # entries of a model's description, above 0 where it takes such conditions
 
 
 class Conditions(NamedTuple):
@@ -15,7 +19,8 @@ class Conditions(NamedTuple):
     Attributes:
         labels: integers in [0, num_classes], shape (B,); num_classes is "no label".
         values: encoded numbers and categories, float32, shape (B, K); a row of zeros is "nothing known".
-        mask: channels of a coarse mask, float32, shape (B, M, S, S, S); zeros are "none given".
+        mask: shares of the cells of a coarse mask, by channel, float32, shape (B, M, s, s, s) with s = S / mask_cell; zeros are
+            "none given".
     """
 
     labels: Tensor | None = None

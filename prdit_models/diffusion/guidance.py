@@ -31,7 +31,7 @@ class Guided:
         self.scale = scale
 
     def prepared(self, times: Tensor) -> AbstractContextManager[None]:
-        """See `PRDiT.prepared`; steps with conditions are not prepared."""
+        """See `PRDiT.prepared`; steps with labels or values are not prepared."""
         return prepared(self.model, times)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prdit_models.conditions import takes_conditions
+from prdit_models.conditions import Conditions, takes_conditions
 from prdit_models.diffusion.guidance import Guided
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
@@ -158,6 +158,9 @@ class Denoiser:
             refuse_conditions(
                 f"a {self.title} that was trained without conditions", remedy, wanted._replace(labels=None)
             )
+        if wanted is not None and wanted.mask is not None and not description.get("mask_channels", 0):
+            remedy = "Leave it out, or set mask: body-and-lungs in the training."
+            refuse_conditions(f"a {self.title} that was trained without a mask", remedy, Conditions(mask=wanted.mask))
 
     def generate(
         self,

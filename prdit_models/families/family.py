@@ -29,6 +29,7 @@ class Given:
         process: the process it is trained with; None for a family without one.
         num_classes: integer labels of the training volumes; 0: none.
         num_values: encoded numbers and categories of the training volumes; 0: none.
+        mask_channels, mask_cell: channels of the coarse mask of volumes, and the edge of its cells in voxels; 0: none.
         several_grids: whether volumes of other voxel distances are shown, too.
         start: description of the model it starts from; None for a family that is trained from scratch.
     """
@@ -38,6 +39,8 @@ class Given:
     process: Process | None
     num_classes: int = 0
     num_values: int = 0
+    mask_channels: int = 0
+    mask_cell: int = 0
     several_grids: bool = False
     start: Mapping[str, Any] | None = None
 
@@ -318,6 +321,8 @@ def refuse_conditions(title: str, remedy: str, conditions: Conditions | None) ->
         return
     if conditions.labels is not None:
         raise ValueError(f"A label was asked for (sample.label) of {title}. {remedy}")
+    if conditions.values is None and conditions.mask is not None:
+        raise ValueError(f"A mask was asked for (sample.mask) of {title}. {remedy}")
     raise ValueError(f"Conditions were asked for (sample.conditions) of {title}. {remedy}")
 
 
@@ -334,6 +339,8 @@ def refuse_conditioning(title: str, given: Given, remedy: str = "Leave it out.")
         raise ValueError(f"label_column is set; {title} takes no labels. {remedy}")
     if given.num_values:
         raise ValueError(f"conditions is set; {title} takes no conditions. {remedy}")
+    if given.mask_channels:
+        raise ValueError(f"mask is set; {title} is shown no mask. {remedy}")
 
 
 def first_drawing(

@@ -49,6 +49,7 @@ class Global(Denoiser):
             "/0"
         ):  # at depth 0 the message below is clearer than that of these options
             options |= {"qk_norm": settings.qk_norm, "num_classes": given.num_classes, "num_values": given.num_values}
+            options |= {"mask_channels": given.mask_channels, "mask_cell": given.mask_cell}
         if settings.position == "rotary":
             if given.several_grids:
                 raise ValueError(

@@ -77,7 +77,7 @@ class PRDiT(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and follows):
             out = self.coarse(tokens, modulations.local)
         if self.fine is not None:
-            out = out + self.fine(tokens, modulations.refiner)
+            out = out + self.fine(tokens, modulations.refiner, self._mask(conditions, x))
         return unpatchify(out, self.config.out_channels, self.config.stride, self.config.volume_size)
 
     @property
@@ -87,7 +87,8 @@ class PRDiT(nn.Module):
 
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:
-        """Inside, `forward` at one of these scalar times (without conditions) uses modulations computed once for the schedule.
+        """Inside, `forward` at one of these scalar times uses modulations computed once for the schedule, unless labels or values
+        are given.
 
         Modulations depend on time alone but take a tenth of the network's weights; a schedule of n steps computes
         them as one product.
@@ -127,7 +128,8 @@ class PRDiT(nn.Module):
         """
         steps = torch.as_tensor(t, device=x.device)
         if steps.dim() == 0:
-            if conditions is None and self._prepared and (ready := self._prepared.get(float(steps))) is not None:
+            plain = conditions is None or (conditions.labels is None and conditions.values is None)
+            if plain and self._prepared and (ready := self._prepared.get(float(steps))) is not None:
                 return ready
             steps = steps[None]
         elif steps.shape != (x.shape[0],):
@@ -181,6 +183,19 @@ class PRDiT(nn.Module):
                 f"values have shape {tuple(values.shape)}, {values.dtype}; expected floats ({batch}, {self.config.num_values}), "
                 "one row per volume."
             )
+
+    def _mask(self, conditions: Conditions | None, x: Tensor) -> Tensor | None:
+        """The coarse mask of a batch x, if one is given."""
+        mask = None if conditions is None else conditions.mask
+        if mask is None:
+            return None
+        config = self.config
+        if not config.mask_channels:
+            raise ValueError("a mask was given, but the model has mask_channels 0; leave it out.")
+        expected = (x.shape[0], config.mask_channels, *(config.volume_size // config.mask_cell,) * 3)
+        if tuple(mask.shape) != expected or not mask.is_floating_point():
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}, {mask.dtype}; expected floats {expected}.")
+        return mask.to(x.device)
 
     def _trains_local(self) -> bool:
         return self.coarse.mlp_denoise.linear_final.weight.requires_grad

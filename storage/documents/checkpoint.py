@@ -41,6 +41,13 @@ class Labels(Part):
     values: tuple[str, ...]
 
 
+class CoarseMask(Part):
+    """The coarse mask that the model was shown beside its volumes: names of its channels, and the edge of its cells in voxels."""
+
+    channels: tuple[str, ...]
+    cell: int = Field(ge=1)
+
+
 class Number(Part):
     """A number that conditions a model: what it is given is (value - mean) / std, and whether the value is known.
 
@@ -132,8 +139,8 @@ class Checkpoint(Document):
         step: optimiser steps of the weights.
         seed: of the training.
         gates: losses; None where the weights were not measured (imported, averaged).
-        labels, conditions, average, imported: only of a model with labels, of one with conditions (in the order of its inputs), of
-            an average, of an import; left out of the file otherwise.
+        labels, conditions, mask, average, imported: only of a model with labels, of one with conditions (in the order of its
+            inputs), of one with a mask, of an average, of an import; left out of the file otherwise.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -153,6 +160,7 @@ class Checkpoint(Document):
     gates: Gates | None
     labels: Labels | None = None
     conditions: tuple[Number | Category, ...] | None = None
+    mask: CoarseMask | None = None
     average: Average | None = None
     imported: Imported | None = None
 
@@ -162,4 +170,4 @@ class Checkpoint(Document):
         return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
 
-_OPTIONAL = ("labels", "conditions", "average", "imported")
+_OPTIONAL = ("labels", "conditions", "mask", "average", "imported")

@@ -9,6 +9,20 @@ from storage.documents.document import Document, Part
 from storage.documents.snapshot import Digest
 
 
+class GivenMask(Part):
+    """Where the coarse mask came from that volumes were drawn for: a file, or a volume of the training's snapshot.
+
+    Attributes:
+        format: `labels`, or that of a scan; empty for a volume.
+        files_digest: of the file or files; None for a volume.
+        volume_id: of the volume; empty for a file.
+    """
+
+    format: str = ""
+    files_digest: Digest | None = None
+    volume_id: str = ""
+
+
 class SamplerSettings(Part):
     """How volumes were drawn; the settings are those of `SampleConfig`.
 
@@ -19,6 +33,7 @@ class SamplerSettings(Part):
         process: name and settings; None for a family without one.
         label: value of the label column, or None.
         conditions: what else the volumes should be like, by name; left out of the file where nothing was asked for.
+        mask: the coarse mask they were drawn for; left out of the file where there was none.
     """
 
     name: str
@@ -35,11 +50,12 @@ class SamplerSettings(Part):
     weights: Literal["ema", "raw"]
     precision: str
     conditions: dict[str, float | str] = Field(default_factory=dict)
+    mask: GivenMask | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if key != "conditions" or value}
+        return {key: value for key, value in values.items() if key not in ("conditions", "mask") or value}
 
 
 class Guided(Part):

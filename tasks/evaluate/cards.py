@@ -50,6 +50,8 @@ def model_card(subject: Subject, metrics: Report) -> str:
         facts["Labels"] = f"{info.label_column}: {', '.join(info.label_values)}"
     if info.conditions:
         facts["Conditions"] = said(info.conditions)
+    if info.mask:
+        facts["Mask"] = f"{' and '.join(info.mask.channels)}, cells of {info.mask.cell * info.voxel_mm:g} mm"
     if metrics.sampler.conditions:
         facts["Conditions of the samples"] = named(metrics.sampler.conditions)
     facts |= _origin(checkpoints)

@@ -80,6 +80,9 @@ def sampler_table(samples: Samples) -> list[tuple[str, str]]:
         rows.append(("Label", f"{sampler.label}, guidance {sampler.guidance_scale:g}"))
     if sampler.conditions:
         rows.append(("Conditions", f"{named(sampler.conditions)}, guidance {sampler.guidance_scale:g}"))
+    if sampler.mask is not None:
+        source = f"volume {sampler.mask.volume_id}" if sampler.mask.volume_id else f"file ({sampler.mask.format})"
+        rows.append(("Mask", f"of a {source}, guidance {sampler.guidance_scale:g}"))
     return rows
 
 

@@ -12,7 +12,7 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
-from storage.documents.checkpoint import Checkpoint, Gates, Intensity, Labels, View
+from storage.documents.checkpoint import Checkpoint, CoarseMask, Gates, Intensity, Labels, View
 from storage.errors import InputError, as_input_error
 from tasks.model.conditions import Condition
 from tasks.model.view import ViewConfig
@@ -33,6 +33,7 @@ class CheckpointInfo:
         axes: order of the model's axes: `zyx` as in the store, `xyz` for published LIDC models.
         label_column, label_values: what the model's integer labels mean; empty without labels.
         conditions: numbers and categories that it takes, in the order of its inputs.
+        mask: the coarse mask that it is shown; None: none.
     """
 
     family: str
@@ -46,6 +47,7 @@ class CheckpointInfo:
     label_column: str = ""
     label_values: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    mask: CoarseMask | None = None
 
     @classmethod
     def from_document(cls, document: Checkpoint) -> Self:
@@ -66,6 +68,7 @@ class CheckpointInfo:
             label_column=labels.column if labels else "",
             label_values=labels.values if labels else (),
             conditions=document.conditions or (),
+            mask=document.mask,
         )
 
     def to_document(self, *, step: int, seed: int, gates: Gates | None) -> Checkpoint:
@@ -89,6 +92,7 @@ class CheckpointInfo:
             gates=gates,
             labels=Labels(column=self.label_column, values=self.label_values) if self.label_column else None,
             conditions=self.conditions or None,
+            mask=self.mask,
         )
 
     def at(self, edge: int) -> "CheckpointInfo":
@@ -139,7 +143,7 @@ def _described(info: CheckpointInfo) -> dict[str, Any]:
     process = None if info.process is None else info.process.to_dict()
     nested = {"model": info.model, "process": process, "window": asdict(info.window), "view": info.view.model_dump()}
     parts = {f"{name}.{key}": value for name, values in nested.items() for key, value in (values or {}).items()}
-    labels = {"label_column": info.label_column, "label_values": info.label_values}
+    labels = {"label_column": info.label_column, "label_values": info.label_values, "mask": info.mask}
     # without means and deviations: a training that goes on from another one has those of the first
     conditions = {"conditions": tuple((one.name, getattr(one, "values", "a number")) for one in info.conditions)}
     return {"family": info.family, "spacing_mm": info.spacing_mm, "axes": info.axes} | labels | conditions | parts

@@ -23,6 +23,7 @@ from tasks.model.compute import ComputeConfig, pick_device
 from tasks.retrain.reference import reference_snapshot
 from tasks.train.conditions import conditions_of
 from tasks.train.data import ViewDataset
+from tasks.train.mask import Masker
 
 FOLDER = "held-out"
 Weights = Literal["ema", "raw"]
@@ -87,10 +88,12 @@ def _measured(
     known: Conditions | None = None
     if info.label_column or info.conditions:
         known = conditions_of(info, load_snapshot(reference_snapshot(store, reference)), names)
-    found = {}
+    found, masker = {}, Masker.by(info)
     for index, name in enumerate(names):
         conditions = None if known is None else known.rows([index])
         volume = data.get(index).unsqueeze(0)
+        if masker is not None:
+            conditions = (conditions or Conditions())._replace(mask=masker.batch(volume))
         total = 0.0
         for place in noise_places(name, reference):
             total += family.validate(module, HeldOut(volume, (place,), conditions), training, 1)["loss"]

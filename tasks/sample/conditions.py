@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint's model: the voxel distance of its volumes, a label, numbers and categories."""
+"""What is asked of a checkpoint's model: the voxel distance of its volumes, a label, numbers and categories, a mask."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from storage.errors import InputError
 from tasks.model.checkpoint import CheckpointInfo
 from tasks.model.conditions import VOXEL_MM, as_number, check_asked, encoded
 from tasks.sample.config import SampleConfig
+from tasks.sample.mask import SampleMask
 
 _SAME_MM = 1e-3  # voxel distances that differ by less, relative to them, are the same
 
@@ -50,12 +51,13 @@ def warnings_on(info: CheckpointInfo, config: SampleConfig) -> list[str]:
     return check_asked(info.conditions, asked_values(info, config)) if info.conditions else []
 
 
-def request(info: CheckpointInfo, config: SampleConfig) -> Request:
+def request(info: CheckpointInfo, config: SampleConfig, mask: SampleMask | None = None) -> Request:
     """What a configuration asks of a checkpoint's model.
 
     Args:
         info: of the checkpoint, as `asked_grid` gave it.
         config: what is asked for.
+        mask: that it asks for, see `sample_mask`.
     Raises: InputError: the model does not know the label or a condition.
     """
     labels = values = None  # of a model without labels or conditions, its family says why it cannot have them
@@ -64,7 +66,7 @@ def request(info: CheckpointInfo, config: SampleConfig) -> Request:
     if asked := asked_values(info, config):
         warnings_on(info, config)
         values = torch.tensor([encoded(info.conditions, asked)])
-    return _request(config, labels, values)
+    return _request(config, Conditions(labels, values, None if mask is None else mask.tensor))
 
 
 def expected_request(info: CheckpointInfo, config: SampleConfig) -> Request:
@@ -83,13 +85,14 @@ def expected_request(info: CheckpointInfo, config: SampleConfig) -> Request:
             "(conditions)."
         )
     asked = asked_values(seen, config)
-    return _request(
-        config,
+    placeholders = Conditions(
         None if config.label is None else torch.zeros(1, dtype=torch.long),
         torch.zeros(1, len(asked)) if asked else None,
+        torch.zeros(1) if config.masked else None,
     )
+    return _request(config, placeholders)
 
 
-def _request(config: SampleConfig, labels: torch.Tensor | None, values: torch.Tensor | None) -> Request:
-    conditions = None if labels is None and values is None else Conditions(labels, values)
-    return Request(config.as_sampler(), config.output, conditions, config.guidance_scale)
+def _request(config: SampleConfig, conditions: Conditions) -> Request:
+    asked = any(part is not None for part in conditions)
+    return Request(config.as_sampler(), config.output, conditions if asked else None, config.guidance_scale)

@@ -67,8 +67,16 @@ class SampleConfig(ComputeConfig):
         description="edge of the volumes in level-0 voxels of the training's store, one of those it saw (view.edge, "
         "view.more_edges); default: view.edge",
     )
+    mask: str | None = Field(
+        None,
+        description="coarse mask that the volumes follow, for a model trained with one: NIfTI file of labels (0 outside, 1 body, 2 "
+        "lungs), or a CT scan (file or folder of a series) whose body and lungs are taken; default: none",
+    )
+    mask_volume: str | None = Field(
+        None, description="volume that the model's training listed, whose own mask is taken; instead of mask"
+    )
     guidance_scale: float = Field(
-        1.0, gt=0, description="classifier-free guidance towards label and conditions; 1: none"
+        1.0, gt=0, description="classifier-free guidance towards label, conditions and mask together; 1: none"
     )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
@@ -97,8 +105,8 @@ class SampleConfig(ComputeConfig):
         return hash(self.model_dump_json())
 
     def key_fields(self) -> dict[str, Any]:
-        """As every stage's; without `conditions` and `edge` where there are none: keys are those of before there was that."""
-        without = {name for name in ("conditions", "edge") if not getattr(self, name)}
+        """As every stage's; without later settings where there are none: keys are those of before there was that."""
+        without = {name for name in ("conditions", "edge", "mask", "mask_volume") if not getattr(self, name)}
         return {name: value for name, value in super().key_fields().items() if name not in without}
 
     @field_validator("conditions", mode="before")
@@ -124,12 +132,19 @@ class SampleConfig(ComputeConfig):
     @model_validator(mode="after")
     def _possible(self) -> "SampleConfig":
         self.as_sampler()
-        if self.guidance_scale != 1.0 and self.label is None and not self.conditions:
+        if self.mask is not None and self.mask_volume is not None:
+            raise ValueError("sample.mask and sample.mask_volume are both set; volumes are drawn for one mask.")
+        if self.guidance_scale != 1.0 and self.label is None and not self.conditions and not self.masked:
             raise ValueError(
-                f"sample.guidance_scale {self.guidance_scale} without sample.label or sample.conditions: guidance needs a label "
-                "or a condition."
+                f"sample.guidance_scale {self.guidance_scale} without sample.label, sample.conditions or sample.mask: guidance "
+                "needs one of them."
             )
         return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether volumes are drawn for a mask."""
+        return self.mask is not None or self.mask_volume is not None
 
     def as_sampler(self) -> Sampler:
         """The sampler these settings name.

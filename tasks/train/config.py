@@ -13,6 +13,7 @@ from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.run.config import Seed
 from tasks.run.settings import settings_of
 from tasks.train.augmentation import AugmentationConfig
+from tasks.train.mask import MaskConfig
 
 
 class TrainingConfig(ComputeConfig):
@@ -52,12 +53,17 @@ class TrainingConfig(ComputeConfig):
         0.1,
         ge=0,
         lt=1,
-        description="share of training volumes shown without their label and conditions, for guidance (Ho & Salimans 2022)",
+        description="share of training volumes shown without their label, conditions and mask, for guidance (Ho & Salimans 2022)",
     )
     conditions: tuple[str, ...] = Field(
         (),
         description="what else conditions the model (sample.conditions): columns of the store's volume table, voxel_mm, "
         "field_of_view_mm, scan_length_mm (docs/options.md); default: none",
+    )
+    mask: MaskConfig | None = Field(
+        None,
+        description="coarse mask that conditions the model, body-and-lungs (sample.mask); dropped with label and conditions; "
+        "default: none",
     )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
@@ -144,6 +150,11 @@ class TrainingConfig(ComputeConfig):
             as_folder(value, "cache_dir")
         return value
 
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"of": value} if isinstance(value, str) else value
+
     @property
     def changes_volumes(self) -> bool:
         """Whether training volumes are changed, each time anew, when they are shown."""
@@ -170,8 +181,8 @@ class TrainingConfig(ComputeConfig):
         return typed
 
     def key_fields(self) -> dict[str, Any]:
-        """As every stage's; without `seconds` and `conditions` where there are none: keys are those of before there was that."""
-        without = {name for name in ("seconds", "conditions") if not getattr(self, name)}
+        """As every stage's; without later settings where there are none: keys are those of before there was that."""
+        without = {name for name in ("seconds", "conditions", "mask") if not getattr(self, name)}
         return {name: value for name, value in super().key_fields().items() if name not in without}
 
     @field_validator("conditions")

@@ -15,6 +15,7 @@ from tasks.model.view import ViewConfig
 from tasks.run.machine import memory_available
 from tasks.train.augmentation import Augmentation, Change
 from tasks.train.cache import SharedCache
+from tasks.train.mask import Masker
 
 _RAM_SHARE = 0.5  # of the free memory that a cache may take; the rest is the training's
 logger = logging.getLogger("prdit.train")
@@ -38,6 +39,7 @@ class ViewDataset:
         augmentation: changes that `Loader` draws.
         cache_dir: folder on a local disk for the cache; None: memory.
         cache_address: `cache_address` of a data set of the same arguments in another process, whose cache is then shared.
+        masker: makes the coarse masks of volumes as they are shown; None: none.
     Raises: UnwritableError: the cache folder has no room, or cannot be written to.
     """
 
@@ -52,7 +54,9 @@ class ViewDataset:
         augmentation: Augmentation | None = None,
         cache_dir: Path | None = None,
         cache_address: str | None = None,
+        masker: Masker | None = None,
     ) -> None:
+        self.masker = masker
         self.augmentation = augmentation or Augmentation()
         self._store = store
         self._ids = list(volume_ids)

@@ -13,6 +13,7 @@ from tasks.model.conditions import VOXEL_MM, Condition, width
 from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.run.settings import settings_of
 from tasks.train.config import TrainingConfig
+from tasks.train.mask import coarse_mask
 
 
 def describe(
@@ -45,12 +46,15 @@ def describe(
     view = view_of(config, start)
     _check_edges(config, view, window)
     process = _process(config, start)
+    mask = coarse_mask(config.mask, window, axes, view.voxel_mm(spacing_mm)) if config.mask else None
     given = Given(
         size=view.size,
         voxel_mm=view.voxel_mm(spacing_mm),
         process=process,
         num_classes=len(label_values),
         num_values=width(conditions),
+        mask_channels=len(mask.channels) if mask else 0,
+        mask_cell=mask.cell if mask else 0,
         several_grids=bool(view.more_edges),
         start=None if start is None else start.model,
     )
@@ -67,6 +71,7 @@ def describe(
         label_column=config.label_column or "",
         label_values=label_values,
         conditions=conditions,
+        mask=mask,
     )
 
 

@@ -24,6 +24,7 @@ from tasks.train.conditions import conditions_of
 from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
 from tasks.train.encoded import EncodedDataset, Encoder, origin_of
+from tasks.train.mask import Masker
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
 from tasks.train.warm_start import continue_from
@@ -128,6 +129,8 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
     volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
     conditions = {role: conditions_of(info, snapshot, ids[role]) for role in ids}
     known = conditions["val"]
+    if known is not None:
+        known = known.rows(slice(len(ids["val"])))  # at the first edge
     data: ViewDataset | EncodedDataset = volumes
     seen: ViewDataset | EncodedDataset
     seen = shown = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
@@ -135,17 +138,16 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         encoded, seen = encoder.of(volumes, ids["train"], ranks), encoder.of(shown, ids["val"], Ranks())
         encoder.prepare(config.settings, encoded)
         data = encoded if stored else volumes
+    held = seen.batch(range(len(seen))) if ids["val"] else torch.empty(0)
+    if (masker := Masker.by(info)) is not None:
+        known = (known or Conditions())._replace(mask=masker.batch(held))
     return Assembly(
         family=family,
         module=module,
         training=given(config, info),
         info=info,
         data=data,
-        held_out=HeldOut(
-            seen.batch(range(len(seen))) if ids["val"] else torch.empty(0),
-            mine(len(held_out), ranks),
-            None if known is None else known.rows(slice(len(ids["val"]))),  # at the first edge
-        ),
+        held_out=HeldOut(held, mine(len(held_out), ranks), known),
         device=device,
         conditions=conditions["train"],
     )
@@ -170,6 +172,7 @@ def _training_data(
         info.axes,
         augmentation=Augmentation(config.augmentation, config.max_shift, len(info.view.edges)),
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        masker=Masker.by(info),
     )
     own = make() if ranks.local_rank == 0 else None
     addresses = ranks.texts(own.cache_address if own else "")

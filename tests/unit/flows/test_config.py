@@ -577,6 +577,14 @@ LABELLED = of("global", label_column="KVP")
             },
             r"recipe\.global\.label_dropout 0",
         ),
+        (
+            {"sample": {"mask_volume": "v"}},
+            r"mask was asked for \(sample.mask\) of a global transformer that was trained without",
+        ),
+        (
+            {"sample": {"mask": "/nowhere/mask.nii.gz"}, **of("global", mask="body-and-lungs")},
+            r"nothing at the path of sample\.mask",
+        ),
         (of("global", enabled=False) | {"gates": {"below_start": []}}, r"training 'local'\. .*got a local denoiser"),
         (of("local", process="flow"), r"training 'global'\. .*'predictor-corrector'.*"),
         (
@@ -595,6 +603,7 @@ def test_what_could_not_be_sampled_is_refused_before_training(overrides: dict[st
     [
         {},
         {"sample": {"label": "B"}, **LABELLED},
+        {"sample": {"mask_volume": "v", "guidance_scale": 2.0}, **of("global", mask="body-and-lungs")},
         {"sample": {"label": "B", "guidance_scale": 2.0}, **LABELLED},
         of("refiner", enabled=True),
         of("local", process="flow") | {"sample": {"sampler": "euler"}},

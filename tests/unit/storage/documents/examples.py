@@ -7,7 +7,18 @@ from typing import Any
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.benchmark import BenchmarkDocument, Line, PlannedTraining, SeedResult
-from storage.documents.checkpoint import Average, Category, Checkpoint, Gates, Imported, Intensity, Labels, Number, View
+from storage.documents.checkpoint import (
+    Average,
+    Category,
+    Checkpoint,
+    CoarseMask,
+    Gates,
+    Imported,
+    Intensity,
+    Labels,
+    Number,
+    View,
+)
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
 from storage.documents.encoded import EncodedOrigin
@@ -25,7 +36,7 @@ from storage.documents.reference import Reference
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.retraining import Retraining
 from storage.documents.run_record import RunDocument, StageRecord
-from storage.documents.samples import Excluded, Guided, Redraw, SamplerSettings, Samples, Verdict
+from storage.documents.samples import Excluded, GivenMask, Guided, Redraw, SamplerSettings, Samples, Verdict
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.documents.split import Split
 from storage.documents.synthetic import Synthetic
@@ -221,6 +232,7 @@ EXAMPLES: dict[str, Document] = {
             Number(name="age_years", mean=61.5, std=9.25),
             Category(name="ConvolutionKernel", values=("B", "L")),
         ),
+        mask=CoarseMask(channels=("body", "lungs"), cell=2),
         average=Average(sigma_rel=0.1, updates=None, shares={"a.safetensors": 1.0}),
         imported=Imported(
             variant="prdit",
@@ -274,7 +286,7 @@ EXAMPLES: dict[str, Document] = {
         checkpoint="sha256:8",
         family="global",
         step=100,
-        sampler=_SAMPLER,
+        sampler=_SAMPLER.model_copy(update={"mask": GivenMask(format="labels", files_digest=_DIGEST)}),
         guided=Guided(measurement=_DIGEST, guide="projection", strength=1.0, settings={"data_std": 0.5}),
     ),
     "measurement": Measurement(
