@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -12,7 +13,7 @@ from flows.config import config_names, from_parameters, pydantic_explained
 from flows.console import found_artifact
 from flows.hooks import ATTENDED, DAY_S, attended
 from flows.parameters import columns
-from flows.reconstruct_run import Wanted, run, settings_of
+from flows.reconstruct_run import Wanted, figures_table, run, settings_of
 from flows.record import tracking_uri
 from flows.room import make_room
 from storage.errors import ConfigError
@@ -69,6 +70,10 @@ def reconstruct(
         how = settings_of(config, pydantic_explained, settings)
         wanted = Wanted(as_place(measurement.strip()), found_artifact(model, workdir), operator, how, volume.strip())
         try:
-            return run(config, wanted, context, run_stage)
+            value = run(config, wanted, context, run_stage)
         finally:
             context.flush()
+        found = value["reconstruction"]
+        notes = " ".join((f"page: {value['page']}.", *found["warnings"]))
+        create_table_artifact(key="prdit-reconstruction", table=figures_table(found), description=notes)
+        return value

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from prdit_models.inverse.projection import Projection
@@ -143,3 +144,24 @@ def run(config: "PipelineConfig", wanted: Wanted, context: RunContext, run_stage
         "reconstruction": Reconstruction.load(outcome.ref.path).to_json(),
         "page": str(outcome.ref.path / PAGE),
     }
+
+
+def figures_table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows for a page: accuracy by volume where the truth is known, else the samples' mean residual.
+
+    Args:
+        found: the document `Reconstruction`, as JSON values.
+    """
+    residual = f"residual ({found['unit']})"
+    if not found["truth"]:
+        return [{"volumes": found["num_samples"], residual: round(fmean(found["residuals"]), 3)}]
+    return [
+        {
+            "volume": name,
+            "PSNR (dB)": round(each["psnr_db"], 2),
+            "SSIM": round(each["ssim"], 3),
+            "error (HU)": round(each["error_hu"]["all"], 1),
+            residual: round(each["residual"], 3),
+        }
+        for name, each in found["truth"]["accuracy"].items()
+    ]

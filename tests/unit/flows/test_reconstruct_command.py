@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.reconstruct_run import Wanted, parameters
+from flows.reconstruct_run import Wanted, figures_table, parameters
 from storage.documents.measurement import Measurement
 from storage.documents.samples import Samples
 from tasks.reconstruct.config import ReconstructConfig
@@ -143,3 +143,11 @@ def test_runs_are_compared_by_operator_and_guide_without_paths_or_masks(case: Ca
     assert "measure.operator.kept" not in found
     assert "reconstruct.strength" not in found  # the guide's own
     assert not any(str(tmp_path) in str(value) for value in found.values())
+
+
+def test_the_table_of_a_page_has_accuracy_where_the_truth_is_known_and_else_the_residual() -> None:
+    found = {"unit": "mm", "num_samples": 2, "residuals": [1.0, 2.0], "truth": None}
+    assert figures_table(found) == [{"volumes": 2, "residual (mm)": 1.5}]
+    mean = {"psnr_db": 20.123, "ssim": 0.5, "error_hu": {"all": 50.04}, "residual": 3.0}
+    row = {"volume": "mean", "PSNR (dB)": 20.12, "SSIM": 0.5, "error (HU)": 50.0, "residual (mm)": 3.0}
+    assert figures_table(found | {"truth": {"accuracy": {"mean": mean}}}) == [row]
