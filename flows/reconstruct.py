@@ -31,6 +31,7 @@ def reconstruct(
     model: str = "models:/prdit@champion",
     operator: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
     volume: str = "",
+    noise_seed: int = 0,
     settings: dict[str, Any] = {},  # noqa: B006
     configuration: Choice = "small",
     overrides: dict[str, Any] = {},  # noqa: B006
@@ -42,6 +43,7 @@ def reconstruct(
         model: Checkpoint of a model of whole volumes: its directory, models:/prdit@champion, or a reference as JSON.
         operator: Name and settings of the operator (docs/guided.md), for example {"name": "thick-slices", "thickness_mm": 5}.
         volume: Id of a volume of the store that is measured by the operator itself. Empty: the measurement is read from files.
+        noise_seed: Of the noise of a measurement of a stored volume.
         settings: How volumes are drawn, beyond sample of the configuration, for example {"guide": "pigdm", "num_volumes": 16}.
         configuration: Named configuration whose working folder, runner and sampling are used. docs/guided.md says which differ.
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml. An unknown key is an error.
@@ -68,7 +70,8 @@ def reconstruct(
             return run_as_task(name, work, source=hidden)
 
         how = settings_of(config, pydantic_explained, settings)
-        wanted = Wanted(as_place(measurement.strip()), found_artifact(model, workdir), operator, how, volume.strip())
+        place, checkpoint = as_place(measurement.strip()), found_artifact(model, workdir)
+        wanted = Wanted(place, checkpoint, operator, how, volume.strip(), noise_seed)
         try:
             value = run(config, wanted, context, run_stage)
         finally:
