@@ -166,7 +166,10 @@ def test_named_configurations_are_whole(name: str) -> None:
             of("local", process={"noise": 1.0}),
             r"recipe\.local\.process\.noise: unknown key\. Known here: noise_std, num_steps, prediction",
         ),
-        (of("local", view={"edges": 1}), r"recipe\.local\.view\.edges: unknown key\. Known here: centre, edge, more_edges, size"),
+        (
+            of("local", view={"edges": 1}),
+            r"recipe\.local\.view\.edges: unknown key\. Known here: centre, edge, more_edges, size",
+        ),
         ({"sample": {"steps": 1}}, r"sample\.steps: unknown key\. Known here:.*\bnum_steps\b"),
         ({"train_local": {"steps": 1}}, r"train_local: unknown key\. Known here:.*\brecipe\b"),
     ],
