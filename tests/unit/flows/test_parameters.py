@@ -138,7 +138,7 @@ def texts(model: type[Any], prefix: str = "") -> Iterator[str]:
 
 def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> None:
     """Of a run, of each family, process and extractor."""
-    training = {f"recipe.{name}" for name in ("family", "start", "label_column")}
+    training = {f"recipe.{name}" for name in ("family", "start", "label_column", "conditions")}
     gates = {"gates.below_start", "gates.max_loss_ratio"}  # names of trainings
     harmless = (
         training
