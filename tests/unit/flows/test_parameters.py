@@ -150,7 +150,6 @@ def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> N
             "base",
             "snapshot",
             "experiment",
-            "sample.conditions",
             "sample.label",
             "sample.sampler",
             "sample.mask_volume",
