@@ -20,8 +20,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
-    refuse_conditioning,
 )
+from prdit_models.families.refusals import refuse_conditioning
 from prdit_models.networks.autoencoder import (
     AutoencoderWithCritic,
     CodecConfig,

@@ -19,9 +19,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
-    refuse_conditions,
-    refuse_guide,
 )
+from prdit_models.families.refusals import refuse_conditions, refuse_guide
 from prdit_models.networks.build import build_network
 from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import trainable_parameters

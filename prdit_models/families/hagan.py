@@ -25,10 +25,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
-    refuse_conditioning,
-    refuse_conditions,
-    refuse_guide,
 )
+from prdit_models.families.refusals import refuse_conditioning, refuse_conditions, refuse_guide
 from prdit_models.networks.hagan import HAGAN, REDUCTION, SLABS, Shape, decimated, slices
 
 _VALIDATION_DRAWN = 8  # volumes that a held-out volume is compared with

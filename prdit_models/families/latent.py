@@ -26,9 +26,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
-    refuse_conditioning,
-    refuse_guide,
 )
+from prdit_models.families.refusals import refuse_conditioning, refuse_guide
 from prdit_models.networks.autoencoder import CodecConfig, check_installed, latents_of
 from prdit_models.networks.latent import DenoiserConfig, LatentDiffusion
 from prdit_models.networks.weights import load_weights

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from prdit_models.diffusion.process import Process
 from prdit_models.families.denoiser import Denoiser, DenoiserSettings
-from prdit_models.families.family import Description, Given, Request, refuse_conditioning
+from prdit_models.families.family import Description, Given, Request
+from prdit_models.families.refusals import refuse_conditioning
 from prdit_models.networks.config import model_config
 
 

@@ -16,11 +16,10 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
-    refuse_conditioning,
-    refuse_conditions,
 )
 from prdit_models.families.global_ import inherited
 from prdit_models.families.local import with_depth
+from prdit_models.families.refusals import refuse_conditioning, refuse_conditions
 from prdit_models.networks.cascade import CascadeParts, low_frequency_loss
 from prdit_models.networks.config import CascadeConfig, model_config, network_config
 from prdit_models.networks.prdit import trainable_parameters

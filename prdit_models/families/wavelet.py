@@ -20,10 +20,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
-    refuse_conditioning,
-    refuse_conditions,
-    refuse_guide,
 )
+from prdit_models.families.refusals import refuse_conditioning, refuse_conditions, refuse_guide
 from prdit_models.networks.wavelet import (
     SUBBANDS,
     WaveletConfig,

@@ -21,7 +21,6 @@ from storage.sources.one_scan import OneScan
 from storage.sources.source import Limits
 from storage.volume_store import VolumeStore
 from tasks.reconstruct.placing import kept_of, place
-from tasks.reconstruct.possible import check_possible
 from tasks.reconstruct.setting import Setting, operator_on, owners_of
 from tasks.reconstruct.taken import Taken, centred_origin, check_water
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
@@ -151,7 +150,6 @@ class ArrayFile:
                 f"{self.path} has shape {values.shape}; the views of operator {operator.name!r} have {tuple(shape)}. Correct "
                 "the number of views or the detector in the operator's settings."
             )
-        check_water(values, str(self.path))
         return Taken(values, centred_origin(operator.grid), 0.0, Recorded(format="npy", files_digest=self._digest))
 
     def _values(self) -> NDArray[np.float32]:
@@ -186,8 +184,8 @@ def measure_stage(source: Source, operator: Mapping[str, Any], setting: Setting,
 
     def body(run: StageRun) -> None:
         taken = source.take(made, setting)
-        if isinstance(taken.origin, Recorded):
-            check_possible(taken.values, made)
+        if isinstance(taken.origin, Recorded) and made.unit == "mm":
+            check_water(taken.values, made.noise_std)
         sha256 = save_tensors(run.directory / Measurement.VALUES, {_VALUES: np.ascontiguousarray(taken.values)})
         grid = made.grid
         Measurement(

@@ -142,13 +142,7 @@ def _weights(
     if not same and (there.fixed or spacing > there.distance_mm):
         raise InputError(
             f"The scan has a voxel every {spacing:.4g} mm along {name}; {operator.name!r} measures every "
-            f"{there.distance_mm:.4g} mm. "
-            + (
-                f"Set thickness_mm (and distance_mm) to what the scan has: distance_mm: {spacing:.4g}."
-                if there.fixed
-                else f"A scan cannot be finer than it is: use an operator whose samples are {spacing:.4g} mm or more apart "
-                "(downsampling with a larger factor, thick-slices)."
-            )
+            f"{there.distance_mm:.4g} mm. {_remedy(there, spacing, operator)}"
         )
     middle = first + (count - 1) * spacing / 2
     start = middle - (there.count - 1) * there.distance_mm / 2  # of the first sample
@@ -172,3 +166,18 @@ def _upright(scan: SourceVolume) -> Upright:
             "axes. `prdit ingest` resamples such scans into a store: reconstruct from there (--volume)."
         )
     return found
+
+
+def _remedy(there: Places, spacing: float, operator: MeasurementOperator) -> str:
+    """What to do about a scan whose distance along an axis is not the operator's."""
+    voxel = operator.grid.spacing_mm[2]
+    if not there.fixed:
+        return (
+            f"A scan cannot be finer than it is: use an operator whose samples are {spacing:.4g} mm or more apart "
+            "(downsampling with a larger factor, thick-slices)."
+        )
+    if spacing < (1 - SAME) * voxel:
+        return (
+            f"Slices closer than the model's voxels of {voxel:.4g} mm are nothing that this model could make thinner."
+        )
+    return f"Set thickness_mm (and distance_mm) to what the scan has: distance_mm: {spacing:.4g}."

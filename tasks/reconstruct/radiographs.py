@@ -19,7 +19,7 @@ from storage.sources.radiographs import find_radiographs
 from tasks.reconstruct.radiograph_geometry import Placed, placed
 from tasks.reconstruct.radiograph_values import Mask, RadiographSettings, Values, averages, water_mm
 from tasks.reconstruct.setting import Setting, operator_on
-from tasks.reconstruct.taken import Taken, centred_origin, check_water
+from tasks.reconstruct.taken import Taken, centred_origin
 from tasks.run.settings import settings_of
 
 SECTION = "radiograph"  # of an operator's settings
@@ -75,7 +75,6 @@ class RadiographFiles:
                 f"No pixel of {path} was exposed and sees the model's box; check isocentre_mm and detector_offset_mm."
             )
         water = np.where(measured, np.stack([values for values, _ in means]), np.float32(0))
-        check_water(water[measured], str(path))
         notes += detector.notes(images[0], float(measured.mean()), setting)
         return cls(
             complete | {"measured": Projection.measured_text(measured)},

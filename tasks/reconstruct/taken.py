@@ -1,4 +1,4 @@
-"""What a source of measurements gives, and checks that several share."""
+"""What a source of measurements gives, and whether it can be mm of water."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,10 @@ from storage.documents.measurement import Recorded, Simulated
 from storage.errors import InputError
 from storage.geometry import Float3
 
-_LEAST_WATER_MM = 20.0  # a body's largest path; below it the values are in another unit
+_LOWEST_WATER_MM = -50.0  # beside the body, where the intensity without it is known to some percent
+_LEAST_WATER_MM = 20.0  # a body's largest path at least
+_MOST_WATER_MM = 1000.0  # twice the width of a large chest
+_NOISES = 5.0  # standard deviations by which noise may leave the range
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,21 @@ class Taken:
     origin: Simulated | Recorded
 
 
-def check_water(values: NDArray[np.float32], where: str) -> None:
-    """Refuse projections that are no mm of water.
+def check_water(values: NDArray[np.float32], noise_std: float) -> None:
+    """Refuse path lengths that no body has: they are in another unit.
 
-    Raises: InputError: values that are not finite, or none as long as a body.
+    Args:
+        values: mm of water.
+        noise_std: of their noise.
+    Raises: InputError: values below or above those of any body, or none as long as one.
     """
-    if values.size and np.isfinite(values).all() and values.max() >= _LEAST_WATER_MM:
+    low, high, noise = float(values.min()), float(values.max()), _NOISES * noise_std
+    if _LOWEST_WATER_MM - noise <= low and _LEAST_WATER_MM <= high <= _MOST_WATER_MM + noise:
         return
-    span = f"{values.min():.4g} to {values.max():.4g}" if values.size else "nowhere"
     raise InputError(
-        f"{where} has values from {span}; expected mm of water along each ray, of which a chest has 100 and more. Line integrals "
-        "-log(I/I0) become mm of water when divided by the attenuation of water, about 0.02 per mm."
+        f"The measurement has values from {low:.4g} to {high:.4g}; expected mm of water along each ray: 0 beside a body, 100 and "
+        f"more through a chest, at most {_MOST_WATER_MM:g}. Intensities I become line integrals by -log(I/I0), and these mm of "
+        "water when divided by the attenuation of water, about 0.02 per mm."
     )
 
 

@@ -60,6 +60,9 @@ def test_thick_slices_keep_their_places(tmp_path: Path) -> None:
     scan(tmp_path, (12, 8, 8), (4.0, 4.0, 5.0))
     with pytest.raises(InputError, match=r"every 5 mm along z; 'thick-slices' measures every 8 mm. Set thickness_mm"):
         place(find_scan(tmp_path).read(), thick)
+    scan(tmp_path, (24, 8, 8), (4.0, 4.0, 2.0))
+    with pytest.raises(InputError, match=r"every 2 mm along z; .* than the model's voxels of 4 mm are nothing"):
+        place(find_scan(tmp_path).read(), thick)
 
 
 def test_a_coarser_scan_is_refused_with_what_fits_it(tmp_path: Path) -> None:
