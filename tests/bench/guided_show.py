@@ -166,7 +166,9 @@ def brief_table(shown: dict[str, Shown]) -> str:
         figures, best = each.truth.accuracy, each.case.baseline[0]
         cells = [_brief(figures["mean"]), _brief(figures["sample"]), f"{_brief(figures[best])} ({best})"]
         ratio = fmean(each.found.residuals) / each.found.noise_std
-        lines.append(f"| {each.task.title} | {' | '.join(cells)} | {each.truth.coverage['0.9']:.0%} | {ratio:.1f} |")
+        lines.append(
+            f"| {each.task.title} | {' | '.join(cells)} | {100 * each.truth.coverage['0.9']:.0f} % | {ratio:.1f} |"
+        )
     return "\n".join(lines)
 
 
@@ -192,7 +194,7 @@ def full_table(shown: dict[str, Shown]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, each in likeness(shown).items():
-        inside = " | ".join(f"{share:.0%}" for share in each["coverage"].values())
+        inside = " | ".join(f"{100 * share:.0f} %" for share in each["coverage"].values())
         distances = " | ".join(f"{each[key]:.0f}" for key in ("to_training", "to_truth", "truth_to_training"))
         lines.append(f"| {TASKS[name].title} | {inside} | {distances} |")
     return "\n".join(lines)
