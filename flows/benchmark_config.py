@@ -37,7 +37,7 @@ _OF_THE_PROTOCOL = (
     "launcher",
 )
 _OF_SAMPLES = ("num_volumes", "seed", "nifti")
-_OF_A_TRAINING = ("steps", "seconds", "seed", "view", "intensity", "select", "label_column")
+_OF_A_TRAINING = ("steps", "seconds", "seed", "view", "intensity", "select", "label_column", "conditions")
 
 
 class BenchmarkConfig(ProtocolConfig):
@@ -246,7 +246,7 @@ def _recipe(config: BenchmarkConfig, row: RowConfig, own: PipelineConfig, seed: 
     recipe: dict[str, Any] = {}
     for name, training in own.trainings.items():
         budget = config.budget.of_training(parts[name] / sum(parts.values()))
-        shared: dict[str, Any] = {**budget, "seed": seed, "select": "last", "label_column": None}
+        shared: dict[str, Any] = {**budget, "seed": seed, "select": "last", "label_column": None, "conditions": ()}
         if config.budget.seconds is not None:
             shared["lr_decay"] = 0.0
         if training.start is None:

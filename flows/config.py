@@ -21,7 +21,7 @@ from tasks.run.runners import Local, RunnerSetting
 from tasks.sample.config import SampleConfig
 from tasks.split.config import SplitConfig
 from tasks.train.config import TrainingConfig
-from tasks.train.describe import describe
+from tasks.train.describe import describe, expected_conditions
 from tasks.train.gates import GatesConfig
 
 # Settings that decide where a run works and how it is judged, never what a stage makes: outside every cache key.
@@ -113,7 +113,7 @@ class PipelineConfig(BaseModel):
         return {name: training for name, training in self.recipe.items() if training.enabled}
 
     def checkpoints(self) -> dict[str, CheckpointInfo]:
-        """What each training of a run will make, by its name; labels are placeholders, because the store is not read.
+        """What each training of a run will make, by its name; labels and conditions are placeholders: the store is not read.
 
         Raises: InputError: trainings do not fit together: a start is missing, or a training cannot start from it.
         """
@@ -129,7 +129,7 @@ class PipelineConfig(BaseModel):
             start = found[training.start] if training.start else None
             labels = ("one", "another") if training.label_column else ()
             try:
-                found[name] = describe(training, start, self.ingest.spacing_mm, labels)
+                found[name] = describe(training, start, self.ingest.spacing_mm, labels, expected_conditions(training))
             except InputError as error:
                 raise InputError(f"recipe.{name}: {error}") from error
         return found

@@ -18,7 +18,7 @@ _OF_SAMPLING = ("num_volumes", "sampler", "num_steps", "parametrization", "outpu
 # Paths, addresses, accounts: they differ between machines and stay on this one.
 PLACES = frozenset(
     {
-        *("source", "store", "workdir", "ingest.patient_key_file", "evaluate.extractor.path"),
+        *("source", "store", "workdir", "ingest.patient_key_file", "evaluate.extractor.path", "sample.mask"),
         *("launcher.settings", "runner", "recipe.cache_dir"),  # the last of every training
     }
 )

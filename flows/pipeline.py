@@ -30,7 +30,6 @@ from flows.stages import (
     training_row,
     walk,
 )
-from prdit_models.families.family import Request
 from prdit_models.metrics.distances import MIN_VOLUMES
 from storage.artifacts import Ref
 from storage.errors import ConfigError, InputError, UserError, as_input_error
@@ -39,6 +38,7 @@ from tasks.run.private import without_paths
 from tasks.run.recording import log_snapshot
 from tasks.run.stage import TRACKING, RunContext, StageOutcome, code_version, git_commit
 from tasks.run.task import publish_picture, publish_table, run_as_task
+from tasks.sample.conditions import expected_request
 from tasks.train.gates import check_gates
 
 NOTE = (
@@ -116,7 +116,8 @@ class PipelineRun:
             if row.shows:
                 publish = publish_table if row.shows == "table" else publish_picture
                 work = partial(work, publish=partial(publish, row.name))
-            return run_as_task(row.name, work, source=self.config.source)
+            hidden = self.config.sample.mask if row.name == "sample" else self.config.source
+            return run_as_task(row.name, work, source=hidden)
 
         for name, outcome in walk(rows(self.config, self._initial), last, given, run):
             self.outcomes[name] = outcome
@@ -138,8 +139,8 @@ def check_sampling(config: PipelineConfig, *, evaluated: bool = True) -> None:
     """
     name, training = list(config.trainings.items())[-1]
     info, sample = config.checkpoints()[name], config.sample
-    label = None if sample.label is None else 0
-    wanted = Request(sample.as_sampler(), sample.output, label, sample.guidance_scale)
+    with as_input_error(f"The samples would be of training {name!r}. "):
+        wanted = expected_request(info, sample)
     if evaluated and sample.num_volumes < MIN_VOLUMES:
         raise InputError(
             f"sample.num_volumes is {sample.num_volumes}; a distance between sets needs at least {MIN_VOLUMES}. Sample more, or "
@@ -147,11 +148,13 @@ def check_sampling(config: PipelineConfig, *, evaluated: bool = True) -> None:
         )
     with as_input_error(f"The samples would be of training {name!r}. "):
         info.of_family.check(info.model, info.process, wanted)
-    if label is not None and sample.guidance_scale != 1.0 and training.label_dropout == 0.0:
+    if wanted.conditions is not None and sample.guidance_scale != 1.0 and training.label_dropout == 0.0:
         raise InputError(
             f"sample.guidance_scale is {sample.guidance_scale} and recipe.{name}.label_dropout 0: the model would never see a "
-            "volume without label, which guidance compares with. Use a label_dropout such as 0.1."
+            "volume without label and conditions, which guidance compares with. Use a label_dropout such as 0.1."
         )
+    if sample.mask is not None and not Path(sample.mask).exists():
+        raise InputError("There is nothing at the path of sample.mask. Correct it before anything is trained.")
 
 
 def run_through(config: PipelineConfig, last: str, purpose: Purpose | None = None) -> dict[str, Any]:

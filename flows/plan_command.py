@@ -15,8 +15,8 @@ _WIDTH = 150
 _MIB, _GIB = 2**20, 2**30
 _NOTES = (
     "Memory is the network's at its peak; Python and PyTorch (0.3 GiB) and the scans come on top. CPU: within 20 % of measured "
-    "(docs/benchmarks.md). GPU: estimates, with 0.6 GiB for CUDA and a tenth for the allocator. Reconstruct: by the guides pigdm and "
-    "dps; the others take what sampling takes. FLOPs: of matrix products, two a multiply-add."
+    "(docs/benchmarks.md). GPU: estimates, with 0.6 GiB for CUDA and a tenth for the allocator. Reconstruct: by the guides pigdm "
+    "and dps; the others take what sampling takes. FLOPs: of matrix products, two a multiply-add."
 )
 
 

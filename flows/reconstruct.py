@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -12,7 +13,7 @@ from flows.config import config_names, from_parameters, pydantic_explained
 from flows.console import found_artifact
 from flows.hooks import ATTENDED, DAY_S, attended
 from flows.parameters import columns
-from flows.reconstruct_run import Wanted, run, settings_of
+from flows.reconstruct_run import Wanted, figures_table, run, settings_of
 from flows.record import tracking_uri
 from flows.room import make_room
 from storage.errors import ConfigError
@@ -30,6 +31,7 @@ def reconstruct(
     model: str = "models:/prdit@champion",
     operator: dict[str, Any] = {},  # noqa: B006  # never changed; the form needs the value itself as default
     volume: str = "",
+    noise_seed: int = 0,
     settings: dict[str, Any] = {},  # noqa: B006
     configuration: Choice = "small",
     overrides: dict[str, Any] = {},  # noqa: B006
@@ -37,10 +39,11 @@ def reconstruct(
     """Draw volumes towards a measurement: mean, standard deviation and interval, and with `volume` a comparison with the truth.
 
     Args:
-        measurement: NIfTI file, folder with one DICOM series, or projections as .npy, as the worker sees it; or a volume store.
+        measurement: NIfTI file, folder with a DICOM series or radiographs, .npy of projections (as the worker sees it); or a store.
         model: Checkpoint of a model of whole volumes: its directory, models:/prdit@champion, or a reference as JSON.
         operator: Name and settings of the operator (docs/guided.md), for example {"name": "thick-slices", "thickness_mm": 5}.
         volume: Id of a volume of the store that is measured by the operator itself. Empty: the measurement is read from files.
+        noise_seed: Of the noise of a measurement of a stored volume.
         settings: How volumes are drawn, beyond sample of the configuration, for example {"guide": "pigdm", "num_volumes": 16}.
         configuration: Named configuration whose working folder, runner and sampling are used. docs/guided.md says which differ.
         overrides: Settings that differ from the configuration, nested as in flows/configs/*.yaml. An unknown key is an error.
@@ -63,11 +66,17 @@ def reconstruct(
         )
 
         def run_stage(name: str, work: Callable[[Advance], StageOutcome]) -> StageOutcome:
-            return run_as_task(name, work, source=None if volume else measurement)
+            hidden = how.mask if name == "reconstruct" else None if volume else measurement
+            return run_as_task(name, work, source=hidden)
 
         how = settings_of(config, pydantic_explained, settings)
-        wanted = Wanted(as_place(measurement.strip()), found_artifact(model, workdir), operator, how, volume.strip())
+        place, checkpoint = as_place(measurement.strip()), found_artifact(model, workdir)
+        wanted = Wanted(place, checkpoint, operator, how, volume.strip(), noise_seed)
         try:
-            return run(config, wanted, context, run_stage)
+            value = run(config, wanted, context, run_stage)
         finally:
             context.flush()
+        found = value["reconstruction"]
+        notes = " ".join((f"page: {value['page']}.", *found["warnings"]))
+        create_table_artifact(key="prdit-reconstruction", table=figures_table(found), description=notes)
+        return value

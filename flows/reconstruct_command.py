@@ -31,8 +31,8 @@ def reconstruct(
     measurement: Annotated[
         Path,
         typer.Argument(
-            help="What was measured: a NIfTI file, a folder with one DICOM series, projections in mm of water as .npy; or, with "
-            "--volume, a volume store.",
+            help="What was measured: a NIfTI file, a folder with one DICOM series or DICOM radiographs, projections in mm of "
+            "water as .npy; or, with --volume, a volume store.",
             parser=given_path,
         ),
     ],

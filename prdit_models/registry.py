@@ -1,12 +1,18 @@
 """Tables of named things to which an installed package can add a row."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+# types that are checked before a thing sees them, by annotation, and their words
+_NUMBERS: dict[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+}
 
 
 class Registry(Generic[T]):
@@ -92,3 +98,40 @@ class Registry(Generic[T]):
 
 def _owner(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
+
+
+def made_of(what: str, kind: Callable[..., T], settings: Mapping[str, Any], *given: Any, **named: Any) -> T:
+    """A thing of a table, made of the settings that a person wrote.
+
+    Args:
+        what: the thing in words, for messages: "the guide 'dps'".
+        kind: makes it.
+        settings: by name.
+        given, named: arguments that are no settings.
+    Raises: ValueError: a setting that it does not have, lacks or refuses.
+    """
+    parameters = list(inspect.signature(kind).parameters.values())[len(given) :]
+    own = [each for each in parameters if each.name not in named and each.kind is not each.VAR_KEYWORD]
+    known = ", ".join(each.name for each in own) or "none"
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    for key in settings:
+        if not isinstance(key, str) or key in named or not (takes_any or any(key == each.name for each in own)):
+            raise ValueError(f"{_capital(what)} has no setting {key!r}; it has {known}.")
+    for each in own:
+        expected = _NUMBERS.get(each.annotation)
+        if expected is None or each.name not in settings:
+            continue
+        value = settings[each.name]
+        if isinstance(value, bool) or not isinstance(value, expected[0]):
+            raise ValueError(f"{each.name} of {what} is {value!r}; expected {expected[1]}.")
+    required = [each.name for each in own if each.default is each.empty and each.kind is not each.VAR_POSITIONAL]
+    if missing := [name for name in required if name not in settings]:
+        raise ValueError(f"{_capital(what)} needs {', '.join(missing)}; its settings are {known}.")
+    try:
+        return kind(*given, **settings, **named)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{_capital(what)} cannot be made of {dict(settings)}: {error}.") from error
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from prdit_models.diffusion.process import Process
-from prdit_models.families.family import Batch, Callback, Description, Given, HeldOut, Losses, Request, Training
+from prdit_models.families.family import (
+    Batch,
+    Callback,
+    Description,
+    Given,
+    HeldOut,
+    Losses,
+    Request,
+    Training,
+    refuse_conditioning,
+)
 from prdit_models.networks.autoencoder import (
     AutoencoderWithCritic,
     CodecConfig,
@@ -90,8 +100,7 @@ class Autoencoder:
     def describe(self, settings: AutoencoderSettings, given: Given) -> Description:
         """Shape of the autoencoder and of its critic."""
         check_installed(attention=settings.attention)
-        if given.num_classes:
-            raise ValueError(f"label_column is set; an {self.title} takes no labels. Leave it out.")
+        refuse_conditioning(f"an {self.title}", given)
         codec = CodecConfig(
             size=given.size,
             channels=settings.channels,

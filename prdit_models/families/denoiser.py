@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from prdit_models.conditions import Conditions, takes_conditions
 from prdit_models.diffusion.guidance import Guided
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampling import sample
@@ -18,6 +19,7 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
+    refuse_conditions,
     refuse_guide,
 )
 from prdit_models.networks.build import build_network
@@ -50,8 +52,8 @@ class DenoiserSettings:
 class Denoiser:
     """A family of one network that predicts what its process needs; see `Family` for the methods.
 
-    The module is called as `module(x, t)` or, with classes, `module(x, t, labels)`, and has `config` with `volume_size`,
-    `in_channels` and `num_classes`.
+    The module is called as `module(x, t)` or, where it takes conditions, `module(x, t, conditions)`, and has `config` with
+    `volume_size`, `in_channels` and `num_classes`.
 
     Attributes:
         guided: whether its network estimates volumes, and `generate` passes the request's guide on: only then is one accepted.
@@ -87,7 +89,7 @@ class Denoiser:
         shape: tuple[int, ...],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Time `t` and noise `eps` of a volume; with classes, the uniform number `shown` that drops its label."""
+        """Time `t` and noise `eps` of a volume; with conditions, the uniform number `shown` that drops them."""
         process, settings = _process(training), training.settings
         t = process.draw_times(
             1,
@@ -97,7 +99,7 @@ class Denoiser:
             std=settings.logit_std,
         )
         found = {"t": t[0], "eps": process.noise(shape, generator)}
-        if description.get("num_classes", 0):
+        if takes_conditions(description):
             found["shown"] = torch.rand((), generator=generator, device=generator.device)
         return found
 
@@ -105,8 +107,8 @@ class Denoiser:
         """Losses of the process at random times (SPEC §2, §3.1)."""
         process, x_t = _process(training), self.noised(batch, training)
         t, eps = batch.draws["t"], batch.draws["eps"]
-        labels = () if batch.labels is None else (_dropped(batch),)
-        output = network(x_t, process.model_time(t), *labels)
+        conditions = () if batch.conditions is None else (batch.shown,)
+        output = network(x_t, process.model_time(t), *conditions)
         return process.losses(output.float(), batch.volumes, eps, t)
 
     def noised(self, batch: Batch, training: Training) -> Tensor:
@@ -117,7 +119,7 @@ class Denoiser:
     def validate(self, module: nn.Module, held_out: HeldOut, training: Training, batch_size: int) -> dict[str, float]:
         """Mean loss at each of the process's validation times, and their mean as `loss`; float64 means over volumes."""
         process, device = _process(training), next(module.parameters()).device
-        volumes, labels = held_out.volumes, held_out.labels
+        volumes, conditions = held_out.volumes, held_out.conditions
         found = {}
         for name, time in process.validation_times().items():
             seed = VALIDATION_SEED + round(float(process.model_time(time)))
@@ -128,7 +130,8 @@ class Denoiser:
                 eps = torch.stack([_noise(process, tuple(x0.shape[1:]), seed + 1000 * place) for place in places])
                 x0, eps = x0.to(device), eps.to(device)
                 t = time.to(device).expand(len(x0))
-                shown = () if labels is None else (labels[start : start + batch_size].to(device),)
+                rows = slice(start, start + batch_size)
+                shown = () if conditions is None else (conditions.rows(rows).to(device),)
                 output = module(process.q_sample(x0, t, eps), process.model_time(t), *shown)
                 total += float(process.losses(output.float(), x0, eps, t)["loss"]) * len(x0)
             found[name] = total / len(volumes)
@@ -141,16 +144,23 @@ class Denoiser:
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
         """Refuse requests that cannot be drawn.
 
-        Raises: ValueError: the process has no such sampler, a label was asked for of a model without labels, or a guide of a
-            network that estimates no volumes.
+        Raises: ValueError: the process has no such sampler, conditions were asked for of a model that takes no such ones, or a
+            guide of a network that estimates no volumes.
         """
         refuse_guide(self, request)
         self.evaluations(process, request)
-        if request.label is not None and not description.get("num_classes", 0):
-            raise ValueError(
-                f"A label was asked for (sample.label) of a {self.title} that was trained without labels. Leave it out, or name "
-                "the column of labels in the training (label_column)."
+        wanted = request.conditions
+        if wanted is not None and wanted.labels is not None and not description.get("num_classes", 0):
+            remedy = "Leave it out, or name the column of labels in the training (label_column)."
+            refuse_conditions(f"a {self.title} that was trained without labels", remedy, wanted)
+        if wanted is not None and wanted.values is not None and not description.get("num_values", 0):
+            remedy = "Leave them out, or name them in the training (conditions)."
+            refuse_conditions(
+                f"a {self.title} that was trained without conditions", remedy, wanted._replace(labels=None)
             )
+        if wanted is not None and wanted.mask is not None and not description.get("mask_channels", 0):
+            remedy = "Leave it out, or set mask: body-and-lungs in the training."
+            refuse_conditions(f"a {self.title} that was trained without a mask", remedy, Conditions(mask=wanted.mask))
 
     def generate(
         self,
@@ -164,9 +174,9 @@ class Denoiser:
         config: Any = module.config
         device = next(module.parameters()).device
         denoiser: Any = module
-        if request.label is not None:
-            labels = torch.full((len(generators),), request.label, device=device)
-            denoiser = Guided(module, labels, request.guidance_scale)
+        if request.conditions is not None:
+            conditions = request.conditions.to(device).repeated(len(generators))
+            denoiser = Guided(module, conditions, request.guidance_scale)
         result = sample(
             denoiser,
             known_process(process),
@@ -212,11 +222,3 @@ def _process(training: Training) -> Process:
 
 def _noise(process: Process, shape: tuple[int, ...], seed: int) -> Tensor:
     return process.noise(shape, torch.Generator().manual_seed(seed))
-
-
-def _dropped(batch: Batch) -> Tensor:
-    """Labels of a batch, some of them left out for guidance (Ho & Salimans 2022)."""
-    labels = batch.labels
-    if labels is None:
-        raise ValueError("The batch has no labels.")
-    return torch.where(batch.draws["shown"] < batch.label_dropout, batch.no_label, labels)

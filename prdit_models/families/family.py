@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.process import Process
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.diffusion.steering import Guide
@@ -27,6 +28,9 @@ class Given:
         voxel_mm: their voxel distance.
         process: the process it is trained with; None for a family without one.
         num_classes: integer labels of the training volumes; 0: none.
+        num_values: encoded numbers and categories of the training volumes; 0: none.
+        mask_channels, mask_cell: channels of the coarse mask of volumes, and the edge of its cells in voxels; 0: none.
+        several_grids: whether volumes of other voxel distances are shown, too.
         start: description of the model it starts from; None for a family that is trained from scratch.
     """
 
@@ -34,6 +38,10 @@ class Given:
     voxel_mm: float
     process: Process | None
     num_classes: int = 0
+    num_values: int = 0
+    mask_channels: int = 0
+    mask_cell: int = 0
+    several_grids: bool = False
     start: Mapping[str, Any] | None = None
 
 
@@ -44,16 +52,23 @@ class Batch:
     Attributes:
         volumes: model range, shape (B, C, D, H, W), on the training's device.
         draws: random numbers by name, as `Family.draw` gave them for each volume, stacked: shapes (B, …).
-        labels: integers, shape (B,); None without labels.
+        conditions: what is known of them; None where the model takes no conditions.
         no_label: the integer that means "no label".
-        label_dropout: share of volumes to be shown without their label.
+        condition_dropout: share of volumes to be shown without their conditions.
     """
 
     volumes: Tensor
     draws: Mapping[str, Tensor] = field(default_factory=dict)
-    labels: Tensor | None = None
+    conditions: Conditions | None = None
     no_label: int = 0
-    label_dropout: float = 0.0
+    condition_dropout: float = 0.0
+
+    @property
+    def shown(self) -> Conditions | None:
+        """Its conditions; of some volumes none, by their draw `shown`, for guidance (Ho & Salimans 2022)."""
+        if self.conditions is None:
+            return None
+        return self.conditions.dropped(self.draws["shown"] < self.condition_dropout, self.no_label)
 
 
 @dataclass(frozen=True)
@@ -63,12 +78,12 @@ class HeldOut:
     Attributes:
         volumes: model range, shape (V, C, D, H, W), on the CPU.
         places: number of each among all held-out volumes, on which its noise depends.
-        labels: (V,); None without labels.
+        conditions: V rows, on the CPU; None where the model takes no conditions.
     """
 
     volumes: Tensor
     places: Sequence[int]
-    labels: Tensor | None = None
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True)
@@ -94,14 +109,14 @@ class Request:
     Attributes:
         sampler: how volumes are drawn, for families with a process.
         output: `image`: the model's own image estimate at the last evaluation; `state`: where the sampler ends.
-        label: integer label; None: without.
-        guidance_scale: classifier-free guidance towards the label; 1: none.
+        conditions: what the volumes should be like, one row for all of them; None: whatever the model makes.
+        guidance_scale: classifier-free guidance towards the conditions; 1: none.
         guide: towards a measurement, for families with `guided = True`; None: without.
     """
 
     sampler: Sampler
     output: str = "image"
-    label: int | None = None
+    conditions: Conditions | None = None
     guidance_scale: float = 1.0
     guide: Guide | None = None
 
@@ -187,7 +202,7 @@ class Family(Protocol):
         Args:
             turn: which optimiser steps.
             network: the module, or compiled code of it.
-            batch: volumes, their random numbers, and labels.
+            batch: volumes, their random numbers, and conditions.
             training: settings and process.
         Returns: None where this optimiser makes no step this time, which must not depend on the batch.
         """
@@ -291,6 +306,41 @@ def refuse_guide(family: Any, request: Request) -> None:
             f"Samples cannot be guided towards a measurement by a checkpoint of family {family.title!r}, whose network does not "
             "estimate volumes while it samples; use that of a global transformer or a refiner."
         )
+
+
+def refuse_conditions(title: str, remedy: str, conditions: Conditions | None) -> None:
+    """Refuse conditions of samples where a model takes none, or not these.
+
+    Args:
+        title: what it is, such as `a refined model, which takes no labels`.
+        remedy: what to do instead, a sentence.
+        conditions: of a request.
+    Raises: ValueError: there are some.
+    """
+    if conditions is None:
+        return
+    if conditions.labels is not None:
+        raise ValueError(f"A label was asked for (sample.label) of {title}. {remedy}")
+    if conditions.values is None and conditions.mask is not None:
+        raise ValueError(f"A mask was asked for (sample.mask) of {title}. {remedy}")
+    raise ValueError(f"Conditions were asked for (sample.conditions) of {title}. {remedy}")
+
+
+def refuse_conditioning(title: str, given: Given, remedy: str = "Leave it out.") -> None:
+    """Refuse conditions of a training whose model takes none.
+
+    Args:
+        title: of the family, with an article where it needs one.
+        given: of the training.
+        remedy: what to do instead, a sentence.
+    Raises: ValueError: there are some.
+    """
+    if given.num_classes:
+        raise ValueError(f"label_column is set; {title} takes no labels. {remedy}")
+    if given.num_values:
+        raise ValueError(f"conditions is set; {title} takes no conditions. {remedy}")
+    if given.mask_channels:
+        raise ValueError(f"mask is set; {title} is shown no mask. {remedy}")
 
 
 def first_drawing(

@@ -48,8 +48,14 @@ class Global(Denoiser):
         if not settings.preset.partition("-")[0].endswith(
             "/0"
         ):  # at depth 0 the message below is clearer than that of these options
-            options |= {"qk_norm": settings.qk_norm, "num_classes": given.num_classes}
+            options |= {"qk_norm": settings.qk_norm, "num_classes": given.num_classes, "num_values": given.num_values}
+            options |= {"mask_channels": given.mask_channels, "mask_cell": given.mask_cell}
         if settings.position == "rotary":
+            if given.several_grids:
+                raise ValueError(
+                    "position 'rotary' with view.more_edges: its angles are in mm of one grid, and the view has several. Use "
+                    "position 'table', or leave view.more_edges out."
+                )
             options |= {"position": "rotary", "voxel_mm": given.voxel_mm}
         shape = model_config(settings.preset, below.volume_size, **options)
         if not shape.depth:

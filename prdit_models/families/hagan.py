@@ -25,6 +25,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
+    refuse_conditioning,
+    refuse_conditions,
     refuse_guide,
 )
 from prdit_models.networks.hagan import HAGAN, REDUCTION, SLABS, Shape, decimated, slices
@@ -82,8 +84,7 @@ class HAGANFamily:
         Raises: ValueError: a size that the layers do not divide, or labels.
         """
         Shape(given.size, settings.width_divisor)
-        if given.num_classes:
-            raise ValueError("label_column is set; HA-GAN takes no labels here. Leave it out.")
+        refuse_conditioning("HA-GAN", given)
         return {"size": given.size, "width_divisor": settings.width_divisor, "encoders": settings.encoders}
 
     def deviations(self, description: Mapping[str, Any], settings: HAGANSettings) -> tuple[str, ...]:
@@ -208,12 +209,9 @@ class HAGANFamily:
         return 1
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
-        """Refuse a label or a guide. Raises: ValueError."""
+        """Refuse conditions or a guide. Raises: ValueError."""
         refuse_guide(self, request)
-        if request.label is not None:
-            raise ValueError(
-                "A label was asked for (sample.label) of HA-GAN, which takes no labels here. Leave it out."
-            )
+        refuse_conditions("HA-GAN, which takes no labels and conditions here", "Leave it out.", request.conditions)
 
     def generate(
         self,

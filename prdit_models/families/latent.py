@@ -26,6 +26,7 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
+    refuse_conditioning,
     refuse_guide,
 )
 from prdit_models.networks.autoencoder import CodecConfig, check_installed, latents_of
@@ -83,8 +84,7 @@ class Latent(Denoiser):
     def describe(self, settings: LatentSettings, given: Given) -> Description:
         """Shapes of the autoencoder below and of the U-Net."""
         check_installed(attention=True)
-        if given.num_classes:
-            raise ValueError(f"label_column is set; {self.title} takes no labels. Leave it out.")
+        refuse_conditioning(self.title, given)
         codec, denoiser = CodecConfig.from_dict((given.start or {})["codec"]), settings.denoiser
         if codec.latent_edge % denoiser.factor:
             raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prdit_models.diffusion.process import Process
 from prdit_models.families.denoiser import Denoiser, DenoiserSettings
-from prdit_models.families.family import Description, Given, Request
+from prdit_models.families.family import Description, Given, Request, refuse_conditioning
 from prdit_models.networks.config import model_config
 
 
@@ -45,8 +45,7 @@ class Local(Denoiser):
                 f"preset {settings.preset!r} has depth {shape.depth}; a local denoiser has depth 0 "
                 f"({with_depth(settings.preset, 0)!r})."
             )
-        if given.num_classes:
-            raise ValueError("label_column is set; a local denoiser takes no labels. Set it in the training above.")
+        refuse_conditioning("a local denoiser", given, "Set it in the training above.")
         return shape.to_dict()
 
     def begin(self, module: nn.Module, settings: LocalSettings, start: Mapping[str, Tensor] | None) -> None:

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from prdit_models.diffusion.process import Process
 from prdit_models.families.denoiser import Denoiser, DenoiserSettings, adamw
-from prdit_models.families.family import Batch, Description, Given, Losses, Request, Training
+from prdit_models.families.family import (
+    Batch,
+    Description,
+    Given,
+    Losses,
+    Request,
+    Training,
+    refuse_conditioning,
+    refuse_conditions,
+)
 from prdit_models.families.global_ import inherited
 from prdit_models.families.local import with_depth
 from prdit_models.networks.cascade import CascadeParts, low_frequency_loss
@@ -61,8 +70,7 @@ class Refiner(Denoiser):
                 f"preset {settings.preset!r} has depth {head.depth}; the refining head is a local denoiser, depth 0 "
                 f"({with_depth(settings.preset, 0)!r})."
             )
-        if given.num_classes:
-            raise ValueError("label_column is set; a refiner takes no labels. Set it in the training below.")
+        refuse_conditioning("a refiner", given, "Set it in the training below.")
         return CascadeConfig(head, below).to_dict()
 
     def begin(self, module: Any, settings: RefinerSettings, start: Mapping[str, Tensor] | None) -> None:
@@ -94,12 +102,12 @@ class Refiner(Denoiser):
         return losses | {"loss": losses["loss"] + weight * low, "loss_low_frequency": low}
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
-        """Refuse a sampler the process does not have, and any label. Raises: ValueError."""
-        if request.label is not None:
-            raise ValueError(
-                "A label was asked for (sample.label) of a refined model, which takes no labels: they condition the model "
-                "below. Sample the checkpoint of that model, or leave the label out."
-            )
+        """Refuse a sampler the process does not have, and any conditions. Raises: ValueError."""
+        refuse_conditions(
+            "a refined model, which takes no labels and conditions: they belong to the model below",
+            "Sample the checkpoint of that model, or leave them out.",
+            request.conditions,
+        )
         super().check(description, process, request)
 
     def fits(self, description: Mapping[str, Any]) -> bool:

@@ -20,6 +20,8 @@ from prdit_models.families.family import (
     Losses,
     Request,
     Training,
+    refuse_conditioning,
+    refuse_conditions,
     refuse_guide,
 )
 from prdit_models.networks.wavelet import (
@@ -76,8 +78,7 @@ class Wavelet(Denoiser):
                 f"process has prediction {process.prediction!r} and clip {process.clip}; family 'wdm' predicts clean subbands, and "
                 "clamps volumes, not subbands. Set process: {name: ddpm, prediction: image, variance: large} (published)."
             )
-        if given.num_classes:
-            raise ValueError("label_column is set; family 'wdm' takes no labels. Leave it out.")
+        refuse_conditioning("family 'wdm'", given)
         return wavelet_config(given.size, settings.base_width, settings.groups).to_dict()
 
     def deviations(self, description: Mapping[str, Any], process: Process | None = None) -> tuple[str, ...]:
@@ -127,12 +128,9 @@ class Wavelet(Denoiser):
         return super().validate(module, subbands, training, batch_size)
 
     def check(self, description: Mapping[str, Any], process: Process | None, request: Request) -> None:
-        """Refuse a sampler the process does not have, and any label. Raises: ValueError."""
+        """Refuse a sampler the process does not have, and any conditions. Raises: ValueError."""
         transforms()
-        if request.label is not None:
-            raise ValueError(
-                "A label was asked for (sample.label) of family 'wdm', which takes no labels. Leave it out."
-            )
+        refuse_conditions("family 'wdm', which takes no labels and conditions", "Leave it out.", request.conditions)
         super().check(description, process, request)
 
     def generate(

@@ -13,6 +13,7 @@ from prdit_models.inverse.separable import Matrices, SeparableOperator
 
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 _REACH = 6  # standard deviations after which the kernel ends: 2e-9 of it lies outside
+_WIDEST = 10  # FWHM in lengths of the volume: a wider one is a wrong unit, and its kernel would fill the memory
 BOUNDARIES = ("reflect", "air")
 
 
@@ -24,7 +25,7 @@ class Blur(SeparableOperator):
         fwhm_mm: full width at half maximum, along every axis or along (x, y, z); the standard deviation is FWHM / 2.355.
         boundary: what lies outside of the volume: its mirror image (`reflect`), or air of -1000 HU (`air`).
 
-    Raises: ValueError: at construction, for a width that is not positive, or an unknown boundary.
+    Raises: ValueError: at construction, for a width that is not positive or far more than the volume's, or an unknown boundary.
     """
 
     fwhm_mm: float | Float3
@@ -35,6 +36,11 @@ class Blur(SeparableOperator):
         super().__post_init__()
         widths = per_axis(self.fwhm_mm, "fwhm_mm", "mm (without blur there is nothing to undo: use another operator)")
         object.__setattr__(self, "fwhm_mm", widths)
+        if any(width > _WIDEST * length for width, length in zip(widths, self.grid.extent_mm, strict=True)):
+            raise ValueError(
+                f"fwhm_mm is {self.fwhm_mm!r}, more than {_WIDEST} times the volume of "
+                f"{' × '.join(f'{mm:g}' for mm in self.grid.extent_mm)} mm (x, y, z): nothing is left to see. Use a narrower one."
+            )
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
 

@@ -17,7 +17,7 @@ from prdit_models.diffusion.steering import Change, Level, products, rms
 from prdit_models.inverse.conjugate_gradients import solve
 from prdit_models.inverse.model_range import InModelRange
 from prdit_models.inverse.window import within_window
-from prdit_models.registry import Registry
+from prdit_models.registry import Registry, made_of
 
 # Below this signal 1/a would amplify errors of the network's derivative: E[x0 | x_t] hardly depends on x_t there.
 SIGNAL_FLOOR = 0.05
@@ -196,7 +196,7 @@ class TF(_Guide):
 
     Attributes:
         cutoff: share of the schedule from which on it is off (published: t ≤ 20 of 1000).
-        within_window: as for the others; not published.
+        within_window: as for the others; published: false.
     Source: TF-PRDiT; SPEC §3.2 (e).
     """
 
@@ -204,7 +204,6 @@ class TF(_Guide):
     moves_state: ClassVar[bool] = True
 
     strength: float = 0.7
-    within_window: bool = False
     cutoff: float = 0.02
 
     def __post_init__(self) -> None:
@@ -248,10 +247,7 @@ def guide_from_dict(values: Mapping[str, Any], measured: InModelRange) -> Any:
     """
     settings = dict(values)
     kind = GUIDES[settings.pop("name", "projection")]
-    try:
-        return kind(measured, **settings)
-    except TypeError as error:
-        raise ValueError(f"The guide {kind.name!r} cannot be made of {settings}: {error}.") from error
+    return made_of(f"the guide {kind.name!r}", kind, settings, measured)
 
 
 def _through_network(image: Tensor, state: Tensor, pull: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Mask(LinearOperator):
         kept: of `array`: booleans of the grid's shape (array or tensor), or their text as `to_dict` writes it.
 
     Raises: ValueError: at construction, for an unknown region, a setting it does not have or lacks, a mask of another shape, or one
-        that keeps nothing.
+        that keeps nothing or everything.
     """
 
     region: str
@@ -60,7 +60,7 @@ class Mask(LinearOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.region not in REGIONS:
+        if self.region not in list(REGIONS):  # a list is not hashable
             raise ValueError(f"region is {self.region!r}; expected one of {', '.join(REGIONS)}.")
         for setting in ("size_mm", "centre_mm", "side", "kept"):
             given, used = getattr(self, setting) is not None, setting in REGIONS[self.region]
@@ -72,13 +72,18 @@ class Mask(LinearOperator):
             object.__setattr__(self, "size_mm", per_axis(self.size_mm, "size_mm", "mm"))
         if self.centre_mm is not None:
             object.__setattr__(self, "centre_mm", position(self.centre_mm, "centre_mm"))
-        if self.side is not None and self.side not in SIDES:
+        if self.side is not None and self.side not in list(SIDES):
             raise ValueError(f"side is {self.side!r}; expected one of {', '.join(SIDES)}.")
         if self.kept is not None:
             object.__setattr__(self, "kept", text_of(self.kept, self.grid.shape, "kept", _RESAMPLE))
         if not self.mask.any():
             raise ValueError(
                 f"The mask keeps none of the {self.grid.shape} voxels; make the missing region smaller, or sample without operator."
+            )
+        if self.mask.all():
+            raise ValueError(
+                f"The mask keeps all of the {self.grid.shape} voxels, so that there is nothing to fill in: check the region's size "
+                f"and place; the volume has {' × '.join(f'{mm:g}' for mm in self.grid.extent_mm)} mm (x, y, z)."
             )
 
     @cached_property

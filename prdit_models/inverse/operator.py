@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prdit_models.inverse.grid import Grid3
-from prdit_models.registry import Registry
+from prdit_models.registry import Registry, made_of
 
 MAX_ADJOINT_ERROR = 1e-5
 
@@ -73,10 +73,7 @@ def operator_from_dict(values: Mapping[str, Any], grid: Grid3) -> MeasurementOpe
     if not isinstance(name, str):
         raise ValueError(f"The operator has the name {name!r}; expected name: one of {', '.join(OPERATORS.names())}.")
     kind: Any = OPERATORS[name]
-    try:
-        operator: MeasurementOperator = kind(**settings, grid=grid)
-    except TypeError as error:
-        raise ValueError(f"The operator {name!r} cannot be made of {settings}: {error}.") from error
+    operator: MeasurementOperator = made_of(f"the operator {name!r}", kind, settings, grid=grid)
     if OPERATORS.owners(name):
         check_adjoint(operator)
     return operator

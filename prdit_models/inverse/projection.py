@@ -15,6 +15,7 @@ from prdit_models.inverse.linear import AIR_HU, LinearOperator
 from prdit_models.inverse.rays import BEAMS, Bundle, Detector, View, backproject, bundles, check_view, project
 
 _MAX_KEPT_RAYS = 2**22  # whose sampling tables are kept between calls: 120 MB in float32
+_MAX_VALUES = 2**30  # of a measurement: 4 GB in float32
 _DISTANCES = ("source_to_isocentre_mm", "source_to_detector_mm")
 
 
@@ -71,6 +72,7 @@ class Projection(LinearOperator):
             text = text_of(self.measured, self._shape(), "measured", "one for every pixel (views, rows, columns).")
             object.__setattr__(self, "measured", text)
         self._check_distances()
+        check_size(len(self.views), self.detector_shape)
         for view in range(len(self.views)):
             check_view(*self._placed(view))
 
@@ -92,9 +94,9 @@ class Projection(LinearOperator):
         return (len(self.views), *self.detector_shape)
 
     @cached_property
-    def _measured(self) -> Tensor | None:
-        """Which pixels have a value, (views, pixels); None: all."""
-        return None if self.measured is None else booleans_of(self.measured, self._shape(), "measured").flatten(1)
+    def measured_pixels(self) -> Tensor | None:
+        """Which pixels have a value, booleans (views, rows, columns) on the CPU; None: all."""
+        return None if self.measured is None else booleans_of(self.measured, self._shape(), "measured")
 
     @cached_property
     def _kept(self) -> dict[tuple[int, torch.dtype, torch.device], list[Bundle]]:
@@ -127,7 +129,7 @@ class Projection(LinearOperator):
         key = (view, like.dtype, like.device)
         if key in self._kept:
             return self._kept[key]
-        wanted = None if self._measured is None else self._measured[view]
+        wanted = None if self.measured_pixels is None else self.measured_pixels[view].flatten()
         made = [bundle.to(like) for bundle in bundles(*self._placed(view), wanted)]
         rows, columns = self.detector_shape
         if len(self.views) * rows * columns <= _MAX_KEPT_RAYS:
@@ -158,6 +160,16 @@ class Projection(LinearOperator):
         for axis, part in planes.items():
             volume += part.movedim(0, axis + 1)
         return volume[:, None]
+
+
+def check_size(num_views: int, detector_shape: tuple[int, int]) -> None:
+    """Refuse more values than a measurement can have in memory. Raises: ValueError."""
+    rows, columns = detector_shape
+    if num_views * rows * columns > _MAX_VALUES:
+        raise ValueError(
+            f"{num_views} views of {rows} × {columns} pixels are {num_views * rows * columns:.3g} values, more than "
+            f"{_MAX_VALUES:.3g}; take fewer views or a coarser detector."
+        )
 
 
 def _views(views: Any) -> tuple[View, ...]:

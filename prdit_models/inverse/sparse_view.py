@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prdit_models.inverse.grid import is_number, positive
 from prdit_models.inverse.linear import AIR_HU, LinearOperator
-from prdit_models.inverse.projection import Projection
+from prdit_models.inverse.projection import Projection, check_size
 from prdit_models.inverse.rays import BEAMS, View
 
 
@@ -55,6 +55,9 @@ class SparseView(LinearOperator):
                 f"A {self.beam} beam has source_to_isocentre_mm {distances[0]} and source_to_detector_mm {distances[1]}; it needs "
                 "both, such as 595 and 1085.6, or take beam: parallel."
             )
+        for distance in ("source_to_isocentre_mm", "source_to_detector_mm"):
+            if getattr(self, distance) is not None:
+                positive(getattr(self, distance), distance, "mm")
         _ = self.projection
 
     @property
@@ -81,11 +84,13 @@ class SparseView(LinearOperator):
             pitch_xy *= magnification
             if self.beam == "cone":
                 height, pitch_z = z_mm * to_detector / (to_isocentre - radius), pitch_z * magnification
+        shape = (math.ceil(height / pitch_z - 1e-9), math.ceil(width / pitch_xy - 1e-9))
+        check_size(self.num_views, shape)  # before as many views are made
         return Projection(
             grid=self.grid,
             noise_std=self.noise_std,
             views=tuple(View(self.start_deg + i * self.arc_deg / self.num_views) for i in range(self.num_views)),
-            detector_shape=(math.ceil(height / pitch_z - 1e-9), math.ceil(width / pitch_xy - 1e-9)),
+            detector_shape=shape,
             detector_pitch_mm=(pitch_z, pitch_xy),
             beam=self.beam,
             source_to_isocentre_mm=to_isocentre,

@@ -12,6 +12,7 @@ from prdit_models.inverse.grid import is_number, positive
 from prdit_models.inverse.separable import Matrices, SeparableOperator
 
 PROFILES = ("box", "gaussian")
+_NEAREST = 0.01  # distance of slices in voxels: nearer ones are a wrong unit, and their weights would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ class ThickSlices(SeparableOperator):
                 "volume."
             )
         length, spacing = self.grid.extent_mm[2], self.grid.spacing_mm[2]
+        if distance < _NEAREST * spacing:
+            raise ValueError(
+                f"Slices are {distance:g} mm apart in a volume of voxels of {spacing:g} mm; expected at least "
+                f"{_NEAREST * spacing:g} mm. Give thickness_mm and distance_mm in mm."
+            )
         if self.first_mm is None:
             if thickness > length:
                 raise ValueError(

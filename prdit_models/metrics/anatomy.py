@@ -85,7 +85,7 @@ def anatomy(hu: Hu, voxel_mm: float) -> Figures:
     _check(hu, voxel_mm)
     coarse = pooled(hu, voxel_mm)
     dense, outside = coarse >= AIR_HU, outside_air(coarse < AIR_HU)
-    largest, connected = _largest_part(dense)
+    largest, connected = largest_part(dense)
     inside = ~dense & ~outside
     body = largest | inside
     fine_body, fine_outside = _finer(body, hu.shape), _finer(ndimage.binary_erosion(outside), hu.shape)
@@ -155,7 +155,7 @@ def _parts(mask: Mask) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     return labels, np.bincount(labels.ravel())[1:]
 
 
-def _largest_part(mask: Mask) -> tuple[Mask, float]:
+def largest_part(mask: Mask) -> tuple[Mask, float]:
     """The largest connected part, and its share of all voxels (0 where there are none)."""
     labels, sizes = _parts(mask)
     if not len(sizes):

@@ -15,6 +15,7 @@ TILINGS = {
     16: "-s16",
 }  # by patch: the suffix of patches side by side; 16: PRDiT-FM at 256³ (SPEC §3.4), 8: ours
 CHOICES = {"arithmetic": ("prdit", "tf"), "norm": ("layer", "rms"), "position": ("table", "rotary")}
+_LATER = ("num_values", "mask_channels", "mask_cell")  # fields that descriptions had not at first; 0: not used
 _MIN_HEAD_WIDTH_ROTARY = 6  # one sine-cosine pair per axis
 
 
@@ -39,6 +40,9 @@ class ModelConfig:
         voxel_mm: voxel distance of the model's volume, for `rotary`.
         qk_norm: RMS norm with learned scale on queries and keys of every head (ViT-22B, Dehghani et al. 2023).
         num_classes: integer labels the refiner is conditioned on; 0 is none. Index num_classes means "no label".
+        num_values: encoded numbers and categories the refiner is conditioned on; 0 is none. Zeros mean "nothing known".
+        mask_channels: channels of a coarse mask that the refiner is shown; 0 is none. A mask of zeros means "none given".
+        mask_cell: edge of a cell of that mask in voxels; 0 without one.
 
     Raises: ValueError: at construction, for any combination the network cannot be built from.
     Source: SPEC §1.
@@ -61,6 +65,9 @@ class ModelConfig:
     voxel_mm: float | None = None
     qk_norm: bool = False
     num_classes: int = 0
+    num_values: int = 0
+    mask_channels: int = 0
+    mask_cell: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,7 +75,7 @@ class ModelConfig:
                 value = getattr(self, field.name)
                 if isinstance(value, bool) or not isinstance(value, int):
                     raise ValueError(f"{field.name} is {value!r}; expected an integer.")
-                lowest = 0 if field.name in ("padding", "depth", "num_classes") else 1
+                lowest = 0 if field.name in ("padding", "depth", "num_classes", *_LATER) else 1
                 if value < lowest:
                     raise ValueError(f"{field.name} is {value}; expected at least {lowest}.")
         for name, allowed in CHOICES.items():
@@ -134,9 +141,20 @@ class ModelConfig:
             raise ValueError(
                 f"voxel_mm is {self.voxel_mm} with position 'table', which does not read it; leave it out."
             )
-        if self.depth == 0 and (self.num_classes or self.qk_norm):
+        if self.depth == 0 and (self.num_classes or self.num_values or self.qk_norm or self.mask_channels):
             raise ValueError(
-                f"num_classes {self.num_classes}, qk_norm {self.qk_norm} with depth 0: both belong to the refiner. Use depth > 0."
+                f"num_classes {self.num_classes}, num_values {self.num_values}, mask_channels {self.mask_channels}, qk_norm "
+                f"{self.qk_norm} with depth 0: they belong to the refiner. Use depth > 0."
+            )
+        if bool(self.mask_channels) != bool(self.mask_cell):
+            raise ValueError(
+                f"mask_channels is {self.mask_channels} and mask_cell {self.mask_cell}: a mask needs both, none has neither."
+            )
+        cell, stride = self.mask_cell, self.stride
+        if cell and (self.volume_size % cell or (stride % cell and cell % stride)):
+            raise ValueError(
+                f"A mask of cells of {cell} voxels does not fit volumes of {self.volume_size} voxels in patches of {stride}: cells "
+                f"must fill both, or be filled by patches. Choose a power of 2, such as {min(stride, 2)} or {stride} voxels."
             )
 
     @property
@@ -160,13 +178,19 @@ class ModelConfig:
         return self.in_channels * self.patch_size**3
 
     @property
+    def mask_width(self) -> int:
+        """Values of the coarse mask for one token: the cells in its output patch, or the one that it lies in."""
+        cells = max(1, self.stride // self.mask_cell) if self.mask_cell else 0
+        return self.mask_channels * cells**3
+
+    @property
     def output_width(self) -> int:
         """Values predicted for one token, s³·O."""
         return self.out_channels * self.stride**3
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a JSON-ready dictionary."""
-        return asdict(self)
+        """The fields as a JSON-ready dictionary; without the conditions that the model does not take, as before there were any."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # prdit.py initialises itself at construction, so this module
 TIME_STD = 0.02
 SKIP_GAIN = 0.1
 GLOBAL_START_GAIN = 0.1
-_ZERO_SUFFIXES = ("adaLN_modulation.1", "mlp_denoise.linear_final", "final_layer.linear")
+_ZERO_SUFFIXES = ("adaLN_modulation.1", "mlp_denoise.linear_final", "final_layer.linear", "value_embedder.2")
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def initialize(model: nn.Module, gain: float) -> None:
     """Draw a network's published initial weights, in place.
 
     Linear weights are Xavier uniform with `gain` (the embedder's skip always 0.1), the time layers normal with std 0.02, biases
-    0, modulations and read-outs 0: the output of both branches is exactly 0.
+    0, modulations, read-outs and the last layer of the embedder of conditions 0: the output of both branches is exactly 0.
 
     Args:
         model: a PRDiT, or any network with its key names.

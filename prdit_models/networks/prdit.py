@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prdit_models.conditions import Conditions
 from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.embeddings import TimeEmbedder
 from prdit_models.networks.initialization import initialize
@@ -43,6 +44,7 @@ class PRDiT(nn.Module):
         self.coarse = LocalBranch(config, checkpointing=checkpointing)
         self.fine = Refiner(config, attention, checkpointing) if config.depth > 0 else None
         self.label_embedder = nn.Embedding(config.num_classes + 1, config.hidden_size) if config.num_classes else None
+        self.value_embedder = value_embedder(config) if config.num_values else None
         self._prepared: dict[float, Modulations] = {}
         initialize(self, gain=1.0)
         if config.depth > 0:
@@ -58,23 +60,24 @@ class PRDiT(nn.Module):
             if name.startswith(LOCAL_PREFIXES):
                 parameter.requires_grad_(not frozen)
 
-    def forward(self, x: Tensor, t: Time, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Time, conditions: Conditions | None = None) -> Tensor:
         """Predict noise and image.
 
         Args:
             x: noisy volume, shape (B, C, S, S, S).
             t: diffusion step: a number, a 0-d tensor or shape (B,). One step for the whole batch is embedded once.
-            labels: integers in [0, num_classes], shape (B,); num_classes is "no label", as is None. Only for models with classes.
+            conditions: what is known of the volumes; parts that are None, as all of it, mean that nothing is. Only parts that the
+                model was built for.
         Returns: shape (B, O, S, S, S); channel 0 is the noise estimate, channel 1 the image estimate.
         Raises: ValueError: if a shape does not fit the configuration.
         """
-        tokens, modulations = self.tokens(x), self.modulations(t, x, labels)
+        tokens, modulations = self.tokens(x), self.modulations(t, x, conditions)
         # frozen in stage 2: no graph, no activations kept, unless the volume itself is differentiated (guided sampling)
         follows = self.fine is None or x.requires_grad or self._trains_local()
         with torch.set_grad_enabled(torch.is_grad_enabled() and follows):
             out = self.coarse(tokens, modulations.local)
         if self.fine is not None:
-            out = out + self.fine(tokens, modulations.refiner)
+            out = out + self.fine(tokens, modulations.refiner, self._mask(conditions, x))
         return unpatchify(out, self.config.out_channels, self.config.stride, self.config.volume_size)
 
     @property
@@ -84,7 +87,8 @@ class PRDiT(nn.Module):
 
     @contextmanager
     def prepared(self, times: Tensor) -> Iterator[None]:
-        """Inside, `forward` at one of these scalar times (without labels) uses modulations computed once for the schedule.
+        """Inside, `forward` at one of these scalar times uses modulations computed once for the schedule, unless labels or values
+        are given.
 
         Modulations depend on time alone but take a tenth of the network's weights; a schedule of n steps computes
         them as one product.
@@ -95,7 +99,7 @@ class PRDiT(nn.Module):
         if times.numel():
             device = next(self.parameters()).device
             with torch.no_grad():
-                together = self._modulations(times.to(device), None)
+                together = self._modulations(times.to(device), Conditions())
             for index, time in enumerate(times.tolist()):
                 rows = slice(index, index + 1)
                 self._prepared[time] = Modulations(together.local[rows], tuple(m[rows] for m in together.refiner))
@@ -117,25 +121,29 @@ class PRDiT(nn.Module):
             )
         return extract_patches(x, self.config.patch_size, self.config.stride, self.config.padding)
 
-    def modulations(self, t: Time, x: Tensor, labels: Tensor | None = None) -> Modulations:
+    def modulations(self, t: Time, x: Tensor, conditions: Conditions | None = None) -> Modulations:
         """Modulations of all layers for the steps t of a batch x; of one row where t is common to the batch.
 
-        Raises: ValueError: if t or labels do not fit the batch.
+        Raises: ValueError: if t or conditions do not fit the batch.
         """
         steps = torch.as_tensor(t, device=x.device)
         if steps.dim() == 0:
-            if labels is None and self._prepared and (known := self._prepared.get(float(steps))) is not None:
-                return known
+            plain = conditions is None or (conditions.labels is None and conditions.values is None)
+            if plain and self._prepared and (ready := self._prepared.get(float(steps))) is not None:
+                return ready
             steps = steps[None]
         elif steps.shape != (x.shape[0],):
             raise ValueError(
                 f"t has shape {tuple(steps.shape)}; expected a number or ({x.shape[0]},), one step per volume."
             )
-        if labels is not None:
-            self._check_labels(labels, x.shape[0])
-        return self._modulations(steps, labels)
+        known = conditions or Conditions()
+        if known.labels is not None:
+            self._check_labels(known.labels, x.shape[0])
+        if known.values is not None:
+            self._check_values(known.values, x.shape[0])
+        return self._modulations(steps, known)
 
-    def _modulations(self, steps: Tensor, labels: Tensor | None) -> Modulations:
+    def _modulations(self, steps: Tensor, known: Conditions) -> Modulations:
         features = self.t_embedder(steps)
         trains_local = self._trains_local()
         with torch.set_grad_enabled(torch.is_grad_enabled() and (self.fine is None or trains_local)):
@@ -146,7 +154,12 @@ class PRDiT(nn.Module):
         condition = fine_head(features)
         if self.label_embedder is not None:
             none = torch.full((1,), self.config.num_classes, device=steps.device)
-            condition = condition + self.label_embedder(none if labels is None else labels.to(steps.device))
+            condition = condition + self.label_embedder(none if known.labels is None else known.labels.to(steps.device))
+        if self.value_embedder is not None:
+            nothing = torch.zeros((1, self.config.num_values), device=steps.device)
+            condition = condition + self.value_embedder(
+                nothing if known.values is None else known.values.to(steps.device)
+            )
         return Modulations(local, self.fine.modulations(condition))
 
     def _check_labels(self, labels: Tensor, batch: int) -> None:
@@ -162,8 +175,36 @@ class PRDiT(nn.Module):
                 f"labels lie in [{int(labels.min())}, {int(labels.max())}]; expected 0 to {classes - 1}, or {classes} for none."
             )
 
+    def _check_values(self, values: Tensor, batch: int) -> None:
+        if self.value_embedder is None:
+            raise ValueError("values were given, but the model has num_values 0; leave them out.")
+        if values.shape != (batch, self.config.num_values) or not values.is_floating_point():
+            raise ValueError(
+                f"values have shape {tuple(values.shape)}, {values.dtype}; expected floats ({batch}, {self.config.num_values}), "
+                "one row per volume."
+            )
+
+    def _mask(self, conditions: Conditions | None, x: Tensor) -> Tensor | None:
+        """The coarse mask of a batch x, if one is given."""
+        mask = None if conditions is None else conditions.mask
+        if mask is None:
+            return None
+        config = self.config
+        if not config.mask_channels:
+            raise ValueError("a mask was given, but the model has mask_channels 0; leave it out.")
+        expected = (x.shape[0], config.mask_channels, *(config.volume_size // config.mask_cell,) * 3)
+        if tuple(mask.shape) != expected or not mask.is_floating_point():
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}, {mask.dtype}; expected floats {expected}.")
+        return mask.to(x.device)
+
     def _trains_local(self) -> bool:
         return self.coarse.mlp_denoise.linear_final.weight.requires_grad
+
+
+def value_embedder(config: ModelConfig) -> nn.Sequential:
+    """What makes of encoded numbers and categories (B, K) a vector of the refiner's width; 0 at first (`initialize`)."""
+    width = config.hidden_size
+    return nn.Sequential(nn.Linear(config.num_values, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

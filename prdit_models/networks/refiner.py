@@ -9,6 +9,7 @@ from prdit_models.networks.config import ModelConfig
 from prdit_models.networks.embeddings import RotaryTable, position_table, rotary_table
 from prdit_models.networks.linear import FullPrecisionLinear, Linear
 from prdit_models.networks.local import Norm, modulate, modulation_norm, plain_norm, recomputed, rms_norm
+from prdit_models.networks.patches import extract_patches
 
 MLP_RATIO = 4  # of the transformer's feed-forward and of the token embedder
 
@@ -28,6 +29,30 @@ class PatchEmbedder(nn.Module):
         h = F.gelu(self.fc1(tokens), approximate="tanh")
         out: Tensor = self.norm(self.fc2(h) + self.skip(tokens))
         return out
+
+
+class MaskEmbedder(nn.Module):
+    """A linear embedding of the cells of a coarse mask in each token: further input channels of the token embedder.
+
+    Weights are 0 at first, without a draw: a network with one starts as, and computes what, the network without it does. It has no
+    bias, so that a mask of zeros adds nothing.
+
+    Args:
+        config: of the network, with a mask.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self._grid_size = config.grid_size
+        self.weight = nn.Parameter(torch.zeros(config.hidden_size, config.mask_width))
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """Embed shares of cells (B, M, s, s, s) as (B, N, H)."""
+        cells = mask.shape[-1]
+        for axis in (2, 3, 4):  # where a cell has several tokens
+            mask = mask.repeat_interleave(max(1, self._grid_size // cells), axis)
+        each = mask.shape[-1] // self._grid_size
+        return F.linear(extract_patches(mask, each, each, 0), self.weight)
 
 
 class FeedForward(nn.Module):
@@ -116,6 +141,7 @@ class Refiner(nn.Module):
     def __init__(self, config: ModelConfig, attention: str, checkpointing: bool) -> None:
         super().__init__()
         self.patch_embedder = PatchEmbedder(config.token_width, config.hidden_size)
+        self.mask_embedder = MaskEmbedder(config) if config.mask_channels else None
         self.blocks = nn.ModuleList(Block(config, attention, checkpointing) for _ in range(config.depth))
         self.final_layer = FinalLayer(config.hidden_size, config.output_width)
         self.checkpointing = checkpointing
@@ -137,9 +163,15 @@ class Refiner(nn.Module):
         modules = [*self.blocks, self.final_layer]
         return tuple(module.modulation(condition) for module in modules)
 
-    def forward(self, tokens: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
-        """Residual prediction for raw tokens (B, N, d) under `modulations`: shape (B, N, s³·O)."""
-        h = recomputed(self.checkpointing, self._embed, tokens)
+    def forward(self, tokens: Tensor, modulations: tuple[Tensor, ...], mask: Tensor | None = None) -> Tensor:
+        """Residual prediction for raw tokens (B, N, d) under `modulations`: shape (B, N, s³·O).
+
+        Args:
+            tokens: of the noisy volume.
+            modulations: see `modulations`.
+            mask: shares of cells, see `ModelConfig.mask_cell`; None: none given.
+        """
+        h = recomputed(self.checkpointing, self._embed, tokens, mask)
         rotary = None
         if self.rotary_cos is not None and self.rotary_sin is not None:
             rotary = (self.rotary_cos, self.rotary_sin)
@@ -148,6 +180,8 @@ class Refiner(nn.Module):
         out: Tensor = self.final_layer(h, modulations[-1])
         return out
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         h: Tensor = self.patch_embedder(tokens)
+        if mask is not None and self.mask_embedder is not None:
+            h = h + self.mask_embedder(mask)
         return h if self.pos_embed is None else h + self.pos_embed

@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
 from storage.documents.document import Document, Part
 
 
@@ -16,11 +18,20 @@ class Intensity(Part):
 
 
 class View(Part):
-    """What a model sees of a volume: a box of `edge` level-0 voxels, pooled to `size`; `centre` (z, y, x), None for the middle."""
+    """What a model sees of a volume: a box of `edge` level-0 voxels, pooled to `size`; `centre` (z, y, x), None for the middle.
+
+    `more_edges` are those of other boxes that its training saw, too; left out of the file where there are none.
+    """
 
     size: int
     edge: int
     centre: tuple[int, int, int] | None
+    more_edges: tuple[int, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "more_edges" or value}
 
 
 class Labels(Part):
@@ -28,6 +39,45 @@ class Labels(Part):
 
     column: str
     values: tuple[str, ...]
+
+
+class CoarseMask(Part):
+    """The coarse mask that the model was shown beside its volumes: names of its channels, and the edge of its cells in voxels."""
+
+    channels: tuple[str, ...]
+    cell: int = Field(ge=1)
+
+
+class Number(Part):
+    """A number that conditions a model: what it is given is (value - mean) / std, and whether the value is known.
+
+    Neither the smallest nor the largest value of the training volumes is recorded: it would be that of one patient.
+
+    Attributes:
+        name: of the column, or of a property of the scan.
+        mean, std: of the training volumes of which it is known; of all volumes at all edges of the view.
+    """
+
+    name: str
+    mean: float
+    std: float = Field(gt=0)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Where the training's values lie, about: the mean and three standard deviations on both sides."""
+        return self.mean - 3 * self.std, self.mean + 3 * self.std
+
+
+class Category(Part):
+    """A category that conditions a model: what it is given is 1 in the place of the value, and zeros.
+
+    Attributes:
+        name: of the column.
+        values: of the training volumes, in order.
+    """
+
+    name: str
+    values: tuple[str, ...] = Field(min_length=2)
 
 
 class Gates(Part):
@@ -89,7 +139,8 @@ class Checkpoint(Document):
         step: optimiser steps of the weights.
         seed: of the training.
         gates: losses; None where the weights were not measured (imported, averaged).
-        labels, average, imported: only of a model with labels, of an average, of an import; left out of the file otherwise.
+        labels, conditions, mask, average, imported: only of a model with labels, of one with conditions (in the order of its
+            inputs), of one with a mask, of an average, of an import; left out of the file otherwise.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -108,6 +159,8 @@ class Checkpoint(Document):
     seed: int
     gates: Gates | None
     labels: Labels | None = None
+    conditions: tuple[Number | Category, ...] | None = None
+    mask: CoarseMask | None = None
     average: Average | None = None
     imported: Imported | None = None
 
@@ -117,4 +170,4 @@ class Checkpoint(Document):
         return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
 
-_OPTIONAL = ("labels", "average", "imported")
+_OPTIONAL = ("labels", "conditions", "mask", "average", "imported")

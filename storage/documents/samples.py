@@ -2,11 +2,25 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from storage.documents.checkpoint import Intensity, View
 from storage.documents.document import Document, Part
 from storage.documents.snapshot import Digest
+
+
+class GivenMask(Part):
+    """Where the coarse mask came from that volumes were drawn for: a file, or a volume of the training's snapshot.
+
+    Attributes:
+        format: `labels`, or that of a scan; empty for a volume.
+        files_digest: of the file or files; None for a volume.
+        volume_id: of the volume; empty for a file.
+    """
+
+    format: str = ""
+    files_digest: Digest | None = None
+    volume_id: str = ""
 
 
 class SamplerSettings(Part):
@@ -18,6 +32,8 @@ class SamplerSettings(Part):
         predictor_step: only of the predictor-corrector.
         process: name and settings; None for a family without one.
         label: value of the label column, or None.
+        conditions: what else the volumes should be like, by name; left out of the file where nothing was asked for.
+        mask: the coarse mask they were drawn for; left out of the file where there was none.
     """
 
     name: str
@@ -33,6 +49,13 @@ class SamplerSettings(Part):
     seed: int
     weights: Literal["ema", "raw"]
     precision: str
+    conditions: dict[str, float | str] = Field(default_factory=dict)
+    mask: GivenMask | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key not in ("conditions", "mask") or value}
 
 
 class Guided(Part):
@@ -112,9 +135,10 @@ class Samples(Document):
         verdicts: per volume.
         redraw: what was drawn again.
         excluded: what is missing, with reasons.
-        view, intensity: of the checkpoint.
+        view, intensity: of the checkpoint; the view's edge is that of the samples.
         spacing_mm: voxel distance of the samples.
         guided: what they were drawn towards; None: nothing.
+        warnings: sentences for whoever uses them, such as that a condition lies far from the training's values.
     """
 
     FORMAT: ClassVar[int] = 2
@@ -136,10 +160,11 @@ class Samples(Document):
     intensity: Intensity
     spacing_mm: float
     guided: Guided | None = None
+    warnings: list[str] = Field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file; samples that were drawn freely do not say so."""
-        return {key: value for key, value in super().to_json().items() if key != "guided" or value}
+        """The content of the file; samples that were drawn freely, or without a warning, do not say so."""
+        return {key: value for key, value in super().to_json().items() if key not in ("guided", "warnings") or value}
 
     @classmethod
     def upgraded(cls, values: dict[str, Any], version: int, where: str) -> dict[str, Any]:

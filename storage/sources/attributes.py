@@ -31,6 +31,9 @@ RESERVED_NAMES = frozenset(
         "patient_known",
         "volume_id",
         "shape",
+        "voxel_mm",
+        "field_of_view_mm",
+        "scan_length_mm",
     }
 )
 

@@ -5,7 +5,8 @@ Source: NIfTI-1 and NIfTI-2 data format (nifti.nimh.nih.gov); numbers of section
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from storage.errors import UnusableSeriesError
+from storage.geometry import Float3
 from storage.sources.attributes import SYNTHETIC
 from storage.sources.single_file import (
     READ_ERRORS,
@@ -55,39 +57,80 @@ def read_header(stream: BinaryIO, path: Path) -> FileFacts | None:
     return None if _header_class(start) is None else FileFacts("nifti", path_scan_id("nifti", path))
 
 
+@dataclass(frozen=True)
+class NiftiValues:
+    """Values of a file that need not be HU, such as labels.
+
+    Attributes:
+        values: scaled as the header says, shape (k, j, i), integers where they are stored so and not scaled, else float32.
+        spacing_mm, origin_mm, direction: as in `SourceVolume`.
+    """
+
+    values: NDArray[Any]
+    spacing_mm: Float3
+    origin_mm: Float3
+    direction: NDArray[np.float64]
+
+
 def load_nifti(request: ScanRequest) -> Iterator[SourceVolume]:
     """Read, check and scale one file, see `Format.load`."""
-    with (
-        named_errors(request.where, (*READ_ERRORS, HeaderDataError)),
-        header_stream(request, lambda start: _header_class(_inflated_start(start)) is not None) as (_, stream),
-    ):
-        volume = _volume(request, stream)
-    yield volume
-
-
-def _volume(request: ScanRequest, file: BinaryIO) -> SourceVolume:
-    where, num_bytes = request.where, stream_size(file)
-    zipped = file.read(2) == _GZIP
-    file.seek(0)
-    with decompressed(file, "gzip" if zipped else "raw") as stream:
-        header = _header(stream)
+    with _stored(request) as (header, stored):
         synthetic = bytes(header["descrip"].item()).startswith(SYNTHETIC_DESCRIPTION.encode())
         if synthetic:
             check_synthetic(
-                request.limits, where, f"the description in its header begins with “{SYNTHETIC_DESCRIPTION.strip()}”"
+                request.limits,
+                request.where,
+                f"the description in its header begins with “{SYNTHETIC_DESCRIPTION.strip()}”",
             )
-        dtype = _real_type(header, where)
-        shape = check_shape(tuple(int(n) for n in header.get_data_shape()), where)
-        offset = int(header.get_data_offset())
-        check_claim(shape, dtype, offset, num_bytes, zipped, where)
-        unit_mm, notes = _unit(header)
-        affine = _LPS_RAS @ _affine(header, shape[::-1], where) * unit_mm
-        slope, intercept = _scaling(header, where)
-        stream.seek(offset)
-        planes = read_planes(stream, dtype, shape)
-        stored = StoredScan(planes, shape, dtype, affine[:3, :3], affine[:3, 3], slope, intercept, notes)
         found = source_volume(request, stored)
-        return replace(found, attributes={**found.attributes, SYNTHETIC: True}) if synthetic else found
+        volume = replace(found, attributes={**found.attributes, SYNTHETIC: True}) if synthetic else found
+    yield volume
+
+
+def read_nifti_values(path: Path) -> NiftiValues | None:
+    """Values of a file, whatever they mean; None where it is not NIfTI.
+
+    Raises: UnusableSeriesError: it cannot be read, or says nothing of where its voxels are.
+    """
+    with path.open("rb") as stream:
+        facts = read_header(stream, path)
+    if facts is None:
+        return None
+    request = ScanRequest(path.parent, (path.name,), facts.scan)
+    if facts.reason:
+        refuse(facts.reason, request.where, facts.detail)
+    with _stored(request) as (_, stored):
+        spacing = check_steps(stored.steps_mm, stored.origin_mm, request.where)
+        values = np.stack(list(stored.planes))
+    if (stored.slope, stored.intercept) != (1.0, 0.0):
+        values = (values * stored.slope + stored.intercept).astype(np.float32)
+    x, y, z = (float(each) for each in stored.origin_mm)
+    return NiftiValues(values, (spacing[0], spacing[1], spacing[2]), (x, y, z), stored.steps_mm / spacing + 0.0)
+
+
+@contextmanager
+def _stored(request: ScanRequest) -> Iterator[tuple[Nifti1Header, StoredScan]]:
+    """Header and voxels of a file, which is open inside the block."""
+    where = request.where
+    with (
+        named_errors(where, (*READ_ERRORS, HeaderDataError)),
+        header_stream(request, lambda start: _header_class(_inflated_start(start)) is not None) as (_, file),
+    ):
+        num_bytes = stream_size(file)
+        zipped = file.read(2) == _GZIP
+        file.seek(0)
+        with decompressed(file, "gzip" if zipped else "raw") as stream:
+            header = _header(stream)
+            dtype = _real_type(header, where)
+            shape = check_shape(tuple(int(n) for n in header.get_data_shape()), where)
+            offset = int(header.get_data_offset())
+            check_claim(shape, dtype, offset, num_bytes, zipped, where)
+            unit_mm, notes = _unit(header)
+            affine = _LPS_RAS @ _affine(header, shape[::-1], where) * unit_mm
+            slope, intercept = _scaling(header, where)
+            stream.seek(offset)
+            planes = read_planes(stream, dtype, shape)
+            yield header, StoredScan(planes, shape, dtype, affine[:3, :3], affine[:3, 3], slope, intercept, notes)
 
 
 def _preview(request: ScanRequest) -> NDArray[np.float32]:

@@ -147,6 +147,8 @@ def _options_of(part: ModelConfig) -> list[str]:
     found += [f"position {part.position!r}"] if part.position != "table" else []
     found += ["qk_norm"] if part.qk_norm else []
     found += [f"num_classes {part.num_classes}"] if part.num_classes else []
+    found += [f"num_values {part.num_values}"] if part.num_values else []
+    found += [f"mask_channels {part.mask_channels}"] if part.mask_channels else []
     return found + ([f"in_channels {part.in_channels}"] if part.in_channels != 1 else [])
 
 

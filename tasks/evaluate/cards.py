@@ -11,10 +11,12 @@ from typing import Any
 from storage.documents.checkpoint import Checkpoint
 from storage.documents.report import FigureRecord, Report
 from storage.snapshots import open_snapshot
+from tasks.evaluate.drawn import named
 from tasks.evaluate.formats import interval, number, plain, whole_percent
 from tasks.evaluate.lineage import Node, package_versions, store_facts
 from tasks.evaluate.report import Subject
 from tasks.evaluate.tables import Row, figure_groups
+from tasks.model.conditions import said
 
 RESEARCH = "Research use only. Not a medical device: generated volumes show no real patient and must not be used for diagnosis."
 ACQUISITION = {  # attributes of scans that say nothing of a patient
@@ -46,6 +48,12 @@ def model_card(subject: Subject, metrics: Report) -> str:
     }
     if info.label_column:
         facts["Labels"] = f"{info.label_column}: {', '.join(info.label_values)}"
+    if info.conditions:
+        facts["Conditions"] = said(info.conditions)
+    if info.mask:
+        facts["Mask"] = f"{' and '.join(info.mask.channels)}, cells of {info.mask.cell * info.voxel_mm:g} mm"
+    if metrics.sampler.conditions:
+        facts["Conditions of the samples"] = named(metrics.sampler.conditions)
     facts |= _origin(checkpoints)
     sampler = (
         f"{metrics.sampler.name}, {metrics.sampler.evaluations} evaluations of the network, seed {metrics.sampler.seed}"

@@ -1,6 +1,7 @@
 """How the samples came about: what was asked for, judged, drawn again and left out; a selection changes what figures mean."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -77,7 +78,18 @@ def sampler_table(samples: Samples) -> list[tuple[str, str]]:
     ]
     if sampler.label is not None:
         rows.append(("Label", f"{sampler.label}, guidance {sampler.guidance_scale:g}"))
+    if sampler.conditions:
+        rows.append(("Conditions", f"{named(sampler.conditions)}, guidance {sampler.guidance_scale:g}"))
+    if sampler.mask is not None:
+        source = f"volume {sampler.mask.volume_id}" if sampler.mask.volume_id else f"file ({sampler.mask.format})"
+        rows.append(("Mask", f"of a {source}, guidance {sampler.guidance_scale:g}"))
     return rows
+
+
+def named(conditions: Mapping[str, float | str]) -> str:
+    """Names and values of what samples were asked to be like."""
+    texts = {name: value if isinstance(value, str) else f"{value:g}" for name, value in conditions.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def _times(count: int) -> str:

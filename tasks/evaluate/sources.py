@@ -18,7 +18,7 @@ class Sources:
     """Both sides.
 
     Attributes:
-        info: the sampled checkpoint.
+        info: the sampled checkpoint, at the edge of the samples.
         drawn: the list of samples.
         roles: of the real volumes.
         real, generated: the volumes.
@@ -45,7 +45,8 @@ class Sources:
             StorageError: an artifact is missing or damaged.
         """
         checkpoint = input_ref(samples, "checkpoint")
-        info, drawn, roles = load_info(checkpoint), Samples.load(samples.path), Split.load(split.path)
+        drawn, roles = Samples.load(samples.path), Split.load(split.path)
+        info = load_info(checkpoint).at(drawn.view.edge)
         store, listed = open_snapshot(snapshot)
         if abs(store.spacing_mm - info.spacing_mm) > 1e-6:
             raise InputError(

@@ -1,6 +1,6 @@
 """A trained model from a checkpoint artifact: safetensors and JSON -> a module in evaluation mode."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -12,8 +12,9 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.networks.weights import load_weights
 from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
-from storage.documents.checkpoint import Checkpoint, Gates, Intensity, Labels, View
+from storage.documents.checkpoint import Checkpoint, CoarseMask, Gates, Intensity, Labels, View
 from storage.errors import InputError, as_input_error
+from tasks.model.conditions import Condition
 from tasks.model.view import ViewConfig
 
 
@@ -31,6 +32,8 @@ class CheckpointInfo:
         step: optimiser steps.
         axes: order of the model's axes: `zyx` as in the store, `xyz` for published LIDC models.
         label_column, label_values: what the model's integer labels mean; empty without labels.
+        conditions: numbers and categories that it takes, in the order of its inputs.
+        mask: the coarse mask that it is shown; None: none.
     """
 
     family: str
@@ -43,6 +46,8 @@ class CheckpointInfo:
     axes: str = "zyx"
     label_column: str = ""
     label_values: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    mask: CoarseMask | None = None
 
     @classmethod
     def from_document(cls, document: Checkpoint) -> Self:
@@ -62,6 +67,8 @@ class CheckpointInfo:
             axes=document.axes,
             label_column=labels.column if labels else "",
             label_values=labels.values if labels else (),
+            conditions=document.conditions or (),
+            mask=document.mask,
         )
 
     def to_document(self, *, step: int, seed: int, gates: Gates | None) -> Checkpoint:
@@ -84,7 +91,24 @@ class CheckpointInfo:
             seed=seed,
             gates=gates,
             labels=Labels(column=self.label_column, values=self.label_values) if self.label_column else None,
+            conditions=self.conditions or None,
+            mask=self.mask,
         )
+
+    def at(self, edge: int) -> "CheckpointInfo":
+        """The same, for volumes of one of its view's edges.
+
+        Raises: InputError: it was not trained on boxes of this edge.
+        """
+        if edge not in self.view.edges:
+            known = ", ".join(
+                f"{each} ({self.view.at(each).voxel_mm(self.spacing_mm):g} mm)" for each in self.view.edges
+            )
+            raise InputError(
+                f"sample.edge is {edge}; this checkpoint was trained on boxes with an edge of {known} level-0 voxels. Choose one "
+                "of these, or train with others (view.more_edges)."
+            )
+        return replace(self, view=self.view.at(edge))
 
     def label_index(self, value: str) -> int:
         """The integer of a label.
@@ -119,8 +143,10 @@ def _described(info: CheckpointInfo) -> dict[str, Any]:
     process = None if info.process is None else info.process.to_dict()
     nested = {"model": info.model, "process": process, "window": asdict(info.window), "view": info.view.model_dump()}
     parts = {f"{name}.{key}": value for name, values in nested.items() for key, value in (values or {}).items()}
-    labels = {"label_column": info.label_column, "label_values": info.label_values}
-    return {"family": info.family, "spacing_mm": info.spacing_mm, "axes": info.axes} | labels | parts
+    labels = {"label_column": info.label_column, "label_values": info.label_values, "mask": info.mask}
+    # without means and deviations: a training that goes on from another one has those of the first
+    conditions = {"conditions": tuple((one.name, getattr(one, "values", "a number")) for one in info.conditions)}
+    return {"family": info.family, "spacing_mm": info.spacing_mm, "axes": info.axes} | labels | conditions | parts
 
 
 def load_info(checkpoint: Ref) -> CheckpointInfo:

@@ -1,9 +1,9 @@
 """What a model sees of a stored volume: a pooled box, with Hounsfield units mapped to the model's range."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from prdit_models.intensity import HounsfieldWindow
 from storage.volume_store import VolumeStore
@@ -20,6 +20,11 @@ class ViewConfig(StageConfig):
     centre: tuple[int, int, int] | None = Field(
         None, description="box centre (z, y, x) in level-0 voxels; default: the middle"
     )
+    more_edges: tuple[int, ...] = Field(
+        (),
+        description="edges of other boxes that the training sees, too, pooled to the same size: one model for several voxel "
+        "distances (docs/options.md, Conditions); default: none",
+    )
 
     @model_validator(mode="after")
     def _whole_pooling(self) -> "ViewConfig":
@@ -28,7 +33,31 @@ class ViewConfig(StageConfig):
                 f"view.size {self.size} does not divide view.edge {self.edge}: each model voxel must be the mean of a "
                 "whole block. Choose sizes such as 256, 128, 64 or 32 for an edge of 256."
             )
+        if wrong := [edge for edge in self.more_edges if edge < 1 or edge % self.size]:
+            raise ValueError(
+                f"view.size {self.size} does not divide view.more_edges {', '.join(map(str, wrong))}: each model voxel must be the "
+                f"mean of a whole block. Choose multiples of {self.size}."
+            )
+        if len(set(self.edges)) < len(self.edges):
+            raise ValueError(
+                f"view.edge and view.more_edges are {', '.join(map(str, self.edges))}; name each edge once."
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`more_edges` is left out where there are none, so that keys are those of before there were any."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if key != "more_edges" or value}
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Of all boxes, its own first."""
+        return (self.edge, *self.more_edges)
+
+    def at(self, edge: int) -> "ViewConfig":
+        """The view of one of its boxes alone."""
+        return self.model_copy(update={"edge": edge, "more_edges": ()})
 
     def voxel_mm(self, spacing_mm: float) -> float:
         """Voxel distance of what the model sees, for a store of `spacing_mm`."""

@@ -16,7 +16,8 @@ from tasks.prune.remove import LINEAGE
 
 TRAINED, FROM_TRAINED = "trained on it", "made from a model that was"
 HELD_OUT, MEASURED = "held out from it", "measured on it"
-SHOWS = "shows it"  # a measurement of one of the volumes, and what was reconstructed from that
+SHOWS = "shows it"  # a measurement of one of the volumes, samples that follow its mask, and what was made of these
+_VOLUME_OF = {"measurement": "volume_id", "samples": "mask_volume"}  # setting that names a volume which they show
 _LEARNED = (TRAINED, FROM_TRAINED)
 logger = logging.getLogger("prdit.patients")
 
@@ -32,7 +33,7 @@ class Made:
         created: UTC time.
         forgotten: sentence of its record, where a patient was forgotten whose volumes it was made from.
         mlflow_run_id: of the run that made it.
-        volume_id: of a simulated measurement, the volume that was measured; else empty.
+        volume_id: the volume that was measured, of a simulated measurement, or whose mask samples were drawn for; else empty.
     """
 
     kind: str
@@ -65,7 +66,7 @@ class Affected:
 
     @property
     def shows(self) -> bool:
-        """Whether it shows one of the volumes, so that it has to be deleted: a measurement of it, or a reconstruction."""
+        """Whether it shows one of the volumes, so that it has to be deleted: a measurement or a mask of it, or a reconstruction."""
         return self.how == SHOWS
 
 
@@ -89,7 +90,7 @@ def made_in(workdir: Path) -> list[Made]:
                 record.created,
                 record.forgotten,
                 record.mlflow_run_id or "",
-                str(record.config.get("volume_id", "")) if record.kind == "measurement" else "",
+                str(record.config.get(_VOLUME_OF.get(record.kind, ""), "")),
             )
         )
     return found
@@ -151,8 +152,10 @@ def affected_by(volume_ids: Collection[str], records: Iterable[Made], store: Pat
     wanted, how = set(volume_ids), dict[str, str]()
 
     def direct(one: Made) -> str:
+        if one.volume_id in wanted:
+            return SHOWS
         if one.kind == "measurement":  # of one volume, whatever else its snapshot lists
-            return SHOWS if one.volume_id in wanted else ""
+            return ""
         if one.kind == "split":
             roles = roles_of({"split": one.ref}, made) if one.uri else None
         else:

@@ -60,9 +60,11 @@ class Comparison:
     setting: Setting
 
     def residual(self, hu: Hu) -> float:
-        """Root mean square of measurement minus A·volume, in the measurement's unit."""
+        """Root mean square of measurement minus A·volume, in the measurement's unit, where anything was measured."""
         found = self.operator.forward(torch.from_numpy(np.ascontiguousarray(hu))[None, None])
-        return float((self.values - found).double().square().mean().sqrt())
+        left = (self.values - found).double()
+        measured = getattr(self.operator, "measured_pixels", None)
+        return float((left if measured is None else left[:, measured]).square().mean().sqrt())
 
     def with_truth(
         self, refs: tuple[Ref, Ref], simulated: Simulated, drawn: Drawn, moments: VoxelMoments

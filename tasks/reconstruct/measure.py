@@ -1,7 +1,7 @@
 """Stage measure: a stored volume, a scan or projections -> a measurement that volumes can be drawn towards."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,10 @@ from storage.files import reading, sha256_file
 from storage.geometry import Float3
 from storage.snapshots import open_snapshot
 from storage.sources.one_scan import OneScan
+from storage.sources.source import Limits
 from storage.volume_store import VolumeStore
 from tasks.reconstruct.placing import kept_of, place
+from tasks.reconstruct.possible import check_possible
 from tasks.reconstruct.setting import Setting, operator_on, owners_of
 from tasks.reconstruct.taken import Taken, centred_origin, check_water
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
@@ -95,18 +97,24 @@ class StoredVolume:
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """A scan from a file or a folder: what is measured of it is what it shows."""
+    """A scan from a file or a folder: what is measured of it is what it shows.
+
+    Attributes:
+        scan: that was found.
+        limits: what counts as a scan.
+    """
 
     scan: OneScan
+    limits: Limits = field(default_factory=Limits)
     inputs: Mapping[str, Ref] = field(default_factory=dict)
 
     def key_fields(self) -> dict[str, Any]:
-        """The content of its files."""
-        return {"files_digest": self.scan.digest}
+        """The content of its files, and how they are read."""
+        return {"files_digest": self.scan.digest, "limits": asdict(self.limits)}
 
     def take(self, operator: MeasurementOperator, setting: Setting) -> Taken:
         """The scan's HU where the operator measures."""
-        placed = place(self.scan.read(), operator)
+        placed = place(self.scan.read(self.limits), operator)
         values, outside = _saturated(placed.values, setting)
         if kept_of(operator) is not None:
             values = operator.forward(torch.from_numpy(values)[None, None])[0].numpy()
@@ -154,7 +162,13 @@ class ArrayFile:
             raise InputError(f"{self.path} is not an .npy file of numbers. Write it with numpy.save.") from error
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "iuf":
             raise InputError(f"{self.path} has no array of real numbers. Write it with numpy.save.")
-        return found.astype(np.float32)
+        values = found.astype(np.float32)
+        if not (finite := np.isfinite(values)).all():
+            raise InputError(
+                f"{self.path} has {int((~finite).sum())} of {values.size} values that are no finite number; repair them, or leave "
+                "their view out."
+            )
+        return values
 
 
 def measure_stage(source: Source, operator: Mapping[str, Any], setting: Setting, context: RunContext) -> StageOutcome:
@@ -172,6 +186,8 @@ def measure_stage(source: Source, operator: Mapping[str, Any], setting: Setting,
 
     def body(run: StageRun) -> None:
         taken = source.take(made, setting)
+        if isinstance(taken.origin, Recorded):
+            check_possible(taken.values, made)
         sha256 = save_tensors(run.directory / Measurement.VALUES, {_VALUES: np.ascontiguousarray(taken.values)})
         grid = made.grid
         Measurement(

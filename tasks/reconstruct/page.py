@@ -12,6 +12,7 @@ from storage.documents.measurement import Measurement
 from storage.documents.reconstruction import Reconstruction
 from storage.documents.samples import Samples
 from tasks.evaluate.curves import ACCENT, DPI, INK, PALE
+from tasks.evaluate.drawn import named
 from tasks.evaluate.formats import number, percent, picture, plain
 from tasks.model.slices import DisplayWindow, png_bytes
 from tasks.reconstruct.comparison import Comparison
@@ -56,7 +57,15 @@ def render(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        {"number": number, "percent": percent, "picture": picture, "plain": plain, "range": _range, "setting": _setting}
+        {
+            "number": number,
+            "percent": percent,
+            "picture": picture,
+            "plain": plain,
+            "named": named,
+            "range": _range,
+            "setting": _setting,
+        }
     )
     return environment.get_template("page.html.j2").render(
         found=found,

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from prdit_models.inverse.operator import MeasurementOperator
 from storage.errors import InputError
 from storage.geometry import AIR_HU, Float3
-from storage.resample import is_aligned
 from storage.sources.source import SourceVolume
+from tasks.model.upright import Upright, filled_shares, upright
 
 SAME = 0.01  # relative difference of distances that count as equal
 _MOST_OUTSIDE = 0.5  # share of a measurement that may lie outside of the scan
@@ -86,7 +86,8 @@ def place(scan: SourceVolume, operator: MeasurementOperator) -> Placed:
 
     Raises: InputError: the scan is coarser than what the operator measures, oblique, or shows too little of what is measured.
     """
-    hu, first, spacing = _upright(scan)
+    seen = _upright(scan)
+    hu, first, spacing = seen.values, seen.first_mm, seen.spacing_mm
     values, origin, covered = np.maximum(hu, AIR_HU).astype(np.float32), [], []
     for axis, (there, name) in enumerate(zip(places_of(operator), "zyx", strict=True)):
         weights, start = _weights(there, (first[axis], spacing[axis], values.shape[axis]), name, operator)
@@ -158,33 +159,16 @@ def _weights(
         inside = (rows + shift >= 0) & (rows + shift < count)
         weights[rows[inside], rows[inside] + shift] = 1.0
         return weights, first + shift * spacing - there.first_mm
-    low = start + (np.arange(there.count)[:, None] - 0.5) * there.distance_mm
-    edges = first + (np.arange(count)[None, :] - 0.5) * spacing
-    overlap = np.minimum(low + there.distance_mm, edges + spacing) - np.maximum(low, edges)
-    return np.clip(overlap, 0.0, None) / there.distance_mm, start - there.first_mm
+    low = start + (np.arange(there.count) - 0.5) * there.distance_mm
+    return filled_shares(low, there.distance_mm, first, spacing, count), start - there.first_mm
 
 
-def _upright(scan: SourceVolume) -> tuple[NDArray[np.generic], list[float], list[float]]:
-    """HU with ascending axes (z, y, x), and the position of the first voxel and the distances along them.
-
-    Raises: InputError: its axes do not run along the patient's, or its planes are uneven.
-    """
-    if not is_aligned(scan.direction) or scan.slice_mm is not None:
+def _upright(scan: SourceVolume) -> Upright:
+    """HU with ascending axes. Raises: InputError: its axes do not run along the patient's, or its planes are uneven."""
+    found = upright(scan.hu, scan.spacing_mm, scan.origin_mm, scan.direction)
+    if found is None or scan.slice_mm is not None:
         raise InputError(
             "The scan is oblique, tilted, or its slices are unevenly spaced; what an operator measures lies along the patient's "
             "axes. `prdit ingest` resamples such scans into a store: reconstruct from there (--volume)."
         )
-    signs = np.rint(scan.direction)
-    axis_of = [int(np.abs(signs[world]).argmax()) for world in range(3)]  # which index axis runs along x, y, z
-    hu = scan.hu.transpose([2 - axis_of[world] for world in (2, 1, 0)])
-    first, spacing = [], []
-    for place_, world in enumerate((2, 1, 0)):
-        axis = axis_of[world]
-        step, count = scan.spacing_mm[axis], hu.shape[place_]
-        start = scan.origin_mm[world]
-        if signs[world, axis] < 0:
-            start -= (count - 1) * step
-            hu = np.flip(hu, place_)
-        first.append(float(start))
-        spacing.append(float(step))
-    return hu, first, spacing
+    return found

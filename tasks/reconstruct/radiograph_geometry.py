@@ -148,10 +148,8 @@ def _number(
             also = " and no ViewPosition of PA, AP, LL or RL" if setting == "angle_deg" else ""
             film = setting == "source_to_isocentre_mm" and not image.header.c_arm
             attribute += " with BodyPartThickness" if film else ""
-            raise InputError(
-                f"{image.place} has no {attribute}{also}: set {setting} in the operator"
-                f"{' (for each of its views)' if setting == 'angle_deg' else ''}."
-            )
+            where = "the operator's views, one mapping for each image" if setting == "angle_deg" else "the operator"
+            raise InputError(f"{image.place} has no {attribute}{also}: set {setting} in {where}.")
         return in_header
     if isinstance(in_operator, bool) or not isinstance(in_operator, int | float) or not math.isfinite(in_operator):
         raise InputError(f"{setting} of the operator is {in_operator!r}; expected a number.")

@@ -68,7 +68,7 @@ class RadiographFiles:
             notes += more
         detector = _Detector.of(images, [valid for _, valid in films], setting, own.bin)
         complete = detector.operator(given, images, [valid.shape for _, valid in films])
-        means = [detector.means(*each) for each in zip(images, detector.boxes, films, strict=True)]
+        means = [detector.means(*each) for each in zip(images, detector.corners, films, strict=True)]
         measured = np.stack([whole for _, whole in means]) & _seen(complete, setting)
         if not measured.any():
             raise InputError(
@@ -101,12 +101,12 @@ class _Detector:
     Attributes:
         shape: rows, columns.
         pitch_mm: between them.
-        boxes: exposed part of each image: first row and column, and the ones after the last.
+        corners: first exposed row and column of each image.
     """
 
     shape: tuple[int, int]
     pitch_mm: tuple[float, float]
-    boxes: tuple[tuple[int, int, int, int], ...]
+    corners: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, images: list[Placed], valid: list[Mask], setting: Setting, block: int | None) -> "_Detector":
@@ -114,14 +114,14 @@ class _Detector:
         pixel = [max(image.pitch_mm[axis] for image in images) for axis in (0, 1)]
         shadow = min(setting.grid.spacing_mm) * min(image.magnification for image in images)
         pitch = [mm * (block or max(1, int(shadow / mm + _EDGE))) for mm in pixel]
-        boxes, counts = [], []
+        corners, counts = [], []
         for image, mask in zip(images, valid, strict=True):
-            rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-            boxes.append((int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1))
-            size = (len(range(*boxes[-1][::2])), len(range(*boxes[-1][1::2])))
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            corners.append((int(rows[0]), int(columns[0])))
+            size = (rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0])
             counts.append([int(n * mm / edge + _EDGE) for n, mm, edge in zip(size, image.pitch_mm, pitch, strict=True)])
-        shape = (max(1, *(count[0] for count in counts)), max(1, *(count[1] for count in counts)))
-        return cls(shape, (pitch[0], pitch[1]), tuple(boxes))
+        num_rows, num_columns = np.maximum(1, np.max(counts, axis=0))
+        return cls((int(num_rows), int(num_columns)), (pitch[0], pitch[1]), tuple(corners))
 
     def operator(self, given: Mapping[str, Any], images: list[Placed], sizes: list[tuple[int, ...]]) -> dict[str, Any]:
         """Settings of the operator with this detector.
@@ -132,11 +132,11 @@ class _Detector:
             sizes: rows and columns of them.
         """
         views = []
-        for image, box, size in zip(images, self.boxes, sizes, strict=True):
+        for image, corner, size in zip(images, self.corners, sizes, strict=True):
             offsets = [
                 offset + (first - n / 2) * mm + count * edge / 2
                 for offset, first, n, mm, count, edge in zip(
-                    image.view.detector_offset_mm, box[:2], size, image.pitch_mm, self.shape, self.pitch_mm, strict=True
+                    image.view.detector_offset_mm, corner, size, image.pitch_mm, self.shape, self.pitch_mm, strict=True
                 )
             ]
             known = {key: value for key, value in asdict(image.view).items() if value is not None}
@@ -144,10 +144,10 @@ class _Detector:
         kept = {key: value for key, value in given.items() if not key.startswith("source_to_")}  # views have their own
         return kept | {"views": views, "detector_shape": list(self.shape), "detector_pitch_mm": list(self.pitch_mm)}
 
-    def means(self, image: Placed, box: tuple[int, int, int, int], film: tuple[Values, Mask]) -> tuple[Values, Mask]:
+    def means(self, image: Placed, corner: tuple[int, int], film: tuple[Values, Mask]) -> tuple[Values, Mask]:
         """Values of this detector's pixels, and which of them were measured."""
         edges = (self.pitch_mm[0] / image.pitch_mm[0], self.pitch_mm[1] / image.pitch_mm[1])
-        return averages(*film, box[:2], edges, self.shape)
+        return averages(*film, corner, edges, self.shape)
 
     def notes(self, image: Placed, share: float, setting: Setting) -> list[str]:
         """Sentences about what became of pixels.
@@ -161,7 +161,7 @@ class _Detector:
         box = " × ".join(f"{mm:g}" for mm in setting.grid.extent_mm)
         return [
             f"blocks of {rows:.3g} × {columns:.3g} pixels became their mean, whose noise is that of noise_std",
-            f"{share:.0%} of the detector see the model's box and were exposed; the rest is not used",
+            f"{share:.0%} of the detector was exposed and sees the model's box; the rest is not used",
             f"what lies outside of the model's box of {box} mm counts as air, though it has a shadow too",
         ]
 

@@ -7,9 +7,12 @@ from typing import Any
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.inverse.grid import Grid3
 from prdit_models.inverse.operator import OPERATORS, MeasurementOperator, operator_from_dict
+from storage.artifacts import Ref
 from storage.errors import InputError, as_input_error
-from tasks.model.checkpoint import CheckpointInfo
+from tasks.model.checkpoint import load_info
 from tasks.model.view import ViewConfig
+from tasks.sample.conditions import asked_grid
+from tasks.sample.config import SampleConfig
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,13 @@ class Setting:
     window: HounsfieldWindow
 
     @classmethod
-    def of(cls, info: CheckpointInfo) -> "Setting":
-        """That of a checkpoint.
+    def of(cls, checkpoint: Ref, config: SampleConfig) -> "Setting":
+        """That of a checkpoint, at the edge that is asked for.
 
-        Raises: InputError: its volumes have no Hounsfield units that a measurement could be compared with.
+        Raises: InputError: it makes no volumes of that edge, or its volumes have no Hounsfield units that a measurement could be
+            compared with.
         """
+        info = asked_grid(load_info(checkpoint), config)
         if info.window.follows_scan or info.axes != "zyx":
             raise InputError(
                 f"The model maps Hounsfield units as {info.window.mapping!r} on axes {info.axes}: its HU are nominal, so a "

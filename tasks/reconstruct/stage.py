@@ -18,6 +18,8 @@ from tasks.reconstruct.setting import owners_of
 from tasks.run.progress import Advance
 from tasks.run.runners import Runner
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
+from tasks.sample.conditions import asked_grid
+from tasks.sample.mask import mask_key, sample_mask
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
@@ -68,10 +70,11 @@ def reconstruct_stage(
         FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler) | GUIDES.owners(config.guide)
     )
     owners |= owners_of(load_measurement(measurement)[0].operator)
+    mask = sample_mask(checkpoint, asked_grid(load_info(checkpoint), config), config)
     return run_stage(
         RECONSTRUCT,
         inputs={"checkpoint": checkpoint, "measurement": measurement},
-        config=with_owners(config.key_fields(), owners),
+        config=with_owners(mask_key(config, mask), owners),
         context=context,
         body=body,
     )

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from prdit_models.conditions import Conditions
 from prdit_models.families.family import HeldOut, Training
 from storage.artifacts import Ref
 from storage.documents.held_out import HeldOutLosses
@@ -20,8 +21,9 @@ from storage.volume_store import VolumeStore
 from tasks.model.checkpoint import load_model
 from tasks.model.compute import ComputeConfig, pick_device
 from tasks.retrain.reference import reference_snapshot
+from tasks.train.conditions import conditions_of
 from tasks.train.data import ViewDataset
-from tasks.train.labels import labels_of
+from tasks.train.mask import Masker
 
 FOLDER = "held-out"
 Weights = Literal["ema", "raw"]
@@ -83,17 +85,18 @@ def _measured(
     family = info.of_family
     training, names = Training(family.settings(), info.process), sorted(reference.volumes)
     data = ViewDataset(VolumeStore.open(store), names, info.view, info.window, 0, info.axes)
-    labels: list[int] | None = None
-    if info.label_column:
-        listed = load_snapshot(reference_snapshot(store, reference))
-        labels = labels_of(listed, info.label_column, info.label_values, names)
-    found = {}
+    known: Conditions | None = None
+    if info.label_column or info.conditions:
+        known = conditions_of(info, load_snapshot(reference_snapshot(store, reference)), names)
+    found, masker = {}, Masker.by(info)
     for index, name in enumerate(names):
-        label = None if labels is None else torch.tensor([labels[index]])
+        conditions = None if known is None else known.rows([index])
         volume = data.get(index).unsqueeze(0)
+        if masker is not None:
+            conditions = (conditions or Conditions())._replace(mask=masker.batch(volume))
         total = 0.0
         for place in noise_places(name, reference):
-            total += family.validate(module, HeldOut(volume, (place,), label), training, 1)["loss"]
+            total += family.validate(module, HeldOut(volume, (place,), conditions), training, 1)["loss"]
         found[name] = total / reference.num_noises
     if bad := sorted(name for name, loss in found.items() if not torch.isfinite(torch.tensor(loss))):
         raise ComputationError(

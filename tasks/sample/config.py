@@ -1,6 +1,6 @@
 """Configuration of stage sample."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,7 +56,28 @@ class SampleConfig(ComputeConfig):
     label: str | None = Field(
         None, description="value of the label column the model was trained with; default: no label"
     )
-    guidance_scale: float = Field(1.0, gt=0, description="classifier-free guidance towards the label; 1: none")
+    conditions: dict[str, int | float | str] = Field(
+        default_factory=dict,
+        description="what the volumes should be like, by the names of the training's conditions, such as age_years: 60, "
+        "PatientSex: F; what is left out is not known to the model",
+    )
+    edge: int | None = Field(
+        None,
+        ge=1,
+        description="edge of the volumes in level-0 voxels of the training's store, one of those it saw (view.edge, "
+        "view.more_edges); default: view.edge",
+    )
+    mask: str | None = Field(
+        None,
+        description="coarse mask that the volumes follow, for a model trained with one: NIfTI file of labels (0 outside, 1 body, 2 "
+        "lungs), or a CT scan (file or folder of a series) whose body and lungs are taken; default: none",
+    )
+    mask_volume: str | None = Field(
+        None, description="volume that the model's training listed, whose own mask is taken; instead of mask"
+    )
+    guidance_scale: float = Field(
+        1.0, gt=0, description="classifier-free guidance towards label, conditions and mask together; 1: none"
+    )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
     )
@@ -79,6 +100,25 @@ class SampleConfig(ComputeConfig):
     weights: Literal["ema", "raw"] = Field("ema", description="which weights of the checkpoint")
     nifti: bool = Field(True, description="also write each volume as nifti/<index>.nii.gz")
 
+    def __hash__(self) -> int:
+        """What a process finds about drawings is cached by their settings."""
+        return hash(self.model_dump_json())
+
+    def key_fields(self) -> dict[str, Any]:
+        """As every stage's; without later settings where there are none: keys are those of before there was that."""
+        without = {name for name in ("conditions", "edge", "mask", "mask_volume") if not getattr(self, name)}
+        return {name: value for name, value in super().key_fields().items() if name not in without}
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _truth_as_text(cls, value: object) -> object:
+        """YAML reads some categories as True; a value that is not given is an error."""
+        if not isinstance(value, dict):
+            return value
+        if empty := [name for name, one in value.items() if one is None or (isinstance(one, str) and not one.strip())]:
+            raise ValueError(f"sample.conditions.{empty[0]} is empty; leave out what is not known.")
+        return {name: str(one) if isinstance(one, bool) else one for name, one in value.items()}
+
     @field_validator("label", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
@@ -92,11 +132,19 @@ class SampleConfig(ComputeConfig):
     @model_validator(mode="after")
     def _possible(self) -> "SampleConfig":
         self.as_sampler()
-        if self.guidance_scale != 1.0 and self.label is None:
+        if self.mask is not None and self.mask_volume is not None:
+            raise ValueError("sample.mask and sample.mask_volume are both set; volumes are drawn for one mask.")
+        if self.guidance_scale != 1.0 and self.label is None and not self.conditions and not self.masked:
             raise ValueError(
-                f"sample.guidance_scale {self.guidance_scale} without sample.label: guidance needs a label."
+                f"sample.guidance_scale {self.guidance_scale} without sample.label, sample.conditions or sample.mask: guidance "
+                "needs one of them."
             )
         return self
+
+    @property
+    def masked(self) -> bool:
+        """Whether volumes are drawn for a mask."""
+        return self.mask is not None or self.mask_volume is not None
 
     def as_sampler(self) -> Sampler:
         """The sampler these settings name.

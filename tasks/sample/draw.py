@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from prdit_models.diffusion.steering import DivergedError
-from prdit_models.families.family import Callback, Request
+from prdit_models.families.family import Callback
 from prdit_models.plan import Work
 from storage.artifacts import Ref
 from storage.documents.samples import Guided
@@ -25,7 +25,9 @@ from storage.geometry import Float3
 from tasks.model.checkpoint import CheckpointInfo, load_info, load_model
 from tasks.model.compute import autocast
 from tasks.model.memory import Room, out_of_memory_explained, planned_of, sampling_advice
+from tasks.sample.conditions import asked_grid, request
 from tasks.sample.config import SampleConfig
+from tasks.sample.mask import SampleMask
 
 logger = logging.getLogger("prdit.sample")
 
@@ -54,16 +56,25 @@ class Drawing:
         config: how to draw.
         store: path of the sample store, absolute.
         target: what they are drawn towards; None: nothing.
+        mask: what they are drawn for; None: nothing.
     """
 
     checkpoint: Ref
     config: SampleConfig
     store: Path
     target: Target | None = None
+    mask: SampleMask | None = None
 
     def seed(self, index: int, tried: int = 0) -> int:
         """Seed of a volume."""
         return volume_seed(self.config.seed, index, tried)
+
+    def origin_mm(self, info: CheckpointInfo) -> Float3:
+        """LPS position (x, y, z) of the centre of a volume's first voxel: the target's, else the box's middle is the origin."""
+        if self.target is not None:
+            return self.target.origin_mm
+        half = info.voxel_mm * (info.view.size - 1) / 2
+        return (-half, -half, -half)
 
 
 def volume_seed(seed: int, index: int, tried: int = 0) -> int:
@@ -83,19 +94,6 @@ def volume_id(index: int) -> str:
     return f"generated-{index:05d}"
 
 
-def request(info: CheckpointInfo, config: SampleConfig) -> Request:
-    """What a configuration asks of a checkpoint's model.
-
-    Raises: InputError: the model does not know the label.
-    """
-    label = None
-    if config.label is not None:
-        label = (
-            info.label_index(config.label) if info.label_values else 0
-        )  # of a model without labels, its family says why not
-    return Request(config.as_sampler(), config.output, label, config.guidance_scale)
-
-
 class Painter:
     """A model of a process, and how it is asked for volumes.
 
@@ -111,8 +109,9 @@ class Painter:
         config = drawing.config
         self.drawing, self.device = drawing, device
         with out_of_memory_explained(device, partial(_advice, load_info(drawing.checkpoint), config, 1, False)):
-            self.model, self.info = model_of(drawing.checkpoint, config.weights, device, config.attention)
-        self.request = request(self.info, config)
+            self.model, info = model_of(drawing.checkpoint, config.weights, device, config.attention)
+        self.info = asked_grid(info, config)
+        self.request = request(self.info, config, drawing.mask)
         if drawing.target is not None:
             self.request = replace(self.request, guide=drawing.target.guide(self.info, device))
         self._most: int | None = None  # volumes together, once more did not fit

@@ -22,8 +22,10 @@ from tasks.run.progress import Advance
 from tasks.run.runners import Local, Runner
 from tasks.sample.batch import AtOnce, at_once, threads_that_fit
 from tasks.sample.chunk import Batch, Drawn, draw_chunk
+from tasks.sample.conditions import asked_grid, asked_values, request, warnings_on
 from tasks.sample.config import SampleConfig
-from tasks.sample.draw import Drawing, Target, model_of, request, volume_id
+from tasks.sample.draw import Drawing, Target, model_of, volume_id
+from tasks.sample.mask import SampleMask, sample_mask
 from tasks.sample.settle import judged
 from tasks.sample.watch import Show, Watch
 
@@ -37,22 +39,24 @@ _CHUNKS = 4  # per worker at least, so that all end at about the same time
 logger = logging.getLogger("prdit.sample")
 
 
-def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -> None:
-    """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work.
+def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -> SampleMask | None:
+    """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work; returns the mask they ask for.
 
     Raises:
-        InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation
-            or label do not fit its model.
+        InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation,
+            label, conditions or mask do not fit its model.
         StorageError: there is no readable checkpoint at the reference.
     """
     if checkpoint.kind != "checkpoint":
         raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
-    info = load_info(checkpoint)
-    wanted = request(info, config)
+    info = asked_grid(load_info(checkpoint), config)
+    mask = sample_mask(checkpoint, info, config)
+    wanted = request(info, config, mask)
     if target is not None:
         wanted = replace(wanted, guide=target.guide(info, torch.device("cpu")))
     with as_input_error():
         info.of_family.check(info.model, info.process, wanted)
+    return mask
 
 
 def sample(
@@ -86,13 +90,13 @@ def sample(
         OutOfMemoryError: not even one volume fits.
         RunnerError: a worker is missing, or was lost.
     """
-    check(checkpoint, config, target)
-    info = load_info(checkpoint)
+    mask = check(checkpoint, config, target)
+    info = asked_grid(load_info(checkpoint), config)
     mark = Synthetic(
         checkpoint=checkpoint.digest,
         family=info.family,
         step=info.step,
-        sampler=_sampler(info, config),
+        sampler=_sampler(info, config, mask),
         guided=None if target is None else target.guided,
     )
     store = VolumeStore.create(
@@ -101,7 +105,9 @@ def sample(
     each = mark.sampler.evaluations
     watch = Watch(store, directory, (config.num_volumes, each), config.preview_every, progress, show)
     absolute = checkpoint.model_copy(update={"uri": str(checkpoint.path.resolve())})
-    drawing = Drawing(absolute, config, store.path.resolve(), target)
+    drawing = Drawing(absolute, config, store.path.resolve(), target, mask)
+    if mask is not None:
+        mask.write(directory, info.voxel_mm, drawing.origin_mm(info))
     with Pool(_where(runner, config), one_thread=False) as pool:
         drawn = _draw(pool, drawing, store, directory / SCRATCH, watch)
     _samples(store, info, config, mark, drawn.excluded).save(directory)
@@ -174,12 +180,12 @@ def _named(chunk: Sequence[Batch]) -> str:
     return f"volumes {chunk[0][0]} to {chunk[-1][-1]} of the samples"
 
 
-def _sampler(info: CheckpointInfo, config: SampleConfig) -> SamplerSettings:
+def _sampler(info: CheckpointInfo, config: SampleConfig, mask: SampleMask | None) -> SamplerSettings:
     return SamplerSettings(
         name=config.sampler,
         schedule=config.schedule,
         num_steps=config.num_steps,
-        evaluations=info.of_family.evaluations(info.process, request(info, config)),
+        evaluations=info.of_family.evaluations(info.process, request(info, config, mask)),
         predictor_step=config.predictor_step if config.sampler == "predictor-corrector" else None,
         parametrization=config.parametrization,
         output=config.output,
@@ -189,6 +195,8 @@ def _sampler(info: CheckpointInfo, config: SampleConfig) -> SamplerSettings:
         seed=config.seed,
         weights=config.weights,
         precision=config.precision,
+        conditions=asked_values(info, config),
+        mask=None if mask is None else mask.given,
     )
 
 
@@ -208,6 +216,9 @@ def _samples(
         )
     for one in excluded:
         logger.warning("sample: volume %d (seed %d) is left out: %s", one.index, one.seed, one.sentence)
+    warnings = warnings_on(info, config)
+    for sentence in warnings:
+        logger.warning("sample: %s", sentence)
     missing = {one.index for one in excluded}
     ids = [volume_id(index) for index in range(config.num_volumes) if index not in missing]
     facts = [store.commit_record(name).attributes for name in ids]
@@ -233,4 +244,5 @@ def _samples(
         intensity=Intensity(**asdict(info.window)),
         spacing_mm=info.voxel_mm,
         guided=mark.guided,
+        warnings=warnings,
     )

@@ -120,9 +120,7 @@ class Settler(AbstractContextManager["Settler"]):
         hu = info.window.to_hu(x)
         rounded = np.rint(hu)
         outside = (hu < info.window.lower_hu) | (hu > info.window.upper_hu)
-        half = info.voxel_mm * (x.shape[0] - 1) / 2  # the box's middle is the origin of the world
-        target = self._drawing.target
-        origin = (-half, -half, -half) if target is None else target.origin_mm
+        origin = self._drawing.origin_mm(info)
         volume = Volume(np.clip(rounded, _INT16.min, _INT16.max).astype(np.int16), (info.voxel_mm,) * 3, origin)
         facts = {
             "index": attempt.index,

@@ -14,6 +14,7 @@ from tasks.run.progress import Advance
 from tasks.run.runners import Runner
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
 from tasks.sample.config import SampleConfig
+from tasks.sample.mask import mask_key
 from tasks.sample.run import RECIPE, check, sample
 from tasks.sample.watch import thumbnail
 
@@ -57,7 +58,7 @@ def sample_stage(
         InputError: a checkpoint that cannot be sampled from, before any work starts.
         RunnerError: what the runner needs is missing.
     """
-    check(checkpoint, config)
+    mask = check(checkpoint, config)
     if runner is not None:
         runner.check()
 
@@ -75,7 +76,7 @@ def sample_stage(
         SAMPLE,
         inputs={"checkpoint": checkpoint},
         config=with_owners(
-            config.key_fields(), FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler)
+            mask_key(config, mask), FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler)
         ),
         context=context,
         body=body,

@@ -1,7 +1,7 @@
 """What a training changes of the volumes it is shown: shifted boxes, flips, intensities, small turns and sizes."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Change:
         flip: whether the model's last axis is reversed.
         offset_hu, gain: HU become (HU + 1000) · gain - 1000 + offset_hu.
         matrix: a position (z, y, x) of the content relative to the box's centre is moved to matrix · position.
+        edge: which of the view's edges the box has, by its place among them.
     """
 
     shift: Shift = (0, 0, 0)
@@ -55,11 +56,12 @@ class Change:
     offset_hu: float = 0.0
     gain: float = 1.0
     matrix: Matrix = IDENTITY
+    edge: int = 0
 
     @property
     def changes_hu(self) -> bool:
         """Whether the view has other values than that of the store, flipped or not."""
-        return (self.shift, self.offset_hu, self.gain, self.matrix) != ((0, 0, 0), 0.0, 1.0, IDENTITY)
+        return replace(self, flip=False) != Change()
 
     def margin(self, size: int) -> int:
         """Voxels beside a box of `size` voxels that `apply` needs on every side."""
@@ -104,10 +106,12 @@ class Augmentation:
     Attributes:
         config: how far each goes.
         max_shift: boxes are shifted by up to this many level-0 voxels on every axis, in multiples of 4.
+        num_edges: edges that the view has; each is as likely.
     """
 
     config: AugmentationConfig = field(default_factory=AugmentationConfig)
     max_shift: int = 0
+    num_edges: int = 1
 
     def draw(self, seed: int) -> Change:
         """The change of a volume: a pure function of seed and settings. A setting does not move what the others draw."""
@@ -121,7 +125,8 @@ class Augmentation:
         if config.rotation_deg or config.scale:
             turned = rotation([angle * config.rotation_deg for angle in angles]) * (1.0 + scale * config.scale)
             matrix = tuple((float(a), float(b), float(c)) for a, b, c in turned)
-        return Change((z, y, x), flip, float(offset * config.offset_hu), float(1.0 + gain * config.gain), matrix)
+        edge = int(generator.integers(self.num_edges))
+        return Change((z, y, x), flip, float(offset * config.offset_hu), float(1.0 + gain * config.gain), matrix, edge)
 
 
 def rotation(degrees: list[float]) -> np.ndarray:

@@ -7,9 +7,11 @@ from storage.documents.split import Split
 from storage.errors import InputError
 from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import CheckpointInfo, load_info
+from tasks.model.conditions import Condition
 from tasks.model.data import check_split
+from tasks.train.conditions import measured
 from tasks.train.config import TrainingConfig
-from tasks.train.describe import describe
+from tasks.train.describe import describe, view_of
 from tasks.train.labels import label_values
 from tasks.train.warm_start import check_initial
 
@@ -66,10 +68,23 @@ def check_training(
             "(ingest.spacing_mm)."
         )
     values = label_values(listed, config.label_column, roles["train"]) if config.label_column else ()
-    info = describe(config, below, store.spacing_mm, values)
+    encodings: tuple[Condition, ...] = ()
+    if config.conditions:
+        encodings = _continued(config, initial) or measured(
+            listed, config.conditions, roles["train"], view_of(config, below)
+        )
+    info = describe(config, below, store.spacing_mm, values, encodings)
     if initial is not None:
         check_initial(initial, info)
     return Beginning(roles, info)
+
+
+def _continued(config: TrainingConfig, initial: Ref | None) -> tuple[Condition, ...]:
+    """Encodings of the training whose weights this one begins with: they belong to these. Empty where it has others, or none."""
+    if initial is None or initial.kind != "checkpoint":
+        return ()
+    known = load_info(initial).conditions
+    return known if tuple(one.name for one in known) == config.conditions else ()
 
 
 def check_batch(config: TrainingConfig, world: int) -> None:

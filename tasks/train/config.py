@@ -13,6 +13,7 @@ from tasks.model.view import IntensityConfig, ViewConfig
 from tasks.run.config import Seed
 from tasks.run.settings import settings_of
 from tasks.train.augmentation import AugmentationConfig
+from tasks.train.mask import MaskConfig
 
 
 class TrainingConfig(ComputeConfig):
@@ -52,7 +53,17 @@ class TrainingConfig(ComputeConfig):
         0.1,
         ge=0,
         lt=1,
-        description="share of training volumes shown without their label, for guidance (Ho & Salimans 2022)",
+        description="share of training volumes shown without their label, conditions and mask, for guidance (Ho & Salimans 2022)",
+    )
+    conditions: tuple[str, ...] = Field(
+        (),
+        description="what else conditions the model (sample.conditions): columns of the store's volume table, voxel_mm, "
+        "field_of_view_mm, scan_length_mm (docs/options.md); default: none",
+    )
+    mask: MaskConfig | None = Field(
+        None,
+        description="coarse mask that conditions the model, body-and-lungs (sample.mask); dropped with label and conditions; "
+        "default: none",
     )
     attention: Attention = Field(
         "auto", description="auto: xformers on CUDA, else SDPA; published-flash rounds q, k, v to bfloat16 as published"
@@ -139,6 +150,11 @@ class TrainingConfig(ComputeConfig):
             as_folder(value, "cache_dir")
         return value
 
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"of": value} if isinstance(value, str) else value
+
     @property
     def changes_volumes(self) -> bool:
         """Whether training volumes are changed, each time anew, when they are shown."""
@@ -165,9 +181,16 @@ class TrainingConfig(ComputeConfig):
         return typed
 
     def key_fields(self) -> dict[str, Any]:
-        """As every stage's; without `seconds` where there are none, so that keys are those of trainings before there was that."""
-        found = super().key_fields()
-        return found if self.seconds is not None else {name: found[name] for name in found if name != "seconds"}
+        """As every stage's; without later settings where there are none: keys are those of before there was that."""
+        without = {name for name in ("seconds", "conditions", "mask") if not getattr(self, name)}
+        return {name: value for name, value in super().key_fields().items() if name not in without}
+
+    @field_validator("conditions")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"conditions names {', '.join(twice)} more than once")
+        return value
 
     @model_validator(mode="after")
     def _known_length(self) -> "TrainingConfig":
@@ -189,6 +212,10 @@ class TrainingConfig(ComputeConfig):
         if family.needs and self.start is None:
             raise ValueError(
                 f"start is not set; family {self.family!r} starts from a {family.needs}: name the earlier training that makes it."
+            )
+        if self.label_column in self.conditions:
+            raise ValueError(
+                f"conditions names {self.label_column}, which is label_column already; leave one of them out."
             )
         if self.start is not None and not family.needs:
             raise ValueError(

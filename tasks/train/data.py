@@ -15,6 +15,7 @@ from tasks.model.view import ViewConfig
 from tasks.run.machine import memory_available
 from tasks.train.augmentation import Augmentation, Change
 from tasks.train.cache import SharedCache
+from tasks.train.mask import Masker
 
 _RAM_SHARE = 0.5  # of the free memory that a cache may take; the rest is the training's
 logger = logging.getLogger("prdit.train")
@@ -23,8 +24,9 @@ logger = logging.getLogger("prdit.train")
 class ViewDataset:
     """Volumes of a store as a model sees them.
 
-    Of each volume the whole level that the view is cut from is cached as stored (int16 HU), so that every shifted box comes from
-    it; with a published mapping, which reads the full resolution to scale a scan by itself, the mapped view of the unchanged box.
+    Of each volume the whole level that the view is cut from (of several edges perhaps several levels) is cached as stored (int16
+    HU), so that every shifted box comes from it; with a published mapping, which reads the full resolution to scale a scan by
+    itself, the mapped view of the unchanged box.
     The files of a volume are checked against its commit record before their first use.
 
     Args:
@@ -37,6 +39,7 @@ class ViewDataset:
         augmentation: changes that `Loader` draws.
         cache_dir: folder on a local disk for the cache; None: memory.
         cache_address: `cache_address` of a data set of the same arguments in another process, whose cache is then shared.
+        masker: makes the coarse masks of volumes as they are shown; None: none.
     Raises: UnwritableError: the cache folder has no room, or cannot be written to.
     """
 
@@ -51,7 +54,9 @@ class ViewDataset:
         augmentation: Augmentation | None = None,
         cache_dir: Path | None = None,
         cache_address: str | None = None,
+        masker: Masker | None = None,
     ) -> None:
+        self.masker = masker
         self.augmentation = augmentation or Augmentation()
         self._store = store
         self._ids = list(volume_ids)
@@ -59,12 +64,15 @@ class ViewDataset:
         self._window = window
         self._axes = axes
         self._read_size = view.edge if window.follows_scan else view.size
-        self._cuts = [store.cut(volume_id, self._read_size, view.edge, view.centre) for volume_id in self._ids]
+        self._cuts = [
+            [store.cut(name, self._read_size, edge, view.centre) for name in self._ids] for edge in view.edges
+        ]
+        self._levels = sorted({cut.level for cuts in self._cuts for cut in cuts})
         if window.follows_scan:
             shapes: list[tuple[int, ...]] = [(view.size,) * 3] * len(self._ids)
         else:
             arrays = [store.commit_record(volume_id).arrays for volume_id in self._ids]
-            shapes = [of[str(cut.level)].shape for of, cut in zip(arrays, self._cuts, strict=True)]
+            shapes = [of[str(level)].shape for level in self._levels for of in arrays]
         dtype = np.float32 if window.follows_scan else np.int16
         wanted = min(cache_mb * 2**20, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize + 4096 for shape in shapes))
         if cache_dir is None and not cache_address:
@@ -114,11 +122,16 @@ class ViewDataset:
 
     def _level(self, index: int, level: int) -> npt.NDArray[np.int16] | None:
         """The whole level out of the cache, which is filled at first; None where it has no place there."""
-        with self._cache.locked(index):
+        slot = self._slot(index, level)
+        with self._cache.locked(slot):
             self._check(index, level)
-            if index in self._cache and self._cache.get(index) is None:
-                self._cache.put(index, self._store.read_level(self._ids[index], level).hu)
-            return self._cache.get(index)
+            if slot in self._cache and self._cache.get(slot) is None:
+                self._cache.put(slot, self._store.read_level(self._ids[index], level).hu)
+            return self._cache.get(slot)
+
+    def _slot(self, index: int, level: int) -> int:
+        """Place of a volume's level in the cache."""
+        return self._levels.index(level) * len(self._ids) + index
 
     def _of_scan(self, index: int, change: Change) -> torch.Tensor:
         cut = self._cut(index, change)
@@ -136,19 +149,20 @@ class ViewDataset:
     def _cut(self, index: int, change: Change) -> ViewCut:
         margin = change.margin(self._read_size)
         if not any(change.shift) and not margin:
-            return self._cuts[index]
+            return self._cuts[change.edge][index]
         centre = self._view.centre
         if any(change.shift):
             middle = centre or [n // 2 for n in self._store.commit_record(self._ids[index]).shape]
             z, y, x = (n + by for n, by in zip(middle, change.shift, strict=True))
             centre = (z, y, x)
-        return self._store.cut(self._ids[index], self._read_size, self._view.edge, centre, margin)
+        return self._store.cut(self._ids[index], self._read_size, self._view.edges[change.edge], centre, margin)
 
     def _check(self, index: int, level: int) -> None:
         """Compare the files of a level with the commit record, the first time they are used."""
-        if not self._cache.touched(index):
+        slot = self._slot(index, level)
+        if not self._cache.touched(slot):
             self._store.check_level(self._ids[index], level)
-            self._cache.touch(index)
+            self._cache.touch(slot)
 
 
 def _within_memory(nbytes: int) -> int:

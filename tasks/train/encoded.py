@@ -35,7 +35,7 @@ class EncodedDataset:
     """
 
     def __init__(self, kept: EncodedVolumes, volume_ids: Sequence[str], shape: tuple[int, ...]) -> None:
-        self.augmentation = Augmentation()
+        self.augmentation, self.masker = Augmentation(), None
         self.shape = shape
         self._kept = kept
         self._ids = list(volume_ids)

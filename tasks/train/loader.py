@@ -25,7 +25,7 @@ from tasks.train.slots import Slots
 Draws = dict[str, Tensor]
 _AHEAD = 2  # batches that each worker prepares ahead
 _MOST_WORKERS = 4
-_VOLUMES = "volumes"
+_VOLUMES, _EDGES, _MASKS = "volumes", "edges", "masks"
 _rings: WeakValueDictionary[int, Slots] = WeakValueDictionary()  # by id
 _running: WeakSet[Generator[Any, None, None]] = WeakSet()
 
@@ -100,16 +100,21 @@ class Loaded:
         volumes: model range, float32, shape (b, 1, D, H, W); or encoded ones, see `tasks.train.encoded`.
         indices: which volumes of the data set.
         draws: of each turn, by name, stacked over volumes.
+        edges: which of the view's edges each has (`Change.edge`), shape (b,).
+        masks: coarse masks of the volumes, shape (b, M, s, s, s); None where the training shows none.
     """
 
     volumes: Tensor
     indices: list[int]
     draws: tuple[Draws, ...]
+    edges: Tensor
+    masks: Tensor | None = None
 
     def pin_memory(self) -> "Loaded":
         """A copy in page-locked memory, from which a GPU copies by itself (called by torch's DataLoader)."""
         draws = tuple({name: value.pin_memory() for name, value in turn.items()} for turn in self.draws)
-        return replace(self, volumes=self.volumes.pin_memory(), draws=draws)
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return replace(self, volumes=self.volumes.pin_memory(), draws=draws, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -260,8 +265,11 @@ class _Batches(Dataset[Any]):
         self._draw = draw
         share = len(order.numbers(0))
         self._layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            _VOLUMES: ((share, *dataset.shape), torch.float32)
+            _VOLUMES: ((share, *dataset.shape), torch.float32),
+            _EDGES: ((share,), torch.int64),
         }
+        if dataset.masker is not None:
+            self._layout[_MASKS] = ((share, *dataset.masker.shape), torch.float32)
         self._turns = turns
         for turn in range(turns):
             for name, value in draw(turn, torch.Generator()).items():
@@ -290,7 +298,10 @@ class _Batches(Dataset[Any]):
         """Write the volume at a position of the sequence, and what is drawn for it, into a row of the tensors."""
         seed = self._order.seed
         change = self._dataset.augmentation.draw(volume_seed(seed, number, 0))
-        tensors[_VOLUMES][row] = self._dataset.get(index, change)
+        volume = self._dataset.get(index, change)
+        tensors[_VOLUMES][row], tensors[_EDGES][row] = volume, change.edge
+        if self._dataset.masker is not None:
+            tensors[_MASKS][row] = self._dataset.masker.of(volume, change.edge)
         for turn in range(self._turns):
             generator = torch.Generator().manual_seed(volume_seed(seed, number, 1 + turn))
             for name, value in self._draw(turn, generator).items():
@@ -305,10 +316,10 @@ def _loaded(tensors: Draws, indices: list[int], turns: int) -> Loaded:
     """A batch of its tensors by the names that `_Batches` gives them."""
     draws: tuple[Draws, ...] = tuple({} for _ in range(turns))
     for name, value in tensors.items():
-        if name != _VOLUMES:
+        if name not in (_VOLUMES, _EDGES, _MASKS):
             turn, _, plain = name.partition(":")
             draws[int(turn)][plain] = value
-    return Loaded(tensors[_VOLUMES], indices, draws)
+    return Loaded(tensors[_VOLUMES], indices, draws, tensors[_EDGES], tensors.get(_MASKS))
 
 
 class _From:

@@ -1,16 +1,19 @@
 """Volumes drawn while a training goes on, as pictures that are compared from step to step."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prdit_models.conditions import Conditions
 from prdit_models.families.family import Request, first_drawing
 from storage.files import replacing
 from storage.geometry import Volume
 from storage.lease import Guard
+from tasks.model.conditions import VOXEL_MM, encoded
 from tasks.model.slices import draw_volumes, png_bytes
 from tasks.train.ranks import Ranks
 from tasks.train.setup import Assembly
@@ -80,5 +83,11 @@ class Previews:
 
 def _request(assembly: Assembly) -> Request | None:
     """How to draw; None for a family that draws no volumes."""
-    info = assembly.info
-    return first_drawing(assembly.family, info.model, info.process, ("predictor-corrector", "euler", "ddim"), _STEPS)
+    info, samplers = assembly.info, ("predictor-corrector", "euler", "ddim")
+    found = first_drawing(assembly.family, info.model, info.process, samplers, _STEPS)
+    if found is None or len(info.view.edges) == 1:
+        return found
+    values = torch.tensor(
+        [encoded(info.conditions, {VOXEL_MM: info.voxel_mm})]
+    )  # the voxel distance that pictures show
+    return replace(found, conditions=Conditions(values=values))

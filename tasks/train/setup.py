@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from prdit_models.conditions import Conditions
 from prdit_models.families.family import EncodingFamily, Family, HeldOut, Training
 from prdit_models.plan import Work, memory_of
 from storage.encoded import EncodedVolumes, encoded_folder
@@ -19,10 +20,11 @@ from tasks.model.compute import pick_device
 from tasks.model.memory import Room, Tried, planned_of, room_of, training_advice
 from tasks.train.augmentation import Augmentation
 from tasks.train.check import Beginning, check_batch, check_training
+from tasks.train.conditions import conditions_of
 from tasks.train.config import TrainingConfig
 from tasks.train.data import ViewDataset
 from tasks.train.encoded import EncodedDataset, Encoder, origin_of
-from tasks.train.labels import labels_of
+from tasks.train.mask import Masker
 from tasks.train.ranks import Ranks, mine
 from tasks.train.spec import TrainSpec
 from tasks.train.warm_start import continue_from
@@ -40,7 +42,7 @@ class Assembly:
         data: training volumes, or what the family's encoder makes of them.
         held_out: this rank's share of the validation volumes, of the same kind.
         device: where it runs.
-        labels: of the training volumes, by index; None without labels.
+        conditions: of the training volumes at each edge of the view, see `conditions_of`; None where the model takes none.
     """
 
     family: Family
@@ -50,7 +52,7 @@ class Assembly:
     data: ViewDataset | EncodedDataset
     held_out: HeldOut
     device: torch.device
-    labels: Tensor | None = None
+    conditions: Conditions | None = None
 
     def draw(self, turn: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The random numbers of one volume for the optimiser of this number, see `Family.draw`."""
@@ -125,11 +127,10 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         )
     stored = encoder is not None and not config.changes_volumes  # then volumes are read once, and need no cache
     volumes = _training_data(store, ids["train"], info, config, ranks, 0 if stored else config.cache_mb)
-    labels = {}
-    if info.label_column:
-        labels = {
-            role: torch.tensor(labels_of(snapshot, info.label_column, info.label_values, ids[role])) for role in ids
-        }
+    conditions = {role: conditions_of(info, snapshot, ids[role]) for role in ids}
+    known = conditions["val"]
+    if known is not None:
+        known = known.rows(slice(len(ids["val"])))  # at the first edge
     data: ViewDataset | EncodedDataset = volumes
     seen: ViewDataset | EncodedDataset
     seen = shown = ViewDataset(store, ids["val"], info.view, info.window, 0, info.axes)
@@ -137,19 +138,18 @@ def assemble(spec: TrainSpec, ranks: Ranks | None = None, beginning: Beginning |
         encoded, seen = encoder.of(volumes, ids["train"], ranks), encoder.of(shown, ids["val"], Ranks())
         encoder.prepare(config.settings, encoded)
         data = encoded if stored else volumes
+    held = seen.batch(range(len(seen))) if ids["val"] else torch.empty(0)
+    if (masker := Masker.by(info)) is not None:
+        known = (known or Conditions())._replace(mask=masker.batch(held))
     return Assembly(
         family=family,
         module=module,
         training=given(config, info),
         info=info,
         data=data,
-        held_out=HeldOut(
-            seen.batch(range(len(seen))) if ids["val"] else torch.empty(0),
-            mine(len(held_out), ranks),
-            labels.get("val"),
-        ),
+        held_out=HeldOut(held, mine(len(held_out), ranks), known),
         device=device,
-        labels=labels.get("train"),
+        conditions=conditions["train"],
     )
 
 
@@ -170,8 +170,9 @@ def _training_data(
         info.window,
         cache_mb,
         info.axes,
-        augmentation=Augmentation(config.augmentation, config.max_shift),
+        augmentation=Augmentation(config.augmentation, config.max_shift, len(info.view.edges)),
         cache_dir=Path(config.cache_dir) if config.cache_dir else None,
+        masker=Masker.by(info),
     )
     own = make() if ranks.local_rank == 0 else None
     addresses = ranks.texts(own.cache_address if own else "")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from prdit_models.conditions import Conditions
 from prdit_models.families.family import Batch, Family, Losses
 from prdit_models.families.family import Training as Given
 from prdit_models.learning_rate import decay_factor, warmup_factor
@@ -112,13 +113,17 @@ class Stepper:
         assembly, config = self.assembly, self.config
         place = list(self.optimizers).index(turn)
         device = assembly.device
-        labels = assembly.labels
+        known = assembly.conditions
+        if known is not None:
+            known = known.rows(loaded.edges * len(assembly.data) + torch.tensor(loaded.indices))
+        if loaded.masks is not None:
+            known = (known or Conditions())._replace(mask=loaded.masks)
         batch = Batch(
             loaded.volumes.to(device, non_blocking=True),
             {name: value.to(device, non_blocking=True) for name, value in loaded.draws[place].items()},
-            None if labels is None else labels[loaded.indices].to(device),
+            None if known is None else known.to(device),
             no_label=len(assembly.info.label_values),
-            label_dropout=config.label_dropout,
+            condition_dropout=config.label_dropout,
         )
         # for a family with dropout
         torch.manual_seed(hash((config.seed, number, part, place, self.ranks.rank)) % 2**63)

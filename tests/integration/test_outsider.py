@@ -1,4 +1,4 @@
-"""Another package adds families, a sampler, a metric, an extractor, an operator, a guide, a configuration; prdit names none of them."""
+"""Another package adds families, sampler, metric, extractor, operator, guide and configuration; no line of prdit names them."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_commands_know_its_trainings(installed: Installed, record: dict[str, Any
 
 
 def test_its_operator_and_its_guide_reconstruct(installed: Installed) -> None:
-    """A profile of a held-out volume, by a model of ours of 8³ voxels: what is drawn has it, what is drawn without guide has not."""
+    """A profile of a held-out volume, by a model of ours of 8³ voxels: what is drawn has it, without a guide it has not."""
     root = installed.root / "measured"
     root.mkdir()
     snapshot, split = make_data(root)

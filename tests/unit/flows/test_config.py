@@ -166,7 +166,10 @@ def test_named_configurations_are_whole(name: str) -> None:
             of("local", process={"noise": 1.0}),
             r"recipe\.local\.process\.noise: unknown key\. Known here: noise_std, num_steps, prediction",
         ),
-        (of("local", view={"edges": 1}), r"recipe\.local\.view\.edges: unknown key\. Known here: centre, edge, size"),
+        (
+            of("local", view={"edges": 1}),
+            r"recipe\.local\.view\.edges: unknown key\. Known here: centre, edge, more_edges, size",
+        ),
         ({"sample": {"steps": 1}}, r"sample\.steps: unknown key\. Known here:.*\bnum_steps\b"),
         ({"train_local": {"steps": 1}}, r"train_local: unknown key\. Known here:.*\brecipe\b"),
     ],
@@ -574,6 +577,14 @@ LABELLED = of("global", label_column="KVP")
             },
             r"recipe\.global\.label_dropout 0",
         ),
+        (
+            {"sample": {"mask_volume": "v"}},
+            r"mask was asked for \(sample.mask\) of a global transformer that was trained without",
+        ),
+        (
+            {"sample": {"mask": "/nowhere/mask.nii.gz"}, **of("global", mask="body-and-lungs")},
+            r"nothing at the path of sample\.mask",
+        ),
         (of("global", enabled=False) | {"gates": {"below_start": []}}, r"training 'local'\. .*got a local denoiser"),
         (of("local", process="flow"), r"training 'global'\. .*'predictor-corrector'.*"),
         (
@@ -592,6 +603,7 @@ def test_what_could_not_be_sampled_is_refused_before_training(overrides: dict[st
     [
         {},
         {"sample": {"label": "B"}, **LABELLED},
+        {"sample": {"mask_volume": "v", "guidance_scale": 2.0}, **of("global", mask="body-and-lungs")},
         {"sample": {"label": "B", "guidance_scale": 2.0}, **LABELLED},
         of("refiner", enabled=True),
         of("local", process="flow") | {"sample": {"sampler": "euler"}},

@@ -98,6 +98,7 @@ def secretive() -> PipelineConfig:
             "runner": {"name": "address", "scheduler": "tcp://DOE-1:8786"},
             "evaluate": {"extractor": {"name": "medicalnet", "path": f"{SECRET}/weights", "sha256": digest}},
             "recipe": {"global": {"cache_dir": f"{SECRET}/cache"}},
+            "sample": {"mask": f"{SECRET}/lungs.nii.gz"},
         },
     )
 
@@ -120,6 +121,7 @@ def test_the_configuration_that_is_sent_repeats_the_run_where_the_places_are_giv
     sent["ingest"] |= config.ingest.model_dump(include={"patient_key_file"})
     sent["evaluate"]["extractor"]["path"] = config.evaluate.extractor.path
     sent["recipe"]["global"] |= {"cache_dir": config.recipe["global"].cache_dir}
+    sent["sample"] |= {"mask": config.sample.mask}
     assert PipelineConfig.model_validate(sent | places) == config
 
 
@@ -138,12 +140,21 @@ def texts(model: type[Any], prefix: str = "") -> Iterator[str]:
 
 def test_every_setting_that_takes_any_text_is_a_place_or_known_to_be_none() -> None:
     """Of a run, of each family, process and extractor."""
-    training = {f"recipe.{name}" for name in ("family", "start", "label_column")}
+    training = {f"recipe.{name}" for name in ("family", "start", "label_column", "conditions")}
     gates = {"gates.below_start", "gates.max_loss_ratio"}  # names of trainings
     harmless = (
         training
         | gates
-        | {"ingest.excluded_body_parts", "base", "snapshot", "experiment", "sample.label", "sample.sampler"}
+        | {
+            "ingest.excluded_body_parts",
+            "base",
+            "snapshot",
+            "experiment",
+            "sample.conditions",
+            "sample.label",
+            "sample.sampler",
+            "sample.mask_volume",
+        }
     )
     # What settings a launcher or a runner has is its own; none of them is sent. Of an extractor, the path of its file is not.
     known = PLACES - {"evaluate.extractor.path"} | harmless | {"launcher.name", "evaluate.metrics"}

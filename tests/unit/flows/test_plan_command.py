@@ -35,6 +35,7 @@ def test_text_shows_the_refiner_and_says_estimate(tmp_path: Path) -> None:
         "[/tiny].yaml",
         "train refiner, fp32",
         "sample refiner, bf16",
+        "reconstruct refiner, fp32",
         "GPU memory (estimate)",
         "80 GB",
         "local 2, global 2, refiner 1",

@@ -9,8 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.reconstruct_run import Wanted, figures_table, parameters
 from storage.documents.measurement import Measurement
 from storage.documents.samples import Samples
+from tasks.reconstruct.config import ReconstructConfig
+from tests.unit.storage.radiograph_files import write_radiograph
 from tests.unit.tasks.test_reconstruct import Case
 
 
@@ -96,6 +99,55 @@ def test_an_operator_that_cannot_be_read_and_a_missing_measurement_are_named(
     assert found.exit_code == 1
     assert "does not exist" in words(found.stderr)
     np.save(tmp_path / "views.npy", np.zeros((1, 8, 8)))
+    found = call(tmp_path / "views.npy", "--volume", "v2")
+    assert found.exit_code == 1
+    assert "volume 'v2' is one of a store, and" in words(found.stderr)
     found = call(tmp_path / "views.npy")
     assert found.exit_code == 1
     assert "an array without geometry" in words(found.stderr)
+
+
+def test_radiographs_are_measured_by_their_own_geometry(call: Called, tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    pixels = np.full((100, 100), 60000.0)
+    pixels[30:70, 30:70] = 60000 * np.exp(-0.02 * 100)  # 100 mm of water
+    write_radiograph(films / "1.dcm", pixels)
+    write_radiograph(films / "2.dcm", pixels, ViewPosition="LL", PatientOrientation=["P", "F"])
+    call.operator.write_text(
+        "name: projection\nsource_to_isocentre_mm: 1600\nsource_to_detector_mm: 1800\nnoise_std: 5\n"
+        "radiograph: {air_value: 60000, water_per_mm: 0.02}\n"
+    )
+    shown = call(films, "--samples", "1", "--steps", "2", "--json")
+    assert shown.exit_code == 0, shown.output
+    value = json.loads(shown.stdout.splitlines()[-1])
+    measurement = Measurement.load(Path(value["measurement"]["uri"]))
+    assert [view["angle_deg"] for view in measurement.operator["views"]] == [0.0, 90.0]
+    assert measurement.operator["detector_pitch_mm"] == [18.0, 18.0]  # a voxel of 16 mm, 1.125 times as large
+    assert any("counts as air, though it has a shadow" in note for note in value["reconstruction"]["warnings"])
+    again = call(films, "--samples", "1", "--steps", "2")
+    assert "1 volumes cached" in again.stdout
+    call.operator.write_text("name: projection\nradiograph: {air_value: 60000, water_per_mm: 0.02}\n")
+    refused = call(films)
+    assert refused.exit_code == 1
+    assert "no DistanceSourceToDetector: set source_to_detector_mm in the operator" in words(refused.stderr)
+    call.operator.write_text("name: downsampling\nfactor: 2\n")
+    assert "Radiographs are measured by the operator projection" in words(call(films).stderr)
+
+
+def test_runs_are_compared_by_operator_and_guide_without_paths_or_masks(case: Case, tmp_path: Path) -> None:
+    operator = {"name": "mask", "region": "array", "kept": "A" * 300}
+    how = ReconstructConfig.model_validate({"guide": "pigdm", "guide_settings": {"data_std": 0.5}})
+    found = parameters(Wanted(tmp_path / "scan.nii.gz", case.checkpoint, operator, how))
+    assert found["measure.operator.name"] == "mask"
+    assert (found["reconstruct.guide"], found["reconstruct.guide_settings.data_std"]) == ("pigdm", 0.5)
+    assert "measure.operator.kept" not in found
+    assert "reconstruct.strength" not in found  # the guide's own
+    assert not any(str(tmp_path) in str(value) for value in found.values())
+
+
+def test_the_table_of_a_page_has_accuracy_where_the_truth_is_known_and_else_the_residual() -> None:
+    found = {"unit": "mm", "num_samples": 2, "residuals": [1.0, 2.0], "truth": None}
+    assert figures_table(found) == [{"volumes": 2, "residual (mm)": 1.5}]
+    mean = {"psnr_db": 20.123, "ssim": 0.5, "error_hu": {"all": 50.04}, "residual": 3.0}
+    row = {"volume": "mean", "PSNR (dB)": 20.12, "SSIM": 0.5, "error (HU)": 50.0, "residual (mm)": 3.0}
+    assert figures_table(found | {"truth": {"accuracy": {"mean": mean}}}) == [row]

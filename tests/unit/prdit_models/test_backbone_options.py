@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from prdit_models.conditions import Conditions
 from prdit_models.networks.attention import Attention
 from prdit_models.networks.config import CascadeConfig, ModelConfig, model_config, network_config
 from prdit_models.networks.embeddings import rotary_table, rotate
@@ -104,11 +105,11 @@ def test_labels_move_the_refiner_and_none_is_the_last_index():
     model = _random(PRDiT(_tiny(num_classes=3)))
     x = torch.randn(2, 1, 8, 8, 8)
     none = model(x, 5)
-    torch.testing.assert_close(model(x, 5, torch.tensor([3, 3])), none, atol=1e-4, rtol=0)
-    mixed = model(x, 5, torch.tensor([0, 3]))
+    torch.testing.assert_close(model(x, 5, Conditions(torch.tensor([3, 3]))), none, atol=1e-4, rtol=0)
+    mixed = model(x, 5, Conditions(torch.tensor([0, 3])))
     torch.testing.assert_close(mixed[1], none[1], atol=1e-5, rtol=0)
     assert float((mixed[0] - none[0]).abs().max()) > 1e-3
-    coarse, _ = branches(model, x, 5, torch.tensor([0, 1]))
+    coarse, _ = branches(model, x, 5, Conditions(torch.tensor([0, 1])))
     torch.testing.assert_close(coarse, branches(model, x, 5)[0], atol=1e-5, rtol=0)  # the refiner alone
 
 
@@ -123,9 +124,9 @@ def test_labels_move_the_refiner_and_none_is_the_last_index():
 def test_labels_that_do_not_fit_are_refused(labels, message):
     model = PRDiT(_tiny(num_classes=3))
     with pytest.raises(ValueError, match=message):
-        model(torch.zeros(2, 1, 8, 8, 8), 5, labels)
+        model(torch.zeros(2, 1, 8, 8, 8), 5, Conditions(labels))
     with pytest.raises(ValueError, match="num_classes 0"):
-        PRDiT(_tiny())(torch.zeros(2, 1, 8, 8, 8), 5, torch.tensor([0, 0]))
+        PRDiT(_tiny())(torch.zeros(2, 1, 8, 8, 8), 5, Conditions(torch.tensor([0, 0])))
 
 
 def test_joint_training_gives_the_local_branch_gradients():

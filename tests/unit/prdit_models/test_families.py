@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.diffusion.flow import FlowProcess
 from prdit_models.diffusion.process import Process
@@ -138,6 +139,6 @@ def test_what_families_refuse() -> None:
     with pytest.raises(ValueError, match="patches denoised on their own do not form an anatomy"):
         local.check(found["local"], cosine, Request(Sampler()))
     with pytest.raises(ValueError, match=r"label was asked for .* of a global transformer that was trained without"):
-        above.check(found["global"], cosine, Request(Sampler(), label=0))
+        above.check(found["global"], cosine, Request(Sampler(), conditions=Conditions(labels=torch.tensor([0]))))
     with pytest.raises(ValueError, match="refined model, which takes no labels"):
-        refiner.check(found["refiner"], cosine, Request(Sampler(), label=0))
+        refiner.check(found["refiner"], cosine, Request(Sampler(), conditions=Conditions(labels=torch.tensor([0]))))

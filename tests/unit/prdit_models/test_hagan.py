@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training
 from prdit_models.families.hagan import FAMILY, HAGANSettings, energy_scores
@@ -307,7 +308,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="label_column is set; HA-GAN takes no labels"):
         FAMILY.describe(HAGANSettings(), Given(32, 8.0, None, num_classes=2))
     with pytest.raises(ValueError, match=r"label was asked for .* of HA-GAN"):
-        FAMILY.check({}, None, Request(Sampler(), label=0))
+        FAMILY.check({}, None, Request(Sampler(), conditions=Conditions(labels=torch.tensor([0]))))
     for settings, message in (
         ({"critic_lr": 0.0}, "critic_lr is 0.0; expected above 0"),
         ({"encoder_lr": -1.0}, "encoder_lr is"),

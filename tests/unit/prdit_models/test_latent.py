@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.ddpm import DDPMProcess
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.diffusion.sampling import sample
@@ -260,7 +261,7 @@ def test_what_it_refuses() -> None:
     with pytest.raises(ValueError, match="label_column is set"):
         family.describe(family.settings(**SMALL), Given(8, 2.0, PUBLISHED_PROCESS, 2, start))
     with pytest.raises(ValueError, match="A label was asked for"):
-        family.check({}, PUBLISHED_PROCESS, Request(TINY, label=1))
+        family.check({}, PUBLISHED_PROCESS, Request(TINY, conditions=Conditions(labels=torch.tensor([1]))))
 
 
 def test_what_a_row_of_a_table_says_of_it() -> None:

@@ -254,6 +254,7 @@ def test_plan_names_every_training_and_labels_gpu_rows_as_estimates() -> None:
         ("one", "train"),
         ("two", "train"),
         ("two", "sample"),
+        ("two", "reconstruct"),
     }
     assert found["flops"]["two"]["forward"] == count_flops(trainings["two"], 2, training=False)
     for row in found["gpu"]:

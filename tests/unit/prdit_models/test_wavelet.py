@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prdit_models import plan as planning
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.ddpm import DDPMProcess
 from prdit_models.diffusion.sampler import Sampler
 from prdit_models.families.family import FAMILIES, Batch, Given, HeldOut, Request, Training
@@ -377,7 +378,7 @@ def test_what_the_family_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="label_column is set; family 'wdm' takes no labels"):
         FAMILY.describe(SMALL, Given(16, 8.0, PROCESS, num_classes=2))
     with pytest.raises(ValueError, match=r"label was asked for \(sample.label\) of family 'wdm'"):
-        FAMILY.check(description, PROCESS, Request(Sampler("ddim", 2), label=1))
+        FAMILY.check(description, PROCESS, Request(Sampler("ddim", 2), conditions=Conditions(labels=torch.tensor([1]))))
     with pytest.raises(ValueError, match=r"sampled by: ancestral, ddim"):
         FAMILY.check(description, PROCESS, Request(Sampler()))
     with pytest.raises(ValueError, match="groups is 0"):

@@ -29,11 +29,14 @@ def write_radiograph(
     data.Modality, data.ImageType, data.InstanceNumber = _MODALITIES[sop_class], ["ORIGINAL", "PRIMARY", ""], 1
     data.PatientID, data.PatientName, data.PatientBirthDate = "SECRET-ID-77", "Doe^Confidentia", "19500601"
     data.StudyDate, data.StudyTime, data.InstitutionName = "20200101", "120000", "Hidden Hospital"
+    for name in ("PatientSex", "ReferringPhysicianName", "StudyID", "AccessionNumber", "Manufacturer"):
+        setattr(data, name, "")
+    data.SeriesNumber, data.BodyPartExamined = 1, "CHEST"
     data.KVP, data.ImagerPixelSpacing = 120, [1.5, 1.5]
     data.PixelIntensityRelationship = "LIN"
     data.Rows, data.Columns = pixels.shape[-2:]
     if pixels.ndim == 3:
-        data.NumberOfFrames = len(pixels)
+        data.NumberOfFrames, data.FrameIncrementPointer, data.FrameTime = len(pixels), 0x00181063, 33
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
     if sop_class in (CR, DX_PRESENTATION, DX):
@@ -41,9 +44,19 @@ def write_radiograph(
         data.PixelIntensityRelationshipSign = 1
         data.PresentationIntentType = "FOR PRESENTATION" if sop_class == DX_PRESENTATION else "FOR PROCESSING"
         data.RescaleIntercept, data.RescaleSlope, data.RescaleType = 0, 1, "US"
+        data.ImageLaterality, data.PresentationLUTShape, data.LossyImageCompression = "U", "IDENTITY", "00"
+        data.BurnedInAnnotation, data.DetectorType, data.PositionerType = "NO", "DIRECT", ""
+        data.AcquisitionContextSequence = []
+        thorax = item(CodeValue="51185008", CodingSchemeDesignator="SCT", CodeMeaning="Thorax")
+        if sop_class != CR:
+            data.AnatomicRegionSequence = [thorax]
+        if sop_class == DX_PRESENTATION:
+            data.WindowCenter, data.WindowWidth = 30000, 60000
     else:
         data.DistanceSourceToPatient, data.DistanceSourceToDetector = 700.0, 1000.0
         data.PositionerPrimaryAngle, data.PositionerSecondaryAngle = 0.0, 0.0
+        data.ImageType, data.RadiationSetting = ["ORIGINAL", "PRIMARY", "SINGLE PLANE"], "GR"
+        data.XRayTubeCurrent = data.ExposureTime = data.Exposure = 1
     for name, value in tags.items():
         setattr(data, name, value)
     for name in without:

@@ -9,7 +9,7 @@ from prdit_models.networks.build import build_network
 from prdit_models.networks.config import ModelConfig, NetworkConfig
 from storage.artifacts import Ref, commit_artifact
 from storage.checkpoints import save_tensors
-from storage.documents.checkpoint import Checkpoint, Intensity, View
+from storage.documents.checkpoint import Checkpoint, CoarseMask, Intensity, View
 from storage.files import write_text_atomic
 
 TINY = ModelConfig(volume_size=8, patch_size=4, stride=4, padding=0, hidden_size=48, num_heads=4, depth=1)
@@ -38,6 +38,7 @@ def commit_checkpoint(
     model: Any = None,
     metrics: str = "",
     process: dict[str, object] | None = None,
+    mask: CoarseMask | None = None,
 ) -> Ref:
     """A checkpoint artifact as training leaves it; raw weights differ from the EMA's by a factor."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,7 @@ def commit_checkpoint(
         step=6,
         seed=42,
         gates=None,
+        mask=mask,
     ).save(directory)
     write_text_atomic(directory / "metrics.jsonl", metrics)
     stage = f"train-{family}"

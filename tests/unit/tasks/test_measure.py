@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,11 @@ from prdit_models.intensity import HounsfieldWindow
 from prdit_models.inverse.grid import Grid3
 from prdit_models.inverse.operator import operator_from_dict
 from storage.documents.measurement import Measurement
-from storage.errors import DamagedArtifactError, InputError
+from storage.errors import DamagedArtifactError, InputError, UnusableSeriesError
 from storage.exports.nifti import write_nifti
 from storage.geometry import Volume
 from storage.sources.one_scan import find_scan
+from storage.sources.source import Limits
 from tasks.model.view import ViewConfig
 from tasks.reconstruct.baselines import baselines
 from tasks.reconstruct.measure import ArrayFile, ScanFiles, Source, load_measurement, measure_stage
@@ -54,7 +56,15 @@ def test_projections_in_mm_of_water_are_taken_as_they_are(tmp_path: Path) -> Non
     [
         (np.full((1, 8, 12), 100.0), r"has shape \(1, 8, 12\); the views of operator 'projection' have \(2, 8, 12\)"),
         (np.full((2, 8, 12), 5.0), r"from 5 to 5; expected mm of water .* divided by the attenuation of water"),
-        (np.full((2, 8, 12), np.nan), "expected mm of water"),
+        (np.full((2, 8, 12), np.nan), r"192 of 192 values that are no finite number; repair them"),
+        (
+            np.linspace(-1000.0, 800.0, 192).reshape(2, 8, 12),
+            r"from -1000 to 800; expected mm of water .* 0 beside a body",
+        ),
+        (
+            np.linspace(160.0, 65535.0, 192).reshape(2, 8, 12),
+            r"to 6.554e\+04; expected mm of water .* Intensities I become",
+        ),
         (np.array([{"a": 1}], dtype=object), "not an .npy file of numbers"),
     ],
 )
@@ -80,6 +90,37 @@ def test_a_scan_under_a_mask_gives_the_values_that_it_keeps_within_the_window(tm
     np.testing.assert_array_equal(found[0].numpy(), np.clip(hu[kept], -1000, 1000))
     assert document.grid.origin_mm == (1.0, 2.0, 3.0)
     assert document.saturated_fraction == pytest.approx(((hu < -1000) | (hu > 1000)).mean())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [(0.0, 0.05, "not the HU of a chest .*no air"), (0, 0, "no air"), (-1000, -1000, "all its voxels are -1000 HU")],
+)
+def test_a_scan_in_another_unit_is_refused(tmp_path: Path, low: float, high: float, message: str) -> None:
+    values = np.random.default_rng(0).uniform(low, high, (8, 8, 8)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "scan.nii.gz")
+    with pytest.raises(UnusableSeriesError, match=message):
+        measured(ScanFiles(find_scan(tmp_path)), {"name": "downsampling", "factor": 2}, tmp_path)
+
+
+def test_voxels_without_a_number_are_refused_or_taken_as_air_where_the_limits_say_so(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(-1000, 1000, (8, 8, 8)).astype(np.float32)
+    values[0, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "scan.nii.gz")
+    scan, half = find_scan(tmp_path / "scan.nii.gz"), {"name": "downsampling", "factor": 2}
+    with pytest.raises(UnusableSeriesError, match=r"no finite number \(1 of 512\).*ingest.nan to air"):
+        measured(ScanFiles(scan), half, tmp_path)
+    document, _ = measured(ScanFiles(scan, Limits(nan="air")), half, tmp_path)
+    assert document.recorded is not None
+    assert "1 of 512 voxels are not finite and became -1024 HU" in document.recorded.notes
+
+
+def test_thick_slices_of_a_small_scan_are_measured(tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).integers(-1000, 1000, (2, 8, 8)).astype(np.int16)
+    write_nifti(tmp_path / "scan.nii.gz", Volume(hu, (4.0, 4.0, 16.0), (0.0, 0.0, 0.0)))
+    thick = {"name": "thick-slices", "thickness_mm": 16.0}
+    _, found = measured(ScanFiles(find_scan(tmp_path), Limits()), thick, tmp_path)
+    np.testing.assert_array_equal(found[0].numpy(), hu)
 
 
 def test_a_damaged_measurement_is_named(tmp_path: Path) -> None:

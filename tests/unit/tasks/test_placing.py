@@ -1,5 +1,6 @@
 """A scan at the places where an operator measures: taken as it is, averaged where it is finer, refused where it is coarser."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,18 @@ def test_projections_are_no_scan(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"measures 1 × 8 × 8 values in mm; a CT scan has voxels in HU"):
         place(find_scan(tmp_path).read(), views)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"scan.nii.gz does not exist. Give one NIfTI file, or a folder"):
+        find_scan(tmp_path / "scan.nii.gz")
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"no scan that can be read \(1 unreadable_file: .*empty"):
+        find_scan(tmp_path / "scan.nii.gz")
+    with zipfile.ZipFile(tmp_path / "series.zip", "w") as archive:
+        archive.writestr("a.dcm", b"0")
+    with pytest.raises(SourceError, match=r"has only archives, which are not looked into: unpack them"):
+        find_scan(tmp_path / "series.zip")
 
 
 def test_one_scan_is_found_and_others_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from prdit_models.inverse.sirt import sirt
 from storage.documents.measurement import Measurement
 from storage.errors import InputError, SourceError
 from tasks.model.view import ViewConfig
+from tasks.reconstruct.comparison import Comparison
 from tasks.reconstruct.measure import load_measurement, measure_stage
 from tasks.reconstruct.radiographs import RadiographFiles
 from tasks.reconstruct.setting import Setting
@@ -43,7 +44,7 @@ def phantom() -> torch.Tensor:
 def seen(view: dict[str, Any], **changes: Any) -> Pixels:
     """mm of water of the phantom in every pixel of one film, (rows, columns), down and right as seen from the detector."""
     settings = FILM | {"views": [view], "detector_shape": SHAPE, "detector_pitch_mm": PITCH} | changes
-    return operator_from_dict(settings, GRID).forward(phantom().double())[0, 0].numpy()
+    return np.asarray(operator_from_dict(settings, GRID).forward(phantom().double())[0, 0])
 
 
 def intensity(water_mm: Pixels) -> Pixels:
@@ -58,7 +59,7 @@ def measured(path: Path, operator: dict[str, Any]) -> tuple[Measurement, NDArray
 
 
 def mask(operator: Any) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = operator._measured.numpy().reshape(operator.measurement_shape())
+    found: NDArray[np.bool_] = operator.measured_pixels.numpy()
     return found
 
 
@@ -182,26 +183,35 @@ def test_what_collimator_shutter_and_padding_hide_pulls_nowhere(tmp_path: Path) 
     hidden[9:66, 12:78] = False
     pixels[hidden] = 7.0  # nearly black: it would be 450 mm of water
     pixels[30:33, 40:44] = 0.0
-    edges = {"CollimatorShape": "RECTANGULAR", "CollimatorLeftVerticalEdge": 12, "CollimatorRightVerticalEdge": 79}
+    edges: dict[str, Any] = {
+        "CollimatorShape": "RECTANGULAR",
+        "CollimatorLeftVerticalEdge": 12,
+        "CollimatorRightVerticalEdge": 79,
+    }
     edges |= {"CollimatorUpperHorizontalEdge": 9, "CollimatorLowerHorizontalEdge": 67}
-    circle = {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [36, 42], "RadiusOfCircularShutter": 30}
+    circle: dict[str, Any] = {
+        "ShutterShape": "CIRCULAR",
+        "CenterOfCircularShutter": [36, 42],
+        "RadiusOfCircularShutter": 30,
+    }
     write_radiograph(tmp_path / "1.dcm", pixels, PixelPaddingValue=0, **edges, **circle)
     _, values, operator = measured(tmp_path / "1.dcm", FILM | {"radiograph": WATER})
     there = mask(operator)
-    assert values.shape == (
-        1,
-        19,
-        20,
-    )  # the rows within the collimator, the columns within the circle, in blocks of three
+    # rows 9 to 64 and columns 12 to 70 (from 0) lie within both, in whole blocks of three
+    assert values.shape == (1, 18, 19)
     assert values.max() < 150
     assert (values[~there] == 0).all()
-    first = np.round(np.array(operator.to_dict()["views"][0]["detector_offset_mm"]) / PITCH)
+    first = np.array(operator.to_dict()["views"][0]["detector_offset_mm"]) / PITCH
     top, left = first + np.array(SHAPE) / 2 - np.array(values.shape[1:]) * 3 / 2
-    assert (top, left) == (9, 12)
+    assert (top, left) == pytest.approx((9, 12))
     shown = blocks(water[int(top) :, int(left) :], 3)[: values.shape[1], : values.shape[2]]
     np.testing.assert_allclose(values[there], shown[None][there], atol=0.02)
     row, column = np.nonzero(there[0])
-    assert ((3 * row + 10.5 - 35) ** 2 + (3 * column + 13.5 - 41) ** 2 < 30**2).all()  # blocks within the circle
+    assert ((3 * row + 10 - 35) ** 2 + (3 * column + 13 - 41) ** 2 < 30**2).all()  # blocks within the circle
+    # of the residual they are no part, though nothing is left in them
+    left = operator.forward(phantom())[0].numpy()[there] - values[there]
+    comparison = Comparison(operator, torch.from_numpy(values)[None], SETTING)
+    assert comparison.residual(phantom()[0, 0].numpy()) == pytest.approx(np.sqrt(np.mean(left**2)), rel=1e-4)
     # pixels without a value pull nowhere
     other = values.copy()
     other[~there] = 400.0
@@ -362,7 +372,7 @@ def test_folders_of_other_things_are_named(tmp_path: Path) -> None:
     assert RadiographFiles.of(tmp_path / "cine.dcm", chosen, SETTING).values.shape[0] == 1
     with pytest.raises(SourceError, match="3 frames, and frames asks for 9"):
         RadiographFiles.of(tmp_path / "cine.dcm", {"name": "projection", "radiograph": {"frames": [9]}}, SETTING)
-    increments = {"PositionerPrimaryAngleIncrement": [0.0, 1.0]}
+    increments: dict[str, Any] = {"PositionerPrimaryAngleIncrement": [0.0, 1.0]}
     write_radiograph(tmp_path / "odd.dcm", np.stack([pixels] * 3), sop_class=XA, **increments)
     with pytest.raises(SourceError, match="PositionerPrimaryAngleIncrement of 2 frames, the image has 3"):
         RadiographFiles.of(tmp_path / "odd.dcm", {"name": "projection", "radiograph": WATER}, SETTING)

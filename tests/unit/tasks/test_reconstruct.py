@@ -16,7 +16,6 @@ from storage.documents.reconstruction import Reconstruction
 from storage.documents.samples import Samples
 from storage.errors import ComputationError, InputError
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.config import ReconstructConfig
 from tasks.reconstruct.measure import StoredVolume, load_measurement, measure_stage
 from tasks.reconstruct.run import reconstruct
@@ -46,7 +45,7 @@ class Case:
     def __init__(self, root: Path) -> None:
         self.snapshot, split = make_data(root)
         _, self.checkpoint = commit_pair(root, self.snapshot, split)
-        self.setting = Setting.of(load_info(self.checkpoint))
+        self.setting = Setting.of(self.checkpoint, SampleConfig())
         self.context = RunContext(workdir=root / "work")
 
     def measured(self, operator: dict[str, Any] = HALF, volume_id: str = "v2", seed: int = 0) -> Ref:
@@ -184,6 +183,13 @@ def test_what_is_drawn_lies_in_the_window_with_the_measurement_the_sampler_reach
     assert np.mean(found[0]) < 0.9 * np.mean(found[1])
 
 
+def test_tf_says_what_it_wants(case: Case, tmp_path: Path) -> None:
+    reconstruct(case.checkpoint, case.measured(), config(guide="tf", strength=1e-3), tmp_path, silent)
+    said = " ".join(Reconstruction.load(tmp_path).warnings)
+    assert "Raise strength (10 to 50 times for volumes in HU), or measure X-rays" in said
+    assert "schedule=published, num_steps=250" in said
+
+
 def test_of_a_mask_the_voxels_that_were_not_measured_are_covered(case: Case, tmp_path: Path) -> None:
     measurement = case.measured({"name": "mask", "region": "half", "side": "left", "noise_std": 5.0})
     reconstruct(case.checkpoint, measurement, config(level=0.8), tmp_path, silent)
@@ -211,7 +217,7 @@ def test_a_training_patient_is_refused_unless_it_is_asked_for(case: Case, tmp_pa
 def test_what_does_not_fit_is_named_before_any_work(case: Case, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"guide: 'best' is none; there are projection"):
         reconstruct(case.checkpoint, case.measured(), config(guide="best"), tmp_path, silent)
-    with pytest.raises(InputError, match="'projection' cannot be made of"):
+    with pytest.raises(InputError, match="'projection' has no setting 'speed'"):
         reconstruct(case.checkpoint, case.measured(), config(guide_settings={"speed": 1}), tmp_path, silent)
     with pytest.raises(InputError, match=r"Unknown operator 'zoom'"):
         case.measured({"name": "zoom"})

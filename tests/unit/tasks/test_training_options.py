@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from prdit_models.conditions import Conditions
 from prdit_models.diffusion.cosine import CosineProcess
 from prdit_models.networks.cascade import CascadeParts
 from prdit_models.networks.config import network_config
@@ -184,9 +185,10 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
     seen: list[int] = []
     inner = training.stepper.losses.network
 
-    def network(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.extend(labels.tolist())
-        return inner(x, t, labels)
+    def network(x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        assert conditions.labels is not None
+        seen.extend(conditions.labels.tolist())
+        return inner(x, t, conditions)
 
     training.stepper.losses.network = network
     training.run(lambda: False)
@@ -197,7 +199,7 @@ def test_a_labelled_model_trains_drops_labels_and_is_sampled_by_label(
     assert len(seen) == 96
     assert (seen.count(0), seen.count(1)) == (pytest.approx(24, abs=9), pytest.approx(12, abs=7))
     x = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    outputs = [model(x, 300, torch.tensor([label])) for label in (0, 1, 2)]
+    outputs = [model(x, 300, Conditions(torch.tensor([label]))) for label in (0, 1, 2)]
     assert float((outputs[0] - outputs[1]).abs().max()) > 1e-6
     assert torch.equal(outputs[2], model(x, 300))
 
@@ -311,7 +313,7 @@ def test_the_refining_head_takes_the_norms_of_the_model_below(refined: Ref) -> N
 
 
 def test_a_label_for_a_refined_model_is_refused(refined: Ref, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"of a refined model.*condition the model below"):
+    with pytest.raises(ValueError, match=r"of a refined model.*belong to the model below"):
         sample(refined, SampleConfig(label="B", num_steps=2), tmp_path / "out", lambda done, total: None)
 
 

@@ -17,7 +17,7 @@ from prdit_models.diffusion.process import PROCESSES, Process, SampleResult
 from prdit_models.diffusion.sampler import samplers_of
 from prdit_models.diffusion.sampling import Sampler, sample
 from prdit_models.diffusion.schedule import plan
-from prdit_models.diffusion.steering import DivergedError
+from prdit_models.diffusion.steering import DivergedError, rms
 from prdit_models.families.family import FAMILIES, Request
 from prdit_models.intensity import HounsfieldWindow
 from prdit_models.inverse.guides import GUIDES, TF, Projection
@@ -140,6 +140,18 @@ def test_progress_and_result_are_of_the_corrected_image() -> None:
     assert float(measured.residual(result.x0).abs().max()) < 0.01
 
 
+def test_the_image_of_an_evaluation_without_a_step_has_the_measurement_of_the_state() -> None:
+    """The published schedule ends with an evaluation at t = 0, after which nothing is corrected."""
+    measured, sampler = _measured(10.0), Sampler("predictor-corrector", 20, "published")
+    ended, plain = (
+        _draw(CosineProcess(), sampler, Projection(measured, within_window=within), 0) for within in (True, False)
+    )
+    left = [float(rms(measured.residual(each.x0) - measured.residual(plain.x))) for each in (ended, plain)]
+    assert left[0] < 1.0  # a tenth of the noise
+    assert left[1] > 50.0
+    assert float(ended.x0.abs().max()) <= 1.0
+
+
 # -- gradients through the network ------------------------------------------------------------------------------------
 
 
@@ -222,7 +234,7 @@ def test_tf_against_the_literal_oracle(num_steps: int) -> None:
         volume_size=SIZE,
         generators=_generators(0),
         noise_source=lambda _: next(left),
-        guide=TF(InModelRange(operator, WINDOW, y)),
+        guide=TF(InModelRange(operator, WINDOW, y), within_window=False),
     )
     assert len(list(left)) == 3  # no corrector at t of 3, 2 and 1 steps, and at 0; one draw is the initial state
     scale = float(expected.abs().max())

@@ -198,7 +198,7 @@ def test_a_guide_survives_a_document(name: str) -> None:
     assert guide_from_dict(guide.to_dict(), measured) == guide
     with pytest.raises(ValueError, match=f"strength of guide '{name}' is -1"):
         GUIDES[name](measured, strength=-1.0)
-    with pytest.raises(ValueError, match=f"guide '{name}' cannot be made of .*'sharpness'"):
+    with pytest.raises(ValueError, match=f"guide '{name}' has no setting 'sharpness'; it has .*strength"):
         guide_from_dict({"name": name, "sharpness": 1}, measured)
 
 
@@ -216,6 +216,14 @@ def test_what_guides_refuse() -> None:
         TF(measured, cutoff=1.0)
     with pytest.raises(ValueError, match=r"'magic'; there are projection, pigdm, dps, tf"):
         guide_from_dict({"name": "magic"}, measured)
+    for settings, message in (
+        ({"data_std": "big"}, "data_std of the guide 'projection' is 'big'; expected a number"),
+        ({"solver_steps": 2.5}, "solver_steps of the guide 'projection' is 2.5; expected a whole number"),
+        ({"solver_steps": True}, "is True; expected a whole number"),
+        ({"name": "tf", "cutoff": None}, "cutoff of the guide 'tf' is None; expected a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            guide_from_dict(settings, measured)
     for shape in ((3, 1, 2, 2, 2), (2, 1, 4, 4, 4)):
         with pytest.raises(ValueError, match=r"measurement has shape \(2, 1, 2, 2, 2\); the operator makes"):
             measured.residual(torch.zeros(shape))

@@ -68,6 +68,8 @@ def test_an_array_becomes_text_that_means_the_same(as_type: Any) -> None:
     ("settings", "message"),
     [
         ({"region": "sphere"}, "region is 'sphere'; expected one of box, half"),
+        ({"region": ["box"]}, r"region is \['box'\]; expected one of box, half"),
+        ({"region": "half", "side": ["left"]}, r"side is \['left'\]; expected one of left, right"),
         ({"region": "box"}, "'box' needs size_mm"),
         ({"region": "half"}, "'half' needs side"),
         ({"region": "half", "side": "top"}, "side is 'top'; expected one of left, right"),
@@ -75,6 +77,7 @@ def test_an_array_becomes_text_that_means_the_same(as_type: Any) -> None:
         ({"region": "box", "size_mm": (1.0, 0.0, 1.0)}, "size_mm is .*expected a positive number of mm"),
         ({"region": "box", "size_mm": 3.0, "centre_mm": (1.0, 2.0)}, "centre_mm is .*three finite"),
         ({"region": "box", "size_mm": 100.0}, "keeps none of the .* voxels; make the missing region smaller"),
+        ({"region": "box", "size_mm": 0.001}, "keeps all of the .* voxels, so that there is nothing to fill in"),
         ({"region": "array", "kept": np.ones((6, 8, 9), bool)}, r"kept has shape \(6, 8, 9\) .*resample the mask"),
         ({"region": "array", "kept": np.ones((6, 8, 10))}, "type float64; expected booleans"),
         ({"region": "array", "kept": "!"}, "kept is text that is no mask"),
@@ -87,6 +90,7 @@ def test_what_is_no_mask_is_refused(settings: dict[str, Any], message: str) -> N
 
 
 def test_the_text_of_another_grid_is_refused() -> None:
-    text = Mask(grid=Grid3((6, 8, 12), (1.0, 1.0, 1.0)), region="array", kept=np.ones((6, 8, 12), bool)).kept
-    with pytest.raises(ValueError, match="mask of another shape than"):
+    kept = np.arange(6 * 8 * 12).reshape(6, 8, 12) > 0
+    text = Mask(grid=Grid3((6, 8, 12), (1.0, 1.0, 1.0)), region="array", kept=kept).kept
+    with pytest.raises(ValueError, match="mask of another shape than the grid's"):
         Mask(grid=GRID, region="array", kept=text)

@@ -137,8 +137,10 @@ def test_an_outsiders_operator_is_checked_when_it_is_made(monkeypatch: pytest.Mo
     [
         ({"factor": 2}, "the name None; expected name: one of downsampling, mask"),
         ({"name": "rotation"}, "Unknown operator 'rotation'; there are downsampling"),
-        ({"name": "blur", "sigma": 2}, "'blur' cannot be made of .*sigma"),
-        ({"name": "blur"}, "'blur' cannot be made of .*fwhm_mm"),
+        ({"name": "blur", "sigma": 2}, "'blur' has no setting 'sigma'; it has noise_std, fwhm_mm, boundary"),
+        ({"name": "blur", "fwhm_mm": 2.0, "grid": [8, 8, 8]}, "'blur' has no setting 'grid'"),
+        ({"name": "blur", 2: 3}, "'blur' has no setting 2; it has"),
+        ({"name": "blur"}, "'blur' needs fwhm_mm; its settings are noise_std, fwhm_mm, boundary"),
         ({"name": "blur", "fwhm_mm": 2.0, "noise_std": -1}, "noise_std is -1; expected a number of at least 0 .*in HU"),
         ({**CASES["cone"], "noise_std": float("nan")}, "noise_std is nan; .*in mm"),
     ],

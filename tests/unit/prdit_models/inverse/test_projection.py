@@ -196,6 +196,42 @@ def test_views_can_turn_about_another_point_and_have_their_own_distances() -> No
     assert not torch.allclose(same.forward(x), near.forward(x))
 
 
+def test_pixels_that_were_not_measured_are_0_and_pull_nowhere() -> None:
+    grid, generator = Grid3((9, 11, 7), (1.0, 1.2, 1.5)), torch.Generator().manual_seed(0)
+    settings: dict[str, Any] = {
+        "grid": grid,
+        "views": ({"angle_deg": 0.0}, {"angle_deg": 70.0}),
+        "detector_shape": (8, 9),
+        "detector_pitch_mm": 2.0,
+        **FAR,
+    }
+    measured = torch.rand(2, 8, 9, generator=generator) < 0.6
+    whole, part = Projection(**settings), Projection(**settings, measured=measured)
+    x = torch.randn(1, 1, *grid.shape, generator=generator, dtype=torch.float64)
+    found = part.forward(x)[0]
+    assert not found[~measured].any()
+    torch.testing.assert_close(found[measured], whole.forward(x)[0][measured])
+    y = torch.randn(1, 2, 8, 9, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(part.adjoint(y), whole.adjoint(torch.where(measured, y, 0.0)))
+    assert not torch.equal(part.adjoint(y), whole.adjoint(y))
+    settings["views"] = whole.views
+    assert Projection(**settings, measured=part.to_dict()["measured"]) == part
+    assert Projection.measured_text(measured.numpy()) == part.measured
+    with pytest.raises(ValueError, match=r"measured has shape \(3,\) .*expected booleans of the shape \(2, 8, 9\)"):
+        Projection(**settings, measured=np.ones(3, bool))
+
+
+def test_a_view_can_turn_about_a_point_of_its_own() -> None:
+    grid = Grid3((20, 20, 20), (1.0, 1.0, 1.0))
+    x = torch.randn(1, 1, 20, 20, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    common: dict[str, Any] = {"grid": grid, "detector_shape": (9, 11), "detector_pitch_mm": 2.0, **FAR}
+    moved = Projection(views=({"angle_deg": 30.0},), isocentre_mm=(3.0, -4.0, 5.0), **common)
+    views = ({"angle_deg": 30.0}, {"angle_deg": 30.0, "isocentre_mm": (3.0, -4.0, 5.0)})
+    both = Projection(views=views, **common).forward(x)
+    assert torch.equal(both[:, 1], moved.forward(x)[:, 0])
+    assert not torch.allclose(both[:, 0], both[:, 1])
+
+
 def test_chunks_and_tables_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid3((9, 11, 7), (1.0, 1.2, 1.5))
     settings: dict[str, Any] = {
@@ -295,6 +331,10 @@ def test_views_without_a_usable_geometry_are_refused(change: dict[str, Any], mes
     ("change", "message"),
     [
         ({"num_views": 0}, "num_views is 0; expected a whole number of at least 1"),
+        ({"num_views": 10**12}, r"1000000000000 views of .* are .* values, more than 1.07e\+09; take fewer views"),
+        ({"source_to_isocentre_mm": "595"}, "source_to_isocentre_mm is '595'; expected a positive number of mm"),
+        ({"source_to_isocentre_mm": -595.0}, "source_to_isocentre_mm is -595.0; expected a positive number of mm"),
+        ({"source_to_detector_mm": float("inf")}, "source_to_detector_mm is inf; expected a positive number of mm"),
         ({"arc_deg": 0}, "arc_deg is 0; expected a positive number of degrees"),
         ({"arc_deg": 400.0}, "arc_deg is 400.0; expected at most 360"),
         ({"start_deg": float("nan")}, "start_deg is nan"),

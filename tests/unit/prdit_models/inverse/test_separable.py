@@ -97,6 +97,11 @@ def test_a_width_is_positive(width: Any) -> None:
         Blur(grid=GRID, fwhm_mm=width)
 
 
+def test_a_width_far_beyond_the_volume_is_refused_before_its_kernel_is_made() -> None:
+    with pytest.raises(ValueError, match=r"fwhm_mm is .*more than 10 times the volume of .*Use a narrower one"):
+        Blur(grid=GRID, fwhm_mm=1e12)
+
+
 def test_an_unknown_boundary_is_refused() -> None:
     with pytest.raises(ValueError, match="boundary is 'zero'; expected one of reflect, air"):
         Blur(grid=GRID, fwhm_mm=2.0, boundary="zero")
@@ -155,6 +160,7 @@ def test_a_constant_stays_in_thick_slices() -> None:
         ({"thickness_mm": 0}, "thickness_mm is 0; expected a positive number of mm"),
         ({"thickness_mm": 60.0}, "thickness_mm 60 is more than the 48 mm of the volume"),
         ({"thickness_mm": 5.0, "distance_mm": float("nan")}, "distance_mm is nan"),
+        ({"thickness_mm": 5.0, "distance_mm": 1e-5}, "Slices are 1e-05 mm apart .* expected at least 0.008 mm"),
         ({"thickness_mm": 5.0, "profile": "triangle"}, "profile is 'triangle'; expected one of box, gaussian"),
         ({"thickness_mm": 5.0, "first_mm": 2.0}, "first_mm is 2.0 and num_slices None; give both"),
         ({"thickness_mm": 5.0, "first_mm": 2.0, "num_slices": 0}, "num_slices 0; expected mm and at least 1"),

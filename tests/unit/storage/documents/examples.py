@@ -7,7 +7,18 @@ from typing import Any
 from storage.documents.average_snapshots import AverageSnapshot, AverageSnapshots
 from storage.documents.backup import BackupDocument, BackupFile
 from storage.documents.benchmark import BenchmarkDocument, Line, PlannedTraining, SeedResult
-from storage.documents.checkpoint import Average, Checkpoint, Gates, Imported, Intensity, Labels, View
+from storage.documents.checkpoint import (
+    Average,
+    Category,
+    Checkpoint,
+    CoarseMask,
+    Gates,
+    Imported,
+    Intensity,
+    Labels,
+    Number,
+    View,
+)
 from storage.documents.comparison import ComparedFigure, ComparedRun, Comparison, Difference, Pairs, Setting
 from storage.documents.document import Document
 from storage.documents.encoded import EncodedOrigin
@@ -25,7 +36,7 @@ from storage.documents.reference import Reference
 from storage.documents.report import Features, FigureRecord, Report
 from storage.documents.retraining import Retraining
 from storage.documents.run_record import RunDocument, StageRecord
-from storage.documents.samples import Excluded, Guided, Redraw, SamplerSettings, Samples, Verdict
+from storage.documents.samples import Excluded, GivenMask, Guided, Redraw, SamplerSettings, Samples, Verdict
 from storage.documents.snapshot import HistoryEntry, Roles, Snapshot, SnapshotVolume
 from storage.documents.split import Split
 from storage.documents.synthetic import Synthetic
@@ -210,13 +221,18 @@ EXAMPLES: dict[str, Document] = {
         model={"volume_size": 64},
         process={"name": "cosine", "noise_std": 0.5, "num_steps": 1000},
         intensity=_INTENSITY,
-        view=_VIEW,
+        view=View(size=64, edge=256, centre=None, more_edges=(320, 384)),
         axes="zyx",
         spacing_mm=1.0,
         step=100,
         seed=42,
         gates=Gates(first_loss=1.0, last_loss=0.1, val_loss=0.2, val_loss_ema=None, val_loss_ema_parts={"t050": 0.1}),
         labels=Labels(column="sex", values=("F", "M")),
+        conditions=(
+            Number(name="age_years", mean=61.5, std=9.25),
+            Category(name="ConvolutionKernel", values=("B", "L")),
+        ),
+        mask=CoarseMask(channels=("body", "lungs"), cell=2),
         average=Average(sigma_rel=0.1, updates=None, shares={"a.safetensors": 1.0}),
         imported=Imported(
             variant="prdit",
@@ -239,7 +255,7 @@ EXAMPLES: dict[str, Document] = {
         num_asked=2,
         volume_ids=["generated-00000"],
         seeds=[7],
-        sampler=_SAMPLER,
+        sampler=_SAMPLER.model_copy(update={"conditions": {"age_years": 90.0, "ConvolutionKernel": "B"}}),
         clipped_fraction=[0.0],
         outside_window_fraction=[0.01],
         verdicts=[Verdict(plausible=False, failed=["lung_hu"], figures={"lung_hu": -700.0, "outside_hu": None})],
@@ -248,6 +264,7 @@ EXAMPLES: dict[str, Document] = {
         view=_VIEW,
         intensity=_INTENSITY,
         spacing_mm=4.0,
+        warnings=["sample.conditions.age_years is 90; the training's values lie in about 33 to 89"],
     ),
     "export": Export(
         format="dicom",
@@ -269,7 +286,7 @@ EXAMPLES: dict[str, Document] = {
         checkpoint="sha256:8",
         family="global",
         step=100,
-        sampler=_SAMPLER,
+        sampler=_SAMPLER.model_copy(update={"mask": GivenMask(format="labels", files_digest=_DIGEST)}),
         guided=Guided(measurement=_DIGEST, guide="projection", strength=1.0, settings={"data_std": 0.5}),
     ),
     "measurement": Measurement(
