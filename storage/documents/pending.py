@@ -1,6 +1,8 @@
 """pending.json: what an unfinished stage reads, in its scratch folder."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from storage.documents.document import Document
 from storage.refs import Ref
@@ -12,6 +14,7 @@ class Pending(Document):
     Attributes:
         stage: name of the stage.
         inputs: references it reads, by role.
+        config: resolved configuration of the stage.
     """
 
     FORMAT: ClassVar[int] = 1
@@ -21,3 +24,4 @@ class Pending(Document):
 
     stage: str
     inputs: dict[str, Ref]
+    config: dict[str, Any] = Field(default_factory=dict)

@@ -20,7 +20,7 @@ from storage.snapshots import history, redact_snapshots, update
 from storage.tombstones import FOLDER, add_tombstone, find_tombstone, finish_tombstone
 from storage.volume_store import VolumeStore
 from tasks.patients.arrivals import Arrivals, forget_arrivals, look_at_arrivals, remove_links
-from tasks.patients.made import Affected, affected_by, by_digest, made_in, roles_of, unfinished_in
+from tasks.patients.made import Affected, affected_by, by_digest, made_in, roles_of, unfinished_in, volumes_shown
 from tasks.patients.patient import Patient
 from tasks.patients.places import (
     clear_unfinished,
@@ -37,7 +37,7 @@ from tasks.prune.plan import is_busy
 
 _LOCK = "forget.lock"
 _WAIT_S = 5.0  # for another process that forgets
-_STAGES = ("evaluate", "measure", "reconstruct")  # whose unfinished work may show the patient
+_STAGES = ("evaluate", "measure", "reconstruct", "sample")  # whose unfinished work may show the patient
 logger = logging.getLogger("prdit.patients")
 
 
@@ -154,10 +154,10 @@ def _unfinished(
     touched = {one.made.digest for one in affected if one.learned}
     found = []
     for workdir in workdirs:
-        for directory, inputs in unfinished_in(workdir):
-            roles = roles_of(inputs, made) or {}
-            names = {name for each in roles.values() for name in each}
-            if names & patient.volume_ids or any(ref.digest in touched for ref in inputs.values()):
+        for directory, pending in unfinished_in(workdir):
+            roles = roles_of(pending.inputs, made) or {}
+            names = {name for each in roles.values() for name in each} | volumes_shown(pending)
+            if names & patient.volume_ids or any(ref.digest in touched for ref in pending.inputs.values()):
                 found.append(directory)
     return found
 

@@ -96,13 +96,18 @@ def made_in(workdir: Path) -> list[Made]:
     return found
 
 
-def unfinished_in(workdir: Path) -> Iterator[tuple[Path, Mapping[str, Ref]]]:
-    """Directories of stages without an artifact, with the inputs of the run that works or worked there."""
+def unfinished_in(workdir: Path) -> Iterator[tuple[Path, Pending]]:
+    """Directories of stages without an artifact, with what the run that works or worked there reads."""
     for path in sorted(workdir.glob(f"*/*/{SCRATCH}/{Pending.NAME}")):
         directory = path.parents[1]
         if not (directory / PROVENANCE).exists():
             with suppress(StorageError):
-                yield directory, Pending.read(path).inputs
+                yield directory, Pending.read(path)
+
+
+def volumes_shown(pending: Pending) -> set[str]:
+    """Volumes that an unfinished stage's settings name."""
+    return {str(pending.config[name]) for name in _VOLUME_OF.values() if pending.config.get(name)}
 
 
 def roles_of(inputs: Mapping[str, Ref], made: Mapping[str, Made]) -> dict[str, list[str]] | None:

@@ -160,7 +160,7 @@ def forget_scratch(directory: Path, patient: Patient) -> None:
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Empty the directory of an evaluation that was not finished: whose its pictures are is not known. It is made again."""
+    """Empty the directory of a stage that was not finished: whose its pictures or volumes are is not known. They are made again."""
     for path in directory.iterdir():
         if path.name not in (SCRATCH, PROVENANCE):
             with naming_path(path):

@@ -219,7 +219,7 @@ def _compute(
         "config": config,
         **run.provenance,
     }
-    Pending(stage=stage.name, inputs=inputs).save(run.directory / SCRATCH)
+    Pending(stage=stage.name, inputs=inputs, config=config).save(run.directory / SCRATCH)
     ref = body(StageRun(run.directory, run.tracker, run.run_id, provenance))
     if ref is None:
         provenance["extra"]["seconds"] = round(time.monotonic() - began, 3)

@@ -346,6 +346,19 @@ def test_a_process_at_work_is_not_disturbed(world: World) -> None:
     assert world.plan().unfinished == [place]
 
 
+def test_an_unfinished_sampling_of_a_mask_is_emptied(world: World) -> None:
+    from storage.documents.pending import Pending
+
+    place = world.work / "sample" / "other"
+    (place / "work").mkdir(parents=True)
+    (place / "mask.nii.gz").write_bytes(b"x")
+    other = Ref(kind="checkpoint", uri=str(world.root / "elsewhere"), digest="sha256:" + "1" * 64)
+    Pending(stage="sample", inputs={"checkpoint": other}, config={"mask_volume": world.volume}).save(place / "work")
+    assert world.plan().unfinished == [place]
+    world.forget()
+    assert not (place / "mask.nii.gz").exists()
+
+
 def _refused(world: World) -> bool:
     try:
         world.forget()
