@@ -19,7 +19,6 @@ from storage.checkpoints import load_tensors
 from storage.documents.reconstruction import Accuracy, Reconstruction, Truth
 from storage.snapshots import newest
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.baselines import baselines
 from tasks.reconstruct.comparison import Drawn
 from tasks.reconstruct.config import ReconstructConfig
@@ -95,7 +94,7 @@ class Shown:
 
 def reconstructed(name: str, checkpoint: Ref, source: StoredVolume, config: ReconstructConfig, workdir: Path) -> Shown:
     """One task through both stages, and what its figure shows."""
-    task, setting, context = TASKS[name], Setting.of(load_info(checkpoint)), RunContext(workdir=workdir)
+    task, setting, context = TASKS[name], Setting.of(checkpoint, config), RunContext(workdir=workdir)
     measured = measure_stage(source, task.operator, setting, context).ref
     outcome = reconstruct_stage(checkpoint, measured, config, context, silent)
     sys.stderr.write(f"{name}: {outcome.ref.path}\n")
