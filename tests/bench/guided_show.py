@@ -19,7 +19,6 @@ from storage.checkpoints import load_tensors
 from storage.documents.reconstruction import Accuracy, Reconstruction, Truth
 from storage.snapshots import newest
 from storage.volume_store import VolumeStore
-from tasks.model.checkpoint import load_info
 from tasks.reconstruct.baselines import baselines
 from tasks.reconstruct.comparison import Drawn
 from tasks.reconstruct.config import ReconstructConfig
@@ -95,7 +94,7 @@ class Shown:
 
 def reconstructed(name: str, checkpoint: Ref, source: StoredVolume, config: ReconstructConfig, workdir: Path) -> Shown:
     """One task through both stages, and what its figure shows."""
-    task, setting, context = TASKS[name], Setting.of(load_info(checkpoint)), RunContext(workdir=workdir)
+    task, setting, context = TASKS[name], Setting.of(checkpoint, config), RunContext(workdir=workdir)
     measured = measure_stage(source, task.operator, setting, context).ref
     outcome = reconstruct_stage(checkpoint, measured, config, context, silent)
     sys.stderr.write(f"{name}: {outcome.ref.path}\n")
@@ -166,7 +165,9 @@ def brief_table(shown: dict[str, Shown]) -> str:
         figures, best = each.truth.accuracy, each.case.baseline[0]
         cells = [_brief(figures["mean"]), _brief(figures["sample"]), f"{_brief(figures[best])} ({best})"]
         ratio = fmean(each.found.residuals) / each.found.noise_std
-        lines.append(f"| {each.task.title} | {' | '.join(cells)} | {each.truth.coverage['0.9']:.0%} | {ratio:.1f} |")
+        lines.append(
+            f"| {each.task.title} | {' | '.join(cells)} | {100 * each.truth.coverage['0.9']:.0f} % | {ratio:.1f} |"
+        )
     return "\n".join(lines)
 
 
@@ -192,7 +193,7 @@ def full_table(shown: dict[str, Shown]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, each in likeness(shown).items():
-        inside = " | ".join(f"{share:.0%}" for share in each["coverage"].values())
+        inside = " | ".join(f"{100 * share:.0f} %" for share in each["coverage"].values())
         distances = " | ".join(f"{each[key]:.0f}" for key in ("to_training", "to_truth", "truth_to_training"))
         lines.append(f"| {TASKS[name].title} | {inside} | {distances} |")
     return "\n".join(lines)
