@@ -334,8 +334,7 @@ def test_no_word_of_a_header_is_kept(tmp_path: Path) -> None:
         ({}, {"radiograph": {"water_per_mm": -1}}, "water_per_mm is -1"),
         ({}, {"radiograph": {"patient_orientation": "left"}}, "patient_orientation is 'left'"),
         ({}, {"isocentre_mm": [900.0, 0.0, 0.0]}, "check isocentre_mm, detector_offset_mm"),
-        ({}, {"angle": 3}, "unexpected keyword"),
-        ({}, {"radiograph": WATER | {"water_per_mm": 2.0}}, "expected mm of water along each ray"),
+        ({}, {"angle": 3}, "'projection' has no setting 'angle'; it has noise_std"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_wrong_is_named_with_what_helps(
@@ -345,6 +344,13 @@ def test_what_is_missing_or_wrong_is_named_with_what_helps(
     given = {key: value for key, value in (FILM | {"radiograph": WATER} | operator).items() if value is not None}
     with pytest.raises(InputError, match=message):
         RadiographFiles.of(tmp_path / "1.dcm", given, SETTING)
+
+
+def test_values_that_are_no_path_lengths_are_refused(tmp_path: Path) -> None:
+    write_radiograph(tmp_path / "1.dcm", intensity(seen({"angle_deg": 0.0})))
+    films = RadiographFiles.of(tmp_path, FILM | {"radiograph": WATER | {"water_per_mm": 2.0}}, SETTING)
+    with pytest.raises(InputError, match="expected mm of water along each ray"):
+        measure_stage(films, films.operator, SETTING, RunContext(workdir=tmp_path / "work"))
 
 
 def test_folders_of_other_things_are_named(tmp_path: Path) -> None:
