@@ -30,10 +30,6 @@ class ReconstructConfig(SampleConfig):
     )
     level: float = Field(0.9, gt=0, lt=1, description="nominal coverage of the interval of every voxel")
 
-    def __hash__(self) -> int:
-        """What a process finds about drawings is cached by their settings."""
-        return hash(self.model_dump_json())
-
     @field_validator("redraw")
     @classmethod
     def _every_volume_counts(cls, value: RedrawConfig) -> RedrawConfig:
