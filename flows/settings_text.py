@@ -12,6 +12,8 @@ from storage.errors import ConfigError
 from tasks.run.settings import SettingsError
 
 _LARGEST = 2**20  # bytes; a configuration has a few thousand
+_LIST, _MAPPING = "a list, such as [one, two]", "a mapping, such as {key: value}"
+_EXPECTED = {"tuple_type": _LIST, "list_type": _LIST, "dict_type": _MAPPING}  # by pydantic's type of the problem
 
 
 class _Loader(yaml.SafeLoader):
@@ -133,6 +135,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines += [f"  {key}{'' if line.startswith(':') else '.'}{line}" for line in str(found).splitlines()]
         elif problem["type"] == "value_error":
             lines.append(f"  {key + ': ' if key else ''}{found}")
+        elif problem["type"] in _EXPECTED:
+            lines.append(f"  {key}: expected {_EXPECTED[problem['type']]}, got {problem['input']!r}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: not given, and it has no default")
         else:

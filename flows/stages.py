@@ -20,6 +20,7 @@ from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, StageOutcome
 from tasks.sample.stage import sample_stage
 from tasks.split.stage import split_stage
+from tasks.train.check import check_columns
 from tasks.train.stage import check_shares, train
 
 Inputs = Mapping[str, Ref]
@@ -37,6 +38,7 @@ class Row:
         inputs: name of the stage that makes each input, by the input's role.
         config: its settings.
         beside: inputs that no stage of the run makes, by role.
+        check: (snapshot, split) -> None, for what can be refused before the stages that it takes inputs from are run.
         run: (inputs by role, context, progress) -> outcome.
         shows: what the argument `publish`, which `run` then takes too, is given: rows of a table, or pictures with a caption.
     """
@@ -48,6 +50,7 @@ class Row:
     run: Callable[..., StageOutcome]
     shows: Literal["", "table", "picture"] = ""
     beside: Mapping[str, Ref] = field(default_factory=dict)
+    check: Callable[[Ref, Ref], None] | None = None
 
 
 def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> dict[str, Row]:
@@ -75,7 +78,8 @@ def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> di
         what = f"checkpoint of training {name!r}"
         beside = {"initial": initial[name]} if initial and name in initial else {}
         run = partial(_train, config, name)
-        found.append(Row(training_row(name), what, real | start, training, run, beside=beside))
+        check = partial(_check_columns, config, name, beside.get("initial"))
+        found.append(Row(training_row(name), what, real | start, training, run, beside=beside, check=check))
     found += [
         Row(
             "sample",
@@ -138,14 +142,22 @@ def walk(
 ) -> Iterator[tuple[str, StageOutcome]]:
     """Run the stages that `last` needs, one after the other, and yield each one's name and outcome.
 
+    Trainings are checked as soon as snapshot and split are there, but for those whose start is given.
+
     Args:
         table: the stages.
         last: name of the last one.
         given: references that exist already, by stage name.
         run: runs one stage with its inputs by role.
+    Raises: InputError: a later stage cannot work on this snapshot and split.
     """
-    refs = dict(given)
-    for name in needed(table, last, given):
+    refs, stages = dict(given), needed(table, last, given)
+    checks = [row.check for name in stages if (row := table[name]).check and row.inputs.get("start") not in given]
+    for name in stages:
+        if checks and {"ingest", "split"} <= refs.keys():
+            for check in checks:
+                check(refs["ingest"], refs["split"])
+            checks = []
         row = table[name]
         outcome = run(row, {role: refs[stage] for role, stage in row.inputs.items()} | dict(row.beside))
         refs[name] = outcome.ref
@@ -204,6 +216,13 @@ def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress
 
 def _train(config: PipelineConfig, name: str, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
     return train(name, dict(inputs), config.recipe[name], context, progress, config.launcher)
+
+
+def _check_columns(config: PipelineConfig, name: str, initial: Ref | None, snapshot: Ref, split: Ref) -> None:
+    try:
+        check_columns(snapshot, split, config.recipe[name], config.checkpoints()[name].view, initial)
+    except InputError as error:
+        raise InputError(f"recipe.{name}: {error}") from error
 
 
 def _sample(

@@ -15,7 +15,7 @@ from storage.errors import ConfigError, InputError
 from storage.snapshots import withdraw
 from storage.volume_store import VolumeStore
 from tasks.run.stage import RunContext, StageOutcome
-from tests.factories import make_store
+from tests.factories import list_volumes, make_split, make_store
 
 REFINED = {"recipe": {"refiner": {"enabled": True}}}
 GIVEN = Ref(kind="snapshot", uri="/given", digest="sha256:0")
@@ -235,6 +235,38 @@ def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> Non
     ran.clear()
     console.run_stages(config, "sample", {"train-global": below})  # no store is looked for
     assert [(name, inputs) for name, inputs, _ in ran] == [("sample", {"checkpoint": "sha256:mine"})]
+
+
+@pytest.mark.parametrize(
+    ("above", "message"),
+    [
+        ({"conditions": ["age"]}, r"recipe\.global: conditions names age, which is no column of the snapshot; it has grade,"),
+        ({"conditions": ["grade"]}, r"recipe\.global: conditions names grade, which is 2 for all training volumes"),
+        ({"label_column": "age"}, r"recipe\.global: label_column 'age' is not a column of the snapshot; it has grade"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused_before_the_training_below_is_run(
+    tmp_path: Path, above: dict[str, Any], message: str
+) -> None:
+    make_store(tmp_path / "store")
+    volumes = VolumeStore.open(tmp_path / "store")
+    patients = {f"v{index}": f"p{index}" for index in range(3)}
+    snapshot = list_volumes(volumes, patients, {"v0": {"grade": "2"}, "v1": {"grade": "2"}, "v2": {"grade": "3"}})
+    split = make_split(tmp_path / "split", snapshot, ["v0", "v1"], ["v2"])
+    ran: list[str] = []
+
+    def run(row: Row, inputs: Any) -> StageOutcome:
+        ran.append(row.name)
+        ref = split if row.name == "split" else GIVEN
+        return StageOutcome(ref=ref, cached=False, seconds=0.0, mlflow_run_id="")
+
+    table = rows(load_config("tiny", {"recipe": {"global": above}}))
+    with pytest.raises(InputError, match=message):
+        list(walk(table, "evaluate", {"ingest": snapshot}, run))
+    assert ran == ["split"]
+    list(walk(table, "train-local", {"ingest": snapshot}, run))  # what is not run is not checked
+    list(walk(table, "train-global", {"ingest": snapshot, "split": split, "train-local": GIVEN}, run))  # checks itself
+    assert ran == ["split", "split", "train-local", "train-global"]
 
 
 def test_the_weights_that_a_training_begins_with_reach_it_alone() -> None:
