@@ -9,11 +9,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from storage.errors import ConfigError
-from tasks.run.settings import SettingsError
+from tasks.run.settings import SettingsError, wrong
 
 _LARGEST = 2**20  # bytes; a configuration has a few thousand
-_LIST, _MAPPING = "a list, such as [one, two]", "a mapping, such as {key: value}"
-_EXPECTED = {"tuple_type": _LIST, "list_type": _LIST, "dict_type": _MAPPING}  # by pydantic's type of the problem
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,12 +133,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines += [f"  {key}{'' if line.startswith(':') else '.'}{line}" for line in str(found).splitlines()]
         elif problem["type"] == "value_error":
             lines.append(f"  {key + ': ' if key else ''}{found}")
-        elif problem["type"] in _EXPECTED:
-            lines.append(f"  {key}: expected {_EXPECTED[problem['type']]}, got {problem['input']!r}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: not given, and it has no default")
         else:
-            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
+            lines.append(f"  {key}: {wrong(problem)}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,8 @@
 """What conditions a training: encodings measured on its training volumes, and the inputs of every volume."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -24,6 +26,7 @@ from tasks.model.conditions import (
 from tasks.model.view import ViewConfig
 from tasks.train.labels import labels_of
 
+logger = logging.getLogger("prdit.train")
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID")
 _MOST = 100  # values of a category; a column with more is no category
 
@@ -45,9 +48,10 @@ def measured(
     """
     columns = sorted({name for volume in snapshot.volumes.values() for name in volume.columns})
     if unknown := [name for name in names if name not in (*columns, *PROPERTIES)]:
+        offered = [name for name in columns if name not in _IDENTIFIERS]
         raise InputError(
             f"conditions names {', '.join(unknown)}, which is no column of the snapshot; it has "
-            f"{', '.join(columns) or 'none'}, and every volume has {', '.join(PROPERTIES)}. Columns come from the scans and from "
+            f"{', '.join(offered) or 'none'}, and every volume has {', '.join(PROPERTIES)}. Columns come from the scans and from "
             "labels.csv in the source (docs/data-model.md)."
         )
     if named := [name for name in names if name in _IDENTIFIERS]:
@@ -105,9 +109,23 @@ def _measured(name: str, values: Sequence[Any]) -> Condition:
             f"nothing. {remedy}"
         )
     found = sorted({as_text(value) for value in known})
+    texts = [repr(text) for text in found if as_number(text) is None]
+    why = f"; {', '.join(texts[:3])} {'is' if len(texts) == 1 else 'are'} no number" if numbers else ""
     if not 2 <= len(found) <= _MOST:
         raise InputError(
             f"conditions names {name}, which has {len(found)} distinct values in the training volumes "
-            f"({', '.join(found[:5]) or 'none'}); expected 2 to {_MOST} of a category, or numbers alone. Choose another column."
+            f"({', '.join(found[:5]) or 'none'}); expected 2 to {_MOST} of a category, or numbers alone{why}. Choose another "
+            "column, or leave its field empty where nothing is known."
+        )
+    if 2 * len(numbers) > len(known):
+        _warn_once(
+            f"The condition {name} is taken as a category of {len(found)} values, although most are numbers{why}. Leave the field "
+            "in labels.csv empty where nothing is known, if it should be a number."
         )
     return Category(name=name, values=tuple(found))
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    """A training is checked more than once."""
+    logger.warning(sentence)

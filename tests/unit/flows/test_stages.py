@@ -240,7 +240,10 @@ def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> Non
 @pytest.mark.parametrize(
     ("above", "message"),
     [
-        ({"conditions": ["age"]}, r"recipe\.global: conditions names age, which is no column of the snapshot; it has grade,"),
+        (
+            {"conditions": ["age"]},
+            r"recipe\.global: conditions names age, which is no column of the snapshot; it has grade,",
+        ),
         ({"conditions": ["grade"]}, r"recipe\.global: conditions names grade, which is 2 for all training volumes"),
         ({"label_column": "age"}, r"recipe\.global: label_column 'age' is not a column of the snapshot; it has grade"),
     ],
