@@ -77,27 +77,28 @@ def check_training(
     return Beginning(roles, info)
 
 
-def check_columns(
+def columns_of(
     snapshot: Ref, split: Ref, config: TrainingConfig, view: ViewConfig, initial: Ref | None = None
-) -> None:
-    """Refuse a training whose label or conditions the training volumes do not have, before those it starts from are run.
+) -> tuple[tuple[str, ...], tuple[Condition, ...]]:
+    """Values of the label column, and encodings of the conditions, that a training will have.
 
     Args:
         snapshot, split: what it will train on.
         config: of the training.
         view: that it will inherit or have.
         initial: checkpoint of an earlier training like this one, with whose weights it will begin.
-    Raises: InputError.
+    Raises: InputError: the training volumes do not have them, or they do not vary.
     """
-    if config.label_column or config.conditions:
-        listed = open_snapshot(snapshot)[1]
-        _columns(listed, Split.load(split.path).roles.get("train", []), config, view, initial)
+    if not (config.label_column or config.conditions):
+        return (), ()
+    listed = open_snapshot(snapshot)[1]
+    return _columns(listed, Split.load(split.path).roles.get("train", []), config, view, initial)
 
 
 def _columns(
     listed: Snapshot, train: Sequence[str], config: TrainingConfig, view: ViewConfig, initial: Ref | None
 ) -> tuple[tuple[str, ...], tuple[Condition, ...]]:
-    """Values of the label column, and encodings of the conditions."""
+    """See `columns_of`."""
     values = label_values(listed, config.label_column, train) if config.label_column else ()
     if not config.conditions:
         return values, ()
