@@ -1,8 +1,6 @@
 """What conditions a training: encodings measured on its training volumes, and the inputs of every volume."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -26,7 +24,6 @@ from tasks.model.conditions import (
 from tasks.model.view import ViewConfig
 from tasks.train.labels import labels_of
 
-logger = logging.getLogger("prdit.train")
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID")
 _MOST = 100  # values of a category; a column with more is no category
 
@@ -61,6 +58,20 @@ def measured(
         )
     rows = list(_rows(snapshot, volume_ids, view))
     return tuple(_measured(name, [row.get(name) for row in rows]) for name in names)
+
+
+def nearly_numbers(conditions: Sequence[Condition]) -> list[str]:
+    """Sentences on categories most of whose values are numbers, which one that is none, such as NA, has made of a column."""
+    sentences = []
+    for one in conditions:
+        texts = [repr(text) for text in getattr(one, "values", ()) if as_number(text) is None]
+        if isinstance(one, Category) and 0 < 2 * len(texts) < len(one.values):
+            sentences.append(
+                f"The condition {one.name} is taken as a category of {len(one.values)} values, although most are numbers; "
+                f"{', '.join(texts[:3])} {'is' if len(texts) == 1 else 'are'} no number. Leave the field in labels.csv empty where "
+                "nothing is known, if it should be a number."
+            )
+    return sentences
 
 
 def conditions_of(info: CheckpointInfo, snapshot: Snapshot, volume_ids: Sequence[str]) -> Conditions | None:
@@ -117,15 +128,4 @@ def _measured(name: str, values: Sequence[Any]) -> Condition:
             f"({', '.join(found[:5]) or 'none'}); expected 2 to {_MOST} of a category, or numbers alone{why}. Choose another "
             "column, or leave its field empty where nothing is known."
         )
-    if 2 * len(numbers) > len(known):
-        _warn_once(
-            f"The condition {name} is taken as a category of {len(found)} values, although most are numbers{why}. Leave the field "
-            "in labels.csv empty where nothing is known, if it should be a number."
-        )
     return Category(name=name, values=tuple(found))
-
-
-@cache
-def _warn_once(sentence: str) -> None:
-    """A training is checked more than once."""
-    logger.warning(sentence)
