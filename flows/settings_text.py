@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from storage.errors import ConfigError
-from tasks.run.settings import SettingsError
+from tasks.run.settings import SettingsError, wrong
 
 _LARGEST = 2**20  # bytes; a configuration has a few thousand
 
@@ -136,7 +136,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             lines.append(f"  {key}: not given, and it has no default")
         else:
-            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
+            lines.append(f"  {key}: {wrong(problem)}")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -14,12 +14,16 @@ from storage.snapshots import find, newest
 from storage.volume_store import VolumeStore
 from tasks.evaluate.stage import evaluate_stage
 from tasks.ingest.stage import ingest_stage
+from tasks.model.checkpoint import CheckpointInfo
 from tasks.run.config import StageConfig
 from tasks.run.launchers.launcher import LAUNCHERS
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, StageOutcome
+from tasks.sample.conditions import asked_grid, request
+from tasks.sample.mask import check_mask_volume
 from tasks.sample.stage import sample_stage
 from tasks.split.stage import split_stage
+from tasks.train.check import columns_of
 from tasks.train.stage import check_shares, train
 
 Inputs = Mapping[str, Ref]
@@ -37,6 +41,7 @@ class Row:
         inputs: name of the stage that makes each input, by the input's role.
         config: its settings.
         beside: inputs that no stage of the run makes, by role.
+        check: called with snapshot and split, for what can be refused before the stages that it takes inputs from are run.
         run: (inputs by role, context, progress) -> outcome.
         shows: what the argument `publish`, which `run` then takes too, is given: rows of a table, or pictures with a caption.
     """
@@ -48,6 +53,7 @@ class Row:
     run: Callable[..., StageOutcome]
     shows: Literal["", "table", "picture"] = ""
     beside: Mapping[str, Ref] = field(default_factory=dict)
+    check: Callable[[Ref, Ref], object] | None = None
 
 
 def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> dict[str, Row]:
@@ -57,7 +63,7 @@ def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> di
         config: the configuration.
         initial: checkpoints with whose weights trainings begin, by the training's name; the others begin with fresh ones.
     """
-    trainings = list(config.trainings)
+    trainings, initial = list(config.trainings), initial or {}
     real = {"snapshot": "ingest", "split": "split"}
     found = [
         Row(
@@ -73,9 +79,10 @@ def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> di
     for name, training in config.trainings.items():
         start = {"start": training_row(training.start)} if training.start else {}
         what = f"checkpoint of training {name!r}"
-        beside = {"initial": initial[name]} if initial and name in initial else {}
+        beside = {"initial": initial[name]} if name in initial else {}
         run = partial(_train, config, name)
-        found.append(Row(training_row(name), what, real | start, training, run, beside=beside))
+        check = partial(_check_columns, config, name, initial)
+        found.append(Row(training_row(name), what, real | start, training, run, beside=beside, check=check))
     found += [
         Row(
             "sample",
@@ -84,6 +91,7 @@ def rows(config: PipelineConfig, initial: Mapping[str, Ref] | None = None) -> di
             config.sample,
             partial(_sample, config),
             shows="picture",
+            check=partial(_check_asked, config, initial),
         ),
         Row(
             "evaluate",
@@ -138,14 +146,27 @@ def walk(
 ) -> Iterator[tuple[str, StageOutcome]]:
     """Run the stages that `last` needs, one after the other, and yield each one's name and outcome.
 
+    What can be checked is, as soon as snapshot and split are there, but for a stage whose other inputs are given.
+
     Args:
         table: the stages.
         last: name of the last one.
         given: references that exist already, by stage name.
         run: runs one stage with its inputs by role.
+    Raises: InputError: a later stage cannot work on this snapshot and split.
     """
-    refs = dict(given)
-    for name in needed(table, last, given):
+    refs, stages = dict(given), needed(table, last, given)
+    real = {"ingest", "split"}
+    checks = [
+        row.check
+        for name in stages
+        if (row := table[name]).check and not ({*row.inputs.values()} - real) & given.keys()
+    ]
+    for name in stages:
+        if checks and real <= refs.keys():
+            for check in checks:
+                check(refs["ingest"], refs["split"])
+            checks = []
         row = table[name]
         outcome = run(row, {role: refs[stage] for role, stage in row.inputs.items()} | dict(row.beside))
         refs[name] = outcome.ref
@@ -204,6 +225,27 @@ def _split(config: PipelineConfig, inputs: Inputs, context: RunContext, progress
 
 def _train(config: PipelineConfig, name: str, inputs: Inputs, context: RunContext, progress: Advance) -> StageOutcome:
     return train(name, dict(inputs), config.recipe[name], context, progress, config.launcher)
+
+
+def _check_columns(
+    config: PipelineConfig, name: str, initial: Mapping[str, Ref], snapshot: Ref, split: Ref
+) -> CheckpointInfo:
+    """What a training will make, with the labels and conditions that the training volumes have."""
+    info = config.checkpoints()[name]
+    try:
+        labels, conditions = columns_of(snapshot, split, config.recipe[name], info.view, initial.get(name))
+    except InputError as error:
+        raise InputError(f"recipe.{name}: {error}") from error
+    return replace(info, label_values=labels, conditions=conditions)
+
+
+def _check_asked(config: PipelineConfig, initial: Mapping[str, Ref], snapshot: Ref, split: Ref) -> None:
+    if config.sample.label is None and not config.sample.conditions and config.sample.mask_volume is None:
+        return
+    info = _check_columns(config, list(config.trainings)[-1], initial, snapshot, split)
+    request(asked_grid(info, config.sample), config.sample)
+    if config.sample.mask_volume is not None:
+        check_mask_volume(snapshot, config.sample.mask_volume)
 
 
 def _sample(

@@ -95,9 +95,12 @@ def find_radiographs(path: Path, frames: Sequence[int] = ()) -> Radiographs:
     else:
         check_source(path)
         names, source = sorted(found.path for found in walk_source(path) if isinstance(found, FoundFile)), path
-    images, digests, owners, others = [], [], set(), 0
+    images, digests, owners, others, copies = [], [], set(), 0, 0
     for name in names:
         digest, facts = read_source_file(source, name)
+        if digest in digests:
+            copies += 1
+            continue
         found = _images(source, name, frames) if facts.format == "dicom" else []
         if not found:
             others += 1
@@ -113,8 +116,10 @@ def find_radiographs(path: Path, frames: Sequence[int] = ()) -> Radiographs:
     for what, each in (("patients (PatientID)", 0), ("studies (StudyInstanceUID)", 1)):
         if len({owner[each] for owner in owners}) > 1:
             raise SourceError(f"{path} has radiographs of several {what}. Give those of one examination.")
-    left_out = (f"{others} files that are no radiographs were left out",) if others else ()
-    return Radiographs(source, tuple(images), "sha256:" + sha256_json(sorted(digests)), left_out)
+    left_out = [f"{others} files that are no radiographs were left out"] if others else []
+    if copies:
+        left_out.append(f"{copies} files were left out that are copies of others, byte by byte")
+    return Radiographs(source, tuple(images), "sha256:" + sha256_json(sorted(digests)), tuple(left_out))
 
 
 def _images(source: Path, name: str, frames: Sequence[int]) -> list[Radiograph]:

@@ -153,7 +153,7 @@ def _load(label: str, found: Found, default_uri: str) -> Run:
 def _of_record(name: str, record: RunDocument) -> Found:
     if _STAGE not in record.stages:
         ended = (
-            f"it ended with {record.error}"
+            f"it ended with {record.error.rstrip('.')}"
             if record.error
             else f"it ended after {', '.join(record.stages) or 'nothing'}"
         )

@@ -14,7 +14,7 @@ from storage.artifacts import Ref
 from storage.checkpoints import WEIGHTS_FILES, load_tensors
 from storage.documents.checkpoint import Checkpoint, CoarseMask, Gates, Intensity, Labels, View
 from storage.errors import InputError, as_input_error
-from tasks.model.conditions import Condition
+from tasks.model.conditions import Condition, quoting
 from tasks.model.view import ViewConfig
 
 
@@ -117,7 +117,9 @@ class CheckpointInfo:
         """
         if value not in self.label_values:
             known = f"{self.label_column}: {', '.join(self.label_values)}" if self.label_values else "none"
-            raise InputError(f"sample.label {value!r} is not a label of this checkpoint; it knows {known}.")
+            raise InputError(
+                f"sample.label {value!r} is not a label of this checkpoint; it knows {known}.{quoting(value)}"
+            )
         return self.label_values.index(value)
 
     @property

@@ -58,6 +58,7 @@ def check_asked(conditions: Sequence[Condition], asked: Mapping[str, Any]) -> li
             if as_text(value) not in one.values:
                 raise InputError(
                     f"sample.conditions.{name} is {value!r}, a value that was not in the training; it knows {said([one])}."
+                    f"{quoting(value)}"
                 )
             continue
         number = as_number(value)
@@ -70,6 +71,13 @@ def check_asked(conditions: Sequence[Condition], asked: Mapping[str, Any]) -> li
                 "model makes of it was never compared with a scan."
             )
     return warnings
+
+
+def quoting(value: object) -> str:
+    """What to do where a value may have been text that YAML reads otherwise (`yes` as true, `01` as 1); empty where it was not."""
+    if isinstance(value, str) and value not in ("True", "False"):
+        return ""
+    return " YAML reads yes, no, on and off as true and false, and digits as a number: put the text in quotes."
 
 
 def said(conditions: Sequence[Condition]) -> str:

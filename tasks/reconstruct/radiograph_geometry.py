@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ def placed(
         raise InputError(
             f"views of the operator is {views!r}; expected a list of mappings, or none: headers have the angles."
         )
+    known = [field.name for field in fields(View)]
+    for number, view in enumerate(views):
+        if unknown := [str(key) for key in view if key not in known]:
+            raise InputError(
+                f"views[{number}] of the operator has unknown keys: {', '.join(unknown)}. Known here: {', '.join(known)}."
+            )
     if len(views) != len(images):
         raise InputError(
             f"The operator has {len(views)} views, and there are {len(images)} radiographs ({images[0].place}, …). Leave views "

@@ -140,7 +140,11 @@ class _Detector:
             ]
             known = {key: value for key, value in asdict(image.view).items() if value is not None}
             views.append(known | {"detector_offset_mm": offsets})
-        kept = {key: value for key, value in given.items() if not key.startswith("source_to_")}  # views have their own
+        kept = dict(given)
+        if kept.get("beam") != "parallel":  # which refuses distances
+            kept = {
+                key: value for key, value in given.items() if not key.startswith("source_to_")
+            }  # views have their own
         return kept | {"views": views, "detector_shape": list(self.shape), "detector_pitch_mm": list(self.pitch_mm)}
 
     def means(self, image: Placed, corner: tuple[int, int], film: tuple[Values, Mask]) -> tuple[Values, Mask]:

@@ -47,7 +47,8 @@ def check_water(values: NDArray[np.float32], noise_std: float) -> None:
     raise InputError(
         f"The measurement has values from {low:.4g} to {high:.4g}; expected mm of water along each ray: 0 beside a body, 100 and "
         f"more through a chest, at most {_MOST_WATER_MM:g}. Intensities I become line integrals by -log(I/I0), and these mm of "
-        "water when divided by the attenuation of water, about 0.02 per mm."
+        "water when divided by the attenuation of water, about 0.02 per mm. Of DICOM radiographs, correct air_value, water_per_mm "
+        "or pixel_values under radiograph in the operator."
     )
 
 

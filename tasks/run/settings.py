@@ -11,6 +11,8 @@ from prdit_models.registry import Registry
 from storage.errors import InputError
 
 T = TypeVar("T")
+_LIST, _MAPPING = "a list, such as [one, two]", "a mapping, such as {key: value}"
+_EXPECTED = {"tuple_type": _LIST, "list_type": _LIST, "dict_type": _MAPPING, "model_type": _MAPPING}
 
 
 class SettingsError(InputError):
@@ -76,7 +78,13 @@ def _line(problem: Any, where: str) -> str:
     key = _key(where, *problem["loc"])
     if problem["type"] == "value_error":
         return f"{key}: {problem['ctx']['error']}"
-    return f"{key}: {problem['msg']}, got {problem['input']!r}"
+    return f"{key}: {wrong(problem)}"
+
+
+def wrong(problem: Any) -> str:
+    """What pydantic found wrong with a value, in the words of YAML, and the value."""
+    expected = _EXPECTED.get(problem["type"])
+    return f"{f'expected {expected}' if expected else problem['msg']}, got {problem['input']!r}"
 
 
 def _key(*parts: Any) -> str:

@@ -1,5 +1,6 @@
 """Configuration of stage sample."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -112,11 +113,14 @@ class SampleConfig(ComputeConfig):
     @field_validator("conditions", mode="before")
     @classmethod
     def _truth_as_text(cls, value: object) -> object:
-        """YAML reads some categories as True; a value that is not given is an error."""
+        """YAML reads some categories as True; a value that is not given, or is no single one, is an error."""
         if not isinstance(value, dict):
             return value
         if empty := [name for name, one in value.items() if one is None or (isinstance(one, str) and not one.strip())]:
             raise ValueError(f"sample.conditions.{empty[0]} is empty; leave out what is not known.")
+        for name, one in value.items():
+            if not isinstance(one, int | float | str) or (isinstance(one, float) and not math.isfinite(one)):
+                raise ValueError(f"sample.conditions.{name} is {one!r}; expected one finite number or one text.")
         return {name: str(one) if isinstance(one, bool) else one for name, one in value.items()}
 
     @field_validator("label", mode="before")

@@ -110,14 +110,20 @@ def _of_volume(checkpoint: Ref, info: CheckpointInfo, volume_id: str) -> NDArray
             f"The checkpoint {checkpoint.uri} names no snapshot of volumes, so that {volume_id!r} (sample.mask_volume) cannot be "
             "found. Give a file instead (sample.mask)."
         )
+    check_mask_volume(snapshot, volume_id)
+    store = open_snapshot(snapshot)[0]
+    return _of_hu(info.window.to_hu(read_as_seen(store, volume_id, info.view, info.window).numpy()), info)
+
+
+def check_mask_volume(snapshot: Ref, volume_id: str) -> None:
+    """Refuse a volume that a model's training does not list. Raises: InputError."""
     store, listed = open_snapshot(snapshot)
     if volume_id not in listed.volumes:
         known = sorted(listed.volumes)
         raise InputError(
-            f"{volume_id!r} (sample.mask_volume) is not one of the {len(known)} volumes that the model's training listed (such as "
+            f"{volume_id!r} (sample.mask_volume) is not one of the {len(known)} volumes that the model's training lists (such as "
             f"{known[0] if known else 'none'}). `prdit ls {store.path} --volumes` lists those of the store."
         )
-    return _of_hu(info.window.to_hu(read_as_seen(store, volume_id, info.view, info.window).numpy()), info)
 
 
 def _of_file(path: Path, info: CheckpointInfo) -> tuple[NDArray[np.float32], GivenMask]:

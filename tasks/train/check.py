@@ -1,14 +1,17 @@
 """Checks before a training starts, and what it starts with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage.artifacts import Ref
+from storage.documents.snapshot import Snapshot
 from storage.documents.split import Split
 from storage.errors import InputError
 from storage.snapshots import open_snapshot
 from tasks.model.checkpoint import CheckpointInfo, load_info
 from tasks.model.conditions import Condition
 from tasks.model.data import check_split
+from tasks.model.view import ViewConfig
 from tasks.train.conditions import measured
 from tasks.train.config import TrainingConfig
 from tasks.train.describe import describe, view_of
@@ -67,16 +70,39 @@ def check_training(
             f"{below.spacing_mm} mm: the same view would cover a box of another size in mm. Ingest into a store of that spacing "
             "(ingest.spacing_mm)."
         )
-    values = label_values(listed, config.label_column, roles["train"]) if config.label_column else ()
-    encodings: tuple[Condition, ...] = ()
-    if config.conditions:
-        encodings = _continued(config, initial) or measured(
-            listed, config.conditions, roles["train"], view_of(config, below)
-        )
+    values, encodings = _columns(listed, roles["train"], config, view_of(config, below), initial)
     info = describe(config, below, store.spacing_mm, values, encodings)
     if initial is not None:
         check_initial(initial, info)
     return Beginning(roles, info)
+
+
+def columns_of(
+    snapshot: Ref, split: Ref, config: TrainingConfig, view: ViewConfig, initial: Ref | None = None
+) -> tuple[tuple[str, ...], tuple[Condition, ...]]:
+    """Values of the label column, and encodings of the conditions, that a training will have.
+
+    Args:
+        snapshot, split: what it will train on.
+        config: of the training.
+        view: that it will inherit or have.
+        initial: checkpoint of an earlier training like this one, with whose weights it will begin.
+    Raises: InputError: the training volumes do not have them, or they do not vary.
+    """
+    if not (config.label_column or config.conditions):
+        return (), ()
+    listed = open_snapshot(snapshot)[1]
+    return _columns(listed, Split.load(split.path).roles.get("train", []), config, view, initial)
+
+
+def _columns(
+    listed: Snapshot, train: Sequence[str], config: TrainingConfig, view: ViewConfig, initial: Ref | None
+) -> tuple[tuple[str, ...], tuple[Condition, ...]]:
+    """See `columns_of`."""
+    values = label_values(listed, config.label_column, train) if config.label_column else ()
+    if not config.conditions:
+        return values, ()
+    return values, _continued(config, initial) or measured(listed, config.conditions, train, view)
 
 
 def _continued(config: TrainingConfig, initial: Ref | None) -> tuple[Condition, ...]:

@@ -45,9 +45,10 @@ def measured(
     """
     columns = sorted({name for volume in snapshot.volumes.values() for name in volume.columns})
     if unknown := [name for name in names if name not in (*columns, *PROPERTIES)]:
+        offered = [name for name in columns if name not in _IDENTIFIERS]
         raise InputError(
             f"conditions names {', '.join(unknown)}, which is no column of the snapshot; it has "
-            f"{', '.join(columns) or 'none'}, and every volume has {', '.join(PROPERTIES)}. Columns come from the scans and from "
+            f"{', '.join(offered) or 'none'}, and every volume has {', '.join(PROPERTIES)}. Columns come from the scans and from "
             "labels.csv in the source (docs/data-model.md)."
         )
     if named := [name for name in names if name in _IDENTIFIERS]:
@@ -57,6 +58,20 @@ def measured(
         )
     rows = list(_rows(snapshot, volume_ids, view))
     return tuple(_measured(name, [row.get(name) for row in rows]) for name in names)
+
+
+def nearly_numbers(conditions: Sequence[Condition]) -> list[str]:
+    """Sentences on categories most of whose values are numbers, which one that is none, such as NA, has made of a column."""
+    sentences = []
+    for one in conditions:
+        texts = [repr(text) for text in getattr(one, "values", ()) if as_number(text) is None]
+        if isinstance(one, Category) and 0 < 2 * len(texts) < len(one.values):
+            sentences.append(
+                f"The condition {one.name} is taken as a category of {len(one.values)} values, although most are numbers; "
+                f"{', '.join(texts[:3])} {'is' if len(texts) == 1 else 'are'} no number. Leave the field in labels.csv empty where "
+                "nothing is known, if it should be a number."
+            )
+    return sentences
 
 
 def conditions_of(info: CheckpointInfo, snapshot: Snapshot, volume_ids: Sequence[str]) -> Conditions | None:
@@ -105,9 +120,12 @@ def _measured(name: str, values: Sequence[Any]) -> Condition:
             f"nothing. {remedy}"
         )
     found = sorted({as_text(value) for value in known})
+    texts = [repr(text) for text in found if as_number(text) is None]
+    why = f"; {', '.join(texts[:3])} {'is' if len(texts) == 1 else 'are'} no number" if numbers else ""
     if not 2 <= len(found) <= _MOST:
         raise InputError(
             f"conditions names {name}, which has {len(found)} distinct values in the training volumes "
-            f"({', '.join(found[:5]) or 'none'}); expected 2 to {_MOST} of a category, or numbers alone. Choose another column."
+            f"({', '.join(found[:5]) or 'none'}); expected 2 to {_MOST} of a category, or numbers alone{why}. Choose another "
+            "column, or leave its field empty where nothing is known."
         )
     return Category(name=name, values=tuple(found))

@@ -1,5 +1,7 @@
 """The training stages as one function: check, launch, checkpoint reference."""
 
+import logging
+
 from prdit_models.diffusion.process import PROCESSES
 from prdit_models.families.family import FAMILIES
 from storage.artifacts import Ref
@@ -7,10 +9,13 @@ from tasks.run.launchers.config import LauncherConfig
 from tasks.run.progress import Advance
 from tasks.run.stage import RunContext, StageOutcome, StageRun, run_stage, with_owners
 from tasks.train.check import check_batch, check_training
+from tasks.train.conditions import nearly_numbers
 from tasks.train.config import TrainingConfig
 from tasks.train.extension import continue_shorter
 from tasks.train.launch import launch
 from tasks.train.spec import TrainSpec, training_stage
+
+logger = logging.getLogger("prdit.train")
 
 
 def train(
@@ -38,7 +43,8 @@ def train(
     """
     snapshot, split = inputs["snapshot"], inputs["split"]
     start, initial = inputs.get("start"), inputs.get("initial")
-    check_training(snapshot, split, start, config, initial)
+    for doubt in nearly_numbers(check_training(snapshot, split, start, config, initial).info.conditions):
+        logger.warning("%s: %s", name, doubt)
     launcher = launcher or LauncherConfig()
     check_shares(config, launcher)
     stage = training_stage(name)

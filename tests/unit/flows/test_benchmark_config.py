@@ -134,7 +134,7 @@ def test_a_title_is_shown_as_it_is(tmp_path: Path) -> None:
         ),
         (
             {"rows": {"mine": ROW | {"overrides": {"recipe": [1]}}}},
-            "row 'mine': .*recipe: Input should be a valid dict",
+            "row 'mine': .*recipe: expected a mapping, such as",
         ),
         ({"rows": {"mine": ROW | {"samplers": {"a b": {}}}}}, "rows.mine.samplers.a b: not a name; use lower-case"),
         ({"rows": {"mine": ROW | {"samplers": {"few": {"num_volumes": 9}}}}}, "samplers.few sets num_volumes"),

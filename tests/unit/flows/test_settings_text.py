@@ -115,3 +115,19 @@ def test_values_of_another_kind_are_refused_by_key(tmp_path: Path, text: str) ->
     path.write_text(text)
     with pytest.raises(ConfigError):
         load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"recipe": {"global": {"conditions": "age_years"}}},
+            r"conditions: expected a list, such as .*, got 'age_years'",
+        ),
+        ({"sample": {"conditions": ["age_years"]}}, r"conditions: expected a mapping, such as .*, got \['age_years'\]"),
+        ({"recipe": {"global": {"mask": True}}}, r"mask: expected a mapping, such as .*, got True"),
+    ],
+)
+def test_what_is_expected_is_said_in_the_words_of_yaml(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("tiny", overrides)

@@ -15,7 +15,7 @@ from storage.errors import ConfigError, InputError
 from storage.snapshots import withdraw
 from storage.volume_store import VolumeStore
 from tasks.run.stage import RunContext, StageOutcome
-from tests.factories import make_store
+from tests.factories import list_volumes, make_split, make_store
 
 REFINED = {"recipe": {"refiner": {"enabled": True}}}
 GIVEN = Ref(kind="snapshot", uri="/given", digest="sha256:0")
@@ -235,6 +235,72 @@ def test_a_command_runs_what_is_not_given(tmp_path: Path, ran: list[Any]) -> Non
     ran.clear()
     console.run_stages(config, "sample", {"train-global": below})  # no store is looked for
     assert [(name, inputs) for name, inputs, _ in ran] == [("sample", {"checkpoint": "sha256:mine"})]
+
+
+@pytest.mark.parametrize(
+    ("above", "sample", "message"),
+    [
+        (
+            {"conditions": ["age"]},
+            {},
+            r"recipe\.global: conditions names age, which is no column .* it has dose, grade,",
+        ),
+        ({"conditions": ["dose"]}, {}, r"recipe\.global: conditions names dose, which is 2 for all training volumes"),
+        (
+            {"label_column": "age"},
+            {},
+            r"recipe\.global: label_column 'age' is not a column of the snapshot; it has dose",
+        ),
+        (
+            {"conditions": ["grade"]},
+            {"conditions": {"grade": "C"}},
+            r"sample\.conditions\.grade is 'C'.* it knows grade: A, B",
+        ),
+        ({"label_column": "grade"}, {"label": "C"}, r"sample\.label 'C' is not a label .* it knows grade: A, B"),
+        ({}, {"mask_volume": "v9"}, r"'v9' \(sample\.mask_volume\) is not one of the 3 volumes"),
+    ],
+)
+def test_what_snapshot_and_split_refuse_is_refused_before_anything_is_trained(
+    tmp_path: Path, above: dict[str, Any], sample: dict[str, Any], message: str
+) -> None:
+    make_store(tmp_path / "store")
+    volumes = VolumeStore.open(tmp_path / "store")
+    labels = {"v0": {"dose": "2", "grade": "A"}, "v1": {"dose": "2", "grade": "B"}, "v2": {"dose": "3", "grade": "C"}}
+    snapshot = list_volumes(volumes, {f"v{index}": f"p{index}" for index in range(3)}, labels)
+    split = make_split(tmp_path / "split", snapshot, ["v0", "v1"], ["v2"])
+    ran: list[str] = []
+
+    def run(row: Row, inputs: Any) -> StageOutcome:
+        ran.append(row.name)
+        ref = split if row.name == "split" else GIVEN
+        return StageOutcome(ref=ref, cached=False, seconds=0.0, mlflow_run_id="")
+
+    table = rows(load_config("tiny", {"recipe": {"global": above}, "sample": sample}))
+    with pytest.raises(InputError, match=message):
+        list(walk(table, "evaluate", {"ingest": snapshot}, run))
+    assert ran == ["split"]
+    list(walk(table, "train-local", {"ingest": snapshot}, run))  # what is not run is not checked
+    given = {"ingest": snapshot, "split": split}
+    list(walk(table, "train-global", {**given, "train-local": GIVEN}, run))  # checks itself
+    list(walk(table, "sample", {**given, "train-global": GIVEN}, run))  # so does this
+    assert ran == ["split", "split", "train-local", "train-global", "sample"]
+
+
+def test_what_snapshot_and_split_have_is_trained_and_sampled(tmp_path: Path) -> None:
+    make_store(tmp_path / "store")
+    volumes = VolumeStore.open(tmp_path / "store")
+    labels = {"v0": {"dose": "2", "grade": "A"}, "v1": {"dose": "3", "grade": "B"}}
+    snapshot = list_volumes(volumes, {f"v{index}": f"p{index}" for index in range(3)}, labels)
+    split = make_split(tmp_path / "split", snapshot, ["v0", "v1"], ["v2"])
+    above = {"conditions": ["dose"], "label_column": "grade"}
+    sample = {"conditions": {"dose": 2}, "label": "B", "mask_volume": "v2"}
+    table = rows(load_config("tiny", {"recipe": {"global": above}, "sample": sample}))
+
+    def run(row: Row, inputs: Any) -> StageOutcome:
+        return StageOutcome(ref=GIVEN, cached=False, seconds=0.0, mlflow_run_id="")
+
+    done = [name for name, _ in walk(table, "sample", {"ingest": snapshot, "split": split}, run)]
+    assert done == ["train-local", "train-global", "sample"]
 
 
 def test_the_weights_that_a_training_begins_with_reach_it_alone() -> None:

@@ -238,6 +238,16 @@ def test_films_of_other_pixels_and_shapes_are_brought_to_one_detector(tmp_path: 
     np.testing.assert_allclose(values[1, :, :20][there[1, :, :20]], blocks(lateral, 4)[there[1, :, :20]], atol=0.02)
 
 
+def test_a_copy_of_a_film_is_no_second_view(tmp_path: Path) -> None:
+    water = seen({"angle_deg": 0.0})
+    write_radiograph(tmp_path / "films" / "1.dcm", intensity(water))
+    (tmp_path / "films" / "copy.dcm").write_bytes((tmp_path / "films" / "1.dcm").read_bytes())
+    document, _, _ = measured(tmp_path / "films", FILM | {"radiograph": WATER})
+    assert len(document.operator["views"]) == 1
+    assert document.recorded is not None
+    assert "1 files were left out that are copies of others, byte by byte" in document.recorded.notes
+
+
 @pytest.mark.parametrize("increments", [[0.0, 45.0, 90.0], 45.0])
 def test_a_rotating_c_arm_has_one_view_per_frame(tmp_path: Path, increments: Any) -> None:
     distances = {"source_to_isocentre_mm": 700.0, "source_to_detector_mm": 1000.0}
@@ -331,6 +341,9 @@ def test_no_word_of_a_header_is_kept(tmp_path: Path) -> None:
         ({"PixelIntensityRelationship": "DISP"}, {}, "values for display"),
         ({"PixelIntensityRelationship": "LOG"}, {}, "logarithmic.*log_per_value under radiograph"),
         ({}, {"radiograph": {"air": 3}}, r"operator: radiograph.air: unknown key"),
+        ({}, {"radiograph": {"frames": 1}}, r"operator: radiograph\.frames: expected a list, such as .*, got 1"),
+        ({}, {"views": [{"angle": 0.0}]}, r"views\[0\] of the operator has unknown keys: angle\. Known here: angle_deg, tilt_deg"),
+        ({}, {"beam": "parallel"}, "source_to_isocentre_mm, source_to_detector_mm of the operator is set, and a parallel beam"),
         ({}, {"radiograph": {"water_per_mm": -1}}, "water_per_mm is -1"),
         ({}, {"radiograph": {"patient_orientation": "left"}}, "patient_orientation is 'left'"),
         ({}, {"isocentre_mm": [900.0, 0.0, 0.0]}, "check isocentre_mm, detector_offset_mm"),
@@ -349,7 +362,7 @@ def test_what_is_missing_or_wrong_is_named_with_what_helps(
 def test_values_that_are_no_path_lengths_are_refused(tmp_path: Path) -> None:
     write_radiograph(tmp_path / "1.dcm", intensity(seen({"angle_deg": 0.0})))
     films = RadiographFiles.of(tmp_path, FILM | {"radiograph": WATER | {"water_per_mm": 2.0}}, SETTING)
-    with pytest.raises(InputError, match="expected mm of water along each ray"):
+    with pytest.raises(InputError, match=r"expected mm of water along each ray.*correct air_value, water_per_mm"):
         measure_stage(films, films.operator, SETTING, RunContext(workdir=tmp_path / "work"))
 
 

@@ -35,7 +35,7 @@ from tasks.sample.config import SampleConfig
 from tasks.train.__main__ import _commit
 from tasks.train.augmentation import Augmentation, Change
 from tasks.train.check import check_training
-from tasks.train.conditions import conditions_of, measured
+from tasks.train.conditions import conditions_of, measured, nearly_numbers
 from tasks.train.config import TrainingConfig
 from tasks.train.loader import Loader, Order
 from tasks.train.loop import Stopped, Training
@@ -131,6 +131,45 @@ def test_what_teaches_nothing_or_is_not_there_is_refused(names: tuple[str, ...],
     )
     with pytest.raises(InputError, match=said):
         measured(snapshot, names, ids(101), ONE_EDGE)
+
+
+def test_identifiers_are_not_offered() -> None:
+    snapshot = listed(KVP=[100.0, 120.0], SeriesInstanceUID=["1.2.3", "1.2.4"])
+    with pytest.raises(InputError, match="it has KVP, and every volume") as caught:
+        measured(snapshot, ("patient_key",), ids(2), ONE_EDGE)
+    assert "InstanceUID" not in str(caught.value)
+
+
+def test_a_column_that_one_value_makes_a_category_is_named() -> None:
+    """R writes NA where nothing is known, and a diameter would be a category of as many values as there are scans."""
+    dose = ["1.5", "2.5", "NA", "4"]
+    (found,) = measured(listed(label_dose=dose), ("label_dose",), ids(4), ONE_EDGE)
+    assert found == Category(name="label_dose", values=("1.5", "2.5", "4", "NA"))
+    assert nearly_numbers([Number(name="age_years", mean=1.0, std=1.0), found]) == [
+        "The condition label_dose is taken as a category of 4 values, although most are numbers; 'NA' is no number. Leave the "
+        "field in labels.csv empty where nothing is known, if it should be a number."
+    ]
+    with pytest.raises(
+        InputError, match=r"has 101 distinct values.*or numbers alone; 'NA' is no number\. .* empty where"
+    ):
+        measured(listed(label_dose=[*map(str, range(100)), "NA"]), ("label_dose",), ids(101), ONE_EDGE)
+    assert not nearly_numbers([Category(name="stage", values=("1", "II", "III"))])
+
+
+@pytest.mark.parametrize("value", [[60], {"years": 60}, float("nan"), float("inf")])
+def test_a_value_that_is_not_one_number_or_text_is_named_once(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"sample\.conditions\.age_years is .*; expected one finite number") as caught:
+        SampleConfig(conditions={"age_years": value})
+    assert str(caught.value).count("age_years is") == 1
+
+
+def test_text_that_yaml_reads_otherwise_is_to_be_quoted() -> None:
+    known = (Category(name="nodule", values=("01", "yes")),)
+    for value in SampleConfig(conditions={"nodule": True}).conditions["nodule"], 1:
+        with pytest.raises(InputError, match=r"it knows nodule: 01, yes\. YAML reads yes.* put the text in quotes"):
+            check_asked(known, {"nodule": value})
+    with pytest.raises(InputError, match=r"it knows nodule: 01, yes\.$"):
+        check_asked(known, {"nodule": "no"})
 
 
 def test_a_condition_is_named_once() -> None:
