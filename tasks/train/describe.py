@@ -104,7 +104,8 @@ def _check_edges(config: TrainingConfig, view: ViewConfig, window: HounsfieldWin
     if VOXEL_MM not in config.conditions and not is_never_sampled:
         raise InputError(
             f"This training sees boxes of several edges ({edges} level-0 voxels), and nothing tells the model which, so that its "
-            f"samples would have no voxel distance. Name {VOXEL_MM} in its conditions, or leave out view.more_edges."
+            f"samples would have no voxel distance. Name {VOXEL_MM} in its conditions, which a global transformer takes, or leave "
+            "out view.more_edges."
         )
 
 
