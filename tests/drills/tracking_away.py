@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from storage.files import write_json_atomic
 from storage.metric_stream import MetricStream
 from storage.tracking import Tracker
 from tests.mlflow_process import Server
@@ -128,14 +129,14 @@ def _make_points(uri: str, folder: Path) -> None:
                 stream.poll()
                 polling = False
                 times["longest_stall_s"] = max(times["longest_stall_s"], time.monotonic() - before)
-                (folder / _TIMES).write_text(json.dumps({name: round(value, 3) for name, value in times.items()}))
+                write_json_atomic(folder / _TIMES, {name: round(value, 3) for name, value in times.items()})
             time.sleep(_STEP_S)
     stream.poll()
     before = time.monotonic()
     tracker.end_run(run_id, "FINISHED")
     tracker.flush()
     times["end_wait_s"] = time.monotonic() - before
-    (folder / _TIMES).write_text(json.dumps({name: round(value, 3) for name, value in times.items()}))
+    write_json_atomic(folder / _TIMES, {name: round(value, 3) for name, value in times.items()})
 
 
 if __name__ == "__main__":

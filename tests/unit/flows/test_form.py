@@ -89,9 +89,12 @@ def test_the_form_of_every_deployment(deployment: dict[str, Any]) -> None:
         }
     elif flow.name == "reconstruct":
         mappings = dict.fromkeys(("operator", "settings", "overrides"), RECORDED["overrides"])
-        assert page_submits(schema) == {"measurement": "", "volume": "", "configuration": "small"} | mappings | {
-            "model": "models:/prdit@champion"
-        }
+        assert page_submits(schema) == {
+            "measurement": "",
+            "volume": "",
+            "noise_seed": 0,
+            "configuration": "small",
+        } | mappings | {"model": "models:/prdit@champion"}
     else:  # untouched, the site's settings
         assert {"", *config_names()} == {*fields["configuration"]["enum"]}
         untouched = dict.fromkeys(fields, "") | {"overrides": RECORDED["overrides"]}

@@ -1,5 +1,6 @@
 """Batches: the same for every number of ranks and workers and from every place on; errors and ends of worker processes."""
 
+import gc
 import itertools
 import os
 import signal
@@ -127,6 +128,12 @@ def made_order(number: int) -> int:
     return Order(5, 1, seed=3).index(number)
 
 
+@pytest.fixture
+def no_others() -> None:
+    """Workers of iterators that an error's traceback in an earlier test still refers to end with it."""
+    gc.collect()
+
+
 def loader_processes() -> list[psutil.Process]:
     """Of this process, which other tests may have left some of another kind."""
     found = []
@@ -137,6 +144,7 @@ def loader_processes() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.usefixtures("no_others")
 def test_a_worker_that_dies_is_an_error_that_says_what_to_do(store: Path) -> None:
     batches = loader(store, num_workers=1).batches(0)
     next(batches)
@@ -148,6 +156,7 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_do(store: Path) -> Non
     assert not loader_processes()
 
 
+@pytest.mark.usefixtures("no_others")
 def test_workers_end_with_their_iterator_and_survive_signals_to_the_job(store: Path) -> None:
     made = loader(store, num_workers=2)
     batches = made.batches(0)
