@@ -24,6 +24,7 @@ from tasks.reconstruct.target import MeasuredTarget
 from tasks.reconstruct.truth import Seen
 from tasks.run.progress import Advance
 from tasks.run.runners import Runner
+from tasks.sample.mask import SampleMask
 from tasks.sample.run import check as check_sampling
 from tasks.sample.run import sample
 
@@ -43,22 +44,28 @@ Hu = NDArray[np.float32]
 logger = logging.getLogger("prdit.reconstruct")
 
 
-def check(checkpoint: Ref, measurement: Ref, config: ReconstructConfig) -> MeasuredTarget:
-    """Refuse what cannot be reconstructed before any work; returns the target.
+def check(
+    checkpoint: Ref, measurement: Ref, config: ReconstructConfig, mask: SampleMask | None = None
+) -> tuple[MeasuredTarget, SampleMask | None]:
+    """Refuse what cannot be reconstructed before any work; returns the target, and the mask that is asked for.
 
+    Args:
+        checkpoint, measurement: of the stage.
+        config: how.
+        mask: where it was read already.
     Raises:
         InputError: checkpoint, measurement, sampler and guide do not fit each other, or the model has seen the patient.
         StorageError: one of them is missing or damaged.
     """
     target = MeasuredTarget.of(measurement, config)
-    check_sampling(checkpoint, config)
+    mask = check_sampling(checkpoint, config, mask=mask)
     Setting.of(checkpoint, config)
-    check_sampling(checkpoint, config, target)
+    check_sampling(checkpoint, config, target, mask)
     if target.document.simulated is not None:
         snapshot = input_ref(measurement, "snapshot")
         volume_id = target.document.simulated.volume_id
         Seen.by(checkpoint).check(snapshot, volume_id, trained_patients=config.trained_patients)
-    return target
+    return target, mask
 
 
 def reconstruct(
@@ -69,6 +76,7 @@ def reconstruct(
     progress: Advance,
     *,
     runner: Runner | None = None,
+    mask: SampleMask | None = None,
 ) -> None:
     """Draw volumes towards a measurement; write them, their mean, spread and interval, and how near they are to the truth.
 
@@ -80,13 +88,14 @@ def reconstruct(
         directory: of the artifact.
         progress: called with (model evaluations done, total).
         runner: where batches are drawn; default: in this process.
+        mask: that the configuration asks for, where it was read already.
     Raises:
         InputError: see `check`.
         ComputationError: no volume is finite, or the guide is too strong.
         RunnerError, OutOfMemoryError: as in stage sample.
     """
-    target = check(checkpoint, measurement, config)
-    sample(checkpoint, config, directory, progress, runner=runner, target=target)
+    target, mask = check(checkpoint, measurement, config, mask)
+    sample(checkpoint, config, directory, progress, runner=runner, target=target, mask=mask)
     setting, (document, values) = Setting.of(checkpoint, config), load_measurement(measurement)
     drawn, comparison = Drawn(directory, setting), Comparison(target.operator, values, setting)
     residuals, moments = [], VoxelMoments()

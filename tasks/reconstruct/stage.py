@@ -18,8 +18,7 @@ from tasks.reconstruct.setting import owners_of
 from tasks.run.progress import Advance
 from tasks.run.runners import Runner
 from tasks.run.stage import RunContext, Stage, StageOutcome, StageRun, run_stage, with_owners
-from tasks.sample.conditions import asked_grid
-from tasks.sample.mask import mask_key, sample_mask
+from tasks.sample.mask import mask_key
 
 
 def _points(directory: Path) -> list[dict[str, Any]]:
@@ -59,18 +58,17 @@ def reconstruct_stage(
         InputError: they do not fit each other, before any work starts.
         RunnerError: what the runner needs is missing.
     """
-    check(checkpoint, measurement, config)
+    _, mask = check(checkpoint, measurement, config)
     if runner is not None:
         runner.check()
 
     def body(run: StageRun) -> None:
-        reconstruct(checkpoint, measurement, config, run.directory, progress, runner=runner)
+        reconstruct(checkpoint, measurement, config, run.directory, progress, runner=runner, mask=mask)
 
     owners = (
         FAMILIES.owners(load_info(checkpoint).family) | SAMPLERS.owners(config.sampler) | GUIDES.owners(config.guide)
     )
     owners |= owners_of(load_measurement(measurement)[0].operator)
-    mask = sample_mask(checkpoint, asked_grid(load_info(checkpoint), config), config)
     return run_stage(
         RECONSTRUCT,
         inputs={"checkpoint": checkpoint, "measurement": measurement},

@@ -39,9 +39,16 @@ _CHUNKS = 4  # per worker at least, so that all end at about the same time
 logger = logging.getLogger("prdit.sample")
 
 
-def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -> SampleMask | None:
+def check(
+    checkpoint: Ref, config: SampleConfig, target: Target | None = None, mask: SampleMask | None = None
+) -> SampleMask | None:
     """Refuse a checkpoint that cannot be sampled from, or not with these settings, before any work; returns the mask they ask for.
 
+    Args:
+        checkpoint: what to draw from.
+        config: how.
+        target: a measurement that the volumes are drawn towards.
+        mask: where it was read already.
     Raises:
         InputError: it is not a checkpoint, its family cannot be sampled, or not towards a measurement, or sampler, parametrisation,
             label, conditions or mask do not fit its model.
@@ -50,7 +57,7 @@ def check(checkpoint: Ref, config: SampleConfig, target: Target | None = None) -
     if checkpoint.kind != "checkpoint":
         raise InputError(f"Sampling needs a checkpoint, got a {checkpoint.kind} at {checkpoint.uri}.")
     info = asked_grid(load_info(checkpoint), config)
-    mask = sample_mask(checkpoint, info, config)
+    mask = mask or sample_mask(checkpoint, info, config)
     wanted = request(info, config, mask)
     if target is not None:
         wanted = replace(wanted, guide=target.guide(info, torch.device("cpu")))
@@ -68,6 +75,7 @@ def sample(
     runner: Runner | None = None,
     show: Show | None = None,
     target: Target | None = None,
+    mask: SampleMask | None = None,
 ) -> None:
     """Draw volumes into `samples.zarr`, `nifti/` and the list of samples; volumes a killed run has committed are kept.
 
@@ -84,13 +92,14 @@ def sample(
         runner: where batches are drawn; default: in this process.
         show: given pictures of the newest volumes while it runs.
         target: a measurement that the volumes are drawn towards.
+        mask: that the configuration asks for, where it was read already.
     Raises:
         InputError: the checkpoint cannot be sampled from.
         ComputationError: no volume is finite, or the guide towards the target is too strong.
         OutOfMemoryError: not even one volume fits.
         RunnerError: a worker is missing, or was lost.
     """
-    mask = check(checkpoint, config, target)
+    mask = check(checkpoint, config, target, mask)
     info = asked_grid(load_info(checkpoint), config)
     mark = Synthetic(
         checkpoint=checkpoint.digest,

@@ -70,7 +70,7 @@ def sample_stage(
                 publish(thumbnail(picture), f"The newest of {count} of {config.num_volumes} generated volumes")
 
         seen = show if run.tracker or publish else None
-        sample(checkpoint, config, run.directory, progress, runner=runner, show=seen)
+        sample(checkpoint, config, run.directory, progress, runner=runner, show=seen, mask=mask)
 
     return run_stage(
         SAMPLE,

@@ -30,6 +30,7 @@ from tasks.reconstruct.measure import StoredVolume, measure_stage
 from tasks.reconstruct.setting import Setting
 from tasks.reconstruct.stage import reconstruct_stage
 from tasks.run.stage import RunContext
+from tasks.sample import run as sampling
 from tasks.sample.config import SampleConfig
 from tasks.sample.mask import SampleMask, sample_mask
 from tasks.sample.run import sample
@@ -342,3 +343,17 @@ def test_a_reconstruction_takes_a_mask(world: World) -> None:
     written, drawn = (nibabel.load(made["masked"].path / name) for name in ("mask.nii.gz", "nifti/0.nii.gz"))
     np.testing.assert_array_equal(written.affine, drawn.affine)  # of the patient's place, as the samples
     assert Samples.load(made["masked"].path).sampler.mask == GivenMask(volume_id="v2")
+
+
+def test_a_mask_is_read_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = sampling.sample_mask, []
+    monkeypatch.setattr(sampling, "sample_mask", lambda *given: seen.append(given) or read(*given))
+    path = write_labels(tmp_path / "labels.nii.gz", labels_16(world))
+    context = world.context.model_copy(update={"workdir": tmp_path / "work"})
+    sample_stage(world.masked, config(num_volumes=1, mask=str(path)), context, silent)
+    assert len(seen) == 1  # what the key names is what is drawn for, whatever happens to the file meanwhile
+    operator, how = {"name": "downsampling", "factor": 2, "noise_std": 5.0}, _SHORT | {"mask": str(path)}
+    setting = Setting.of(world.masked, config())
+    measurement = measure_stage(StoredVolume(world.snapshot, "v2"), operator, setting, context).ref
+    reconstruct_stage(world.masked, measurement, ReconstructConfig.model_validate(how), context, silent)
+    assert len(seen) == 2
