@@ -53,7 +53,7 @@ class SamplerSettings(Part):
     mask: GivenMask | None = None
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if key not in ("conditions", "mask") or value}
 

@@ -31,7 +31,8 @@ _FIELD_TAGS = tuple(
     )
 )  # fmt: skip
 TAGS = (
-    "SOPClassUID", "Modality", "Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "KVP",
+    "SOPClassUID", "Modality", "Rows", "Columns", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
+    "KVP",
     "PixelIntensityRelationship", "PixelIntensityRelationshipSign", "PresentationIntentType", "ModalityLUTSequence",
     "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "PositionerType",
     "PositionerPrimaryAngle", "PositionerSecondaryAngle", "PositionerPrimaryAngleIncrement", "PositionerSecondaryAngleIncrement",

@@ -17,7 +17,8 @@ from storage.sources.dicom_errors import DECODE_ERRORS, DicomFault
 from storage.sources.dicom_file import read_data_set
 from storage.sources.dicom_frames import GROUP_TAGS, frame_headers, has_frames
 from storage.sources.dicom_pixels import without_overlays
-from storage.sources.dicom_values import tag_integer, tag_text
+from storage.sources.dicom_planes import declared_padding
+from storage.sources.dicom_values import tag_text
 from storage.sources.files import FoundFile, check_source, open_file, walk_source
 from storage.sources.formats import read_source_file
 from storage.sources.radiograph_header import C_ARMS, FILMS, TAGS, RadiographHeader, exposed, radiograph_header
@@ -158,20 +159,10 @@ def _headers(data: Dataset) -> list[Dataset]:
 
 
 def _pixels(reader: FrameReader, frame: int, header: Dataset) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    padding = _padding(header)
+    padding = declared_padding(header)
     stored = without_overlays(reader.read(frame), header, padding)
     values = np.asarray(apply_modality_lut(stored, header), dtype=np.float32)
     valid = exposed(header, (stored.shape[0], stored.shape[1]))
     if padding is not None:
         valid &= (stored < padding[0]) | (stored > padding[1])
     return values, valid
-
-
-def _padding(header: Dataset) -> tuple[int, int] | None:
-    """Lowest and highest stored value of pixels that are none."""
-    value = tag_integer(header, "PixelPaddingValue")
-    if value is None:
-        return None
-    limit = tag_integer(header, "PixelPaddingRangeLimit")
-    limit = value if limit is None else limit
-    return min(value, limit), max(value, limit)

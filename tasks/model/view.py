@@ -45,7 +45,7 @@ class ViewConfig(StageConfig):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """`more_edges` is left out where there are none, so that keys are those of before there were any."""
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if key != "more_edges" or value}

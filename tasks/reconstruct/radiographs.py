@@ -140,11 +140,8 @@ class _Detector:
             ]
             known = {key: value for key, value in asdict(image.view).items() if value is not None}
             views.append(known | {"detector_offset_mm": offsets})
-        kept = dict(given)
-        if kept.get("beam") != "parallel":  # which refuses distances
-            kept = {
-                key: value for key, value in given.items() if not key.startswith("source_to_")
-            }  # views have their own
+        refused = given.get("beam") == "parallel"  # distances, by the operator; of other beams views have their own
+        kept = {key: value for key, value in given.items() if refused or not key.startswith("source_to_")}
         return kept | {"views": views, "detector_shape": list(self.shape), "detector_pitch_mm": list(self.pitch_mm)}
 
     def means(self, image: Placed, corner: tuple[int, int], film: tuple[Values, Mask]) -> tuple[Values, Mask]:

@@ -22,10 +22,9 @@ from tasks.model.conditions import (
     encoded,
 )
 from tasks.model.view import ViewConfig
-from tasks.train.labels import labels_of
+from tasks.train.labels import MOST_VALUES, labels_of
 
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID")
-_MOST = 100  # values of a category; a column with more is no category
 
 
 def measured(
@@ -122,10 +121,10 @@ def _measured(name: str, values: Sequence[Any]) -> Condition:
     found = sorted({as_text(value) for value in known})
     texts = [repr(text) for text in found if as_number(text) is None]
     why = f"; {', '.join(texts[:3])} {'is' if len(texts) == 1 else 'are'} no number" if numbers else ""
-    if not 2 <= len(found) <= _MOST:
+    if not 2 <= len(found) <= MOST_VALUES:
         raise InputError(
             f"conditions names {name}, which has {len(found)} distinct values in the training volumes "
-            f"({', '.join(found[:5]) or 'none'}); expected 2 to {_MOST} of a category, or numbers alone{why}. Choose another "
+            f"({', '.join(found[:5]) or 'none'}); expected 2 to {MOST_VALUES} of a category, or numbers alone{why}. Choose another "
             "column, or leave its field empty where nothing is known."
         )
     return Category(name=name, values=tuple(found))
