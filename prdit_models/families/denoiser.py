@@ -25,6 +25,13 @@ from prdit_models.networks.build import build_network
 from prdit_models.networks.config import network_config
 from prdit_models.networks.prdit import trainable_parameters
 
+# parts of conditions, the entry of a model's description that is above 0 where it takes them, and words for messages
+_TAKEN = (
+    ("labels", "num_classes", "labels", "Leave it out, or name the column of labels in the training (label_column)."),
+    ("values", "num_values", "conditions", "Leave them out, or name them in the training (conditions)."),
+    ("mask", "mask_channels", "a mask", "Leave it out, or set mask: body-and-lungs in the training."),
+)
+
 
 @dataclass(frozen=True)
 class DenoiserSettings:
@@ -148,18 +155,13 @@ class Denoiser:
         """
         refuse_guide(self, request)
         self.evaluations(process, request)
-        wanted = request.conditions
-        if wanted is not None and wanted.labels is not None and not description.get("num_classes", 0):
-            remedy = "Leave it out, or name the column of labels in the training (label_column)."
-            refuse_conditions(f"a {self.title} that was trained without labels", remedy, wanted)
-        if wanted is not None and wanted.values is not None and not description.get("num_values", 0):
-            remedy = "Leave them out, or name them in the training (conditions)."
-            refuse_conditions(
-                f"a {self.title} that was trained without conditions", remedy, wanted._replace(labels=None)
-            )
-        if wanted is not None and wanted.mask is not None and not description.get("mask_channels", 0):
-            remedy = "Leave it out, or set mask: body-and-lungs in the training."
-            refuse_conditions(f"a {self.title} that was trained without a mask", remedy, Conditions(mask=wanted.mask))
+        wanted = request.conditions or Conditions()
+        for part, size, what, remedy in _TAKEN:
+            asked = getattr(wanted, part)
+            if asked is not None and not description.get(size, 0):
+                refuse_conditions(
+                    f"a {self.title} that was trained without {what}", remedy, Conditions(**{part: asked})
+                )
 
     def generate(
         self,
